@@ -1,0 +1,61 @@
+# `make demo` shows the comparison, `make test` runs the tests, `make check` runs everything CI runs.
+#
+# PIP_EXTRA_INDEX_URL (pip's own variable) may name an index that offers smaller torch builds, for
+# example CPU-only ones. TORCH replaces the requirement itself: make demo TORCH=./torch-2.13.0.whl
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= $(shell grep '^torch==' constraints.txt)
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+CODE    := $(wildcard src tests benchmarks examples)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs-check clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.installed  ## fetch a small model and real texts, then compare the three modes on them
+	$(BIN)/triskel assets get
+	$(BIN)/triskel compare
+
+test: $(VENV)/.installed-dev  ## the tests, offline
+	$(OFFLINE) $(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## formatting, lint, types, floors, and the tests with branch coverage
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/python -m pyright
+	$(BIN)/lint-imports
+	$(OFFLINE) $(BIN)/python -m pytest --cov --cov-report=term
+
+format: $(VENV)/.installed-dev  ## rewrite the code in the house's format
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+docs-check: $(VENV)/.installed-dev  ## code blocks, commands and links of README.md and docs/
+	$(OFFLINE) $(BIN)/python -m pytest tests/test_docs.py
+
+clean:  ## remove the environment and everything the checks write
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis
+	rm -rf .import_linter_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "Triskel needs Python 3.11 or newer, and '$(PYTHON)' was not found: install it, or name yours with 'make demo PYTHON=/path/to/python3'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Triskel needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -c 'import platform; print(platform.python_version())'): name a newer one with 'make demo PYTHON=python3.11'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first, on its own: the largest download, and the one a user may want to replace.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) install '$(TORCH)' -c constraints.txt
+	$(PIP) install -e . -c constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	@touch $@
