@@ -1,0 +1,50 @@
+"""What every test shares: no network, few threads, and visible skips where a file is absent."""
+
+import os
+from pathlib import Path
+
+# Before torch, transformers or datasets is imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    """Fix the thread count, so that sums come in one order on every machine."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data copies, see the marker `data`."""
+    named = os.environ.get("TRISKEL_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}: name one with TRISKEL_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_models(shared_data: Path) -> Path:
+    """The folder of small trained models beside the data folder."""
+    folder = shared_data.parent / "models"
+    if not folder.is_dir():
+        pytest.skip(f"no folder of models at {folder}: put it beside the one TRISKEL_DATA names")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The cache that `triskel assets get` fills, see the marker `asset`."""
+    named = os.environ.get("TRISKEL_CACHE")
+    folder = Path(named) if named else Path.home() / ".cache" / "triskel"
+    for name in ("smollm2-135m", "opinions"):
+        if not (folder / name).is_dir():
+            pytest.skip(f"asset {name} is not in {folder}: run `triskel assets get`")
+    return folder
