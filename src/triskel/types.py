@@ -1,0 +1,241 @@
+"""The words every other module shares. Nothing here computes.
+
+A federation is a server and clients that hand each other messages. A mode is both halves of one
+algorithm; an engine is a driver of the mode's generators; a worker is what one client brings.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+ClientId = str
+Tensors = Mapping[str, Tensor]
+"""Named tensors; the unit that is added, scaled, encoded and sent."""
+
+Fact = bool | int | float | str | None | Sequence[int] | Sequence[float] | Sequence[str]
+"""A control fact: a JSON scalar or a flat list of them."""
+
+Facts = Mapping[str, Fact]
+
+MessageKind = Literal["task", "ask", "answer", "update", "evaluate", "state"]
+"""`task` opens a client's round and `update` closes it; `ask` and `answer` are the talk in
+between; `evaluate` carries forward-only work; `state` is a checkpoint and never crosses."""
+
+SectionKind = Literal[
+    "dense", "lowrank", "sparse", "mask", "seeds", "knowledge", "activations", "labels"
+]
+"""What a section holds; `message.SECTIONS` says which tensors each kind must have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One typed part of a message.
+
+    Attributes:
+        kind: What the tensors mean.
+        tensors: Named tensors, on the CPU.
+        facts: What a reader needs beside them: the scale of low-rank factors, the lengths of
+            ragged activations, the number of classes.
+        codec: Names of the codecs applied so far, outermost last; empty as computed.
+    """
+
+    kind: SectionKind
+    tensors: Tensors
+    facts: Facts = field(default_factory=dict[str, Fact])
+    codec: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What one side hands the other: typed sections, plain facts, and nothing else.
+
+    Attributes:
+        kind: Which step of a round this is.
+        topic: What an ask, its answer or an evaluation is about: `knowledge`, `forward`, ...
+        sections: Typed parts by name.
+        facts: Small numbers and words that are not tensors, such as `round` and `examples`.
+    """
+
+    kind: MessageKind
+    topic: str = ""
+    sections: Mapping[str, Section] = field(default_factory=dict[str, Section])
+    facts: Facts = field(default_factory=dict[str, Fact])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientState:
+    """What one client keeps between rounds, sitting out included.
+
+    Attributes:
+        groups: Named groups of tensors: its own adapter, control variates, error feedback.
+        facts: Small numbers that belong to them.
+    """
+
+    groups: Mapping[str, Tensors] = field(default_factory=dict[str, Tensors])
+    facts: Facts = field(default_factory=dict[str, Fact])
+
+
+# --- A client's round is a conversation -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Post:
+    """Send an ask and go on at once; the engine sends back a ticket (an int)."""
+
+    ask: Message
+
+
+@dataclass(frozen=True)
+class Take:
+    """Wait for the answer to the ask that `ticket` stands for."""
+
+    ticket: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Send an ask and wait for its answer."""
+
+    ask: Message
+
+
+Step = Post | Take | Ask
+Reply = Message | int | None
+Talk = Generator[Step, Reply, tuple[Message, ClientState]]
+"""A client's round: it yields steps, is sent their replies, and returns its update and the
+client's next state."""
+
+AskStyle = Literal["barrier", "stream"]
+"""`barrier`: answered once, when every live client has asked; `stream`: in waves."""
+
+
+# --- Data -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """One party's tokenised examples; they never leave it whole.
+
+    Attributes:
+        ids: Token ids of each example, unpadded, int64, at least one token each.
+        labels: Class index of each example, -1 where unknown; empty for `causal`.
+        scored: For `causal`, which tokens are targets of the loss; never the first token.
+            Empty for `classify`.
+    """
+
+    ids: Sequence[Int[Tensor, " tokens"]]
+    labels: Int[Tensor, " examples"]
+    scored: Sequence[Bool[Tensor, " tokens"]] = ()
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples side by side, padded on the right.
+
+    Attributes:
+        ids: Token ids; padding is 0 and is never attended to by a real token.
+        lengths: Real tokens of each row.
+        rows: Row of each scored position. For `classify` one position a row: the pooled token.
+        columns: Column of each scored position: the token whose hidden state predicts.
+        targets: Class index or token id to be predicted there; -1 where unknown.
+    """
+
+    ids: Int[Tensor, "batch tokens"]
+    lengths: Int[Tensor, " batch"]
+    rows: Int[Tensor, " scored"]
+    columns: Int[Tensor, " scored"]
+    targets: Int[Tensor, " scored"]
+
+
+# --- A round ----------------------------------------------------------------------------------
+
+Event = Mapping[str, Any]
+"""A line of the run's log: `event` names it, the rest are JSON values."""
+
+
+class Watch(Protocol):
+    """Whoever wants to see a run as it goes: a log file, a progress display."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take note of one event."""
+        ...
+
+
+S = TypeVar("S")
+"""A mode's server state: a frozen dataclass of tensors and facts."""
+A = TypeVar("A")
+"""A running total of updates."""
+
+
+class Aggregate(Protocol[A]):
+    """A fold over updates, so that a round needs the memory of a few of them."""
+
+    def zero(self) -> A:
+        """Return the total of no updates."""
+        ...
+
+    def add(self, total: A, tensors: Tensors, weight: float) -> A:
+        """Return the total with one client's tensors folded in."""
+        ...
+
+    def merge(self, left: A, right: A) -> A:
+        """Return the total of both totals."""
+        ...
+
+    def value(self, total: A) -> Tensors:
+        """Return what the total amounts to."""
+        ...
+
+
+W = TypeVar("W", contravariant=True)
+"""What one client works with."""
+
+
+class Mode(Protocol[S, A, W]):
+    """One federated algorithm: both sides of it, in one file."""
+
+    @property
+    def asks(self) -> Mapping[str, AskStyle]:
+        """How each topic of ask is answered; empty when clients ask nothing."""
+        ...
+
+    def start(self) -> S:
+        """Return the server's state before round 1."""
+        ...
+
+    def task(self, state: S, client: ClientId) -> Message:
+        """Return what opens the client's round."""
+        ...
+
+    def work(self, task: Message, worker: W, mine: ClientState) -> Talk:
+        """Do one client's round."""
+        ...
+
+    def answer(
+        self, state: S, asks: Mapping[ClientId, Message]
+    ) -> tuple[S, Mapping[ClientId, Message]]:
+        """Answer the asks of one wave, and return the state they leave behind."""
+        ...
+
+    def zero(self, state: S) -> A:
+        """Return the total of no updates."""
+        ...
+
+    def add(self, total: A, client: ClientId, update: Message) -> A:
+        """Fold one client's update in; refuse one that does not fit."""
+        ...
+
+    def close(self, state: S, total: A) -> S:
+        """Turn the folded updates into the next state."""
+        ...
+
+    def probe(self, task: Message, worker: W, mine: ClientState) -> Talk:
+        """Evaluate on the client's own test share, forward only."""
+        ...
