@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev  ## the tests, offline
 check: $(VENV)/.installed-dev  ## formatting, lint, types, floors, and the tests with branch coverage
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/python -m pyright
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(OFFLINE) $(BIN)/python -m pytest --cov --cov-report=term
 
