@@ -76,6 +76,7 @@ def _split(words: list[str]) -> Iterator[list[str]]:
 def refuse_unknown(command: Any, words: list[str]) -> None:  # noqa: ANN401  typer hides its type
     """Raise what the command line would raise on these words, before it looks at their values."""
     context = command.make_context(command.name or "triskel", [], resilient_parsing=True)
+    context.resilient_parsing = False
     given, rest, _ = command.make_parser(context).parse_args(args=list(words))
     if hasattr(command, "commands"):
         if rest:
@@ -179,7 +180,7 @@ def test_the_reader_of_pages_finds_every_kind_of_block_command_and_link() -> Non
     console, bash, toml = blocks_in(text, "page.md")
     assert list(commands_in(console)) == [["triskel", "compare", "job.toml"], ["make", "demo"]]
     assert list(commands_in(bash)) == [["triskel", "run", "a.toml"], ["tee", "b"]]
-    assert (toml.words, toml.where) == (("fragment",), "page.md:12")
+    assert (toml.words, toml.where) == (("fragment",), "page.md:13")
     assert list(links_in(text)) == ["b.md#c", "p.png"]
     assert anchors_in(text) == {"one-title-x"}
 

@@ -1,4 +1,4 @@
-"""Triskel: federated fine-tuning of language models in three arms, parameters, predictions and split."""
+"""Triskel: fine-tuning of language models on data that stays where it is, in three modes."""
 
 from importlib.metadata import version
 
