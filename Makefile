@@ -13,7 +13,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 CODE    := $(wildcard src tests benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs-check clean
+.PHONY: help demo test check lint covered format docs-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,11 +25,15 @@ demo: $(VENV)/.installed  ## fetch a small model and real texts, then compare th
 test: $(VENV)/.installed-dev  ## the tests, offline
 	$(OFFLINE) $(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev  ## formatting, lint, types, floors, and the tests with branch coverage
+check: lint covered  ## everything CI runs: lint, then the tests with branch coverage
+
+lint: $(VENV)/.installed-dev  ## formatting, style, types and floors
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+covered: $(VENV)/.installed-dev
 	$(OFFLINE) $(BIN)/python -m pytest --cov --cov-report=term
 
 format: $(VENV)/.installed-dev  ## rewrite the code in the house's format
@@ -45,8 +49,8 @@ clean:  ## remove the environment and everything the checks write
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
-	@command -v $(PYTHON) >/dev/null || { echo "Triskel needs Python 3.11 or newer, and '$(PYTHON)' was not found: install it, or name yours with 'make demo PYTHON=/path/to/python3'." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Triskel needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -c 'import platform; print(platform.python_version())'): name a newer one with 'make demo PYTHON=python3.11'." >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Triskel needs Python 3.11 or newer, and '$(PYTHON)' was not found: install it, or name yours with PYTHON=/path/to/python3." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Triskel needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -c 'import platform; print(platform.python_version())'): name a newer one with PYTHON=/path/to/python3." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

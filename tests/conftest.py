@@ -14,6 +14,17 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+MARKER_OF = {"shared_data": "data", "assets": "asset"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the files it asks for, so that `-m "not asset"` leaves none out."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARKER_OF:
+                item.add_marker(MARKER_OF[fixture])
+
+
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
     """Fix the thread count, so that sums come in one order on every machine."""
