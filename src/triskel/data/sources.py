@@ -1,0 +1,258 @@
+"""Where examples come from: the fetched opinions, hub datasets, files, one file per client.
+
+`read` returns every row of the job's source as text with its label and group; nothing is dealt to
+clients here. Class names are `data.classes` in the order given, otherwise the sorted labels of the
+training rows. Source `clients` must be given `data.classes`, since no party sees all labels.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from triskel.data import assets
+from triskel.data.files import FORMATS, Columns, Role, load, select
+from triskel.data.holdout import hold_out, shuffled
+from triskel.data.rows import Rows, Table, join
+from triskel.errors import DataError
+from triskel.job import Job
+
+TEST_SUFFIX = ".test"
+
+
+def read(job: Job) -> Table:
+    """Read the job's source.
+
+    Raises:
+        DataError: A file, column, label or row is not what the job says.
+    """
+    data = job.data
+    _refuse_unused(job)
+    if data.source == "clients":
+        train, test = _clients(job)
+    elif data.source == "hub":
+        train, test = _hub(job, data.train or "train"), _hub(job, data.test) if data.test else None
+    else:
+        train, test = _local(job)
+    if test is None:
+        train, test = hold_out(train, share=data.test_share, seed=job.seed)
+    classes = _classes(job, train)
+    _check_labels(test, classes, where="the test rows", given=bool(data.classes))
+    return Table(train=train, test=test, public=_public(job), classes=classes)
+
+
+def columns_of(job: Job, *, labelled: bool) -> Mapping[Role, str]:
+    """Return the column that plays each role in this job.
+
+    Args:
+        job: The job.
+        labelled: Whether label and group are wanted too; the public set has neither.
+    """
+    data = job.data
+    opinions = data.source == "opinions"
+    wanted: dict[Role, str] = {}
+    if data.task == "causal" and data.prompt:
+        wanted |= {"prompt": data.prompt, "response": data.response}
+    else:
+        wanted["text"] = data.text or ("text" if opinions else "")
+    if labelled and (data.label or opinions):
+        wanted["label"] = data.label or "label"
+    by = job.clients.by or ("silo" if opinions else "")
+    if labelled and by and data.source != "clients":
+        wanted["group"] = by
+    return wanted
+
+
+def _refuse_unused(job: Job) -> None:
+    data = job.data
+    if data.source == "opinions" and (data.train or data.test or data.hub):
+        raise DataError(
+            'data.train, data.test and data.hub are not read when data.source is "opinions"; set '
+            'data.source to "csv", "jsonl", "parquet", "clients" or "hub"'
+        )
+    if data.template and not (data.task == "causal" and data.prompt):
+        raise DataError(
+            "data.template is only used for causal tasks with data.prompt and data.response; "
+            "leave it out"
+        )
+    if data.source == "clients" and data.task == "classify" and not data.classes:
+        raise DataError(
+            'data.classes must list the labels when data.source is "clients", because no party '
+            "sees all of them"
+        )
+
+
+def _local(job: Job) -> tuple[Rows, Rows | None]:
+    data = job.data
+    wanted = columns_of(job, labelled=True)
+    if data.source == "opinions":
+        file = assets.folder("opinions") / "opinions.csv"
+        return select(load(file), wanted, where="the opinions asset"), None
+
+    def rows(name: str) -> Rows:
+        return select(load(Path(name), data.source), wanted, where=f"data file {name}")
+
+    return rows(data.train), rows(data.test) if data.test else None
+
+
+# --- The hub ----------------------------------------------------------------------------------
+
+
+def _hub(job: Job, split: str) -> Rows:
+    where = f"dataset {job.data.hub} split {split}"
+    return select(_hub_columns(job, split), columns_of(job, labelled=True), where=where)
+
+
+def _hub_columns(job: Job, split: str) -> Columns:
+    import datasets  # noqa: PLC0415 - slow to import, seldom needed
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415 - as above
+
+    data = job.data
+    bars = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(data.hub, data.config or None, split=split)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
+        hint = " (the hub is switched off by HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
+        raise DataError(
+            f"dataset {data.hub}, configuration {data.config or 'default'}, split {split} could "
+            f"not be loaded: {reason}{hint if offline else ''}"
+        ) from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+    typed = cast("Any", table)
+    return {
+        name: _named(list(typed[name]), getattr(typed.features[name], "names", None))
+        for name in typed.column_names
+    }
+
+
+def _named(values: Sequence[object], names: Sequence[str] | None) -> Sequence[object]:
+    """Return class names in place of their numbers; -1 means that there is none."""
+    if names is None:
+        return values
+    return [
+        names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+        for value in values
+    ]
+
+
+# --- One file per client ----------------------------------------------------------------------
+
+
+def _clients(job: Job) -> tuple[Rows, Rows | None]:
+    """Return training and test rows; test rows of a single file belong to no group."""
+    data = job.data
+    folder = Path(data.train)
+    wanted = columns_of(job, labelled=True)
+    if not folder.is_dir():
+        raise DataError(f"data.train must be a folder with one file per client, got {folder}")
+    mine = {n: p for n, p in _files(folder).items() if not n.endswith(TEST_SUFFIX)}
+    beside = {
+        name.removesuffix(TEST_SUFFIX): path
+        for name, path in _files(folder).items()
+        if name.endswith(TEST_SUFFIX)
+    }
+    shared: Rows | None = None
+    if data.test and Path(data.test).is_dir():
+        beside = _files(Path(data.test))
+    elif data.test:
+        mine = {n: p for n, p in mine.items() if p.resolve() != Path(data.test).resolve()}
+        beside = {}
+        shared = select(load(Path(data.test)), wanted, where=f"data file {data.test}")
+    if not mine:
+        known = ", ".join(sorted(FORMATS))
+        raise DataError(f"folder {folder} holds no client files; name them CLIENT{known}")
+    strangers = sorted(beside.keys() - mine.keys())
+    if strangers:
+        raise DataError(
+            f"test file {beside[strangers[0]]} has no training file of the same name in {folder}"
+        )
+    train = join([_own(path, wanted, name) for name, path in mine.items()])
+    if shared is not None or not beside:
+        return train, shared
+    missing = sorted(mine.keys() - beside.keys())
+    if missing:
+        raise DataError(
+            f"client {missing[0]} has no test file and others have; add one, or remove all of them "
+            "to hold out data.test_share"
+        )
+    return train, join([_own(path, wanted, name) for name, path in beside.items()])
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in FORMATS or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise DataError(
+                f"{found[path.stem].name} and {path.name} in {folder} name the same client; "
+                "keep one"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _own(path: Path, wanted: Mapping[Role, str], name: str) -> Rows:
+    rows = select(load(path), wanted, where=f"data file {path}")
+    columns = {"text": rows.text, "label": rows.label, "prompt": rows.prompt}
+    return Rows(**columns, response=rows.response, group=(name,) * len(rows))
+
+
+# --- Classes and the public set ---------------------------------------------------------------
+
+
+def _classes(job: Job, train: Rows) -> tuple[str, ...]:
+    data = job.data
+    if data.task == "causal":
+        return ()
+    if not data.classes:
+        classes = tuple(sorted(set(train.label)))
+    else:
+        classes = data.classes
+        if len(set(classes)) < len(classes):
+            raise DataError("data.classes names a label twice")
+        _check_labels(train, classes, where="the training rows", given=True)
+    if len(classes) < 2:  # noqa: PLR2004 - a choice needs two
+        raise DataError(f"a classify task needs two classes or more, got {list(classes)}")
+    return classes
+
+
+def _check_labels(rows: Rows, classes: Sequence[str], *, where: str, given: bool) -> None:
+    strange = sorted(set(rows.label) - set(classes))
+    if not (classes and strange):
+        return
+    label = strange[0]
+    count = rows.label.count(label)
+    near = difflib.get_close_matches(label, classes, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"{where} hold the label {label!r} ({count} rows), which is not in data.classes{hint}"
+        if given
+        else f"{where} hold the label {label!r} ({count} rows), which no training row has; list "
+        "all labels in data.classes"
+    )
+
+
+def _public(job: Job) -> Rows | None:
+    data, count = job.data, job.logits.public
+    if not data.public:
+        return None
+    wanted = columns_of(job, labelled=False)
+    if data.source == "hub" and not Path(data.public).exists():
+        where = f"dataset {data.hub} split {data.public}"
+        rows = select(_hub_columns(job, data.public), wanted, where=where)
+    else:
+        fallback = data.source if data.source in {"csv", "jsonl", "parquet"} else None
+        rows = select(load(Path(data.public), fallback), wanted, where=f"data file {data.public}")
+    if len(rows) < count:
+        raise DataError(
+            f"data.public holds {len(rows)} rows and logits.public asks for {count}; lower "
+            "logits.public"
+        )
+    return rows.take(sorted(shuffled(range(len(rows)), job.seed, "public", "file")[:count]))
