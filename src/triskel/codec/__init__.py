@@ -1,0 +1,125 @@
+"""Codecs change how the floats of a message travel: fewer bytes for a stated error.
+
+encode: original floats  ->  codes (+ scales)      recorded in `Section.codec` and facts `codec:*`
+decode: codes (+ scales) ->  floats of the original dtype, names and shapes
+
+Integers, bools and facts travel as they are. `decode` gives every tensor its original dtype back,
+whatever the codec: a bfloat16 tensor that travelled as fp32 is the same bfloat16 tensor again, and
+a result beyond the range of the original dtype is its largest number, not infinity.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from triskel.codec.cast import Cast, Raw
+from triskel.codec.protocol import Codec
+from triskel.codec.quantise import Int4, Int8
+from triskel.errors import CodecError, MessageError
+from triskel.job import CodecName
+from triskel.message import DTYPE_NAMES, DTYPES, check_section
+from triskel.types import Fact, Message, Section, Tensors
+
+__all__ = ["CODECS", "Codec", "decode", "encode"]
+
+CODECS: Mapping[CodecName, Codec] = {
+    "raw": Raw(),
+    "fp32": Cast(torch.float32),
+    "bf16": Cast(torch.bfloat16),
+    "fp16": Cast(torch.float16),
+    "int8": Int8(),
+    "int4": Int4(),
+}
+
+
+def encode(message: Message, codec: CodecName) -> Message:
+    """Return the message with its float tensors as `codec` has them travel.
+
+    Raises:
+        CodecError: A tensor has numbers that the codec cannot carry, or was encoded so before.
+    """
+    return replace(
+        message,
+        sections={name: _encode(name, each, codec) for name, each in message.sections.items()},
+    )
+
+
+def decode(message: Message) -> Message:
+    """Return the message as it was before any codec, up to each codec's error, and check it.
+
+    Raises:
+        MessageError: The codes are not what the codec writes, or a decoded section is not of its
+            kind.
+    """
+    return replace(
+        message,
+        sections={name: _decode(name, each) for name, each in message.sections.items()},
+    )
+
+
+def _encode(name: str, section: Section, codec: CodecName) -> Section:
+    if codec in section.codec:
+        raise CodecError(f"section {name!r} already carries {codec}; encode a message once")
+    floats = {n: x.detach() for n, x in section.tensors.items() if x.is_floating_point()}
+    rest = {n: x for n, x in section.tensors.items() if n not in floats}
+    try:
+        coded, facts, _ = CODECS[codec].encode(floats, {})
+    except CodecError as error:
+        raise CodecError(f"section {name!r}: {error}") from error
+    own: dict[str, Fact] = {f"{codec}:{key}": value for key, value in facts.items()}
+    dtypes = [DTYPE_NAMES[x.dtype] for x in floats.values()]
+    if codec != "raw" and dtypes:
+        own[f"{codec}:dtype"] = dtypes[0] if len(set(dtypes)) == 1 else dtypes
+    return replace(
+        section,
+        tensors={**coded, **rest},
+        facts={**section.facts, **own},
+        codec=(*section.codec, codec),
+    )
+
+
+def _decode(name: str, section: Section) -> Section:
+    while section.codec:
+        *before, codec = section.codec
+        own = {k.partition(":")[2]: v for k, v in section.facts.items() if _owner(k) == codec}
+        kept = {k: v for k, v in section.facts.items() if _owner(k) != codec}
+        known: Codec | None = {str(each): member for each, member in CODECS.items()}.get(codec)
+        if known is None:
+            raise MessageError(f"section {name!r} carries the unknown codec {codec!r}")
+        try:
+            tensors, _ = known.decode(section.tensors, own, {})
+            tensors = _restore(tensors, own.get("dtype"))
+        except MessageError as error:
+            raise MessageError(f"section {name!r}, codec {codec}: {error}") from error
+        section = replace(section, tensors=tensors, facts=kept, codec=tuple(before))
+    check_section(name, section)
+    return section
+
+
+def _owner(fact: str) -> str:
+    return fact.partition(":")[0] if ":" in fact else ""
+
+
+def _restore(tensors: Tensors, dtype: Fact) -> Tensors:
+    floats = [n for n, x in tensors.items() if x.is_floating_point()]
+    if dtype is None:
+        return tensors
+    names = [dtype] * len(floats) if isinstance(dtype, str) else dtype
+    if not isinstance(names, Sequence) or len(names) != len(floats):
+        raise MessageError(f"fact 'dtype' must name {len(floats)} dtypes, got {dtype!r}")
+    restored = dict(tensors)
+    for name, wanted in zip(floats, names, strict=True):
+        to = DTYPES.get(wanted) if isinstance(wanted, str) else None
+        if to is None or not to.is_floating_point:
+            raise MessageError(f"fact 'dtype' must name float dtypes, got {wanted!r}")
+        restored[name] = _within(tensors[name], to)
+    return restored
+
+
+def _within(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if x.dtype == dtype:
+        return x
+    most = torch.finfo(dtype).max
+    return x.clamp(-most, most).to(dtype) if most < torch.finfo(x.dtype).max else x.to(dtype)

@@ -1,0 +1,198 @@
+"""Floats as small integers and a scale shared by neighbours.
+
+    s = max|x| / L        over a row (int8, L = 127) or a group of 32 in a row (int4, L = 7)
+    q = round(x / s)      an integer in [-L, L]
+    x ≈ s·q               |x - s·q| <= s / 2
+
+A row is the last axis: hidden states have a few rows a hundred times larger than the rest, and one
+scale for all would lose the small ones. s is never below 2^-126, so that rows of zeros and
+subnormals keep the bound.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import BFloat16, Float, Float32, UInt8
+from jaxtyping import Int8 as Int8Array
+from torch import Tensor
+
+from triskel.errors import CodecError, MessageError
+from triskel.types import Fact, Facts, Tensors
+
+TINY = torch.finfo(torch.float32).tiny
+SCALE = ":scale"
+GROUP = 32
+SCALAR = -1
+"""Stands for the last axis of a tensor that has none."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """One byte a number and one float32 a row; 3.97 times smaller at 576 numbers a row."""
+
+    def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
+        """Return for each tensor int8 codes of its shape and `name:scale` of shape[:-1].
+
+        Raises:
+            CodecError: A number is not finite in float32.
+        """
+        coded: dict[str, Tensor] = {}
+        for name, x in tensors.items():
+            coded[name], coded[name + SCALE] = to_int8(_float32(name, x))
+        return coded, {}, state
+
+    def decode(self, tensors: Tensors, _facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
+        """Return s·q for every tensor that has a scale.
+
+        Raises:
+            MessageError: Codes and scale do not fit each other.
+        """
+        decoded = _uncoded(tensors)
+        for name, q, s in _coded(tensors, torch.int8, torch.float32):
+            if s.shape != q.shape[:-1]:
+                raise MessageError(
+                    f"tensor {name!r} has codes {list(q.shape)} and scales {list(s.shape)}"
+                )
+            decoded[name] = from_int8(q, s)
+        return decoded, state
+
+
+@dataclass(frozen=True)
+class Int4:
+    """Half a byte a number and one bfloat16 a group of 32; 7.1 times smaller."""
+
+    def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
+        """Return for each tensor packed codes and `name:scale`; fact `last` keeps its last axis.
+
+        Raises:
+            CodecError: A number is not finite in float32.
+        """
+        coded: dict[str, Tensor] = {}
+        for name, x in tensors.items():
+            coded[name], coded[name + SCALE] = to_int4(_float32(name, x))
+        last = [x.shape[-1] if x.dim() else SCALAR for x in tensors.values()]
+        return coded, {"last": last}, state
+
+    def decode(self, tensors: Tensors, facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
+        """Return s·q for every tensor that has a scale.
+
+        Raises:
+            MessageError: Codes, scale and fact `last` do not fit each other.
+        """
+        decoded = _uncoded(tensors)
+        coded = list(_coded(tensors, torch.uint8, torch.bfloat16))
+        for (name, q, s), n in zip(coded, _lasts(facts.get("last"), len(coded)), strict=True):
+            lead, size = q.shape[:-1], 1 if n == SCALAR else n
+            fits = q.shape == (*lead, -(-size // 2)) and s.shape == (*lead, -(-size // GROUP))
+            if not q.dim() or not fits or (n == SCALAR and lead):
+                raise MessageError(
+                    f"tensor {name!r} has codes {list(q.shape)}, scales {list(s.shape)} and a "
+                    f"last axis of {n}"
+                )
+            x = from_int4(q, s, size)
+            decoded[name] = x.reshape(()) if n == SCALAR else x
+        return decoded, state
+
+
+def to_int8(
+    x: Float32[Tensor, "*shape"],
+) -> tuple[Int8Array[Tensor, "*shape"], Float[Tensor, "..."]]:
+    """Return codes q and row scales s with |x - s·q| <= s / 2.
+
+    >>> q, s = to_int8(torch.tensor([[1.0, -127.0], [0.0, 0.5]]))
+    >>> q.tolist(), s.tolist()
+    ([[1, -127], [0, 127]], [1.0, 0.003937...])
+    """
+    rows = x if x.dim() else x.reshape(1)
+    most = rows.abs().amax(-1) if rows.shape[-1] else rows.new_zeros(rows.shape[:-1])
+    s = (most / 127).clamp(min=TINY)
+    q = (rows / s.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
+    return q.reshape(x.shape), s
+
+
+def from_int8(
+    q: Int8Array[Tensor, "*shape"], s: Float32[Tensor, "..."]
+) -> Float32[Tensor, "*shape"]:
+    """Return s·q, within the range of float32."""
+    x = q.to(torch.float32) * (s.unsqueeze(-1) if q.dim() else s)
+    return x.clamp(-torch.finfo(torch.float32).max, torch.finfo(torch.float32).max)
+
+
+def to_int4(
+    x: Float32[Tensor, "..."],
+) -> tuple[UInt8[Tensor, "*lead bytes"], BFloat16[Tensor, "*lead groups"]]:
+    """Return codes q + 8, the even ones of a row in the low half of a byte, and group scales s.
+
+    A row of n numbers has (n + 1) // 2 bytes and (n + 31) // 32 scales; |x - s·q| <= s / 2 with
+    max|x| / 7 <= s <= (1 + 2^-7) max|x| / 7, rounded up to bfloat16.
+    """
+    rows = x if x.dim() else x.reshape(1)
+    n = rows.shape[-1]
+    groups = torch.nn.functional.pad(rows, (0, -n % GROUP)).unflatten(-1, (-1, GROUP))
+    s = _up((groups.abs().amax(-1) / 7).clamp(min=TINY))
+    q = (groups / s.to(torch.float32).unsqueeze(-1)).round().clamp(-7, 7)
+    codes = (q + 8).to(torch.uint8).flatten(-2)[..., : n + n % 2]
+    return codes[..., 0::2] | (codes[..., 1::2] << 4), s
+
+
+def from_int4(
+    codes: UInt8[Tensor, "*lead bytes"], s: BFloat16[Tensor, "*lead groups"], n: int
+) -> Float32[Tensor, "*lead {n}"]:
+    """Return s·q for rows of n numbers, within the range of float32."""
+    q = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)[..., :n].to(torch.float32) - 8
+    x = q * s.to(torch.float32).repeat_interleave(GROUP, -1)[..., :n]
+    return x.clamp(-torch.finfo(torch.float32).max, torch.finfo(torch.float32).max)
+
+
+def _up(s: Float32[Tensor, "..."]) -> BFloat16[Tensor, "..."]:
+    """Return the smallest bfloat16 that is not below s; s is positive."""
+    near = s.to(torch.bfloat16)
+    # Positive floats are ordered as their bits are, so the next one is one bit pattern on.
+    above = (near.view(torch.int16) + 1).view(torch.bfloat16)
+    return torch.where(near.to(torch.float32) < s, above, near)
+
+
+def _float32(name: str, x: Tensor) -> Float32[Tensor, "..."]:
+    y = x.to(torch.float32)
+    if not bool(torch.isfinite(y).all()):
+        raise CodecError(
+            f"tensor {name!r} holds numbers that are not finite in float32; choose raw, "
+            "or look for what made them"
+        )
+    return y
+
+
+def _uncoded(tensors: Tensors) -> dict[str, Tensor]:
+    """Return the tensors, scales left out, in order; codes are still to be replaced."""
+    return {name: x for name, x in tensors.items() if not name.endswith(SCALE)}
+
+
+def _coded(
+    tensors: Tensors, codes: torch.dtype, scales: torch.dtype
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    for key, s in tensors.items():
+        if not key.endswith(SCALE):
+            if s.is_floating_point():
+                raise MessageError(f"tensor {key!r} is {s.dtype}, expected {codes} codes")
+            continue
+        name = key.removesuffix(SCALE)
+        q = tensors.get(name)
+        if q is None:
+            raise MessageError(f"tensor {key!r} is the scale of no tensor")
+        if q.dtype != codes or s.dtype != scales:
+            raise MessageError(
+                f"tensor {name!r} has {q.dtype} codes and {s.dtype} scales, "
+                f"expected {codes} and {scales}"
+            )
+        if not bool(((s > 0) & torch.isfinite(s)).all()):
+            raise MessageError(f"tensor {key!r} must hold finite numbers above 0")
+        yield name, q, s
+
+
+def _lasts(value: Fact, count: int) -> list[int]:
+    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    lasts = [n for n in items if type(n) is int and n >= SCALAR]
+    if len(lasts) != count or len(items) != count:
+        raise MessageError(f"fact 'last' must hold {count} integers from -1, got {value!r}")
+    return lasts

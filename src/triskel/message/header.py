@@ -1,0 +1,274 @@
+"""The JSON header of a message: what it says, and every check of it before it is believed.
+
+The same reader checks a header that is about to be packed and one that arrived, so that `pack`
+writes nothing that `unpack` refuses.
+"""
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, cast, get_args
+
+from triskel.errors import LimitError, MessageError
+from triskel.job import CodecName
+from triskel.message.sections import DTYPE_NAMES, DTYPES
+from triskel.types import Fact, Facts, Message, MessageKind, SectionKind
+
+MAX_HEADER_BYTES = 4 << 20
+MAX_VALUES = 1 << 18
+MAX_SECTIONS = 256
+MAX_FACTS = 256
+MAX_TEXT = 4096
+MAX_AXES = 8
+MAX_ENTRIES = 1 << 40
+MAX_CODECS = 4
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}")
+TENSOR = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
+CODED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}(?::[a-z0-9]{1,15}){0,4}")
+"""Names in a section that a codec has written to; the colon is the codecs' own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One section as the table has it; `tensors` maps names to dtype name and shape."""
+
+    kind: SectionKind
+    codec: tuple[str, ...]
+    facts: Facts
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the JSON header says, checked."""
+
+    kind: MessageKind
+    topic: str
+    facts: Facts
+    sections: Mapping[str, Entry]
+
+
+def dump(header: Header) -> bytes:
+    """Return the header as JSON.
+
+    Raises:
+        LimitError: It is larger than a receiver would read.
+    """
+    text = json.dumps(
+        {
+            "kind": header.kind,
+            "topic": header.topic,
+            "facts": header.facts,
+            "sections": {
+                name: {
+                    "kind": entry.kind,
+                    "codec": entry.codec,
+                    "facts": entry.facts,
+                    "tensors": {n: [d, *shape] for n, (d, shape) in entry.tensors.items()},
+                }
+                for name, entry in header.sections.items()
+            },
+        },
+        separators=(",", ":"),
+        allow_nan=False,
+    ).encode("ascii")
+    bound(text)
+    return text
+
+
+def bound(text: bytes) -> None:
+    """Refuse a header whose bytes or values are too many to be read.
+
+    Raises:
+        LimitError: There are more than `MAX_HEADER_BYTES` or about `MAX_VALUES`.
+    """
+    # A JSON value costs up to a hundred bytes of memory and needs at least one of these.
+    values = sum(text.count(sign) for sign in (b"[", b"{", b","))
+    if len(text) > MAX_HEADER_BYTES or values > MAX_VALUES:
+        raise LimitError(
+            f"header has {len(text)} bytes and about {values} values, the limits are "
+            f"{MAX_HEADER_BYTES} and {MAX_VALUES}; send fewer tensors or shorter lists"
+        )
+
+
+def parse(text: bytes) -> object:
+    """Return the JSON value that `text` is.
+
+    Raises:
+        MessageError: It is not strict JSON: not ASCII, a key twice, NaN, too deep, or cut.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise MessageError(f"header has the key {show(twice)} twice")
+        return found
+
+    def refuse(constant: str) -> NoReturn:
+        raise MessageError(f"header has the constant {constant}, which is not JSON")
+
+    if not text.isascii():
+        raise MessageError("header has bytes above 127; JSON escapes stand for other characters")
+    try:
+        return json.loads(text.decode("ascii"), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"header is not JSON that can be read: {error}") from error
+
+
+def header_of(message: Message) -> dict[str, object]:
+    """Return the header of a message as JSON values, unchecked."""
+    return {
+        "kind": message.kind,
+        "topic": message.topic,
+        "facts": dict(message.facts),
+        "sections": {
+            name: {
+                "kind": section.kind,
+                "codec": list(section.codec),
+                "facts": dict(section.facts),
+                "tensors": {
+                    n: [DTYPE_NAMES.get(x.dtype, str(x.dtype)), *x.shape]
+                    for n, x in section.tensors.items()
+                },
+            }
+            for name, section in message.sections.items()
+        },
+    }
+
+
+def read_header(value: object) -> Header:
+    """Return what a header says, once every field of it is checked.
+
+    Raises:
+        LimitError: There are too many of something.
+        MessageError: A field is missing, unknown, or of a wrong type or form.
+    """
+    header = _record(value, ("kind", "topic", "facts", "sections"), "header")
+    topic = header["topic"]
+    sections = _named(header["sections"], NAME, MAX_SECTIONS, "sections")
+    return Header(
+        kind=cast("MessageKind", _one_of(header["kind"], get_args(MessageKind), "kind")),
+        topic="" if topic == "" else _one_match(topic, NAME, "topic"),
+        facts=_read_facts(header["facts"], NAME, "facts"),
+        sections={
+            name: _read_entry(entry, f"section {name!r}") for name, entry in sections.items()
+        },
+    )
+
+
+def _read_entry(value: object, where: str) -> Entry:
+    entry = _record(value, ("kind", "codec", "facts", "tensors"), where)
+    codec = _items(entry["codec"], MAX_CODECS, f"codec of {where}")
+    pattern = CODED if codec else TENSOR
+    tensors = _named(entry["tensors"], pattern, MAX_VALUES, f"tensors of {where}")
+    names = get_args(CodecName)
+    return Entry(
+        kind=cast("SectionKind", _one_of(entry["kind"], get_args(SectionKind), f"kind of {where}")),
+        codec=tuple(_one_of(name, names, f"codec of {where}") for name in codec),
+        facts=_read_facts(entry["facts"], CODED if codec else NAME, f"facts of {where}"),
+        tensors={
+            name: _read_slot(slot, f"tensor {name!r} of {where}") for name, slot in tensors.items()
+        },
+    )
+
+
+def _read_slot(value: object, where: str) -> tuple[str, tuple[int, ...]]:
+    dtype, *shape = _items(value, MAX_AXES + 1, where) or [None]
+    name = _one_of(dtype, tuple(DTYPES), f"dtype of {where}")
+    for n in shape:
+        if type(n) is not int or n < 0:
+            raise MessageError(f"shape of {where} must hold integers from 0, got {show(n)}")
+    sizes = cast("list[int]", shape)
+    # Zeros count as ones: torch multiplies the other axes of an empty tensor too.
+    if math.prod(max(n, 1) for n in sizes) > MAX_ENTRIES:
+        raise LimitError(f"shape of {where} is {show(sizes)}, the limit is {MAX_ENTRIES} entries")
+    return name, tuple(sizes)
+
+
+def _read_facts(value: object, pattern: re.Pattern[str], where: str) -> Facts:
+    facts: dict[str, Fact] = {}
+    for name, item in _named(value, pattern, MAX_FACTS, where).items():
+        place = f"{name!r} of {where}"
+        if isinstance(item, list | tuple):
+            items = cast("Sequence[object]", item)
+            scalars = [_scalar(each, place) for each in items]
+            sorts = {str if isinstance(each, str) else type(each) for each in scalars}
+            if not (sorts <= {int, float} or sorts == {str}):
+                raise MessageError(
+                    f"{place} must be a list of numbers or of text, got {show(item)}"
+                )
+            facts[name] = cast("Fact", tuple(scalars))
+        else:
+            facts[name] = _scalar(item, place)
+    return facts
+
+
+def _scalar(value: object, where: str) -> bool | int | float | str | None:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, str) and len(value) <= MAX_TEXT:
+        if any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise MessageError(f"{where} has half a character, got {show(value)}")
+        return value
+    raise MessageError(
+        f"{where} must be a finite number within 64 bits, text of up to {MAX_TEXT} characters, "
+        f"true, false, null or a flat list, got {show(value)}"
+    )
+
+
+def _record(value: object, keys: tuple[str, ...], where: str) -> Mapping[str, object]:
+    if not isinstance(value, dict) or set(cast("dict[str, object]", value)) != set(keys):
+        raise MessageError(f"{where} must be an object of {', '.join(keys)}, got {show(value)}")
+    return cast("dict[str, object]", value)
+
+
+def _named(value: object, pattern: re.Pattern[str], most: int, where: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise MessageError(f"{where} must be an object, got {show(value)}")
+    items = cast("dict[str, object]", value)
+    if len(items) > most:
+        raise LimitError(f"{where} are {len(items)}, the limit is {most}")
+    for name in items:
+        _one_match(name, pattern, f"name in {where}")
+    return items
+
+
+def _items(value: object, most: int, where: str) -> Sequence[object]:
+    if not isinstance(value, list):
+        raise MessageError(f"{where} must be a list, got {show(value)}")
+    items = cast("list[object]", value)
+    if len(items) > most:
+        raise LimitError(f"{where} has {len(items)} entries, the limit is {most}")
+    return items
+
+
+def _one_of(value: object, known: tuple[str, ...], where: str) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise MessageError(f"{where} must be one of {', '.join(known)}, got {show(value)}")
+    return value
+
+
+def _one_match(value: object, pattern: re.Pattern[str], where: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise MessageError(
+            f"{where} must be letters, digits and . _ - in the form {pattern.pattern}, "
+            f"got {show(value)}"
+        )
+    return value
+
+
+def show(value: object) -> str:
+    """Return a short form of a value that a peer chose; its length and depth are bounded."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    return short.repr(value)
