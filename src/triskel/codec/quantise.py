@@ -18,6 +18,7 @@ from jaxtyping import Int8 as Int8Array
 from torch import Tensor
 
 from triskel.errors import CodecError, MessageError
+from triskel.message import show
 from triskel.types import Fact, Facts, Tensors
 
 TINY = torch.finfo(torch.float32).tiny
@@ -129,7 +130,8 @@ def to_int4(
     """
     rows = x if x.dim() else x.reshape(1)
     n = rows.shape[-1]
-    groups = torch.nn.functional.pad(rows, (0, -n % GROUP)).unflatten(-1, (-1, GROUP))
+    groups = rows.new_zeros((*rows.shape[:-1], -(-n // GROUP), GROUP))
+    groups.flatten(-2)[..., :n] = rows
     s = _up((groups.abs().amax(-1) / 7).clamp(min=TINY))
     q = (groups / s.to(torch.float32).unsqueeze(-1)).round().clamp(-7, 7)
     codes = (q + 8).to(torch.uint8).flatten(-2)[..., : n + n % 2]
@@ -191,8 +193,8 @@ def _coded(
 
 
 def _lasts(value: Fact, count: int) -> list[int]:
-    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    lasts = [n for n in items if type(n) is int and n >= SCALAR]
-    if len(lasts) != count or len(items) != count:
-        raise MessageError(f"fact 'last' must hold {count} integers from -1, got {value!r}")
-    return lasts
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == count:
+        lasts = [n for n in value if type(n) is int and n >= SCALAR]
+        if len(lasts) == count:
+            return lasts
+    raise MessageError(f"fact 'last' must hold {count} integers from -1, got {show(value)}")

@@ -12,13 +12,22 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from triskel.errors import LimitError, MessageError
+from triskel.message.dtypes import (
+    DTYPE_NAMES,
+    DTYPES,
+    Shape,
+    is_finite,
+    payload_bytes,
+    section_bytes,
+    show,
+    tensor_bytes,
+)
 from triskel.message.header import (
     MAX_HEADER_BYTES,
     Entry,
@@ -27,23 +36,9 @@ from triskel.message.header import (
     header_of,
     parse,
     read_header,
-    show,
 )
-from triskel.message.sections import (
-    DTYPE_NAMES,
-    DTYPES,
-    SECTIONS,
-    Shape,
-    Template,
-    check,
-    check_section,
-    expect,
-    fact,
-    is_finite,
-    payload_bytes,
-    section_bytes,
-    tensor_bytes,
-)
+from triskel.message.receive import Template, expect, fact
+from triskel.message.sections import SECTIONS, check, check_section
 from triskel.types import Message, Section
 
 __all__ = [
@@ -63,6 +58,7 @@ __all__ = [
     "pack",
     "payload_bytes",
     "section_bytes",
+    "show",
     "tensor_bytes",
     "unpack",
 ]
@@ -73,6 +69,8 @@ PREFIX = struct.Struct("<4sIQ")
 """Magic, version, bytes of the deflated header."""
 
 LIMIT_BYTES = 256 << 20
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def _layout(sections: Mapping[str, Entry]) -> tuple[bytes, list[_Place]]:
     return len(text).to_bytes(8, "little") + text, places
 
 
-def _bytes_of(x: Tensor, place: _Place) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def _bytes_of(x: Tensor, place: _Place) -> memoryview:
     where = f"section {place.section!r}, tensor {place.tensor!r}"
     if x.device.type != "cpu" or x.layout != torch.strided:
         raise MessageError(f"{where} is {x.layout} on {x.device}; send a plain tensor on the CPU")
@@ -189,12 +187,12 @@ def _bytes_of(x: Tensor, place: _Place) -> "np.ndarray[Any, np.dtype[np.uint8]]"
         raise MessageError(f"{where} holds NaN or infinity; nothing after it would be a number")
     flat = x.detach().reshape(-1)
     if x.dtype == torch.bool:
-        return np.packbits(flat.numpy(), bitorder="little")
-    return flat.contiguous().view(torch.uint8).numpy()
+        return np.packbits(flat.numpy(), bitorder="little").data
+    return flat.contiguous().view(torch.uint8).numpy().data
 
 
 def _tensor(
-    whole: "np.ndarray[Any, np.dtype[np.uint8]]",
+    whole: Bytes,
     place: _Place,
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -202,7 +200,7 @@ def _tensor(
     where = f"section {place.section!r}, tensor {place.tensor!r}"
     own = whole[place.begin : place.end].copy()
     if dtype != torch.bool:
-        x = torch.from_numpy(own).view(dtype).reshape(shape)
+        x = _from_numpy(own).view(dtype).reshape(shape)
         if not is_finite(x):
             raise MessageError(f"{where} holds NaN or infinity")
         return x
@@ -210,7 +208,11 @@ def _tensor(
     bits = np.unpackbits(own, bitorder="little")
     if bits[entries:].any():
         raise MessageError(f"{where} has bits set past its {entries} entries")
-    return torch.from_numpy(bits[:entries].copy()).view(torch.bool).reshape(shape)
+    return _from_numpy(bits[:entries].copy()).view(torch.bool).reshape(shape)
+
+
+def _from_numpy(own: Bytes) -> Tensor:
+    return torch.from_numpy(own)  # pyright: ignore[reportUnknownMemberType]  torch leaves it untyped
 
 
 def _inflate(data: bytes | bytearray) -> tuple[bytes, int]:

@@ -7,14 +7,13 @@ writes nothing that `unpack` refuses.
 import json
 import math
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, cast, get_args
 
 from triskel.errors import LimitError, MessageError
 from triskel.job import CodecName
-from triskel.message.sections import DTYPE_NAMES, DTYPES
+from triskel.message.dtypes import DTYPE_NAMES, DTYPES, show
 from triskel.types import Fact, Facts, Message, MessageKind, SectionKind
 
 MAX_HEADER_BYTES = 4 << 20
@@ -30,6 +29,8 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}")
 TENSOR = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 CODED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}(?::[a-z0-9]{1,15}){0,4}")
 """Names in a section that a codec has written to; the colon is the codecs' own."""
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character, which JSON can spell and nobody can write."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ def parse(text: bytes) -> object:
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise MessageError(f"header has the key {show(twice)} twice")
+        found: dict[str, object] = {}
+        for name, value in pairs:
+            if name in found:
+                raise MessageError(f"header has the key {show(name)} twice")
+            found[name] = value
         return found
 
     def refuse(constant: str) -> NoReturn:
@@ -201,7 +202,7 @@ def _read_facts(value: object, pattern: re.Pattern[str], where: str) -> Facts:
             sorts = {str if isinstance(each, str) else type(each) for each in scalars}
             if not (sorts <= {int, float} or sorts == {str}):
                 raise MessageError(
-                    f"{place} must be a list of numbers or of text, got {show(item)}"
+                    f"{place} must be a list of numbers or of text, got {show(items)}"
                 )
             facts[name] = cast("Fact", tuple(scalars))
         else:
@@ -217,7 +218,7 @@ def _scalar(value: object, where: str) -> bool | int | float | str | None:
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
     if isinstance(value, str) and len(value) <= MAX_TEXT:
-        if any("\ud800" <= sign <= "\udfff" for sign in value):
+        if HALF.search(value):
             raise MessageError(f"{where} has half a character, got {show(value)}")
         return value
     raise MessageError(
@@ -227,9 +228,10 @@ def _scalar(value: object, where: str) -> bool | int | float | str | None:
 
 
 def _record(value: object, keys: tuple[str, ...], where: str) -> Mapping[str, object]:
-    if not isinstance(value, dict) or set(cast("dict[str, object]", value)) != set(keys):
-        raise MessageError(f"{where} must be an object of {', '.join(keys)}, got {show(value)}")
-    return cast("dict[str, object]", value)
+    record = _named(value, NAME, MAX_FACTS, where)
+    if set(record) != set(keys):
+        raise MessageError(f"{where} must have the fields {', '.join(keys)}, got {show([*record])}")
+    return record
 
 
 def _named(value: object, pattern: re.Pattern[str], most: int, where: str) -> Mapping[str, object]:
@@ -265,10 +267,3 @@ def _one_match(value: object, pattern: re.Pattern[str], where: str) -> str:
             f"got {show(value)}"
         )
     return value
-
-
-def show(value: object) -> str:
-    """Return a short form of a value that a peer chose; its length and depth are bounded."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)
