@@ -1,0 +1,266 @@
+"""The figures, as plain Plotly JSON.
+
+Positions on category axes are numbers and the names are tick texts, so that a client called "1" or
+"2024-01-01" stays a name.
+"""
+
+import math
+from collections.abc import Mapping
+
+from triskel.report.holdings import labels
+from triskel.report.links import LINKS, wait
+from triskel.report.marks import (
+    COLOURS,
+    GREYS,
+    LINES,
+    MARKERS,
+    PATTERNS,
+    Json,
+    canvas,
+)
+from triskel.report.markup import Figure, label
+from triskel.report.result import Baseline, ModeRun, Result, Round, final
+from triskel.report.tables import flops_each
+from triskel.report.units import perplexity, score
+from triskel.report.words import NAMES, named
+
+BARS = 12
+"""Up to how many clients have bars of their own; beyond, the spread is drawn."""
+
+
+def draw(result: Result) -> dict[str, Figure]:
+    """Return every figure that the result has numbers for, by name."""
+    drawn = {
+        "by-round": by_round(result),
+        "by-bytes": by_bytes(result),
+        "per-client": per_client(result),
+        "compute": bars(result, "compute"),
+        "memory": bars(result, "memory"),
+        "links": link_times(result),
+        "labels": labels(result),
+    }
+    return {name: figure for name, figure in drawn.items() if figure["data"]}
+
+
+def by_round(result: Result) -> Figure:
+    """Return the score after each round."""
+    last = max([run.planned for run in result.modes.values()], default=1)
+    data: list[Json] = []
+    for run in result.modes.values():
+        points = [(float(one.number), _mark(result, one)) for one in run.rounds]
+        data += _curve(run.name, points, "round %{x}")
+    xaxis = {
+        "title": {"text": "round"},
+        "range": [0.7, last + 0.3],
+        "dtick": max(1, last // 10),
+        "tick0": 1,
+    }
+    data += _floors(result, (0.7, last + 0.3)) if data else []
+    return canvas(data, xaxis=xaxis, yaxis=_quality_axis(result))
+
+
+def by_bytes(result: Result) -> Figure:
+    """Return the score against the bytes a client has sent and received so far."""
+    data: list[Json] = []
+    edges: list[float] = []
+    for run in result.modes.values():
+        points: list[tuple[float, float | None]] = []
+        crossed = 0.0
+        for one in run.rounds:
+            more = _round_bytes(one)
+            if more is None:
+                points = []
+                break
+            crossed += more
+            points.append((crossed, _mark(result, one)))
+        points = [(x, y) for x, y in points if x > 0]
+        edges += [x for x, _ in points]
+        data += _curve(run.name, points, "%{x:.3s}B")
+    if not data:
+        return canvas([])
+    low, high = min(edges) / 2, max(edges) * 2
+    data += _floors(result, (low, high))
+    xaxis = {
+        "title": {"text": "bytes per client so far, up and down"},
+        "type": "log",
+        "range": [math.log10(low), math.log10(high)],
+        "tickformat": "~s",
+        "ticksuffix": "B",
+        "dtick": 1,
+    }
+    return canvas(data, xaxis=xaxis, yaxis=_quality_axis(result))
+
+
+def per_client(result: Result) -> Figure:
+    """Return each client's accuracy, alone and in each mode; the spread when they are many."""
+    alone = result.baselines.get("local")
+    series: list[tuple[str, str, dict[str, float]]] = []
+    if alone is not None:
+        series.append((NAMES["local"], GREYS["local"], _accuracies(alone)))
+    series += [(run.name, COLOURS[run.name], _accuracies(run)) for run in result.modes.values()]
+    series = [one for one in series if one[2]]
+    clients = [c for c in result.clients if any(c in values for _, _, values in series)]
+    yaxis = {"title": {"text": "accuracy"}, "range": [0, 1], "tickformat": ".1f"}
+    if len(clients) > BARS:
+        spread = [_spread(name, colour, values) for name, colour, values in series]
+        return canvas(spread, xaxis={"type": "category"}, yaxis=yaxis, legend=False)
+    data = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": [clients.index(c) for c in values],
+            "y": list(values.values()),
+            "marker": {"color": colour},
+            "hovertemplate": f"%{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
+        }
+        for name, colour, values in series
+    ]
+    xaxis = {"tickvals": list(range(len(clients))), "ticktext": [label(c) for c in clients]}
+    return canvas(data, xaxis=xaxis, yaxis=yaxis, barmode="group", bargap=0.25)
+
+
+def bars(result: Result, what: str) -> Figure:
+    """Return the FLOPs or the peak memory of a client, one bar per mode."""
+    values: dict[str, float] = {}
+    for run in result.modes.values():
+        value = flops_each(run) if what == "compute" else run.total.peak_bytes
+        if value is not None:
+            values[run.name] = value / 1e9
+    unit, title = ("GFLOPs", "GFLOPs per client") if what == "compute" else ("GB", "GB at the peak")
+    names = list(values)
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "y": names,
+            "x": list(values.values()),
+            "marker": {"color": [COLOURS[name] for name in names]},
+            "texttemplate": "%{x:,.3~g}" if what == "memory" else "%{x:,.3~s}",
+            "textposition": "outside",
+            "cliponaxis": False,
+            "hovertemplate": f"%{{y}}: %{{x:,.5~g}} {unit}<extra></extra>",
+        }
+    ]
+    top = max(values.values(), default=0.0) or 1.0
+    return canvas(
+        data if names else [],
+        xaxis={"title": {"text": title}, "range": [0, top * 1.18], "nticks": 6},
+        yaxis={"type": "category", "autorange": "reversed"},
+        legend=False,
+        height=80 + 44 * len(names),
+    )
+
+
+def link_times(result: Result) -> Figure:
+    """Return the time on each stated link, split into computing, sending and waiting."""
+    found = [
+        (link.name, run.name, one)
+        for link in LINKS
+        for run in result.modes.values()
+        if (one := wait(run, link)) is not None
+    ]
+    data: list[Json] = []
+    places = [[link for link, _, _ in found], [mode for _, mode, _ in found]]
+    for part, pattern in PATTERNS.items() if found else ():
+        seconds = [
+            {"computing": w.compute, "sending": w.transfer}.get(part, w.delay) for _, _, w in found
+        ]
+        shape: Json = {"shape": pattern, "fgcolor": "#ffffff", "solidity": 0.35, "size": 6}
+        bar: Json = {"type": "bar", "orientation": "h", "name": part, "legendgroup": part}
+        colours = [COLOURS[mode] for _, mode, _ in found]
+        key: Json = {
+            "marker": {"color": "#7d848d", "pattern": shape},
+            "x": [0],
+            "hoverinfo": "skip",
+        }
+        data.append(bar | key | {"y": [places[0][:1], places[1][:1]]})
+        hover = f"%{{y}}<br>{part} %{{x:,.3~g}} s<extra></extra>"
+        mine: Json = {"marker": {"color": colours, "pattern": shape}, "showlegend": False}
+        data.append(bar | mine | {"y": places, "x": seconds, "hovertemplate": hover})
+    return canvas(
+        data,
+        xaxis={"title": {"text": "seconds"}, "rangemode": "tozero", "nticks": 6},
+        yaxis={"type": "multicategory", "autorange": "reversed"},
+        barmode="stack",
+        height=110 + 30 * len(found),
+    )
+
+
+# --- Parts ------------------------------------------------------------------------------------
+
+
+def _mark(result: Result, one: Round) -> float | None:
+    return one.score.perplexity if result.causal else one.score.accuracy
+
+
+def _curve(name: str, points: list[tuple[float, float | None]], hover: str) -> list[Json]:
+    kept = [(x, y) for x, y in points if y is not None]
+    if not kept:
+        return []
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "x": [x for x, _ in kept],
+            "y": [y for _, y in kept],
+            "line": {"color": COLOURS[name], "width": 2.5},
+            "marker": {"symbol": MARKERS[name], "size": 9},
+            "hovertemplate": f"{name}<br>{hover}: %{{y:.4~g}}<extra></extra>",
+        }
+    ]
+
+
+def _floors(result: Result, ends: tuple[float, float]) -> list[Json]:
+    lines: list[Json] = []
+    for base in result.baselines.values():
+        value = final(base).perplexity if result.causal else final(base).accuracy
+        if value is None:
+            continue
+        shown = perplexity(value) if result.causal else score(value, 2)
+        lines.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": f"{label(named(base))} {shown}",
+                "x": list(ends),
+                "y": [value, value],
+                "line": {"color": GREYS[base.name], "width": 1.5, "dash": LINES[base.name]},
+                "hoverinfo": "name",
+            }
+        )
+    return lines
+
+
+def _quality_axis(result: Result) -> Json:
+    if result.causal:
+        return {"title": {"text": "perplexity (lower is better)"}}
+    return {"title": {"text": "accuracy"}, "tickformat": ".2f"}
+
+
+def _accuracies(run: Baseline | ModeRun) -> dict[str, float]:
+    return {c: s.accuracy for c, s in run.per_client.items() if s.accuracy is not None}
+
+
+def _spread(name: str, colour: str, values: Mapping[str, float]) -> Json:
+    return {
+        "type": "box",
+        "name": name,
+        "y": list(values.values()),
+        "text": [label(c) for c in values],
+        "boxpoints": "all",
+        "jitter": 0.6,
+        "pointpos": 0,
+        "marker": {"color": colour, "size": 4, "opacity": 0.55},
+        "line": {"color": colour},
+        "hovertemplate": "%{text}: %{y:.3f}<extra></extra>",
+    }
+
+
+def _round_bytes(one: Round) -> float | None:
+    sums = [
+        cost.up.message_bytes + cost.down.message_bytes
+        for cost in one.costs.values()
+        if cost.up.message_bytes is not None and cost.down.message_bytes is not None
+    ]
+    return sum(sums) / len(sums) if sums and len(sums) == len(one.costs) else None

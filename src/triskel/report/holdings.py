@@ -1,0 +1,78 @@
+"""Who holds how many examples of which label: the counts, and their figure."""
+
+from collections.abc import Mapping
+
+from triskel.report.marks import LABELS, OTHER, Json, canvas
+from triskel.report.markup import Figure, label
+from triskel.report.result import Result
+
+ROWS = 24
+"""Up to how many clients have a named row; beyond, they are thin columns by size."""
+
+
+def labels(result: Result) -> Figure:
+    """Return the training examples of each client, stacked by label."""
+    holdings = result.holdings
+    order = list(holdings)
+    many = len(order) > ROWS
+    if many:
+        order.sort(key=lambda c: -holdings[c].train)
+    counts = shown_labels(result)
+    palette = (*LABELS[: len(counts)],) if len(counts) <= len(LABELS) else (*LABELS, OTHER)
+    data: list[Json] = []
+    for colour, (name, per) in zip(palette, counts.items(), strict=True):
+        places, values = list(range(len(order))), [per.get(c, 0) for c in order]
+        across = {"x": places, "y": values} if many else {"y": places, "x": values}
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "v" if many else "h",
+                "name": label(name, 22),
+                "marker": {"color": colour},
+                "hovertext": [
+                    f"{label(c)}<br>{label(name)}: {v:,}"
+                    for c, v in zip(order, values, strict=True)
+                ],
+                "hoverinfo": "text",
+                **across,
+            }
+        )
+    amount: Json = {"title": {"text": "training examples"}, "nticks": 6}
+    if many:
+        names: Json = {
+            "title": {"text": f"{len(order)} clients, largest first"},
+            "showticklabels": False,
+        }
+        return canvas(data, xaxis=names, yaxis=amount, barmode="stack", bargap=0.1)
+    names = {
+        "tickvals": list(range(len(order))),
+        "ticktext": [label(c) for c in order],
+        "range": [len(order) - 0.4, -0.6],
+    }
+    height = 120 + 30 * len(order)
+    return canvas(data, xaxis=amount, yaxis=names, barmode="stack", bargap=0.3, height=height)
+
+
+def shown_labels(result: Result) -> dict[str, Mapping[str, int]]:
+    """Return examples per client for each label; the rarest are one sum when there are many.
+
+    Without labels (`causal`) there is one entry, the training examples.
+    """
+    holdings = result.holdings
+    totals = dict.fromkeys(result.classes, 0)
+    for share in holdings.values():
+        for name, count in share.labels.items():
+            totals[name] = totals.get(name, 0) + count
+    if not any(totals.values()):
+        return {"training examples": {c: share.train for c, share in holdings.items()}}
+    common = sorted(totals, key=lambda name: -totals[name])[: len(LABELS)]
+    named = [name for name in totals if name in common]
+    rest = [name for name in totals if name not in common]
+    found: dict[str, Mapping[str, int]] = {
+        name: {c: share.labels.get(name, 0) for c, share in holdings.items()} for name in named
+    }
+    if rest:
+        found[f"{len(rest)} other labels"] = {
+            c: sum(share.labels.get(name, 0) for name in rest) for c, share in holdings.items()
+        }
+    return found

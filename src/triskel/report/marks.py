@@ -1,0 +1,46 @@
+"""One look for every figure: mode colours, line and fill styles, and the empty canvas.
+
+Mode colours are Okabe and Ito's, which colour-blind readers can tell apart; markers, dashes and
+patterns repeat what colour says. Labels have a palette of their own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from triskel.report.markup import Figure
+
+Json = dict[str, Any]
+
+COLOURS = {"params": "#0072B2", "logits": "#E69F00", "split": "#009E73"}
+MARKERS = {"params": "circle", "logits": "diamond", "split": "square"}
+LINES = {"base": "dot", "local": "dashdot", "central": "dash"}
+GREYS = {"base": "#9aa0a8", "local": "#7d848d", "central": "#4d5560"}
+LABELS = ("#332288", "#CC6677", "#DDCC77", "#88CCEE", "#AA4499", "#999933", "#882255")
+OTHER = "#c4c8ce"
+PATTERNS = {"computing": "", "sending": "/", "waiting for messages": "."}
+
+
+def canvas(
+    data: Sequence[Json],
+    *,
+    xaxis: Json | None = None,
+    yaxis: Json | None = None,
+    legend: bool = True,
+    height: int = 340,
+    **layout: object,
+) -> Figure:
+    """Return a figure; `xaxis` and `yaxis` go over the common ones, `layout` over the rest."""
+    grid: Json = {"automargin": True, "zeroline": False, "fixedrange": True, "gridcolor": "#e3e6ea"}
+    base: Json = {
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1d2127"},
+        "margin": {"l": 8, "r": 14, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "showlegend": legend,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hovermode": "closest",
+        "height": height,
+        "xaxis": grid | (xaxis or {}),
+        "yaxis": grid | (yaxis or {}),
+    }
+    return {"data": list(data), "layout": base | layout}

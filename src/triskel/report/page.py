@@ -1,0 +1,145 @@
+"""The page: one HTML file that holds everything it shows and asks no network for anything.
+
+A content security policy in the page forbids every request, so a browser enforces what a test
+checks. Style and script stand beside this file; plotly.js comes from the installed plotly.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from triskel.errors import CheckpointError
+from triskel.report import particulars, sections, units
+from triskel.report.figures import draw
+from triskel.report.markup import script_json, text
+from triskel.report.reading import read
+from triskel.report.result import Result, inner
+
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data:; base-uri 'none'; form-action 'none'"
+)
+ARM = "M16 16C16 9 21 5 26 8.5C29.5 11 28 16.5 24 16"
+MARK = "".join(
+    f'<path d="{ARM}" transform="rotate({turn} 16 16)" fill="none" stroke="var(--{mode})" '
+    'stroke-width="3.4" stroke-linecap="round"/>'
+    for turn, mode in ((0, "params"), (120, "logits"), (240, "split"))
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` beside the `result.json` of a run folder, whole or not at all.
+
+    Raises:
+        CheckpointError: There is no result in the folder, or it cannot be read.
+    """
+    source = folder / "result.json"
+    try:
+        raw: object = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{source} does not exist; give the folder of a run that finished a round"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{source} must hold a JSON object, got {type(raw).__name__}")
+    target = folder / "report.html"
+    _write_whole(target, render(cast("dict[str, Any]", raw)))
+    return target
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Return the page for a result.
+
+    Raises:
+        CheckpointError: This is not a result that this version can read.
+    """
+    seen = read(result)
+    drawn = draw(seen)
+    parts = (
+        ("found", "What came out", sections.found(seen)),
+        ("measured", "The three metrics", sections.measured(seen)),
+        ("training", "Learning curves", sections.training(seen, drawn)),
+        ("clients", "Who should join", sections.clients(seen, drawn)),
+        ("costs", "Computation and time", particulars.costs(seen, drawn)),
+        ("leaving", "What left each client", particulars.leaving(seen)),
+        ("data", "Who holds what", particulars.data(seen, drawn)),
+        ("again", "The job, and how to run it again", particulars.again(seen)),
+    )
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>'
+        f"{inside}</section>"
+        for name, title, inside in parts
+    )
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in parts)
+    name = text(seen.job.get("name") or "run")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{name} · Triskel</title>'
+        f"<style>{_beside('page.css')}</style></head><body>{_header(seen, name)}"
+        f'<nav aria-label="Sections"><div>{links}</div></nav><main>'
+        "<noscript><p>The figures need JavaScript; the tables hold the same numbers.</p></noscript>"
+        f"{body}</main><footer>Written by Triskel {text(seen.version)} from result.json. This page "
+        "holds everything it shows and loads nothing.</footer>"
+        f'<script type="application/json" id="figures">{script_json(drawn)}</script>'
+        f"<script>{_plotly()}</script><script>{_beside('page.js')}</script></body></html>\n"
+    )
+
+
+def _header(result: Result, name: str) -> str:
+    facts = "".join(f"<li>{text(fact)}</li>" for fact in _facts(result))
+    return (
+        f'<header><div><div class="brand"><svg viewBox="0 0 32 32" aria-hidden="true">{MARK}</svg>'
+        f'Triskel report</div><h1>{name}</h1><ul class="facts">{facts}</ul></div></header>'
+    )
+
+
+def _facts(result: Result) -> list[str]:
+    job = result.job
+    model, adapter, data = inner(job, "model"), inner(job, "adapter"), inner(job, "data")
+    facts = [str(model["path"])] if model.get("path") else []
+    if adapter.get("kind"):
+        rank = f" rank {adapter['rank']}" if adapter.get("rank") else ""
+        facts.append(f"{adapter['kind']}{rank}")
+    if data.get("task"):
+        many = len(result.classes)
+        facts.append(f"{data['task']}, {many} classes" if many else str(data["task"]))
+    if result.clients:
+        facts.append(units.plural(len(result.clients), "client"))
+    if result.holdings:
+        train = sum(held.train for held in result.holdings.values())
+        test = sum(held.test for held in result.holdings.values())
+        facts.append(f"{train:,} training and {test:,} test texts")
+    if isinstance(job.get("rounds"), int):
+        facts.append(units.plural(job["rounds"], "round"))
+    if job.get("seed") is not None:
+        facts.append(f"seed {job['seed']}")
+    return facts
+
+
+def _plotly() -> str:
+    script = files("plotly").joinpath("package_data", "plotly.min.js")
+    return script.read_text(encoding="utf-8")
+
+
+def _beside(name: str) -> str:
+    return files("triskel.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _write_whole(target: Path, page: str) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".html")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

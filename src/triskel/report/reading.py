@@ -1,0 +1,204 @@
+"""`result.json`, read once and typed.
+
+A run may be interrupted, a mode skipped, a baseline left out. Reading never invents a number and
+never fails over a missing one; it refuses only what is not a result at all.
+"""
+
+from triskel.errors import CheckpointError
+from triskel.report.result import (
+    Baseline,
+    Cost,
+    Holding,
+    Json,
+    ModeRun,
+    Result,
+    Round,
+    Score,
+    Traffic,
+    inner,
+    items,
+    number,
+)
+
+SCHEMA = 1
+MODES = ("params", "logits", "split")
+BASELINES = ("base", "local", "central")
+
+
+def read(raw: Json) -> Result:
+    """Read a result.
+
+    Raises:
+        CheckpointError: This is not a result of a schema that this version can read.
+    """
+    schema = raw.get("schema")
+    if schema != SCHEMA:
+        raise CheckpointError(
+            f"result.json has schema {schema!r}, this version of triskel reads {SCHEMA}; "
+            "write the report with the version that made the run"
+        )
+    job, data = inner(raw, "job"), inner(raw, "data")
+    planned = int(number(job, "rounds") or 0)
+    modes = inner(raw, "modes")
+    baselines = inner(raw, "baselines")
+    stopped = raw.get("interrupted")
+    return Result(
+        version=str(raw.get("triskel", "")),
+        job=job,
+        environment=inner(raw, "environment"),
+        classes=tuple(str(c) for c in items(data.get("classes"))),
+        public=_whole(data, "public"),
+        holdings={c: _holding(inner(inner(data, "clients"), c)) for c in inner(data, "clients")},
+        baselines={n: _baseline(n, inner(baselines, n)) for n in BASELINES if n in baselines},
+        skipped={str(n): str(why) for n, why in inner(raw, "skipped").items()},
+        modes={n: _mode(n, inner(modes, n), planned) for n in MODES if n in modes},
+        stopped=stopped if isinstance(stopped, str) else "interrupted" if stopped else "",
+    )
+
+
+def _whole(raw: Json, key: str) -> int | None:
+    value = number(raw, key)
+    return None if value is None else int(value)
+
+
+def _holding(raw: Json) -> Holding:
+    labels = inner(raw, "labels")
+    return Holding(
+        train=_whole(raw, "train") or 0,
+        test=_whole(raw, "test") or 0,
+        labels={str(label): _whole(labels, label) or 0 for label in labels},
+        words=number(raw, "words"),
+    )
+
+
+def _score(raw: Json) -> Score:
+    accuracy, loss = number(raw, "accuracy"), number(raw, "loss")
+    return Score(
+        accuracy=number(raw, "token_accuracy") if accuracy is None else accuracy,
+        macro_f1=number(raw, "macro_f1"),
+        loss=loss,
+        perplexity=number(raw, "perplexity"),
+        examples=_whole(raw, "examples"),
+    )
+
+
+def _scores(raw: Json) -> dict[str, Score]:
+    return {str(c): _score(inner(raw, c)) for c in raw}
+
+
+def _baseline(name: str, raw: Json) -> Baseline:
+    return Baseline(
+        name=name,
+        score=_score(raw),
+        what=str(raw.get("what", "")),
+        global_accuracy=number(raw, "global_accuracy"),
+        per_client=_scores(inner(raw, "per_client")),
+        seconds=number(raw, "seconds"),
+    )
+
+
+def _traffic(raw: Json) -> Traffic:
+    sections = inner(raw, "sections")
+    return Traffic(
+        payload_bytes=number(raw, "payload_bytes"),
+        message_bytes=number(raw, "message_bytes"),
+        messages=number(raw, "messages"),
+        sections={str(s): number(inner(sections, s), "payload_bytes") or 0.0 for s in sections},
+    )
+
+
+def _cost(raw: Json) -> Cost:
+    return Cost(
+        up=_traffic(inner(raw, "up")),
+        down=_traffic(inner(raw, "down")),
+        flops=number(raw, "flops"),
+        peak_bytes=number(raw, "peak_client_bytes"),
+        compute_s=number(raw, "compute_s"),
+    )
+
+
+def _round(raw: Json, place: int) -> Round:
+    clients = inner(raw, "clients")
+    return Round(
+        number=_whole(raw, "round") or place,
+        score=_score(raw),
+        per_client=_scores(inner(raw, "per_client")),
+        costs={str(c): _cost(inner(clients, c)) for c in clients},
+        seconds=number(raw, "seconds"),
+    )
+
+
+def _mode(name: str, raw: Json, planned: int) -> ModeRun:
+    read_rounds = [_round(one, i) for i, one in enumerate(items(raw.get("rounds")), 1)]
+    # a resumed run may hold a round twice: the later one counts
+    rounds = tuple(
+        sorted({one.number: one for one in read_rounds}.values(), key=lambda r: r.number)
+    )
+    totals = inner(raw, "totals")
+    spent: dict[str, Cost] = {}
+    for one in rounds:
+        for client, cost in one.costs.items():
+            spent[client] = _plus(spent[client], cost) if client in spent else cost
+    whole: Cost | None = None
+    for cost in spent.values():
+        whole = cost if whole is None else _plus(whole, cost)
+    closing = _score(inner(raw, "final"))
+    seconds = [one.seconds for one in rounds if one.seconds is not None]
+    return ModeRun(
+        name=name,
+        rounds=rounds,
+        planned=planned or len(rounds),
+        final=rounds[-1].score if closing == Score() and rounds else closing,
+        spent=spent,
+        total=_stated(totals, whole or _cost({})),
+        seconds=_first(number(totals, "seconds"), sum(seconds) if seconds else None),
+    )
+
+
+def _stated(totals: Json, counted: Cost) -> Cost:
+    up, down = _traffic(inner(totals, "up")), _traffic(inner(totals, "down"))
+    return Cost(
+        up=_over(up, counted.up),
+        down=_over(down, counted.down),
+        flops=_first(number(totals, "client_flops"), counted.flops),
+        peak_bytes=_first(number(totals, "peak_client_bytes"), counted.peak_bytes),
+        compute_s=counted.compute_s,
+    )
+
+
+def _over(stated: Traffic, counted: Traffic) -> Traffic:
+    return Traffic(
+        payload_bytes=_first(stated.payload_bytes, counted.payload_bytes),
+        message_bytes=_first(stated.message_bytes, counted.message_bytes),
+        messages=_first(stated.messages, counted.messages),
+        sections=counted.sections,
+    )
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _add(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left + right
+
+
+def _plus(left: Cost, right: Cost) -> Cost:
+    peaks = [peak for peak in (left.peak_bytes, right.peak_bytes) if peak is not None]
+    return Cost(
+        up=_both(left.up, right.up),
+        down=_both(left.down, right.down),
+        flops=_add(left.flops, right.flops),
+        peak_bytes=max(peaks) if peaks else None,
+        compute_s=_add(left.compute_s, right.compute_s),
+    )
+
+
+def _both(left: Traffic, right: Traffic) -> Traffic:
+    names = dict.fromkeys([*left.sections, *right.sections])
+    return Traffic(
+        payload_bytes=_add(left.payload_bytes, right.payload_bytes),
+        message_bytes=_add(left.message_bytes, right.message_bytes),
+        messages=_add(left.messages, right.messages),
+        sections={n: left.sections.get(n, 0.0) + right.sections.get(n, 0.0) for n in names},
+    )
