@@ -6,8 +6,9 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from triskel.data.rows import Rows
 from triskel.errors import DataError
@@ -121,7 +122,7 @@ def _csv(path: Path) -> Columns:
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
     try:
-        header = next(reader, [])
+        header = next(reader, list[str]())
         rows: list[list[str]] = []
         for row in reader:
             if len(row) not in {0, len(header)}:
@@ -167,11 +168,11 @@ def _parsed(text: str, where: str) -> object:
 
 
 def _parquet(path: Path) -> Columns:
-    import pyarrow as pa  # noqa: PLC0415 - slow to import, seldom needed
-    import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import, seldom needed
-
+    parquet = cast("Any", import_module("pyarrow.parquet"))  # untyped, slow, seldom needed
+    arrow = cast("Any", import_module("pyarrow"))
+    failures = (arrow.ArrowException, OSError)
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = parquet.read_table(path)
+    except failures as error:
         raise DataError(f"data file {path} is not Parquet: {str(error).splitlines()[0]}") from None
     return cast("Columns", table.to_pydict())

@@ -11,6 +11,7 @@ group and label, so that a change in one silo moves no row of another.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
@@ -19,10 +20,15 @@ from triskel.errors import DataError
 from triskel.rng import stream
 
 
+def permutation(count: int, source: torch.Generator) -> list[int]:
+    """Return the numbers below `count` in random order."""
+    order = cast("Any", torch.randperm(count, generator=source))
+    return cast("list[int]", order.tolist())
+
+
 def shuffled(members: Sequence[int], seed: int, *path: str | int) -> list[int]:
     """Return `members` in the random order named by `path` under `seed`."""
-    order = torch.randperm(len(members), generator=stream(seed, *path))
-    return [members[i] for i in order.tolist()]
+    return [members[i] for i in permutation(len(members), stream(seed, *path))]
 
 
 def apportion(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:

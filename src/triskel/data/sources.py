@@ -8,6 +8,7 @@ training rows. Source `clients` must be given `data.classes`, since no party see
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,15 +106,14 @@ def _hub(job: Job, split: str) -> Rows:
 
 
 def _hub_columns(job: Job, split: str) -> Columns:
-    import datasets  # noqa: PLC0415 - slow to import, seldom needed
-    from datasets.exceptions import DatasetsError  # noqa: PLC0415 - as above
-
     data = job.data
+    datasets = cast("Any", import_module("datasets"))  # untyped, slow to import, seldom needed
+    failures = (datasets.exceptions.DatasetsError, OSError, ValueError)
     bars = not datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(data.hub, data.config or None, split=split)
-    except (DatasetsError, OSError, ValueError) as error:
+    except failures as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
         hint = " (the hub is switched off by HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
@@ -124,10 +124,9 @@ def _hub_columns(job: Job, split: str) -> Columns:
     finally:
         if bars:
             datasets.enable_progress_bars()
-    typed = cast("Any", table)
     return {
-        name: _named(list(typed[name]), getattr(typed.features[name], "names", None))
-        for name in typed.column_names
+        name: _named(list(table[name]), getattr(table.features[name], "names", None))
+        for name in table.column_names
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from triskel.data.holdout import permutation
 from triskel.data.rows import Rows
 from triskel.errors import DataError
 from triskel.job import Job
@@ -109,12 +110,12 @@ def plan(
         path: Names of the random stream, such as round, client and epoch.
     """
     source = stream(seed, *path)
-    order: list[int] = torch.randperm(len(lengths), generator=source).tolist()
+    order = permutation(len(lengths), source)
     batches: list[list[int]] = []
     for start in range(0, len(order), WINDOW * batch):
         window = sorted(order[start : start + WINDOW * batch], key=lambda i: lengths[i])
         batches += [window[low : low + batch] for low in range(0, len(window), batch)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
+    return [batches[i] for i in permutation(len(batches), source)]
 
 
 def eval_plan(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
@@ -253,7 +254,8 @@ def _template(template: str) -> Layout:
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Layout:
     """Lay out by the tokenizer's chat template, cut after its end-of-text token."""
-    if not tokenizer.chat_template:
+    chatty = cast("Any", tokenizer)
+    if not chatty.chat_template:
         raise DataError(
             'data.template is "chat", and this tokenizer has no chat template; leave '
             "data.template out for a plain one"
@@ -262,9 +264,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Layout:
 
     def layout(prompt: str) -> tuple[str, str]:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _PLACE}]
-        prefix, place, suffix = str(
-            tokenizer.apply_chat_template(turns, tokenize=False)
-        ).rpartition(_PLACE)
+        whole = str(chatty.apply_chat_template(turns, tokenize=False))
+        prefix, place, suffix = whole.rpartition(_PLACE)
         if not place:
             raise DataError(
                 "the tokenizer's chat template does not show the assistant's words; write a "
