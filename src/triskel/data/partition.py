@@ -19,9 +19,9 @@ shards and Hsu, Qi and Brown (arXiv:1909.06335); length: SplitFT's length-based 
 import bisect
 import hashlib
 import itertools
-import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,7 +116,8 @@ def dirichlet(alpha: float, count: int, seed: int, *path: str | int) -> list[flo
     alpha gives one client everything instead of dividing zero by zero.
     """
     source = np.random.default_rng(derive(seed, *path))
-    logs = np.log(source.standard_gamma(alpha + 1, count)) + np.log(source.random(count)) / alpha
+    gamma, uniform = source.standard_gamma(alpha + 1, count), 1 - source.random(count)
+    logs = np.log(gamma) + np.log(uniform) / alpha
     mass = np.exp(logs - logs.max())
     return [float(value) for value in mass / mass.sum()]
 
@@ -156,20 +157,31 @@ def _by_kind(job: Job, train: Rows, test: Rows) -> tuple[Deal, Deal]:
     """Deal rows of each kind, label or length bin, by proportions of its own."""
     if job.partition == "length":
         edges = _edges(_characters(train))
-        kinds = [[f"{bisect.bisect(edges, n):02d}" for n in _characters(r)] for r in (train, test)]
+        kinds = [_numbers(bisect.bisect(edges, n) for n in _characters(r)) for r in (train, test)]
     else:
-        kinds = [list(train.label), list(test.label)]
+        kinds = [_numbers(rows.label) for rows in (train, test)]
     count = job.clients.count
     deals: tuple[Deal, Deal] = ([[] for _ in range(count)], [[] for _ in range(count)])
     for kind in sorted({*kinds[0], *kinds[1]}):
         path = ("partition", job.partition, kind)
         p = dirichlet(job.clients.alpha, count, job.seed, *path)
-        for part, deal in enumerate(deals):
-            members = [i for i, k in enumerate(kinds[part]) if k == kind]
-            pieces = _cut(shuffled(members, job.seed, *path, ("train", "test")[part]), p)
-            for held, piece in zip(deal, pieces, strict=True):
-                held.extend(piece)
+        for name, deal, members in zip(("train", "test"), deals, kinds, strict=True):
+            _deal(deal, shuffled(members.get(kind, ()), job.seed, *path, name), p)
     return deals
+
+
+def _deal(deal: Deal, members: Sequence[int], proportions: Sequence[float]) -> None:
+    """Add a piece of `members` to what each client holds."""
+    for held, piece in zip(deal, _cut(members, proportions), strict=True):
+        held.extend(piece)
+
+
+def _numbers(kinds: Iterable[str | int]) -> dict[str, list[int]]:
+    """Return row numbers by kind."""
+    found: dict[str, list[int]] = {}
+    for number, kind in enumerate(kinds):
+        found.setdefault(str(kind), []).append(number)
+    return found
 
 
 def _characters(rows: Rows) -> list[int]:
@@ -198,35 +210,17 @@ def _shards(job: Job, train: Rows, test: Rows) -> tuple[Deal, Deal]:
     ]
     owner = {row: k for k, held in enumerate(mine) for row in held}
     theirs: Deal = [[] for _ in range(count)]
-    by_label = train.strata("label")
-    for (label,), members in test.strata("label").items():
-        held_by = [owner[row] for row in by_label.get((label,), ())]
-        p = [held_by.count(k) / len(held_by) if held_by else 1 / count for k in range(count)]
-        dealt = _cut(shuffled(members, job.seed, *path, label, "test"), p)
-        for held, piece in zip(theirs, dealt, strict=True):
-            held.extend(piece)
+    known = _numbers(train.label)
+    for label, members in sorted(_numbers(test.label).items()):
+        held_by = Counter(owner[row] for row in known.get(label, ()))
+        total = held_by.total()
+        p = [held_by[k] / total if total else 1 / count for k in range(count)]
+        _deal(theirs, shuffled(members, job.seed, *path, label, "test"), p)
     return mine, theirs
 
 
 def _mend(deal: Deal) -> None:
     """Give every client without rows one row of the client that has most, while there are any."""
     for held in deal:
-        richest = max(deal, key=len)
-        if not held and len(richest) > 1:
+        if not held and len(richest := max(deal, key=len)) > 1:
             held.append(richest.pop())
-
-
-def skew(counts: Sequence[Sequence[int]]) -> float:
-    """Return how far clients' label counts are from the pooled ones: mean total variation, 0 to 1.
-
-    >>> skew([[5, 5], [5, 5]]), skew([[10, 0], [0, 10]])
-    (0.0, 0.5)
-    """
-    rows = [row for row in counts if sum(row)]
-    pooled = [math.fsum(column) for column in zip(*rows, strict=True)]
-    total = math.fsum(pooled)
-    distances = [
-        sum(abs(n / sum(row) - m / total) for n, m in zip(row, pooled, strict=True)) / 2
-        for row in rows
-    ]
-    return math.fsum(distances) / len(distances) if distances else 0.0

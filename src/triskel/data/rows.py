@@ -1,7 +1,7 @@
 """Texts as columns of equal length, before they are tokens."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 
@@ -24,13 +24,23 @@ class Rows:
     group: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        lengths = {len(column) for column in self._columns() if column}
+        lengths = {len(column) for column in self.columns().values() if column}
         if len(lengths) > 1:
             raise ValueError(f"columns must be equally long or empty, got {sorted(lengths)} rows")
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return max(map(len, self._columns()))
+        return max(map(len, self.columns().values()))
+
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Return every column by name, empty ones included."""
+        return {
+            "text": self.text,
+            "label": self.label,
+            "prompt": self.prompt,
+            "response": self.response,
+            "group": self.group,
+        }
 
     def take(self, indices: Iterable[int]) -> Self:
         """Return the named rows, in the order named.
@@ -39,15 +49,13 @@ class Rows:
         ('c', 'a')
         """
         chosen = list(indices)
-        text, label, prompt, response, group = (
-            tuple(column[i] for i in chosen) if column else () for column in self._columns()
+        return replace(
+            self,
+            **{
+                name: tuple(column[i] for i in chosen) if column else ()
+                for name, column in self.columns().items()
+            },
         )
-        return type(self)(text=text, label=label, prompt=prompt, response=response, group=group)
-
-    def without(self, *names: str) -> Self:
-        """Return the same rows with the named columns emptied."""
-        kept = {name: column for name, column in self._named() if name not in names}
-        return type(self)(**kept)
 
     def strata(self, *names: str) -> dict[tuple[str, ...], list[int]]:
         """Return row numbers by their values in the named columns, sorted by value.
@@ -57,30 +65,20 @@ class Rows:
         >>> Rows(text=("a", "b", "c"), label=("x", "y", "x")).strata("label")
         {('x',): [0, 2], ('y',): [1]}
         """
-        named = dict(self._named())
-        columns = [named[name] or ("",) * len(self) for name in names]
+        columns = [self.columns()[name] or ("",) * len(self) for name in names]
         found: dict[tuple[str, ...], list[int]] = {}
-        for number in range(len(self)):
-            found.setdefault(tuple(column[number] for column in columns), []).append(number)
+        for number, key in enumerate(zip(*columns, strict=True)):
+            found.setdefault(key, []).append(number)
         return dict(sorted(found.items()))
-
-    def _columns(self) -> tuple[tuple[str, ...], ...]:
-        return (self.text, self.label, self.prompt, self.response, self.group)
-
-    def _named(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        yield from zip(
-            ("text", "label", "prompt", "response", "group"), self._columns(), strict=True
-        )
 
 
 def join(parts: Sequence[Rows]) -> Rows:
     """Return all rows of `parts` in order; each part must use the same columns."""
     return Rows(
-        text=tuple(value for part in parts for value in part.text),
-        label=tuple(value for part in parts for value in part.label),
-        prompt=tuple(value for part in parts for value in part.prompt),
-        response=tuple(value for part in parts for value in part.response),
-        group=tuple(value for part in parts for value in part.group),
+        **{
+            name: tuple(value for part in parts for value in part.columns()[name])
+            for name in Rows().columns()
+        }
     )
 
 

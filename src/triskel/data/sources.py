@@ -7,7 +7,8 @@ training rows. Source `clients` must be given `data.classes`, since no party see
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -66,17 +67,24 @@ def columns_of(job: Job, *, labelled: bool) -> Mapping[Role, str]:
 
 
 def _refuse_unused(job: Job) -> None:
+    """Refuse keys that this source or task would leave unread."""
     data = job.data
-    if data.source == "opinions" and (data.train or data.test or data.hub):
-        raise DataError(
-            'data.train, data.test and data.hub are not read when data.source is "opinions"; set '
-            'data.source to "csv", "jsonl", "parquet", "clients" or "hub"'
-        )
-    if data.template and not (data.task == "causal" and data.prompt):
-        raise DataError(
-            "data.template is only used for causal tasks with data.prompt and data.response; "
-            "leave it out"
-        )
+    source = f'when data.source is "{data.source}"'
+    pairs = data.task == "causal" and bool(data.prompt)
+    for key, value, used, why in (
+        ("data.train", data.train, data.source != "opinions", source),
+        ("data.test", data.test, data.source != "opinions", source),
+        ("data.hub", data.hub, data.source == "hub", source),
+        ("data.config", data.config, data.source == "hub", source),
+        ("clients.by", job.clients.by, data.source != "clients", source),
+        ("data.text", data.text, not pairs, "beside data.prompt and data.response"),
+        ("data.prompt", data.prompt, data.task == "causal", "for a classify task"),
+        ("data.response", data.response, data.task == "causal", "for a classify task"),
+        ("data.template", data.template, pairs, "without data.prompt and data.response"),
+        ("data.classes", data.classes, data.task == "classify", "for a causal task"),
+    ):
+        if value and not used:
+            raise DataError(f"{key} is given and is not read {why}; leave it out, or change that")
     if data.source == "clients" and data.task == "classify" and not data.classes:
         raise DataError(
             'data.classes must list the labels when data.source is "clients", because no party '
@@ -92,6 +100,12 @@ def _local(job: Job) -> tuple[Rows, Rows | None]:
         return select(load(file), wanted, where="the opinions asset"), None
 
     def rows(name: str) -> Rows:
+        named = FORMATS.get(Path(name).suffix.lower(), data.source)
+        if named != data.source:
+            raise DataError(
+                f'data file {name} is named like {named} and data.source is "{data.source}"; '
+                "change one of them"
+            )
         return select(load(Path(name), data.source), wanted, where=f"data file {name}")
 
     return rows(data.train), rows(data.test) if data.test else None
@@ -101,11 +115,16 @@ def _local(job: Job) -> tuple[Rows, Rows | None]:
 
 
 def _hub(job: Job, split: str) -> Rows:
+    return _hub_rows(job, split, columns_of(job, labelled=True))
+
+
+def _hub_rows(job: Job, split: str, wanted: Mapping[Role, str]) -> Rows:
     where = f"dataset {job.data.hub} split {split}"
-    return select(_hub_columns(job, split), columns_of(job, labelled=True), where=where)
+    return select(_hub_columns(job, split, set(wanted.values())), wanted, where=where)
 
 
-def _hub_columns(job: Job, split: str) -> Columns:
+def _hub_columns(job: Job, split: str, wanted: Collection[str]) -> Columns:
+    """Return the wanted columns of a split; of the others, only their names."""
     data = job.data
     datasets = cast("Any", import_module("datasets"))  # untyped, slow to import, seldom needed
     failures = (datasets.exceptions.DatasetsError, OSError, ValueError)
@@ -126,6 +145,8 @@ def _hub_columns(job: Job, split: str) -> Columns:
             datasets.enable_progress_bars()
     return {
         name: _named(list(table[name]), getattr(table.features[name], "names", None))
+        if name in wanted
+        else ()
         for name in table.column_names
     }
 
@@ -199,8 +220,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _own(path: Path, wanted: Mapping[Role, str], name: str) -> Rows:
     rows = select(load(path), wanted, where=f"data file {path}")
-    columns = {"text": rows.text, "label": rows.label, "prompt": rows.prompt}
-    return Rows(**columns, response=rows.response, group=(name,) * len(rows))
+    return replace(rows, group=(name,) * len(rows))
 
 
 # --- Classes and the public set ---------------------------------------------------------------
@@ -244,8 +264,7 @@ def _public(job: Job) -> Rows | None:
         return None
     wanted = columns_of(job, labelled=False)
     if data.source == "hub" and not Path(data.public).exists():
-        where = f"dataset {data.hub} split {data.public}"
-        rows = select(_hub_columns(job, data.public), wanted, where=where)
+        rows = _hub_rows(job, data.public, wanted)
     else:
         fallback = data.source if data.source in {"csv", "jsonl", "parquet"} else None
         rows = select(load(Path(data.public), fallback), wanted, where=f"data file {data.public}")

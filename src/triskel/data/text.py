@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -165,7 +166,7 @@ def _blank(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _labels(rows: Rows, classes: Sequence[str]) -> Tensor:
+def _labels(rows: Rows, classes: Sequence[str]) -> Int[Tensor, " rows"]:
     if not rows.label:
         return torch.full((len(rows),), -1)
     index = {name: number for number, name in enumerate(classes)}
