@@ -19,7 +19,7 @@ from triskel.codec.protocol import Codec
 from triskel.codec.quantise import Int4, Int8
 from triskel.errors import CodecError, MessageError
 from triskel.job import CodecName
-from triskel.message import DTYPE_NAMES, DTYPES, check_section
+from triskel.message import DTYPE_NAMES, DTYPES, check_section, show
 from triskel.types import Fact, Message, Section, Tensors
 
 __all__ = ["CODECS", "Codec", "decode", "encode"]
@@ -90,10 +90,14 @@ def _decode(name: str, section: Section) -> Section:
             raise MessageError(f"section {name!r} carries the unknown codec {codec!r}")
         try:
             tensors, _ = known.decode(section.tensors, own, {})
-            tensors = _restore(tensors, own.get("dtype"))
+            if codec != "raw":
+                tensors = _restore(tensors, own.get("dtype"))
         except MessageError as error:
             raise MessageError(f"section {name!r}, codec {codec}: {error}") from error
         section = replace(section, tensors=tensors, facts=kept, codec=tuple(before))
+    for left in (*section.tensors, *section.facts):
+        if ":" in left:
+            raise MessageError(f"section {name!r}: {left!r} belongs to no codec it carries")
     check_section(name, section)
     return section
 
@@ -104,16 +108,14 @@ def _owner(fact: str) -> str:
 
 def _restore(tensors: Tensors, dtype: Fact) -> Tensors:
     floats = [n for n, x in tensors.items() if x.is_floating_point()]
-    if dtype is None:
-        return tensors
-    names = [dtype] * len(floats) if isinstance(dtype, str) else dtype
+    names = [dtype] * len(floats) if isinstance(dtype, str) else dtype or []
     if not isinstance(names, Sequence) or len(names) != len(floats):
-        raise MessageError(f"fact 'dtype' must name {len(floats)} dtypes, got {dtype!r}")
+        raise MessageError(f"fact 'dtype' must name {len(floats)} dtypes, got {show(dtype)}")
     restored = dict(tensors)
     for name, wanted in zip(floats, names, strict=True):
         to = DTYPES.get(wanted) if isinstance(wanted, str) else None
         if to is None or not to.is_floating_point:
-            raise MessageError(f"fact 'dtype' must name float dtypes, got {wanted!r}")
+            raise MessageError(f"fact 'dtype' must name float dtypes, got {show(wanted)}")
         restored[name] = _within(tensors[name], to)
     return restored
 

@@ -82,6 +82,9 @@ class _Place:
     begin: int
     end: int
 
+    def __str__(self) -> str:
+        return f"section {self.section!r}, tensor {self.tensor!r}"
+
 
 def pack(message: Message) -> bytes:
     """Return the message as bytes that `unpack` accepts.
@@ -180,12 +183,12 @@ def _layout(sections: Mapping[str, Entry]) -> tuple[bytes, list[_Place]]:
 
 
 def _bytes_of(x: Tensor, place: _Place) -> memoryview:
-    where = f"section {place.section!r}, tensor {place.tensor!r}"
-    if x.device.type != "cpu" or x.layout != torch.strided:
-        raise MessageError(f"{where} is {x.layout} on {x.device}; send a plain tensor on the CPU")
-    if not is_finite(x):
-        raise MessageError(f"{where} holds NaN or infinity; nothing after it would be a number")
     flat = x.detach().reshape(-1)
+    if not is_finite(flat):
+        raise MessageError(
+            f"{place} holds NaN or infinity, which would spoil every sum it enters; "
+            "look for what made it, or leave this client's round out"
+        )
     if x.dtype == torch.bool:
         return np.packbits(flat.numpy(), bitorder="little").data
     return flat.contiguous().view(torch.uint8).numpy().data
@@ -197,18 +200,17 @@ def _tensor(
     dtype: torch.dtype,
     shape: tuple[int, ...],
 ) -> Tensor:
-    where = f"section {place.section!r}, tensor {place.tensor!r}"
     own = whole[place.begin : place.end].copy()
     if dtype != torch.bool:
         x = _from_numpy(own).view(dtype).reshape(shape)
         if not is_finite(x):
-            raise MessageError(f"{where} holds NaN or infinity")
+            raise MessageError(f"{place} holds NaN or infinity; leave this peer's round out")
         return x
     entries = math.prod(shape)
-    bits = np.unpackbits(own, bitorder="little")
-    if bits[entries:].any():
-        raise MessageError(f"{where} has bits set past its {entries} entries")
-    return _from_numpy(bits[:entries].copy()).view(torch.bool).reshape(shape)
+    if entries % 8 and own[-1] >> entries % 8:
+        raise MessageError(f"{place} has bits set past its {entries} entries")
+    bits = np.unpackbits(own, count=entries, bitorder="little")
+    return _from_numpy(bits).view(torch.bool).reshape(shape)
 
 
 def _from_numpy(own: Bytes) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, cast, get_args
 
+import torch
+
 from triskel.errors import LimitError, MessageError
 from triskel.job import CodecName
 from triskel.message.dtypes import DTYPE_NAMES, DTYPES, show
@@ -123,7 +125,18 @@ def parse(text: bytes) -> object:
 
 
 def header_of(message: Message) -> dict[str, object]:
-    """Return the header of a message as JSON values, unchecked."""
+    """Return the header of a message as JSON values, unchecked.
+
+    Raises:
+        MessageError: A tensor is not a plain one on the CPU.
+    """
+    for name, section in message.sections.items():
+        for tensor, x in section.tensors.items():
+            if x.device.type != "cpu" or x.layout != torch.strided:
+                raise MessageError(
+                    f"section {name!r}, tensor {tensor!r} is {x.layout} on {x.device}; "
+                    "send a plain tensor on the CPU"
+                )
     return {
         "kind": message.kind,
         "topic": message.topic,
