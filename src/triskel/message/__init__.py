@@ -7,7 +7,6 @@ that are there: a refusal costs a bounded amount of memory.
 """
 
 import json
-import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -200,21 +199,21 @@ def _tensor(
     dtype: torch.dtype,
     shape: tuple[int, ...],
 ) -> Tensor:
-    own = whole[place.begin : place.end].copy()
-    if dtype != torch.bool:
-        x = _from_numpy(own).view(dtype).reshape(shape)
-        if not is_finite(x):
-            raise MessageError(f"{place} holds NaN or infinity; leave this peer's round out")
+    there = whole[place.begin : place.end]
+    x = torch.empty(shape, dtype=dtype)
+    own = x.reshape(-1).view(torch.uint8).numpy()  # the same memory
+    if dtype == torch.bool:
+        if x.numel() % 8 and there[-1] >> x.numel() % 8:
+            raise MessageError(f"{place} has bits set past its {x.numel()} entries")
+        own[:] = np.unpackbits(there, count=x.numel(), bitorder="little")
         return x
-    entries = math.prod(shape)
-    if entries % 8 and own[-1] >> entries % 8:
-        raise MessageError(f"{place} has bits set past its {entries} entries")
-    bits = np.unpackbits(own, count=entries, bitorder="little")
-    return _from_numpy(bits).view(torch.bool).reshape(shape)
+    own[:] = there
+    if not is_finite(x):
+        raise MessageError(f"{place} holds NaN or infinity; leave this peer's round out")
+    return x
 
 
-def _from_numpy(own: Bytes) -> Tensor:
-    return torch.from_numpy(own)  # pyright: ignore[reportUnknownMemberType]  torch leaves it untyped
+# --- The prefix and the header ----------------------------------------------------------------
 
 
 def _inflate(data: bytes | bytearray) -> tuple[bytes, int]:
