@@ -106,7 +106,7 @@ def ask(
         return "", ""
     ids, scored = examples.ids[0], examples.scored[0]
     assert not scored[0]
-    return tokenizer.decode(ids.tolist()), tokenizer.decode(ids[scored].tolist())
+    return str(tokenizer.decode(ids.tolist())), str(tokenizer.decode(ids[scored].tolist()))
 
 
 # --- classify ---------------------------------------------------------------------------------
@@ -275,7 +275,9 @@ def test_running_text_is_scored_after_its_first_token() -> None:
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
     class Slow(PreTrainedTokenizerFast):
-        is_fast = False
+        @property
+        def is_fast(self) -> bool:
+            return False
 
     with pytest.raises(DataError, match="a slow tokenizer lacks"):
         ask("a", "b", Slow(tokenizer_object=pieces().backend_tokenizer))

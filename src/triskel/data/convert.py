@@ -79,7 +79,9 @@ def gguf_model(packed: Path, into: Path) -> None:
 
 
 def _ratings(path: Path, silo: str) -> Iterator[list[str]]:
-    for line in path.read_bytes().decode("utf-8").splitlines():
+    for line in path.read_bytes().decode("utf-8").split("\r\n"):
+        if not line:
+            continue
         number, rating, text = line.split("\t")
         mean = float(rating)
         label = "negative" if mean < -NEUTRAL else "positive" if mean > NEUTRAL else "neutral"

@@ -116,8 +116,8 @@ def _reason(stderr: str) -> str:
     """Return the one line of pip's complaint that says most."""
     if "No module named pip" in stderr:
         return f"{sys.executable} has no pip (`python -m ensurepip` adds it)"
-    if re.search(r"NewConnectionError|Failed to establish|Name or service|resolve", stderr):
-        return "the package index cannot be reached"
+    if re.search(r"Retrying|connection|from versions: none", stderr):
+        return "the package index cannot be reached, or does not have it"
     if "DO NOT MATCH THE HASHES" in stderr:
         return "the index serves other bytes than the pinned ones"
     lines = [line for line in stderr.splitlines() if line.startswith("ERROR:")]
