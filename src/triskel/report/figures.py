@@ -7,21 +7,23 @@ Positions on category axes are numbers and the names are tick texts, so that a c
 import math
 from collections.abc import Mapping
 
+from triskel.report import units
 from triskel.report.holdings import labels
 from triskel.report.links import LINKS, wait
 from triskel.report.marks import (
     COLOURS,
     GREYS,
+    KEY,
     LINES,
     MARKERS,
     PATTERNS,
     Json,
     canvas,
+    titled,
 )
 from triskel.report.markup import Figure, label
 from triskel.report.result import Baseline, ModeRun, Result, Round, final
 from triskel.report.tables import flops_each
-from triskel.report.units import perplexity, score
 from triskel.report.words import NAMES, named
 
 BARS = 12
@@ -50,13 +52,13 @@ def by_round(result: Result) -> Figure:
         points = [(float(one.number), _mark(result, one)) for one in run.rounds]
         data += _curve(run.name, points, "round %{x}")
     xaxis = {
-        "title": {"text": "round"},
+        "title": titled("round"),
         "range": [0.7, last + 0.3],
         "dtick": max(1, last // 10),
         "tick0": 1,
     }
     data += _floors(result, (0.7, last + 0.3)) if data else []
-    return canvas(data, xaxis=xaxis, yaxis=_quality_axis(result))
+    return canvas(data, xaxis=xaxis, yaxis=_quality_axis(result), legend=False, height=300)
 
 
 def by_bytes(result: Result) -> Figure:
@@ -81,14 +83,14 @@ def by_bytes(result: Result) -> Figure:
     low, high = min(edges) / 2, max(edges) * 2
     data += _floors(result, (low, high))
     xaxis = {
-        "title": {"text": "bytes per client so far, up and down"},
+        "title": titled("bytes per client so far, up and down"),
         "type": "log",
         "range": [math.log10(low), math.log10(high)],
         "tickformat": "~s",
         "ticksuffix": "B",
         "dtick": 1,
     }
-    return canvas(data, xaxis=xaxis, yaxis=_quality_axis(result))
+    return canvas(data, xaxis=xaxis, yaxis=_quality_axis(result), legend=False, height=300)
 
 
 def per_client(result: Result) -> Figure:
@@ -100,10 +102,12 @@ def per_client(result: Result) -> Figure:
     series += [(run.name, COLOURS[run.name], _accuracies(run)) for run in result.modes.values()]
     series = [one for one in series if one[2]]
     clients = [c for c in result.clients if any(c in values for _, _, values in series)]
-    yaxis = {"title": {"text": "accuracy"}, "range": [0, 1], "tickformat": ".1f"}
+    yaxis = {"title": titled("accuracy"), "range": [0, 1], "tickformat": ".1f"}
     if len(clients) > BARS:
         spread = [_spread(name, colour, values) for name, colour, values in series]
-        return canvas(spread, xaxis={"type": "category"}, yaxis=yaxis, legend=False)
+        return canvas(
+            spread, xaxis={"type": "category", "showgrid": False}, yaxis=yaxis, legend=False
+        )
     data = [
         {
             "type": "bar",
@@ -115,7 +119,11 @@ def per_client(result: Result) -> Figure:
         }
         for name, colour, values in series
     ]
-    xaxis = {"tickvals": list(range(len(clients))), "ticktext": [label(c) for c in clients]}
+    xaxis = {
+        "showgrid": False,
+        "tickvals": list(range(len(clients))),
+        "ticktext": [label(c) for c in clients],
+    }
     return canvas(data, xaxis=xaxis, yaxis=yaxis, barmode="group", bargap=0.25)
 
 
@@ -125,64 +133,74 @@ def bars(result: Result, what: str) -> Figure:
     for run in result.modes.values():
         value = flops_each(run) if what == "compute" else run.total.peak_bytes
         if value is not None:
-            values[run.name] = value / 1e9
-    unit, title = ("GFLOPs", "GFLOPs per client") if what == "compute" else ("GB", "GB at the peak")
-    names = list(values)
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "y": names,
-            "x": list(values.values()),
-            "marker": {"color": [COLOURS[name] for name in names]},
-            "texttemplate": "%{x:,.3~g}" if what == "memory" else "%{x:,.3~s}",
-            "textposition": "outside",
-            "cliponaxis": False,
-            "hovertemplate": f"%{{y}}: %{{x:,.5~g}} {unit}<extra></extra>",
-        }
+            values[run.name] = value
+    written = [
+        f"{units.gflops(value)} GFLOPs" if what == "compute" else units.size(value)
+        for value in values.values()
     ]
-    top = max(values.values(), default=0.0) or 1.0
+    places = list(range(len(values)))
+    bar: Json = {
+        "type": "bar",
+        "orientation": "h",
+        "y": places,
+        "x": list(values.values()),
+        "marker": {"color": [COLOURS[name] for name in values]},
+        "hovertext": written,
+        "hoverinfo": "text",
+    }
+    named_values = zip(values, written, strict=True)
     return canvas(
-        data if names else [],
-        xaxis={"title": {"text": title}, "range": [0, top * 1.18], "nticks": 6},
-        yaxis={"type": "category", "autorange": "reversed"},
+        [bar] if values else [],
+        xaxis={"rangemode": "tozero", "showticklabels": False, "showgrid": False},
+        yaxis={
+            "tickvals": places,
+            "ticktext": [f"{name}<br>{value}" for name, value in named_values],
+            "range": [len(values) - 0.5, -0.5],
+            "showgrid": False,
+        },
         legend=False,
-        height=80 + 44 * len(names),
+        height=24 + 48 * len(values),
+        bargap=0.25,
     )
 
 
 def link_times(result: Result) -> Figure:
     """Return the time on each stated link, split into computing, sending and waiting."""
-    found = [
-        (link.name, run.name, one)
-        for link in LINKS
-        for run in result.modes.values()
-        if (one := wait(run, link)) is not None
-    ]
     data: list[Json] = []
-    places = [[link for link, _, _ in found], [mode for _, mode, _ in found]]
-    for part, pattern in PATTERNS.items() if found else ():
-        seconds = [
-            {"computing": w.compute, "sending": w.transfer}.get(part, w.delay) for _, _, w in found
-        ]
-        shape: Json = {"shape": pattern, "fgcolor": "#ffffff", "solidity": 0.35, "size": 6}
-        bar: Json = {"type": "bar", "orientation": "h", "name": part, "legendgroup": part}
-        colours = [COLOURS[mode] for _, mode, _ in found]
-        key: Json = {
-            "marker": {"color": "#7d848d", "pattern": shape},
-            "x": [0],
-            "hoverinfo": "skip",
+    for part, pattern in PATTERNS.items():
+        shape: Json = {
+            "shape": pattern,
+            "fillmode": "overlay",
+            "fgcolor": "#ffffff",
+            "solidity": 0.4,
+            "size": 6,
         }
-        data.append(bar | key | {"y": [places[0][:1], places[1][:1]]})
-        hover = f"%{{y}}<br>{part} %{{x:,.3~g}} s<extra></extra>"
-        mine: Json = {"marker": {"color": colours, "pattern": shape}, "showlegend": False}
-        data.append(bar | mine | {"y": places, "x": seconds, "hovertemplate": hover})
+        bar: Json = {"type": "bar", "orientation": "h", "name": part, "legendgroup": part}
+        for run in result.modes.values():
+            found = {link.name: one for link in LINKS if (one := wait(run, link)) is not None}
+            seconds = [
+                {"computing": one.compute, "sending": one.transfer}.get(part, one.delay)
+                for one in found.values()
+            ]
+            if not found:
+                continue
+            mine: Json = {
+                "y": [list(found), [run.name] * len(found)],
+                "x": seconds,
+                "marker": {"color": COLOURS[run.name], "pattern": shape},
+                "showlegend": False,
+                "hovertemplate": f"%{{y}}<br>{part} %{{x:,.3~g}} s<extra></extra>",
+            }
+            if not any(other["name"] == part for other in data):
+                key = {"y": [[LINKS[0].name], [run.name]], "x": [0], "hoverinfo": "skip"}
+                data.append(bar | key | {"marker": {"color": KEY, "pattern": shape}})
+            data.append(bar | mine)
     return canvas(
         data,
-        xaxis={"title": {"text": "seconds"}, "rangemode": "tozero", "nticks": 6},
-        yaxis={"type": "multicategory", "autorange": "reversed"},
+        xaxis={"title": titled("seconds"), "rangemode": "tozero", "nticks": 6},
+        yaxis={"type": "multicategory", "showgrid": False, "autorange": "reversed"},
         barmode="stack",
-        height=110 + 30 * len(found),
+        height=110 + 30 * len(LINKS) * len(result.modes),
     )
 
 
@@ -217,16 +235,15 @@ def _floors(result: Result, ends: tuple[float, float]) -> list[Json]:
         value = final(base).perplexity if result.causal else final(base).accuracy
         if value is None:
             continue
-        shown = perplexity(value) if result.causal else score(value, 2)
         lines.append(
             {
                 "type": "scatter",
                 "mode": "lines",
-                "name": f"{label(named(base))} {shown}",
+                "name": label(named(base), 40),
                 "x": list(ends),
                 "y": [value, value],
                 "line": {"color": GREYS[base.name], "width": 1.5, "dash": LINES[base.name]},
-                "hoverinfo": "name",
+                "hoverinfo": "name+y",
             }
         )
     return lines
@@ -234,8 +251,8 @@ def _floors(result: Result, ends: tuple[float, float]) -> list[Json]:
 
 def _quality_axis(result: Result) -> Json:
     if result.causal:
-        return {"title": {"text": "perplexity (lower is better)"}}
-    return {"title": {"text": "accuracy"}, "tickformat": ".2f"}
+        return {"title": titled("perplexity (lower is better)")}
+    return {"title": titled("accuracy"), "tickformat": ".2f"}
 
 
 def _accuracies(run: Baseline | ModeRun) -> dict[str, float]:

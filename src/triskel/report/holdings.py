@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from triskel.report.marks import LABELS, OTHER, Json, canvas
+from triskel.report.marks import LABELS, OTHER, Json, canvas, titled
 from triskel.report.markup import Figure, label
 from triskel.report.result import Result
 
@@ -14,6 +14,8 @@ def labels(result: Result) -> Figure:
     """Return the training examples of each client, stacked by label."""
     holdings = result.holdings
     order = list(holdings)
+    if not order:
+        return canvas([])
     many = len(order) > ROWS
     if many:
         order.sort(key=lambda c: -holdings[c].train)
@@ -37,20 +39,32 @@ def labels(result: Result) -> Figure:
                 **across,
             }
         )
-    amount: Json = {"title": {"text": "training examples"}, "nticks": 6}
+    amount: Json = {"title": titled("training examples"), "nticks": 6}
     if many:
         names: Json = {
-            "title": {"text": f"{len(order)} clients, largest first"},
+            "title": titled(f"{len(order)} clients, largest first"),
             "showticklabels": False,
+            "showgrid": False,
         }
-        return canvas(data, xaxis=names, yaxis=amount, barmode="stack", bargap=0.1)
+        return canvas(
+            data, xaxis=names, yaxis=amount, barmode="stack", bargap=0.1, legend=len(counts) > 1
+        )
     names = {
+        "showgrid": False,
         "tickvals": list(range(len(order))),
         "ticktext": [label(c) for c in order],
         "range": [len(order) - 0.4, -0.6],
     }
     height = 120 + 30 * len(order)
-    return canvas(data, xaxis=amount, yaxis=names, barmode="stack", bargap=0.3, height=height)
+    return canvas(
+        data,
+        xaxis=amount,
+        yaxis=names,
+        barmode="stack",
+        bargap=0.3,
+        height=height,
+        legend=len(counts) > 1,
+    )
 
 
 def shown_labels(result: Result) -> dict[str, Mapping[str, int]]:

@@ -17,7 +17,13 @@ LINES = {"base": "dot", "local": "dashdot", "central": "dash"}
 GREYS = {"base": "#9aa0a8", "local": "#7d848d", "central": "#4d5560"}
 LABELS = ("#332288", "#CC6677", "#DDCC77", "#88CCEE", "#AA4499", "#999933", "#882255")
 OTHER = "#c4c8ce"
+KEY = "#7d848d"
 PATTERNS = {"computing": "", "sending": "/", "waiting for messages": "."}
+
+
+def titled(words: str) -> Json:
+    """Return an axis title."""
+    return {"text": words, "font": {"size": 12.5}}
 
 
 def canvas(
@@ -30,14 +36,26 @@ def canvas(
     **layout: object,
 ) -> Figure:
     """Return a figure; `xaxis` and `yaxis` go over the common ones, `layout` over the rest."""
-    grid: Json = {"automargin": True, "zeroline": False, "fixedrange": True, "gridcolor": "#e3e6ea"}
+    grid: Json = {
+        "automargin": True,
+        "ticklabelstandoff": 4,
+        "zeroline": False,
+        "fixedrange": True,
+        "gridcolor": "#e3e6ea",
+    }
     base: Json = {
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1d2127"},
+        "font": {"family": "system-ui, sans-serif", "size": 12.5, "color": "#1d2127"},
         "margin": {"l": 8, "r": 14, "t": 8, "b": 8},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "showlegend": legend,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
         "hovermode": "closest",
         "height": height,
         "xaxis": grid | (xaxis or {}),

@@ -1,9 +1,12 @@
 """Text into HTML and into Plotly: whatever comes from data is escaped here and nowhere else."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+UNIT = re.compile(r"(\d) (%|B\b|[kMGT]B\b|s\b|ms\b|min\b|h\b|of \d)")
 
 Figure = Mapping[str, Any]
 """A Plotly figure as plain JSON: `data`, `layout` and our own `height`."""
@@ -18,15 +21,32 @@ def text(value: object) -> str:
     return escape(str(value), quote=True)
 
 
+def bound(sentence: str) -> str:
+    r"""Escape a sentence, and keep a number and its unit on one line.
+
+    >>> bound("150 MB up, 98 % of it")
+    '150\xa0MB up, 98\xa0% of it'
+    """
+    return UNIT.sub("\\1\N{NO-BREAK SPACE}\\2", text(sentence))
+
+
+def shortened(value: object, limit: int = 40) -> str:
+    """Return a name on one line, cut when it is too long to lay out; not escaped yet.
+
+    >>> shortened(" a  b "), shortened("x" * 50, 5), shortened("")
+    ('a b', 'xxxx…', '(empty)')
+    """
+    flat = " ".join(str(value).split()) or "(empty)"
+    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
+
+
 def label(value: object, limit: int = 28) -> str:
     """Escape a value for Plotly, which reads tags in every text, and shorten it.
 
     >>> label("<i>shop</i>"), label("x" * 40, 5)
     ('&lt;i&gt;shop&lt;/i&gt;', 'xxxx…')
     """
-    flat = " ".join(str(value).split()) or "(empty)"
-    short = flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
-    return escape(short, quote=False)
+    return escape(shortened(value, limit), quote=False)
 
 
 def script_json(value: object) -> str:
@@ -50,16 +70,21 @@ def table(caption: str, head: Sequence[str], body: Iterable[Sequence[str]]) -> s
 
     The caption is for readers who cannot see the place it stands in.
     """
-    columns = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
+    columns = "".join(f'<th scope="col">{text(shortened(name))}</th>' for name in head)
     lines = "".join(
-        f'<tr><th scope="row">{text(first)}</th>{"".join(cell(c) for c in rest)}</tr>'
-        for first, *rest in body
+        f"<tr>{_naming(first)}{''.join(cell(c) for c in rest)}</tr>" for first, *rest in body
     )
     return scrolling(
         caption,
         f'<table><caption class="unseen">{text(caption)}</caption><thead><tr>{columns}</tr></thead>'
         f"<tbody>{lines}</tbody></table>",
     )
+
+
+def _naming(name: str) -> str:
+    short = shortened(name, 60)
+    hint = f' title="{text(name)}"' if short != name else ""
+    return f'<th scope="row"{hint}>{text(short)}</th>'
 
 
 def scrolling(caption: str, inside: str) -> str:

@@ -62,21 +62,21 @@ def render(result: Mapping[str, Any]) -> str:
     seen = read(result)
     drawn = draw(seen)
     parts = (
-        ("found", "What came out", sections.found(seen)),
-        ("measured", "The three metrics", sections.measured(seen)),
-        ("training", "Learning curves", sections.training(seen, drawn)),
-        ("clients", "Who should join", sections.clients(seen, drawn)),
-        ("costs", "Computation and time", particulars.costs(seen, drawn)),
-        ("leaving", "What left each client", particulars.leaving(seen)),
-        ("data", "Who holds what", particulars.data(seen, drawn)),
-        ("again", "The job, and how to run it again", particulars.again(seen)),
+        ("found", "Result", "What came out", sections.found(seen)),
+        ("measured", "Metrics", "The three metrics", sections.measured(seen)),
+        ("training", "Learning", "Learning curves", sections.training(seen, drawn)),
+        ("clients", "Clients", "Who should join", sections.clients(seen, drawn)),
+        ("costs", "Cost", "Computation and time", particulars.costs(seen, drawn)),
+        ("leaving", "Privacy", "What left each client", particulars.leaving(seen)),
+        ("data", "Data", "Who holds what", particulars.data(seen, drawn)),
+        ("again", "Job", "The job, and how to run it again", particulars.again(seen)),
     )
     body = "".join(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>'
         f"{inside}</section>"
-        for name, title, inside in parts
+        for name, _, title, inside in parts
     )
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in parts)
+    links = "".join(f'<a href="#{name}">{short}</a>' for name, short, _, _ in parts)
     name = text(seen.job.get("name") or "run")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -63,7 +63,8 @@ def data(result: Result, drawn: Drawn) -> str:
         note += f"Beside these, {result.public:,} public texts that everybody may see."
     total = sum(held.train for held in result.holdings.values())
     alt = f"Training examples per client and label: {len(order)} clients, {total:,} examples."
-    drawing = figure("labels", "Training examples by label", alt) if "labels" in drawn else ""
+    title = "Training examples by label" if len(counts) > 1 else "Training examples"
+    drawing = figure("labels", title, alt) if "labels" in drawn else ""
     return (
         drawing
         + table("Examples of each client", columns, body)
@@ -78,8 +79,9 @@ def again(result: Result) -> str:
     job = _without_none(result.job)
     seed = int(job.get("seed", 0)) + 1 if isinstance(job.get("seed", 0), int) else 1
     steps = (
-        f"triskel {command} job.toml               # this run again\n"
-        f"triskel {command} job.toml --set seed={seed}  # the same question, other random choices"
+        f"# this run again\ntriskel {command} job.toml\n\n"
+        f"# the same question with other random choices\ntriskel {command} job.toml "
+        f"--set seed={seed}"
     )
     env = [(str(k).replace("_", " "), _plain(k, v)) for k, v in result.environment.items()]
     where = table("Where it ran", ("What", "Value"), env).replace(
@@ -150,7 +152,7 @@ def _leaving_one(result: Result, run: ModeRun) -> str:
     codec = f"up {wire.get('up', 'fp32')}, down {wire.get('down', 'fp32')}"
     note = f"Mean per client, all rounds, as 4-byte numbers before the codec ({codec})."
     return (
-        f'<div class="{run.name}"><h3><span class="swatch"></span>{run.name}</h3>'
+        f'<div class="crossed {run.name}"><h3><span class="swatch"></span>{run.name}</h3>'
         f"{whole if lines else '<p>No traffic was recorded.</p>'}"
         '<div class="stays"><p><strong>Stays with the client:</strong> '
         f"{text(kept(run.name, job))}.</p>"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from triskel.report import units
 from triskel.report.figures import BARS
-from triskel.report.markup import Figure, cell, figure, scrolling, table, text
-from triskel.report.result import ModeRun, Result, Score
+from triskel.report.markup import Figure, bound, cell, figure, scrolling, table, text
+from triskel.report.result import ModeRun, Result, Score, final
 from triskel.report.tables import Row, headings, rows
-from triskel.report.words import GLOSS, NAMES, gains, judged, ranked, verdict
+from triskel.report.words import GLOSS, NAMES, gains, judged, named, ranked, verdict
 
 LIMIT = 20
 """Up to how many clients a table names them one by one."""
@@ -27,7 +27,7 @@ Drawn = Mapping[str, Figure]
 def found(result: Result) -> str:
     """Return the verdict and one card per mode."""
     first, *rest = verdict(result)
-    points = "".join(f"<li>{text(line)}</li>" for line in rest)
+    points = "".join(f"<li>{bound(line)}</li>" for line in rest)
     by_name = {row.name: row for row in rows(result)}
     cards = [_card(result, by_name[name]) for name in result.modes]
     cards += [
@@ -35,7 +35,7 @@ def found(result: Result) -> str:
         for name, why in result.skipped.items()
     ]
     return (
-        f'<p class="lead">{text(first)}</p><ul class="rest">{points}</ul>'
+        f'<p class="lead">{bound(first)}</p><ul class="rest">{points}</ul>'
         f'<div class="cards">{"".join(cards)}</div>'
     )
 
@@ -77,7 +77,7 @@ def training(result: Result, drawn: Drawn) -> str:
     parts = [figure(n, t, alt, numbers=numbers) for n, t, alt in places if n in drawn]
     if not parts:
         return '<p class="note">No round was evaluated.</p>'
-    return f'<div class="pair">{"".join(parts)}</div>'
+    return f'{_keys(result)}<div class="pair">{"".join(parts)}</div>'
 
 
 def clients(result: Result, drawn: Drawn) -> str:
@@ -87,7 +87,8 @@ def clients(result: Result, drawn: Drawn) -> str:
     order = ranked(result)
     best = order[0] if order else None
     verdicts = judged(result, best) if best else {}
-    words = {"gain": "gains", "lose": "loses", "even": "within chance"}
+    even = "the same" if result.causal else "within chance"
+    words = {"gain": "gains", "lose": "loses", "even": even}
     said = {c: words[kind] for kind, names in verdicts.items() for c in names}
     names, hidden = _worth_naming(result, best)
     local = result.baselines.get("local")
@@ -145,6 +146,16 @@ def _reading(result: Result) -> str:
     if "local" in result.baselines:
         notes.append("Each client alone is scored on its own test texts.")
     return " ".join(notes)
+
+
+def _keys(result: Result) -> str:
+    """Return the key to both curves, with the score that each line ends at."""
+    items = "".join(
+        f'<li class="{run.name}"><span class="line"></span>{text(named(run))} '
+        f"{_marks(result, final(run))[0]}</li>"
+        for run in result.scored
+    )
+    return f'<ul class="keys">{items}</ul>'
 
 
 def _marks(result: Result, got: Score) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def headings(result: Result) -> tuple[str, ...]:
         gap,
         "Up / client",
         "Down / client",
-        "All clients",
+        "Up and down, all",
         "GFLOPs / client",
         "Peak memory",
         "Time",
@@ -64,7 +64,7 @@ def final_table(result: Mapping[str, Any]) -> Table:
     """
     seen = read(result)
     columns = headings(seen)
-    hidden = {columns.index("All clients"), 2}
+    hidden = {columns.index("Up and down, all"), 2}
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
     table.add_column("")
     for place, heading in enumerate(columns):

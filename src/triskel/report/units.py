@@ -68,7 +68,7 @@ def duration(seconds: float | None) -> str:
     """Write a time a person can take in.
 
     >>> duration(0.0312), duration(4.25), duration(62), duration(3725), duration(200_000)
-    ('31 ms', '4.2 s', '1 min 02 s', '1 h 02 min', '2 d 8 h')
+    ('31 ms', '4.2 s', '1 min 02 s', '1 h 02 min', '2 d 7 h')
     """
     if seconds is None:
         return DASH

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from triskel.report.markup import shortened
 from triskel.report.result import Baseline, ModeRun, Result, final
 from triskel.report.units import joined, percent, perplexity, plural, score, size
 
@@ -149,7 +150,10 @@ def _other(result: Result, best: ModeRun, run: ModeRun) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:,.0f} times" if ratio >= ROUND else f"{ratio:.1f} times"
+    if ratio < ROUND:
+        return f"{ratio:.1f} times"
+    digits = 1 - math.floor(math.log10(ratio))  # two digits say enough
+    return f"{round(ratio, min(digits, 0)):,.0f} times"
 
 
 def _bytes(run: ModeRun) -> float | None:
@@ -204,7 +208,9 @@ def judged(result: Result, run: ModeRun) -> dict[str, list[str]]:
     """Return the clients that gain by joining a mode, those that lose, and those in between."""
     verdicts: dict[str, list[str]] = {"gain": [], "lose": [], "even": []}
     for client, (alone, joining, tested) in gains(result, run).items():
-        beyond = abs(joining - alone) > margin(max(alone, joining), tested)
+        # tokens of one text are not independent: for causal only the order is stated
+        chance = 0.0 if result.causal else margin(max(alone, joining), tested)
+        beyond = abs(joining - alone) > chance
         kind = "even" if not beyond else "gain" if joining > alone else "lose"
         verdicts[kind].append(client)
     return verdicts
@@ -216,28 +222,31 @@ def _who_should_join(result: Result, best: ModeRun) -> list[str]:
     if not total:
         return []
     phrases = (
-        ("gain", "gain beyond chance"),
-        ("lose", "do better alone"),
-        ("even", "stay within chance"),
+        ("gain", "better joined" if result.causal else "better joined, beyond chance"),
+        ("lose", "better alone" if result.causal else "better alone, beyond chance"),
+        ("even", "no difference" if result.causal else "no difference beyond chance"),
     )
-    parts = [f"{_who(verdicts[k], total)} {text}" for k, text in phrases if verdicts[k]]
-    text = f"Joining {best.name} against training alone, on the client's own test texts: "
+    parts = [f"{text} for {_who(verdicts[k], total)}" for k, text in phrases if verdicts[k]]
+    what = "token accuracy" if result.causal else "accuracy"
+    text = f"Joining {best.name} against training alone, by {what} on the client's own test texts: "
     lines = [f"{text}{'; '.join(parts)}."]
     local = result.baselines["local"]
-    if local.global_accuracy is not None and best.final.accuracy is not None:
+    alone, elsewhere, after = local.score.accuracy, local.global_accuracy, best.final.accuracy
+    if alone is not None and after is not None:
         lines.append(
-            f"On everybody's texts a client's own model scores {score(local.global_accuracy)}, "
-            f"{best.name} scores {score(best.final.accuracy)}."
+            f"All test texts together: {score(alone)} alone, {score(after)} in {best.name}."
         )
+    if elsewhere is not None:
+        lines.append(f"On everybody's texts a client's own model scores {score(elsewhere)}.")
     return lines
 
 
 def _who(clients: list[str], total: int) -> str:
     if len(clients) == total:
-        return f"all {plural(total, 'client')}" if total > 1 else clients[0]
+        return f"all {plural(total, 'client')}" if total > 1 else shortened(clients[0])
     if len(clients) > MANY:
         return f"{len(clients)} of {plural(total, 'client')}"
-    return joined(clients)
+    return joined([shortened(client) for client in clients])
 
 
 def _unfinished(result: Result) -> list[str]:

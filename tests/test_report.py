@@ -1,0 +1,388 @@
+"""The page and the tables, from made-up results: whole, partial, many, and hostile."""
+
+import copy
+import html
+import io
+import json
+import re
+import runpy
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from rich.console import Console
+
+from triskel.errors import CheckpointError
+from triskel.report import final_table, markdown, render, write_report
+from triskel.report.figures import draw
+from triskel.report.leaves import SECTIONS
+from triskel.report.links import LINKS, wait
+from triskel.report.reading import read
+from triskel.report.words import judged, ranked, verdict
+
+SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
+EVIL = '</script><img src=x onerror="alert(1)">%{y}&amp;\u2028'
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+FIGURES = {"by-round", "by-bytes", "per-client", "compute", "memory", "links", "labels"}
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element that opens must close, in order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.styles = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = self.open[-1] if self.open else ""
+        if inside == "script":
+            self.scripts.append(data)
+        elif inside == "style":
+            self.styles += data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    def figures(self) -> dict[str, Any]:
+        return json.loads(self.scripts[0])
+
+
+def many() -> dict[str, Any]:
+    clients = {f"hospital {i:03d}": (40 + i * 37 % 300, 20 + i % 15) for i in range(100)}
+    labels = {c: {f"intent {j}": i * j * 7 % 13 for j in range(77)} for i, c in enumerate(clients)}
+    return SAMPLES.result(clients, labels)
+
+
+def hostile() -> dict[str, Any]:
+    clients = {f"{EVIL}{i}": (10, 5) for i in range(3)}
+    found = SAMPLES.result(clients, {c: {EVIL: 4, "ok": 6} for c in clients})
+    found["job"] |= {"name": EVIL, "note": EVIL}
+    found["environment"] = {EVIL: EVIL, "platform": EVIL}
+    found["skipped"] = {"split": EVIL}
+    found["baselines"]["base"]["what"] = EVIL
+    found["triskel"] = EVIL
+    for one in found["modes"]["params"]["rounds"]:
+        for cost in one["clients"].values():
+            cost["up"]["sections"][EVIL] = {"payload_bytes": 3}
+    return found
+
+
+def bare() -> dict[str, Any]:
+    found = SAMPLES.result(modes=("params",), rounds=1)
+    found |= {"baselines": {}, "data": {}, "environment": {}}
+    return found
+
+
+def printed(result: dict[str, Any]) -> str:
+    console = Console(width=400, file=io.StringIO(), record=True)
+    console.print(final_table(result))
+    return console.export_text()
+
+
+SHAPES: dict[str, Any] = {
+    "whole": SAMPLES.result,
+    "causal": lambda: SAMPLES.result(causal=True),
+    "one client": lambda: SAMPLES.result({"alone": (9, 3)}, {"alone": {"a": 9}}),
+    "no clients": lambda: SAMPLES.result({}, {}),
+    "many": many,
+    "hostile": hostile,
+    "bare": bare,
+    "interrupted": lambda: SAMPLES.result(rounds=1),
+    "nothing": lambda: {"schema": 1},
+}
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def shape(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return SHAPES[request.param]()
+
+
+@pytest.fixture(autouse=True)
+def _without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave 5 MB of script out, which every test would otherwise parse."""
+    monkeypatch.setattr("triskel.report.page._plotly", lambda: "/* plotly */")
+
+
+def test_every_result_becomes_a_well_formed_page_that_loads_nothing(shape: dict[str, Any]) -> None:
+    page = Page(render(shape))
+    for tag, attrs in page.elements:
+        assert "src" not in attrs, tag
+        assert not any(name.startswith("on") for name in attrs), tag
+        link = attrs.get("href") or "#"
+        assert link.startswith(("#", "data:")), link
+    policy = [m["content"] for m in page.all("meta") if m.get("http-equiv")]
+    assert policy
+    assert "default-src 'none'" in str(policy[0])
+    assert "url(" not in page.styles
+
+
+def test_a_page_has_one_title_a_heading_per_section_and_links_that_lead_to_them(
+    shape: dict[str, Any],
+) -> None:
+    page = Page(render(shape))
+    ids = [str(attrs["id"]) for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert len(page.all("h1")) == len(page.all("title")) == 1
+    assert len(page.all("section")) == len(page.all("h2")) == 8
+    assert {str(a["href"])[1:] for a in page.all("a")} <= set(ids)
+
+
+def test_tables_name_their_columns_and_rows_and_figures_have_words(shape: dict[str, Any]) -> None:
+    page = Page(render(shape))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(th.get("scope") in {"col", "row"} for th in page.all("th"))
+    places = [attrs for attrs in page.all("div") if attrs.get("class") == "plot"]
+    assert {p["id"] for p in places} == set(page.figures())
+    assert all(p["role"] == "img" and len(str(p["aria-label"])) > 15 for p in places)
+
+
+def test_every_figure_is_valid_plotly_with_finite_numbers(shape: dict[str, Any]) -> None:
+    for figure in draw(read(shape)).values():
+        go.Figure(dict(figure))
+        json.dumps(figure, allow_nan=False)
+
+
+def test_a_whole_result_has_every_figure_and_one_colour_per_mode() -> None:
+    figures = draw(read(SAMPLES.result()))
+    assert set(figures) == FIGURES
+    for name in ("by-round", "by-bytes"):
+        colours = {t["name"]: t["line"]["color"] for t in figures[name]["data"]}
+        assert colours["params"] == "#0072B2"
+        assert colours["logits"] == "#E69F00"
+        assert colours["split"] == "#009E73"
+    assert figures["compute"]["data"][0]["marker"]["color"] == ["#0072B2", "#E69F00", "#009E73"]
+
+
+def test_hostile_names_stay_text_in_the_page_and_in_the_figures() -> None:
+    source = render(hostile())
+    page = Page(source)
+    assert not page.all("img")
+    assert len(page.all("script")) == 3
+    assert "onerror" in page.text
+    drawn = json.dumps(page.figures())
+    assert "<img" not in drawn
+    assert "&lt;/script" in drawn
+    assert "\u2028" not in source.split('id="figures"')[1].split("</script>")[0]
+
+
+def test_a_template_in_a_name_is_not_read_as_one() -> None:
+    for figure in draw(read(hostile())).values():
+        for trace in figure["data"]:
+            assert "img" not in trace.get("hovertemplate", "")
+            assert "texttemplate" not in trace
+
+
+def test_the_verdict_ranks_by_accuracy_and_states_share_bytes_and_chance() -> None:
+    lines = verdict(read(SAMPLES.result()))
+    assert lines[0].startswith("Split comes first with 0.708 accuracy, 98 % of the centralised")
+    assert "150 MB up and 150 MB down per client" in lines[0]
+    assert lines[1].startswith("Params reaches 0.653 accuracy, 91 %")
+    assert "27 times fewer bytes than split" in lines[1]
+    assert "14,000 times fewer" in lines[2]
+    assert lines[-1] == "One run, seed 0, 600 test examples: differences below 0.05 may be chance."
+
+
+def test_a_mode_that_is_no_better_than_the_base_is_called_so() -> None:
+    found = SAMPLES.result()
+    found["modes"]["logits"]["final"]["accuracy"] = 0.412
+    text = " ".join(verdict(read(found)))
+    assert "No better than the base (majority class), accuracy 0.412: logits." in text
+    assert "No better" not in " ".join(verdict(read(SAMPLES.result())))
+
+
+def test_clients_gain_or_lose_only_beyond_chance() -> None:
+    found = SAMPLES.result()
+    local = found["baselines"]["local"]["per_client"]
+    local["social"]["accuracy"], local["shop"]["accuracy"] = 0.2, 0.95
+    seen = read(found)
+    verdicts = judged(seen, ranked(seen)[0])
+    assert verdicts == {"gain": ["social"], "lose": ["shop"], "even": ["film", "newspaper"]}
+    text = " ".join(verdict(seen))
+    assert "better joined, beyond chance for social; better alone, beyond chance for shop" in text
+
+
+def test_causal_ranks_by_perplexity_and_measures_the_gain_over_the_base() -> None:
+    found = SAMPLES.result(causal=True)
+    lines = verdict(read(found))
+    assert lines[0].startswith("Split comes first with perplexity 12.19, 96 % of what centralised")
+    assert "| Perplexity | Token accuracy |" in markdown(found)
+    assert "perplexity (lower is better)" in json.dumps(draw(read(found)))
+
+
+def test_an_interrupted_run_says_where_it_stopped_and_counts_what_was_done() -> None:
+    found = SAMPLES.result(rounds=1)
+    for mode in found["modes"].values():
+        del mode["totals"], mode["final"]
+    found["modes"]["split"]["rounds"] = []
+    text = Page(render(found)).text
+    assert "Params stopped after round 1 of 3" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Split finished no round." in text
+    run = read(found).modes["params"]
+    assert run.final.accuracy == 0.548
+    assert run.total.up.payload_bytes == 4 * (1_843_200 + 6_912)
+    whole = SAMPLES.result(rounds=1)
+    assert run.total.flops == whole["modes"]["params"]["totals"]["client_flops"]
+
+
+def test_a_missing_measurement_is_a_dash_and_never_a_zero() -> None:
+    found = SAMPLES.result(modes=("params",))
+    totals = found["modes"]["params"]["totals"]
+    del totals["client_flops"], totals["seconds"]
+    for one in found["modes"]["params"]["rounds"]:
+        del one["seconds"]
+        one["clients"]["film"]["flops"] = float("nan")
+        del one["clients"]["film"]["compute_s"]
+    row = markdown(found).splitlines()[-1].split(" | ")
+    assert row[-3].strip() == "–"
+    assert row[-1].strip(" |") == "–"
+    seen = read(found)
+    assert wait(seen.modes["params"], LINKS[0]) is None
+    assert "links" not in draw(seen)
+
+
+def test_a_skipped_mode_is_named_with_its_reason_everywhere() -> None:
+    found = SAMPLES.result(modes=("params", "logits"))
+    found["skipped"] = {"split": "adapter dora cannot be cut"}
+    for text in (Page(render(found)).text, markdown(found), printed(found)):
+        assert "adapter dora cannot be cut" in text
+
+
+def test_a_round_that_was_run_twice_counts_once() -> None:
+    found = SAMPLES.result(modes=("params",))
+    rounds = found["modes"]["params"]["rounds"]
+    again = copy.deepcopy(rounds[1]) | {"accuracy": 0.7}
+    rounds.append(again)
+    run = read(found).modes["params"]
+    assert [one.number for one in run.rounds] == [1, 2, 3]
+    assert run.rounds[1].score.accuracy == 0.7
+
+
+def test_the_time_on_a_link_is_the_stated_formula() -> None:
+    found = SAMPLES.result(modes=("params",), rounds=2)
+    for one in found["modes"]["params"]["rounds"]:
+        for client, cost in one["clients"].items():
+            cost["compute_s"] = 3.0 if client == "film" else 1.0
+            cost["up"] |= {"message_bytes": 2_500_000, "messages": 2}
+            cost["down"] |= {"message_bytes": 5_000_000, "messages": 1}
+    got = wait(read(found).modes["params"], LINKS[1])
+    assert got is not None
+    assert got.compute == 6.0
+    assert got.transfer == pytest.approx(2 * (1.0 + 0.4))
+    assert got.delay == pytest.approx(2 * 3 * 0.015)
+
+
+def test_many_clients_and_labels_are_summed_up_and_the_page_says_so() -> None:
+    page = Page(render(many()))
+    figures = page.figures()
+    assert len(figures["labels"]["data"]) == 8
+    assert "70 other labels" in page.text
+    assert {trace["type"] for trace in figures["per-client"]["data"]} == {"box"}
+    assert page.text.count("hospital") < 60
+    assert "of 100" in page.text
+    total = sum(v for trace in figures["labels"]["data"] for v in trace["y"])
+    counts = many()["data"]["clients"].values()
+    assert total == sum(sum(c["labels"].values()) for c in counts)
+
+
+def test_each_mode_says_what_left_what_stayed_and_what_can_be_learnt() -> None:
+    page = Page(render(SAMPLES.result()))
+    assert page.text.count("Stays with the client:") == 3
+    assert page.text.count("What can still be learnt:") == 3
+    for words in ("hidden vectors at the cut", "gradients that go up", "predictions on the public"):
+        assert words in page.text
+    titles = [str(td.get("title")) for td in page.all("td")]
+    assert "87,000,000 bytes" in titles
+    shared = SAMPLES.result()
+    shared["job"]["split"]["labels"] = "shared"
+    assert "The server sees every label" in Page(render(shared)).text
+    assert len({fragment for fragment, _, _ in SECTIONS}) == len(SECTIONS)
+
+
+def test_sections_nobody_told_apart_are_shown_as_one() -> None:
+    found = SAMPLES.result(modes=("params",))
+    for one in found["modes"]["params"]["rounds"]:
+        for cost in one["clients"].values():
+            del cost["up"]["sections"], cost["down"]["sections"]
+    page = Page(render(found))
+    assert "(not told apart)" in page.text
+    assert "5,550,336 bytes" in [td.get("title") for td in page.all("td")]
+
+
+def test_the_job_on_the_page_is_toml_that_reads_back() -> None:
+    found = SAMPLES.result()
+    found["job"]["train"]["nothing"] = None
+    source = render(found)
+    shown = re.findall(r"<pre>(.*?)</pre>", source, re.DOTALL)
+    back = tomllib.loads(html.unescape(shown[1]))
+    assert back["adapter"]["rank"] == 8
+    assert "nothing" not in back["train"]
+    assert "triskel compare job.toml --set seed=1" in shown[0]
+    assert "triskel run job.toml" in render(bare())
+
+
+def test_the_three_tables_hold_the_same_cells(shape: dict[str, Any]) -> None:
+    text, page = printed(shape), Page(render(shape)).text
+    for line in markdown(shape).splitlines()[2:]:
+        if line.startswith("|"):
+            _, first, accuracy, *_ = (cell.strip() for cell in line.split("|"))
+            assert accuracy in text
+            assert accuracy in page
+            assert first
+
+
+def test_a_report_is_written_beside_its_result_and_replaces_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(SAMPLES.result()), encoding="utf-8")
+    (tmp_path / "report.html").write_text("old", encoding="utf-8")
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    assert path.read_text(encoding="utf-8") == render(SAMPLES.result())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "result.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "does not exist"),
+        ("{", "cannot be read"),
+        ("[]", "JSON object"),
+        ('{"schema": 2}', "schema 2"),
+    ],
+)
+def test_what_is_not_a_result_is_refused_and_the_old_report_stays(
+    text: str | None, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text("old", encoding="utf-8")
+    if text is not None:
+        (tmp_path / "result.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=says):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"
+    assert not list(tmp_path.glob(".report-*"))
