@@ -25,6 +25,8 @@ CodecName = Literal["raw", "fp32", "bf16", "fp16", "int8", "int4"]
 AdapterKind = Literal["lora", "dora", "rslora", "ia3", "loha", "lokr"]
 Partition = Literal["natural", "iid", "dirichlet", "quantity", "shards", "length"]
 
+ANY_DEPTH = 1_000_000
+"""Blocks of a model that is not known yet."""
 MODE_NAMES: tuple[ModeName, ...] = ("params", "logits", "split")
 RANKED: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "loha", "lokr")
 
@@ -57,9 +59,7 @@ class Capability:
 
 CAPABILITIES: Mapping[ModeName, Capability] = {
     "params": Capability(linear_in_upload=True),
-    "logits": Capability(
-        needs_public_data=True, heterogeneous_rank=True, heterogeneous_model=True
-    ),
+    "logits": Capability(needs_public_data=True, heterogeneous_rank=True, heterogeneous_model=True),
     "split": Capability(streams=True, linear_in_upload=True, heterogeneous_cut=True),
 }
 
@@ -98,7 +98,7 @@ class Adapter(Part):
     @field_validator("blocks")
     @classmethod
     def _readable(cls, value: str) -> str:
-        blocks_of(value, 1_000_000)
+        blocks_of(value, ANY_DEPTH)
         return value
 
 
@@ -233,33 +233,41 @@ class Job(Part):
 
 
 def _contradictions(job: Job) -> Iterator[str]:
-    data, clients = job.data, job.clients
-    if data.source == "hub" and not data.hub:
-        yield 'data.hub must name a dataset such as "org/name" when data.source is "hub"'
-    if data.source in {"csv", "jsonl", "parquet", "clients"} and not data.train:
-        yield f'data.train must name a file or folder when data.source is "{data.source}"'
-    if data.source == "opinions" and data.task != "classify":
-        yield 'data.source "opinions" is a classify task; give your own data for causal'
-    if data.task == "classify" and data.source != "opinions" and not (data.text and data.label):
-        yield "data.text and data.label must name columns for a classify task"
-    if data.task == "causal":
-        if bool(data.prompt) != bool(data.response):
-            yield "data.prompt and data.response go together; give both, or data.text alone"
-        if not (data.prompt or data.text):
-            yield "data.prompt and data.response, or data.text, must name columns for causal"
-        if job.partition in {"dirichlet", "shards"} and not data.label:
-            yield f'clients.partition "{job.partition}" needs data.label to name a column'
-    if job.partition == "natural" and not clients.by and data.source not in {"opinions", "clients"}:
-        yield 'clients.by must name a column when clients.partition is "natural"'
-    cut = job.split.cut
-    for where, value in [("split.cut", cut)] + [
-        (f"clients.each.{name}.cut", each.cut) for name, each in clients.each.items()
-    ]:
-        if value is not None and job.split.labels == "private" and value[0] >= value[1]:
+    yield from _about_data(job.data)
+    yield from _about_clients(job)
+    cuts = [("split.cut", job.split.cut)]
+    cuts += [(f"clients.each.{name}.cut", each.cut) for name, each in job.clients.each.items()]
+    for where, cut in cuts:
+        if cut is not None and job.split.labels == "private" and cut[0] >= cut[1]:
             yield (
-                f"{where} must leave the server at least one block, got {list(value)}; "
+                f"{where} must leave the server at least one block, got {list(cut)}; "
                 "the first number must be smaller than the second"
             )
+
+
+def _about_data(data: Data) -> Iterator[str]:
+    if data.source == "hub" and not data.hub:
+        yield 'data.hub must name a dataset such as "org/name" when data.source is "hub"'
+    if data.source not in {"hub", "opinions"} and not data.train:
+        yield f'data.train must name a file or folder when data.source is "{data.source}"'
+    if data.task == "classify":
+        if data.source != "opinions" and not (data.text and data.label):
+            yield "data.text and data.label must name columns for a classify task"
+        return
+    if data.source == "opinions":
+        yield 'data.source "opinions" is a classify task; give your own data for causal'
+    if bool(data.prompt) != bool(data.response):
+        yield "data.prompt and data.response go together; give both, or data.text alone"
+    if not (data.prompt or data.text):
+        yield "data.prompt and data.response, or data.text, must name columns for causal"
+
+
+def _about_clients(job: Job) -> Iterator[str]:
+    named = job.data.source in {"opinions", "clients"}
+    if job.partition in {"dirichlet", "shards"} and not (job.data.label or named):
+        yield f'clients.partition "{job.partition}" needs data.label to name a column'
+    if job.partition == "natural" and not (job.clients.by or named):
+        yield 'clients.by must name a column when clients.partition is "natural"'
 
 
 def unsupported(job: Job, mode: ModeName) -> str | None:
@@ -298,7 +306,7 @@ def blocks_of(text: str, blocks: int) -> range:
         return range(int(head), int(tail) + 1)
     raise ValueError(
         f'must be "all", "top:N" or "FIRST-LAST" within 0-{blocks - 1}, got {text!r}'
-        if blocks < 1_000_000
+        if blocks < ANY_DEPTH
         else f'must be "all", "top:N" or "FIRST-LAST", got {text!r}'
     )
 

@@ -194,11 +194,11 @@ class Aggregate(Protocol[A]):
         ...
 
 
-W = TypeVar("W", contravariant=True)
+W_contra = TypeVar("W_contra", contravariant=True)
 """What one client works with."""
 
 
-class Mode(Protocol[S, A, W]):
+class Mode(Protocol[S, A, W_contra]):
     """One federated algorithm: both sides of it, in one file."""
 
     @property
@@ -214,7 +214,7 @@ class Mode(Protocol[S, A, W]):
         """Return what opens the client's round."""
         ...
 
-    def work(self, task: Message, worker: W, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: W_contra, mine: ClientState) -> Talk:
         """Do one client's round."""
         ...
 
@@ -228,14 +228,14 @@ class Mode(Protocol[S, A, W]):
         """Return the total of no updates."""
         ...
 
-    def add(self, total: A, client: ClientId, update: Message) -> A:
-        """Fold one client's update in; refuse one that does not fit."""
+    def add(self, state: S, total: A, client: ClientId, update: Message) -> A:
+        """Fold one client's update in; refuse one that does not fit the open round."""
         ...
 
     def close(self, state: S, total: A) -> S:
         """Turn the folded updates into the next state."""
         ...
 
-    def probe(self, task: Message, worker: W, mine: ClientState) -> Talk:
+    def probe(self, task: Message, worker: W_contra, mine: ClientState) -> Talk:
         """Evaluate on the client's own test share, forward only."""
         ...

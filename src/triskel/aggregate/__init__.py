@@ -1,0 +1,1 @@
+"""Ways to make one of many."""

@@ -1,0 +1,83 @@
+"""The weighted mean, as a fold: Σᵢ nᵢ xᵢ / Σᵢ nᵢ, holding one xᵢ at a time.
+
+A tensor that only some clients send is averaged over those that sent it. Sums run in float64, so
+the mean of one client is that client's tensors bit for bit (nᵢ·x is exact below 2²⁹ examples).
+FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from triskel.errors import RoundError
+from triskel.types import Tensors
+
+
+@dataclass(frozen=True)
+class MeanTotal:
+    """A running weighted sum.
+
+    Attributes:
+        sums: Σ nᵢ xᵢ by name, float64.
+        held: Σ nᵢ over those who sent this name.
+        weight: Σ nᵢ over everyone.
+        dtypes: What to return each tensor in.
+    """
+
+    sums: Tensors = field(default_factory=dict[str, Tensor])
+    held: Mapping[str, float] = field(default_factory=dict[str, float])
+    weight: float = 0.0
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
+
+
+class Mean:
+    """Weighted mean of named tensors; satisfies `types.Aggregate`."""
+
+    def zero(self) -> MeanTotal:
+        """Return the total of no updates."""
+        return MeanTotal()
+
+    def add(self, total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
+        """Return the total with one client's tensors folded in.
+
+        Raises:
+            RoundError: The weight is not a positive number.
+        """
+        if not (math.isfinite(weight) and weight > 0):
+            raise RoundError(f"an update must rest on a positive number of examples, got {weight}")
+        one = MeanTotal(
+            sums={n: t.detach().double() * weight for n, t in tensors.items()},
+            held=dict.fromkeys(tensors, weight),
+            weight=weight,
+            dtypes={n: t.dtype for n, t in tensors.items()},
+        )
+        return self.merge(total, one)
+
+    def merge(self, left: MeanTotal, right: MeanTotal) -> MeanTotal:
+        """Return the total of both totals."""
+        sums, held = dict(left.sums), dict(left.held)
+        for name, value in right.sums.items():
+            sums[name] = sums[name] + value if name in sums else value
+            held[name] = held.get(name, 0.0) + right.held[name]
+        return MeanTotal(
+            sums=sums,
+            held=held,
+            weight=left.weight + right.weight,
+            dtypes={**left.dtypes, **right.dtypes},
+        )
+
+    def value(self, total: MeanTotal) -> dict[str, Tensor]:
+        """Return the means.
+
+        Raises:
+            RoundError: Nobody sent anything.
+        """
+        if not total.weight:
+            raise RoundError("no client returned an update; every client of the cohort failed")
+        return {
+            name: (value / total.held[name]).to(total.dtypes[name])
+            for name, value in total.sums.items()
+        }

@@ -1,0 +1,180 @@
+"""Everything a job's stages share: who holds what, the models in memory, tokens, and meters.
+
+One base model is loaded per distinct (model, rank); all clients and the server run through it.
+Texts are tokenised once per client and model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from triskel.data.assets import get, resolve
+from triskel.data.federate import Federation, federate
+from triskel.data.rows import Rows
+from triskel.data.text import tokenise
+from triskel.job import Job
+from triskel.model.body import Body
+from triskel.model.cost import Costs
+from triskel.model.load import load
+from triskel.types import ClientId, Examples, Watch
+from triskel.worker import Worker
+
+SERVER = "server"
+
+
+@dataclass(frozen=True)
+class Share:
+    """One client's tokenised examples."""
+
+    train: Examples
+    test: Examples
+
+
+@dataclass
+class Bench:
+    """A job, loaded.
+
+    Attributes:
+        job: The job.
+        federation: Who holds what, as text.
+        watch: Told about whatever a user should know.
+    """
+
+    job: Job
+    federation: Federation
+    watch: Watch
+    _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
+    _costs: dict[int, Costs] = field(default_factory=dict[int, Costs])
+    _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
+    _public: dict[int, Examples] = field(default_factory=dict[int, Examples])
+
+    @property
+    def clients(self) -> list[ClientId]:
+        """Everyone, by name."""
+        return sorted(self.federation.clients)
+
+    @property
+    def active(self) -> list[ClientId]:
+        """Clients that hold at least one training example, by name."""
+        return [c for c in self.clients if len(self.share(c).train)]
+
+    def body(self, client: ClientId | None = None) -> Body:
+        """Return the model of a client, or the server's; loaded at first use."""
+        job = self.job
+        own = job.client(client) if client else None
+        path = (own.model if own else None) or job.model.path
+        rank = (own.rank if own else None) or job.adapter.rank
+        if (path, rank) not in self._bodies:
+            self._bodies[path, rank] = load(
+                resolve(path, fetch=True, say=self._say),
+                job.model,
+                job.adapter.model_copy(update={"rank": rank}),
+                task=job.data.task,
+                classes=len(self.federation.classes),
+                seed=job.seed,
+            )
+        return self._bodies[path, rank]
+
+    def costs(self, body: Body) -> Costs:
+        """Return what pieces of a model cost, counted once."""
+        return self._costs.setdefault(id(body), Costs(body))
+
+    def share(self, client: ClientId) -> Share:
+        """Return a client's examples as its own model's tokens."""
+        if client not in self._shares:
+            holding, body = self.federation.clients[client], self.body(client)
+            self._shares[client] = Share(
+                train=self._tokens(holding.train, body), test=self._tokens(holding.test, body)
+            )
+        return self._shares[client]
+
+    def public(self, body: Body) -> Examples:
+        """Return the public set as a model's tokens; its labels are unknown."""
+        if id(body) not in self._public:
+            self._public[id(body)] = self._tokens(self.federation.public, body)
+        return self._public[id(body)]
+
+    def worker(self, client: ClientId, watch: Watch) -> Worker:
+        """Return a client's worker, with a fresh meter."""
+        body, share = self.body(client), self.share(client)
+        return Worker(
+            client=client,
+            job=self.job,
+            body=body,
+            train=share.train,
+            test=share.test,
+            public=self.public(body),
+            meter=self.costs(body).meter(),
+            watch=watch,
+        )
+
+    def pooled(self) -> Share:
+        """Return all clients' examples together, in the order of their names."""
+        shares = [self.share(c) for c in self.clients]
+        return Share(
+            train=concatenated([s.train for s in shares]),
+            test=concatenated([s.test for s in shares]),
+        )
+
+    def server(self, watch: Watch) -> Worker:
+        """Return the server as a worker: its model and the public set, nothing private."""
+        body = self.body()
+        public = self.public(body)
+        none = Examples(ids=(), labels=public.labels[:0])
+        return Worker(
+            client=SERVER,
+            job=self.job,
+            body=body,
+            train=none,
+            test=none,
+            public=public,
+            meter=self.costs(body).meter(),
+            watch=watch,
+        )
+
+    def same_tokens(self) -> str | None:
+        """Return why predictions on tokens cannot be compared, or None when they can."""
+        if self.job.data.task != "causal":
+            return None
+        ours = self.body().tokenizer.get_vocab()
+        for client in self.clients:
+            if self.body(client).tokenizer.get_vocab() != ours:
+                return (
+                    f"client {client} uses a tokenizer unlike the server's, and predictions on "
+                    "tokens cannot be averaged across tokenizers; give all clients models of one "
+                    "tokenizer, or use a classify task"
+                )
+        return None
+
+    def work(self, clients: list[ClientId]) -> Mapping[ClientId, int]:
+        """Return training tokens of one epoch of each client."""
+        return {c: sum(len(ids) for ids in self.share(c).train.ids) for c in clients}
+
+    def _tokens(self, rows: Rows, body: Body) -> Examples:
+        return tokenise(rows, body.tokenizer, job=self.job, classes=self.federation.classes)
+
+    def _say(self, text: str) -> None:
+        self.watch({"event": "note", "text": text})
+
+
+def concatenated(parts: list[Examples]) -> Examples:
+    """Return the examples of all parts, one part after the other."""
+    first = parts[0]
+    return replace(
+        first,
+        ids=[ids for p in parts for ids in p.ids],
+        labels=torch.cat([p.labels for p in parts]),
+        scored=[s for p in parts for s in p.scored],
+    )
+
+
+def prepare(job: Job, watch: Watch) -> Bench:
+    """Read the data and deal them out.
+
+    Raises:
+        DataError: The data are not what the job says.
+    """
+    if job.data.source == "opinions":
+        get("opinions", say=lambda text: watch({"event": "note", "text": text}))
+    return Bench(job=job, federation=federate(job), watch=watch)

@@ -1,0 +1,235 @@
+"""States on disk: written whole or not at all, read with suspicion, never pickled.
+
+A checkpoint is one safetensors file: tensors by `part/group/name`, and in its metadata the facts as
+JSON with a SHA-256 over all of it. It is written beside its place, flushed, and renamed, so a kill
+at any moment leaves the last whole one. The last two rounds are kept.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from triskel.errors import CheckpointError
+from triskel.types import ClientId, ClientState
+
+KEPT = 2
+FORMAT = 1
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        closed: Rounds that are closed.
+        state: The server's state, as `freeze` made it.
+        clients: What each client keeps.
+        rows: What the closed rounds cost and reached, as JSON values.
+    """
+
+    closed: int
+    state: "Frozen"
+    clients: Mapping[ClientId, ClientState]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A state as named tensors and JSON facts."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+def freeze(state: object, prefix: str = "") -> Frozen:
+    """Return a frozen dataclass as tensors and facts; fields marked `open` are left out."""
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    for field in fields(cast("Any", state)):
+        value, name = getattr(state, field.name), f"{prefix}{field.name}"
+        if field.metadata.get("open"):
+            continue
+        if is_dataclass(value):
+            inner = freeze(value, f"{name}.")
+            tensors |= inner.tensors
+            facts |= inner.facts
+        elif isinstance(value, Mapping) and any(
+            isinstance(v, Tensor) for v in cast("Mapping[str, Any]", value).values()
+        ):
+            group = cast("Mapping[str, Tensor]", value)
+            tensors |= {f"{name}/{key}": t for key, t in group.items()}
+        else:
+            facts[name] = value
+    return Frozen(tensors=tensors, facts=facts)
+
+
+def thaw(like: S, frozen: Frozen, prefix: str = "") -> S:
+    """Return the state that `freeze` was given; `like` is any state of the same kind.
+
+    Raises:
+        CheckpointError: The facts do not belong to such a state.
+    """
+    found: dict[str, Any] = {}
+    for field in fields(cast("Any", like)):
+        name = f"{prefix}{field.name}"
+        if field.metadata.get("open"):
+            continue
+        value = getattr(like, field.name)
+        if is_dataclass(value):
+            found[field.name] = thaw(value, frozen, f"{name}.")
+            continue
+        group = {
+            key.removeprefix(f"{name}/"): t
+            for key, t in frozen.tensors.items()
+            if key.startswith(f"{name}/")
+        }
+        if group:
+            found[field.name] = group
+        elif name in frozen.facts:
+            found[field.name] = frozen.facts[name]
+        else:
+            raise CheckpointError(f"checkpoint lacks {name!r}; it belongs to another version")
+    return replace(cast("Any", like), **found)
+
+
+def write(folder: Path, saved: Saved) -> Path:
+    """Write a checkpoint, then drop all but the last two.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; the last checkpoint stays.
+    """
+    tensors = {f"server/{name}": t for name, t in saved.state.tensors.items()}
+    clients: dict[str, Any] = {}
+    for index, (client, mine) in enumerate(sorted(saved.clients.items())):
+        clients[client] = {"index": index, "facts": dict(mine.facts), "groups": list(mine.groups)}
+        for group, named in mine.groups.items():
+            tensors |= {f"client-{index}/{group}/{name}": t for name, t in named.items()}
+    facts = {
+        "closed": saved.closed,
+        "state": dict(saved.state.facts),
+        "clients": clients,
+        "rows": saved.rows,
+    }
+    text = json.dumps(facts, sort_keys=True)
+    owned = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    owned = owned or {"empty": torch.zeros(0)}
+    metadata = {"format": str(FORMAT), "facts": text, "sha256": _digest(owned, text)}
+    place = folder / f"round-{saved.closed:06d}.safetensors"
+    part = place.with_suffix(".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(owned, part, metadata=metadata)
+        _flush(part)
+        part.replace(place)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"checkpoint {place} cannot be written: {error}; free some space and resume the run"
+        ) from error
+    for old in _all(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return place
+
+
+def read(folder: Path) -> Saved | None:
+    """Return the last checkpoint of a folder, or None where there is none.
+
+    A damaged last one is passed over for the one before it.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all of them are damaged.
+    """
+    damage: CheckpointError | None = None
+    for place in reversed(_all(folder)):
+        try:
+            return _read(place)
+        except CheckpointError as error:
+            damage = damage or error
+    if damage is not None:
+        raise damage
+    return None
+
+
+def _read(place: Path) -> Saved:
+    try:
+        with safe_open(place, framework="pt") as file:
+            metadata = cast("dict[str, str]", file.metadata() or {})
+            tensors = {name: cast("Tensor", file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
+        text = metadata["facts"]
+        if metadata["sha256"] != _digest(tensors, text):
+            raise CheckpointError(f"checkpoint {place} is damaged: its SHA-256 does not match")
+        facts = json.loads(text)
+        return Saved(
+            closed=facts["closed"],
+            state=Frozen(tensors=_under(tensors, "server/"), facts=facts["state"]),
+            clients={
+                client: ClientState(
+                    groups={
+                        group: _under(tensors, f"client-{one['index']}/{group}/")
+                        for group in one["groups"]
+                    },
+                    facts=one["facts"],
+                )
+                for client, one in facts["clients"].items()
+            },
+            rows=facts["rows"],
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {place} is damaged: {error}") from error
+
+
+def write_text(place: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; the old file stays.
+    """
+    part = place.with_name(f"{place.name}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        _flush(part)
+        part.replace(place)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"{place} cannot be written: {error}") from error
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _all(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if re.fullmatch(r"round-\d{6}\.safetensors", p.name))
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _flush(place: Path) -> None:
+    """Ask the system to bring a file or a folder's list of names to the disk."""
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

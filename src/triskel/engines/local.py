@@ -1,0 +1,209 @@
+"""One process, one base model in memory, any number of virtual clients.
+
+Every message is packed to bytes and unpacked on the other side, so that sizes, refusals and
+rounding are those of a real federation. Clients run one after the other between their asks; asks
+of a wave are answered together, sorted by client name, and updates are folded in that order.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from triskel.codec import decode, encode
+from triskel.errors import MessageError, RoundError
+from triskel.job import Job
+from triskel.ledger import Direction, Ledger
+from triskel.message import pack, unpack
+from triskel.types import (
+    A,
+    Ask,
+    ClientId,
+    ClientState,
+    Message,
+    Mode,
+    Post,
+    Reply,
+    S,
+    Talk,
+    Watch,
+)
+from triskel.worker import Worker
+
+MB = 1_000_000
+
+
+@dataclass
+class _Line:
+    """One client's open talk."""
+
+    worker: Worker
+    talk: Talk
+    reply: Reply = None
+    ready: bool = True
+    asked: dict[int, Message] = field(default_factory=dict[int, Message])
+    answered: dict[int, Message] = field(default_factory=dict[int, Message])
+    wanted: int = -1
+    tickets: int = 0
+    update: Message | None = None
+    mine: ClientState | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Plays rounds in this process.
+
+    Attributes:
+        job: Codecs, message limit and wave size.
+    """
+
+    job: Job
+
+    def round(  # noqa: PLR0913 - what a round is made of
+        self,
+        mode: Mode[S, A, Worker],
+        state: S,
+        cohort: Sequence[ClientId],
+        *,
+        worker: Callable[[ClientId], Worker],
+        mine: Mapping[ClientId, ClientState],
+        ledger: Ledger,
+        watch: Watch,
+    ) -> tuple[S, Mapping[ClientId, ClientState]]:
+        """Play one round and close it.
+
+        Args:
+            mode: The algorithm.
+            state: The server's state.
+            cohort: Who takes part.
+            worker: Makes a client's worker, with a fresh meter.
+            mine: What clients keep between rounds.
+            ledger: Books messages and compute.
+            watch: Told what happens.
+
+        Returns:
+            The next server state, and the next states of those who took part.
+
+        Raises:
+            TriskelError: Whatever stopped a client or the server; nothing is committed.
+        """
+        total = mode.zero(state)
+        after: dict[ClientId, ClientState] = {}
+        for crew in self._crews(mode, sorted(cohort)):
+            lines: dict[ClientId, _Line] = {}
+            for client in crew:
+                hand = worker(client)
+                task = self._carry(mode.task(state, client), client, "down", ledger, watch)
+                talk = mode.work(task, hand, mine.get(client, ClientState()))
+                lines[client] = _Line(worker=hand, talk=talk)
+                if not mode.asks:
+                    self._advance(lines[client], client, ledger, watch)
+            while any(line.update is None for line in lines.values()):
+                state = self._wave(mode, state, lines, ledger, watch)
+            for client in crew:
+                line = lines[client]
+                if line.update is None or line.mine is None:
+                    raise RoundError(f"client {client!r} ended without an update")
+                total = mode.add(state, total, client, line.update)
+                after[client] = line.mine
+                meter = line.worker.meter
+                ledger.computed(
+                    client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=line.seconds
+                )
+        return mode.close(state, total), after
+
+    def _crews(
+        self, mode: Mode[S, A, Worker], cohort: Sequence[ClientId]
+    ) -> Iterator[Sequence[ClientId]]:
+        """Return who is in flight together: one where nobody asks, all where all must have."""
+        size = 1
+        if mode.asks:
+            barrier = "barrier" in mode.asks.values()
+            size = len(cohort) if barrier or not self.job.split.wave else self.job.split.wave
+        for start in range(0, len(cohort), size):
+            yield cohort[start : start + size]
+
+    def _wave(
+        self,
+        mode: Mode[S, A, Worker],
+        state: S,
+        lines: Mapping[ClientId, _Line],
+        ledger: Ledger,
+        watch: Watch,
+    ) -> S:
+        """Move every client to where it waits, then answer each one's oldest ask."""
+        for client in sorted(lines):
+            self._advance(lines[client], client, ledger, watch)
+        asks = {c: line.asked[min(line.asked)] for c, line in sorted(lines.items()) if line.asked}
+        if not asks:
+            return state
+        state, answers = mode.answer(state, asks)
+        if missing := sorted(asks.keys() - answers.keys()):
+            raise RoundError(f"the server left client {missing[0]!r} without an answer")
+        for client in asks:
+            line = lines[client]
+            ticket = min(line.asked)
+            del line.asked[ticket]
+            line.answered[ticket] = self._carry(answers[client], client, "down", ledger, watch)
+        return state
+
+    def _advance(self, line: _Line, client: ClientId, ledger: Ledger, watch: Watch) -> None:
+        """Run a client until it waits for an answer or is done."""
+        while line.update is None:
+            if line.wanted >= 0:
+                if line.wanted not in line.answered:
+                    return
+                line.reply = line.answered.pop(line.wanted)
+                line.wanted = -1
+            start = time.perf_counter()
+            try:
+                step = line.talk.send(line.reply)
+            except StopIteration as end:
+                line.seconds += time.perf_counter() - start
+                update, line.mine = end.value
+                line.update = self._carry(update, client, "up", ledger, watch)
+                return
+            line.seconds += time.perf_counter() - start
+            if isinstance(step, Ask | Post):
+                line.tickets += 1
+                line.asked[line.tickets] = self._carry(step.ask, client, "up", ledger, watch)
+                line.reply = line.tickets if isinstance(step, Post) else None
+                line.wanted = line.tickets if isinstance(step, Ask) else -1
+            else:
+                if step.ticket not in line.asked and step.ticket not in line.answered:
+                    raise RoundError(
+                        f"client {client!r} waits for ticket {step.ticket}, never given"
+                    )
+                line.wanted = step.ticket
+
+    def _carry(
+        self,
+        message: Message,
+        client: ClientId,
+        direction: Direction,
+        ledger: Ledger,
+        watch: Watch,
+    ) -> Message:
+        """Send a message over the wire that a real federation would use, and book it."""
+        wire = self.job.wire
+        codec = wire.up if direction == "up" else wire.down
+        try:
+            data = pack(encode(message, codec))
+            received = decode(unpack(data, limit_bytes=int(wire.max_mb * MB)))
+        except MessageError as error:
+            way = "from" if direction == "up" else "to"
+            raise type(error)(
+                f"message {way} client {client!r} ({message.kind}): {error}"
+            ) from error
+        ledger.sent(client, direction, message, len(data))
+        note: dict[str, Any] = {
+            "event": "message",
+            "client": client,
+            "direction": direction,
+            "kind": message.kind,
+            "topic": message.topic,
+            "bytes": len(data),
+        }
+        watch(note)
+        return received

@@ -1,0 +1,117 @@
+"""What each client sent, received and computed in one round, as measured.
+
+`payload_bytes` is what the mode wanted to send, every float counted as 4 bytes; `message_bytes` is
+what `pack` returned after codecs. Evaluation messages are kept out of the totals.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from triskel.message import payload_bytes
+from triskel.types import ClientId, Message
+
+Direction = Literal["up", "down"]
+
+
+@dataclass
+class Way:
+    """One direction of one client: running sums over messages."""
+
+    payload_bytes: int = 0
+    message_bytes: int = 0
+    messages: int = 0
+    sections: dict[str, int] = field(default_factory=lambda: defaultdict[str, int](int))
+
+    def row(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "payload_bytes": self.payload_bytes,
+            "message_bytes": self.message_bytes,
+            "messages": self.messages,
+            "sections": {n: {"payload_bytes": b} for n, b in sorted(self.sections.items())},
+        }
+
+
+@dataclass
+class Account:
+    """One client in one round."""
+
+    up: Way = field(default_factory=Way)
+    down: Way = field(default_factory=Way)
+    flops: int = 0
+    peak_client_bytes: int = 0
+    compute_s: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "up": self.up.row(),
+            "down": self.down.row(),
+            "flops": self.flops,
+            "peak_client_bytes": self.peak_client_bytes,
+            "compute_s": self.compute_s,
+        }
+
+
+class Ledger:
+    """All clients in one round."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.accounts: dict[ClientId, Account] = defaultdict(Account)
+
+    def sent(
+        self, client: ClientId, direction: Direction, message: Message, message_bytes: int
+    ) -> None:
+        """Book one message.
+
+        Args:
+            client: Who sent or received it; the other end is the server.
+            direction: `up` is towards the server.
+            message: The message before codecs.
+            message_bytes: Its size as packed, after codecs.
+        """
+        if message.kind == "evaluate":
+            return
+        account = self.accounts[client]
+        way = account.up if direction == "up" else account.down
+        way.message_bytes += message_bytes
+        way.messages += 1
+        for name, section in message.sections.items():
+            size = payload_bytes(section)
+            way.payload_bytes += size
+            way.sections[name] += size
+
+    def computed(self, client: ClientId, *, flops: int, peak_bytes: int, seconds: float) -> None:
+        """Book a client's compute."""
+        account = self.accounts[client]
+        account.flops += flops
+        account.peak_client_bytes = max(account.peak_client_bytes, peak_bytes)
+        account.compute_s += seconds
+
+    def rows(self) -> dict[ClientId, dict[str, Any]]:
+        """Return JSON values by client name."""
+        return {client: self.accounts[client].row() for client in sorted(self.accounts)}
+
+
+def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return sums over rounds and clients; memory is the largest of any.
+
+    Args:
+        rounds: Rows with `clients` as `Ledger.rows` returns them, and `seconds`.
+    """
+    rows = [row for one in rounds for row in one["clients"].values()]
+    both = {
+        way: {
+            key: sum(row[way][key] for row in rows)
+            for key in ("payload_bytes", "message_bytes", "messages")
+        }
+        for way in ("up", "down")
+    }
+    return {
+        **both,
+        "client_flops": sum(row["flops"] for row in rows),
+        "peak_client_bytes": max((row["peak_client_bytes"] for row in rows), default=0),
+        "seconds": sum(one["seconds"] for one in rounds),
+    }

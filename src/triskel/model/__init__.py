@@ -1,0 +1,1 @@
+"""The language model: loading, blocks by name, adapters, local training, what it costs."""

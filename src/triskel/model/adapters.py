@@ -1,0 +1,178 @@
+"""The tensors that train: PEFT layers put into chosen blocks, and the task head.
+
+Names are those of PEFT without its adapter name: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+They are the names on the wire, in checkpoints and in exports.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import peft
+import torch
+from peft.utils.constants import (
+    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+)
+from torch import Tensor, nn
+
+from triskel.errors import ModelError
+from triskel.job import Adapter, blocks_of
+from triskel.model.blocks import Blocks
+from triskel.rng import derive, stream
+
+SLOT = "default"
+"""The name PEFT gives the one adapter of a model; never on the wire."""
+HEAD_STD = 0.02
+
+
+def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn.Module, str]]:
+    """Put the adapter into the model, set the head to its start, freeze everything else.
+
+    Factor A of LoRA starts random and B at zero (Hu et al. 2021, arXiv:2106.09685, section 4.1),
+    so a fresh adapter changes nothing. The head starts normal with standard deviation 0.02. Both
+    are functions of the seed alone.
+
+    Returns:
+        For each trainable tensor its owner and attribute: assigning there swaps the tensor.
+
+    Raises:
+        ModelError: The targets or blocks are not in this model.
+    """
+    model = cast("nn.Module", blocks.model)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns where it sets fan_in_fan_out by itself
+        torch.manual_seed(derive(seed, "adapter"))
+        peft.inject_adapter_in_model(config_of(blocks, adapter), model, adapter_name=SLOT)
+    slots: dict[str, tuple[nn.Module, str]] = {}
+    for name, parameter in list(model.named_parameters()):
+        trains = parameter.requires_grad and _is_adapter(name)
+        parameter.requires_grad_(trains)
+        if trains:
+            slots[canonical(name)] = _slot(model, name)
+    if blocks.head_name != "lm_head":
+        slots |= _fresh_head(blocks, seed)
+    wide = torch.float64 if blocks.dtype == torch.float64 else torch.float32
+    for owner, attribute in slots.values():
+        value = cast("Tensor", getattr(owner, attribute))
+        setattr(owner, attribute, nn.Parameter(value.detach().to(wide)))
+    return slots
+
+
+def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:
+    """Return the PEFT configuration of this adapter on this model.
+
+    Raises:
+        ModelError: The targets or blocks are not in this model.
+    """
+    targets = list(adapter.targets) or _default_targets(blocks, adapter)
+    modules = _modules(blocks, adapter, targets)
+    common: dict[str, Any] = {"target_modules": modules}
+    rank, alpha, dropout = adapter.rank, adapter.alpha, adapter.dropout
+    if adapter.kind in {"lora", "dora", "rslora"}:
+        return peft.LoraConfig(
+            r=rank,
+            lora_alpha=cast("int", alpha),
+            lora_dropout=dropout,
+            use_dora=adapter.kind == "dora",
+            use_rslora=adapter.kind == "rslora",
+            fan_in_fan_out=blocks.config.model_type == "gpt2",
+            **common,
+        )
+    if adapter.kind == "ia3":
+        forward = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(
+            blocks.config.model_type, []
+        )
+        inside = [
+            m for m in modules if m.rpartition(".")[2] in {f.rpartition(".")[2] for f in forward}
+        ]
+        return peft.IA3Config(
+            feedforward_modules=inside,
+            fan_in_fan_out=blocks.config.model_type == "gpt2",
+            **common,
+        )
+    kind = peft.LoHaConfig if adapter.kind == "loha" else peft.LoKrConfig
+    return kind(r=rank, alpha=cast("int", alpha), module_dropout=dropout, **common)
+
+
+def scale_of(adapter: Adapter) -> float:
+    """Return what the product B·A is multiplied by: alpha/r, or alpha/√r for rslora."""
+    return adapter.alpha / (adapter.rank**0.5 if adapter.kind == "rslora" else adapter.rank)
+
+
+def canonical(name: str) -> str:
+    """Return a parameter's name without PEFT's adapter name.
+
+    >>> canonical("h.0.attn.c_attn.lora_A.default.weight")
+    'h.0.attn.c_attn.lora_A.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != SLOT)
+
+
+def _default_targets(blocks: Blocks, adapter: Adapter) -> list[str]:
+    table = cast(
+        "dict[str, list[str]]",
+        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        if adapter.kind == "ia3"
+        else TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    )
+    kind = blocks.config.model_type
+    if kind in table:
+        return list(table[kind])
+    here = {name.rpartition(".")[2] for name, _ in blocks.list[0].named_modules()}
+    usual = [name for name in ("q_proj", "v_proj") if name in here]
+    if usual and adapter.kind != "ia3":
+        return usual
+    raise ModelError(
+        f"adapter.targets must be given for {adapter.kind} on a {kind} model; "
+        f"modules of a block: {', '.join(sorted(here - {''}))}"
+    )
+
+
+def _modules(blocks: Blocks, adapter: Adapter, targets: Sequence[str]) -> list[str]:
+    """Return full names of the targeted modules inside the chosen blocks."""
+    try:
+        chosen = blocks_of(adapter.blocks, blocks.count)
+    except ValueError as error:
+        raise ModelError(f"adapter.blocks {error} for this model") from None
+    prefix = f"{blocks.family.blocks}."
+    found: list[str] = []
+    missing = set(targets)
+    for index in chosen:
+        for name, _ in blocks.list[index].named_modules():
+            for target in targets:
+                if name == target or name.endswith(f".{target}"):
+                    found.append(f"{prefix}{index}.{name}")
+                    missing.discard(target)
+    if missing:
+        here = [n for n, m in blocks.list[0].named_modules() if not list(m.children()) and n]
+        raise ModelError(
+            f"adapter.targets {sorted(missing)} are not in a block of this model; "
+            f"a block has: {', '.join(here)}"
+        )
+    return found
+
+
+def _is_adapter(name: str) -> bool:
+    return f".{SLOT}" in name
+
+
+def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, attribute = name.rpartition(".")
+    return model.get_submodule(owner), attribute
+
+
+def _fresh_head(blocks: Blocks, seed: int) -> dict[str, tuple[nn.Module, str]]:
+    slots: dict[str, tuple[nn.Module, str]] = {}
+    source = stream(seed, "head")
+    for name, parameter in list(cast("nn.Module", blocks.head).named_parameters()):
+        fresh = torch.zeros(parameter.shape)
+        if not re.search(r"bias$", name):
+            fresh.normal_(0.0, HEAD_STD, generator=source)
+        full = f"{blocks.head_name}.{name}"
+        owner, attribute = _slot(cast("nn.Module", blocks.model), full)
+        setattr(owner, attribute, nn.Parameter(fresh.to(parameter.device)))
+        slots[full] = (owner, attribute)
+    return slots

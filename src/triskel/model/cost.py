@@ -1,0 +1,323 @@
+"""What a piece of work costs a client: FLOPs and memory, counted once, then evaluated.
+
+torch's own counter runs on the real model for a few tiny shapes. A batch of B rows padded to T
+tokens with S scored positions costs
+
+    flops(B, T, S) = B·(c₀ + c₁ T + c₂ T²) + c₃ S
+
+exactly: matrix products are linear in rows and attention is quadratic in tokens. The fit is solved
+in rational numbers and checked on a shape it has not seen; a product the counter does not know, or
+a miss on that shape, raises. Bytes saved for backward are a polynomial of the same shape plus
+terms that do not grow with B (rotary tables, masks).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from triskel.errors import MeterError
+from triskel.model.body import Body, Parameters
+from triskel.types import Batch
+
+PieceKind = Literal["train", "forward", "bottom", "top"]
+PRODUCTS = ("mm", "matmul", "attention", "conv", "linear", "einsum", "dot", "mv", "lstm", "gru")
+SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4))
+"""(B, T, S) that are counted; the last one is the check. One row alone would share memory that
+more rows do not."""
+ADAM_BYTES = 8
+GRADIENT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the model, and what is done with it.
+
+    Attributes:
+        kind: `train` and `forward` run the joined model with and without backward; `bottom` runs
+            embeddings and blocks [0, high), `top` blocks [low, L) with the head, both with
+            backward where something there trains.
+        low: First block, for `top`.
+        high: One past the last block, for `bottom`.
+        rows: For `top` on a bare head: hidden states arrive one per scored position.
+        slope: For `top`: whether the gradient of its input is wanted.
+    """
+
+    kind: PieceKind
+    low: int = 0
+    high: int = 0
+    rows: bool = False
+    slope: bool = True
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The polynomials of one piece."""
+
+    flops: tuple[int, int, int, int]
+    saved: tuple[Fraction, ...]
+
+    def of(self, rows: int, tokens: int, scored: int) -> int:
+        """Return the FLOPs of a batch; a multiplication and an addition count two."""
+        c0, c1, c2, c3 = self.flops
+        return rows * (c0 + c1 * tokens + c2 * tokens * tokens) + c3 * scored
+
+    def bytes_of(self, rows: int, tokens: int, scored: int) -> int:
+        """Return bytes kept for the backward pass of a batch."""
+        terms = _saved_terms(rows, tokens, scored)
+        return max(0, math.ceil(sum(c * t for c, t in zip(self.saved, terms, strict=True))))
+
+
+class Meter:
+    """One client's account of compute, for one round.
+
+    Attributes:
+        flops: FLOPs so far.
+        tokens: Padded tokens trained on so far.
+        peak_bytes: Largest sum of weights, gradients, optimiser state and saved activations.
+    """
+
+    def __init__(self, body: Body, costs: "Costs") -> None:
+        """Start at zero."""
+        self._body = body
+        self._costs = costs
+        self.flops = 0
+        self.tokens = 0
+        self.peak_bytes = 0
+
+    def ran(self, batch: Batch, *pieces: Piece, training: Parameters | None = None) -> None:
+        """Account for pieces that ran on a batch and were in memory together.
+
+        Args:
+            batch: The batch, as padded.
+            pieces: What ran.
+            training: The tensors an optimiser holds state for meanwhile.
+        """
+        rows, tokens = batch.ids.shape
+        scored = len(batch.rows)
+        saved = 0
+        for piece in pieces:
+            cost = self._costs[piece]
+            self.flops += cost.of(rows, tokens, scored)
+            saved += cost.bytes_of(rows, tokens, scored)
+        trained = sum(p.numel() for p in (training or {}).values())
+        self.tokens += rows * tokens if training else 0
+        held = self._costs.resident(pieces) + trained * (GRADIENT_BYTES + ADAM_BYTES) + saved
+        self.peak_bytes = max(self.peak_bytes, held)
+
+
+class Costs(Mapping[Piece, Cost]):
+    """The costs of one body's pieces, each counted at first use."""
+
+    def __init__(self, body: Body) -> None:
+        """Remember the body; count nothing yet."""
+        self._body = body
+        self._known: dict[Piece, Cost] = {}
+
+    def __getitem__(self, piece: Piece) -> Cost:
+        """Return the cost of a piece."""
+        if piece not in self._known:
+            self._known[piece] = count(self._body, piece)
+        return self._known[piece]
+
+    def __iter__(self) -> Any:
+        """Iterate over the pieces counted so far."""
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        """Return how many pieces were counted so far."""
+        return len(self._known)
+
+    def meter(self) -> Meter:
+        """Return a client's account, at zero."""
+        return Meter(self._body, self)
+
+    def resident(self, pieces: tuple[Piece, ...]) -> int:
+        """Return bytes of the weights these pieces need, shared ones counted once."""
+        modules: list[nn.Module] = []
+        blocks = self._body.blocks
+        for piece in pieces:
+            low, high = (0, blocks.count)
+            if piece.kind == "bottom":
+                high = piece.high
+            if piece.kind == "top":
+                low = piece.low
+            modules += list(blocks.list[low:high])
+            if piece.kind != "top":
+                modules.append(_embeddings(self._body))
+            if piece.kind != "bottom":
+                modules += [m for m in (blocks.norm, blocks.pooler, blocks.head) if m is not None]
+        storages = {
+            p.untyped_storage().data_ptr(): p.numel() * p.element_size()
+            for m in modules
+            for p in m.parameters()
+        }
+        return sum(storages.values())
+
+
+def count(body: Body, piece: Piece) -> Cost:
+    """Count a piece on a few tiny shapes and solve for its polynomials.
+
+    Raises:
+        MeterError: A product is unknown to the counter, or the polynomial misses the check shape.
+    """
+    shapes = [s if body.task == "causal" else (s[0], s[1], s[0]) for s in SHAPES]
+    seen = [_measure(body, piece, *shape) for shape in shapes]
+    points = dict(zip(shapes, (flops for flops, _ in seen), strict=True))
+    solved = _solve([_flop_terms(*s) for s in points], [Fraction(f) for f in points.values()])
+    flops = tuple(int(c) for c in solved)
+    cost = Cost(
+        flops=cast("tuple[int, int, int, int]", flops),
+        saved=_solve([_saved_terms(*s) for s in shapes], [Fraction(b) for _, b in seen]),
+    )
+    for shape, (counted, _) in zip(shapes, seen, strict=True):
+        if cost.of(*shape) != counted:
+            raise MeterError(
+                f"FLOPs of {piece} are not the polynomial expected: {counted} counted and "
+                f"{cost.of(*shape)} predicted for {shape} (rows, tokens, scored); "
+                "use model.attention = eager"
+            )
+    return cost
+
+
+def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
+    return [Fraction(x) for x in (rows, rows * tokens, rows * tokens * tokens, scored)]
+
+
+def _saved_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
+    return [Fraction(x) for x in (rows * tokens, rows * tokens * tokens, tokens, scored, 1)]
+
+
+def _solve(terms: list[list[Fraction]], values: list[Fraction]) -> tuple[Fraction, ...]:
+    """Solve for coefficients by elimination; dependent columns get 0, extra rows are ignored."""
+    width = len(terms[0])
+    table = [[*row, value] for row, value in zip(terms, values, strict=True)]
+    pivots: list[int] = []
+    for column in range(width):
+        at = len(pivots)
+        pick = next((r for r in range(at, len(table)) if table[r][column]), None)
+        if pick is None:
+            continue
+        table[at], table[pick] = table[pick], table[at]
+        table[at] = [x / table[at][column] for x in table[at]]
+        for r, row in enumerate(table):
+            if r != at and row[column]:
+                table[r] = [x - row[column] * y for x, y in zip(row, table[at], strict=True)]
+        pivots.append(column)
+    found = [Fraction(0)] * width
+    for r, column in enumerate(pivots):
+        found[column] = table[r][width]
+    return tuple(found)
+
+
+def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> tuple[int, int]:
+    """Return counted FLOPs and bytes saved for backward of one run."""
+    where = torch.arange(scored)
+    batch = Batch(
+        ids=torch.ones(rows, tokens, dtype=torch.int64),
+        lengths=torch.full((rows,), tokens),
+        rows=where % rows,
+        columns=torch.full((scored,), tokens - 1),
+        targets=torch.zeros(scored, dtype=torch.int64),
+    )
+    parameters = body.parameters(body.initial)
+    body.install(parameters, parameters)  # what was installed before may be freed from here on
+    own = {p.untyped_storage().data_ptr() for p in body.blocks.model.parameters()}
+    own |= {p.untyped_storage().data_ptr() for p in body.blocks.model.buffers()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()  # held, so that its address cannot be given out twice
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    counter = FlopCounterMode(display=False, custom_mapping=_registry())
+    with _Uncounted(), counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+            out, backward = _forward(body, piece, batch, parameters)
+        if backward:
+            out.float().sum().backward()
+    return int(counter.get_total_flops()), sum(s.nbytes() for s in saved.values())
+
+
+def _forward(
+    body: Body, piece: Piece, batch: Batch, parameters: dict[str, nn.Parameter]
+) -> tuple[Tensor, bool]:
+    """Run a piece; say whether a backward pass follows."""
+    if piece.kind == "forward":
+        with torch.no_grad():
+            return body.logits(parameters, batch), False
+    if piece.kind == "train":
+        return body.logits(parameters, batch), True
+    if piece.kind == "bottom":
+        trains = bool(body.layout.within(0, piece.high))
+        return body.bottom(parameters, batch, piece.high), trains
+    shape = (len(batch.rows),) if piece.rows else tuple(batch.ids.shape)
+    h = torch.zeros(*shape, body.blocks.width, dtype=body.dtype, device=body.device)
+    h.requires_grad_(piece.slope)
+    out = body.head(parameters, h) if piece.rows else body.top(parameters, h, batch, piece.low)
+    return out, out.requires_grad
+
+
+def _embeddings(body: Body) -> nn.Module:
+    model = body.blocks.model
+    base = getattr(model, "bert", None) or getattr(model, "roberta", None)
+    if base is not None:
+        return base.embeddings
+    if hasattr(model, "transformer"):
+        return nn.ModuleList([model.transformer.wte, model.transformer.wpe])
+    return model.get_input_embeddings()
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _registry() -> dict[Any, Callable[..., int]]:
+    """Return counts of the attention kernels that torch's counter leaves at zero."""
+    aten = torch.ops.aten
+    forward = getattr(aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    backward = getattr(aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+
+    def ahead(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+    def back(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+    for function in (ahead, back):
+        setattr(function, "_get_raw", True)  # noqa: B010 - torch's own marker
+    found: dict[Any, Callable[..., int]] = {}
+    if forward is not None:
+        found[forward] = ahead
+    if backward is not None:
+        found[backward] = back
+    return found
+
+
+class _Uncounted(TorchDispatchMode):
+    """Raise on a product that the counter would count as nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at one operation, then run it."""
+        from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 - filled at run time
+
+        packet = func.overloadpacket
+        words = str(packet.__name__).strip("_").split("_")
+        if (
+            packet not in flop_registry
+            and packet not in _registry()
+            and any(word in PRODUCTS or word.endswith("mm") for word in words)
+        ):
+            raise MeterError(
+                f"operation {packet} is a product that torch's FLOP counter does not know; "
+                "use model.attention = eager, or report it with the model's name"
+            )
+        return func(*args, **(kwargs or {}))

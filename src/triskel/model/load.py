@@ -1,0 +1,130 @@
+"""From a job's `[model]` section to a body in memory."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+
+from triskel.errors import ModelError
+from triskel.job import Adapter, Model
+from triskel.model.blocks import Task, family_of
+from triskel.model.body import Body
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def load(
+    source: str, model: Model, adapter: Adapter, *, task: Task, classes: int, seed: int
+) -> Body:
+    """Load a model and its tokenizer, and make it a body.
+
+    Args:
+        source: A local folder or a hub id.
+        model: How it computes.
+        adapter: What trains.
+        task: `classify` puts a fresh head on it; `causal` keeps its own, frozen.
+        classes: Number of classes, for `classify`.
+        seed: The job's seed; the start of adapter and head is a function of it.
+
+    Raises:
+        ModelError: The files are missing or damaged, or the architecture is not supported.
+    """
+    config = _config(source)
+    family_of(config.model_type, task)
+    options: dict[str, Any] = {
+        "dtype": dtype_of(model),
+        "attn_implementation": model.attention,
+        "use_safetensors": True,
+    }
+    kind: Any = transformers.AutoModelForCausalLM
+    if task == "classify":
+        kind = transformers.AutoModelForSequenceClassification
+        options["num_labels"] = classes
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            loaded = kind.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
+    loaded = cast("nn.Module", loaded).to(device_of(model))
+    return Body(
+        loaded, tokenizer, task=task, classes=classes, adapter=adapter, seed=seed, path=source
+    )
+
+
+def dtype_of(model: Model) -> torch.dtype:
+    """Return what hidden states are computed in.
+
+    `auto` is bfloat16 where the processor or the GPU multiplies it natively, else float32.
+    """
+    if model.dtype != "auto":
+        return DTYPES[model.dtype]
+    if device_of(model).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if _native_bf16() else torch.float32
+
+
+def device_of(model: Model) -> torch.device:
+    """Return where the model computes.
+
+    Raises:
+        ModelError: The device is not a device, or is not on this machine.
+    """
+    if model.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(model.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f'model.device {model.device!r} cannot be used: {_first_line(error)}; "auto" chooses'
+        ) from error
+    return device
+
+
+def _native_bf16() -> bool:
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        return False
+    words = set(flags.read_text(encoding="utf-8", errors="replace").split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _config(source: str) -> Any:
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"model {source!r} is neither a folder with a config.json nor a reachable hub id: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Keep transformers from printing progress bars and advice while it loads."""
+    before = transformers.logging.get_verbosity()
+    bars = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)
+        transformers.logging.enable_progress_bar()
+        if bars is not None:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = bars

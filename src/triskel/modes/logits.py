@@ -1,0 +1,348 @@
+"""Prediction exchange: clients send what they predict on public text, and learn from each other.
+
+One round, public texts X, temperature τ, mixing weight μ, clients i with their own models fᵢ:
+
+    server                                    client
+    sends the round
+                                              trains fᵢ on its private examples
+                                              sends zᵢ = fᵢ(X), each row in the order of X
+    z̄ = combine(z₁, z₂, ...)
+    sends z̄
+                                              per public batch x and private batch (x', y'):
+                                              fᵢ ← AdamW(μ τ² KL(softmax(z̄/τ) ‖ softmax(fᵢ(x)/τ))
+                                                         + (1 - μ) CE(fᵢ(x'), y'))
+    the student g learns on X the same way, with μ = 1
+
+Labels of public texts are never used. A round trip is one exchange. For `causal`, zᵢ is the k
+largest log-probabilities of every scored position with token ids and the log of the left-over mass,
+and KL runs over these k + 1 outcomes. Distillation: Hinton et al. 2015, arXiv:1503.02531,
+section 2; in federations FedMD, Li and Wang 2019, arXiv:1910.03581; KD-FedLLMs of arXiv:2501.04436.
+
+What leaves a client: predictions on public texts, never texts, labels or parameters. Predictions
+can still betray whether a text was trained on (docs/threats.md).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, count
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from triskel.aggregate.knowledge import Knowledge, combine, dense, log_rest, stack, top
+from triskel.data.text import eval_plan, lengths_of
+from triskel.errors import MessageError, RoundError
+from triskel.evaluate import probe_joined
+from triskel.exchange import number, same_round
+from triskel.message import expect
+from triskel.model.body import Parameters
+from triskel.model.cost import Piece
+from triskel.model.train import Where, fit, label_loss, learning_rate
+from triskel.types import (
+    Ask,
+    AskStyle,
+    Batch,
+    ClientId,
+    ClientState,
+    Examples,
+    Message,
+    MessageKind,
+    Section,
+    Talk,
+    Tensors,
+)
+from triskel.worker import Worker
+
+WHOLE, AHEAD = Piece("train"), Piece("forward")
+PREDICT_TOKENS = 2048
+NARROW_IDS = 65_536
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class LogitsState:
+    """The server between rounds.
+
+    Attributes:
+        student: The server's own adapter and head; as they started where there is no student.
+        closed: Rounds closed so far.
+        teacher: What the clients of the open round know together.
+    """
+
+    student: Tensors
+    closed: int = 0
+    teacher: Knowledge | None = field(default=None, metadata={"open": True})
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Prediction exchange.
+
+    Attributes:
+        server: The server as a worker: its model and the public set; it has no private examples.
+    """
+
+    server: Worker
+    asks: Mapping[str, AskStyle] = field(
+        default_factory=lambda: dict[str, AskStyle](knowledge="barrier")
+    )
+
+    def start(self) -> LogitsState:
+        """Return the server's state before round 1."""
+        return LogitsState(student=self.server.body.initial)
+
+    def task(self, state: LogitsState, client: ClientId) -> Message:
+        """Open the round; both sides already hold the public set, in the same order."""
+        del client  # everyone gets the same
+        facts = {"round": state.closed + 1, "public": len(self.server.public)}
+        return Message(kind="task", facts=facts)
+
+    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+        """Train alone, ask once (predictions up, teacher down), learn from the teacher."""
+        body, job = worker.body, worker.job
+        expect(task, kind="task", sections={})
+        if int(number(task.facts, "public")) != len(worker.public):
+            raise MessageError(
+                f"the server speaks of {task.facts['public']} public texts and client "
+                f"{worker.client!r} holds {len(worker.public)}"
+            )
+        where = Where(worker.client, int(number(task.facts, "round", least=1)))
+        parameters = body.parameters(mine.groups.get(OWN, body.initial))
+        rate = learning_rate(job.train, where.round, job.rounds)
+        loss = fit(
+            parameters,
+            worker.batches(where, job.train.epochs),
+            lambda batch, step: _private_loss(worker, parameters, where, batch, step),
+            train=job.train,
+            lr=rate,
+            where=where,
+            after=lambda batch, value: _after(worker, parameters, where, batch, value),
+        )
+        known = predict(worker, parameters)
+        answer = yield Ask(knowledge_message(known, "ask", where.round))
+        if not isinstance(answer, Message):
+            raise RoundError("an ask was answered with nothing")
+        same_round(answer, where.round)
+        teacher = read_knowledge(answer, known, kind="answer")
+        distil(worker, parameters, teacher, rate, where, mix=job.logits.mix)
+        body.dropout(None)
+        own = {n: p.detach().cpu().clone() for n, p in parameters.items()}
+        update = Message(
+            kind="update",
+            facts={"round": where.round, "examples": len(worker.train), "loss": loss},
+        )
+        return update, replace(mine, groups={**mine.groups, OWN: own})
+
+    def answer(
+        self, state: LogitsState, asks: Mapping[ClientId, Message]
+    ) -> tuple[LogitsState, Mapping[ClientId, Message]]:
+        """Make one teacher of everybody's predictions and send it to everybody."""
+        options = self.server.job.logits
+        template = self._template()
+        parties: list[Knowledge] = []
+        for client in sorted(asks):
+            same_round(asks[client], state.closed + 1)
+            parties.append(read_knowledge(asks[client], template, kind="ask"))
+        teacher = combine(parties, options.aggregate, options.temperature)
+        answer = knowledge_message(teacher, "answer", state.closed + 1)
+        return replace(state, teacher=teacher), dict.fromkeys(asks, answer)
+
+    def zero(self, state: LogitsState) -> int:
+        """Return the total of no updates: nobody has finished yet."""
+        del state
+        return 0
+
+    def add(self, state: LogitsState, total: int, client: ClientId, update: Message) -> int:
+        """Count a client that finished; its update carries no tensors."""
+        del client
+        same_round(update, state.closed + 1)
+        expect(update, kind="update", sections={})
+        return total + 1
+
+    def close(self, state: LogitsState, total: int) -> LogitsState:
+        """Teach the student, where there is one.
+
+        Raises:
+            RoundError: No client sent predictions.
+        """
+        if not total or state.teacher is None:
+            raise RoundError("no client sent predictions; every client of the cohort failed")
+        student, job = state.student, self.server.job
+        if job.logits.student:
+            where = Where(self.server.client, state.closed + 1)
+            parameters = self.server.body.parameters(student)
+            rate = learning_rate(job.train, where.round, job.rounds)
+            distil(self.server, parameters, state.teacher, rate, where, mix=1.0)
+            self.server.body.dropout(None)
+            student = {n: p.detach().cpu().clone() for n, p in parameters.items()}
+        return LogitsState(student=student, closed=state.closed + 1)
+
+    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+        """Evaluate the client's own model on its own test share."""
+        del task
+        return probe_joined(worker, mine.groups.get(OWN, worker.body.initial)), mine
+        yield  # a Talk that asks nothing
+
+    def _template(self) -> Knowledge:
+        """Return the shapes that predictions must have; the numbers are not used."""
+        body, public = self.server.body, self.server.public
+        if body.classes:
+            return dense(torch.zeros(len(public), body.classes))
+        positions = sum(int(scored.sum()) for scored in public.scored)
+        vocabulary = int(body.blocks.config.vocab_size)
+        k = min(self.server.job.logits.top_k, vocabulary)
+        return Knowledge(
+            values=torch.zeros(positions, k),
+            ids=torch.zeros(positions, k, dtype=torch.int64),
+            tail=torch.zeros(positions),
+            vocabulary=vocabulary,
+        )
+
+
+# --- learning from predictions ----------------------------------------------------------------
+
+
+def distil_loss(
+    student: Float[Tensor, "scored classes"], teacher: Knowledge, temperature: float
+) -> Float[Tensor, ""]:
+    """Return τ² KL(teacher ‖ student), both softened by τ, in nats, mean over positions.
+
+    τ² keeps gradients the same size as τ changes. The gradient is zero where they agree.
+    """
+    scaled = torch.log_softmax(student.float() / temperature, dim=-1)
+    if teacher.ids is None or teacher.tail is None:
+        target = torch.log_softmax(teacher.values.to(scaled.device) / temperature, dim=-1)
+    else:
+        picked = scaled.gather(1, teacher.ids.to(scaled.device).long())
+        scaled = torch.cat([picked, log_rest(picked)[:, None]], dim=1)
+        sent = torch.cat([teacher.values, teacher.tail[:, None]], dim=1).to(scaled.device)
+        target = torch.log_softmax(sent / temperature, dim=-1)
+    rows = kl_div(scaled, target, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * rows.mean()
+
+
+def distil(
+    worker: Worker,
+    parameters: Parameters,
+    teacher: Knowledge,
+    rate: float,
+    where: Where,
+    *,
+    mix: float,
+) -> None:
+    """Learn from the teacher on the public set, in place; keep to private labels by 1 - mix."""
+    body, job = worker.body, worker.job
+    where = replace(where, phase="distil")
+    plan = worker.plan(worker.public, where, job.logits.epochs)
+    rehearsal = _rehearsal(worker, where) if mix < 1 and len(worker.train) else None
+
+    def loss_of(batch: Batch, step: int) -> Tensor:
+        worker.dropout(where, step)
+        wanted = _rows_of(teacher, worker.public, plan[step])
+        loss = distil_loss(body.logits(parameters, batch), wanted, job.logits.temperature)
+        if rehearsal is None:
+            return loss
+        other = next(rehearsal)
+        own = label_loss(body.logits(parameters, other), other)
+        worker.meter.ran(other, WHOLE, training=parameters)
+        return mix * loss + (1 - mix) * own
+
+    fit(
+        parameters,
+        (worker.batch(worker.public, rows) for rows in plan),
+        loss_of,
+        train=job.train,
+        lr=rate,
+        where=where,
+        after=lambda batch, value: _after(worker, parameters, where, batch, value),
+    )
+
+
+def predict(worker: Worker, parameters: Parameters) -> Knowledge:
+    """Return what these parameters predict on the public set, in its order."""
+    body, public, options = worker.body, worker.public, worker.job.logits
+    body.dropout(None)
+    found: dict[int, Knowledge] = {}
+    with torch.no_grad():
+        for rows in eval_plan(lengths_of(public), tokens=PREDICT_TOKENS):
+            batch = worker.batch(public, rows)
+            logits = body.logits(parameters, batch)
+            known = (
+                dense(logits) if body.classes else top(logits, options.top_k, options.temperature)
+            )
+            worker.meter.ran(batch, AHEAD)
+            for place, row in enumerate(rows):
+                found[row] = known.rows((batch.rows == place).to(logits.device))
+    return stack([found[row] for row in range(len(public))])
+
+
+def _private_loss(
+    worker: Worker, parameters: Parameters, where: Where, batch: Batch, step: int
+) -> Tensor:
+    worker.dropout(where, step)
+    return label_loss(worker.body.logits(parameters, batch), batch)
+
+
+def _after(worker: Worker, parameters: Parameters, where: Where, batch: Batch, loss: float) -> None:
+    worker.meter.ran(batch, WHOLE, training=parameters)
+    worker.told(where, batch, loss)
+
+
+def _rehearsal(worker: Worker, where: Where) -> Iterator[Batch]:
+    """Return batches of private examples without end, epoch after epoch."""
+    for epoch in count():
+        yield from worker.batches(replace(where, phase=f"rehearse-{epoch}"), 1)
+
+
+def _rows_of(teacher: Knowledge, public: Examples, rows: Sequence[int]) -> Knowledge:
+    """Return the teacher's word on some public examples, in the order of their batch."""
+    if not public.scored:
+        return teacher.rows(torch.tensor(list(rows)))
+    sizes = [int(scored.sum()) for scored in public.scored]
+    ends = list(accumulate(sizes))
+    return teacher.rows(torch.cat([torch.arange(ends[r] - sizes[r], ends[r]) for r in rows]))
+
+
+# --- predictions as messages ------------------------------------------------------------------
+
+
+def knowledge_message(known: Knowledge, kind: MessageKind, round_: int) -> Message:
+    """Return predictions as a message; ids travel in 2 bytes where the vocabulary allows."""
+    tensors: dict[str, Tensor] = {"values": known.values.cpu()}
+    if known.ids is not None and known.tail is not None:
+        narrow = known.vocabulary <= NARROW_IDS
+        tensors["ids"] = known.ids.cpu().to(torch.uint16 if narrow else torch.int32)
+        tensors["tail"] = known.tail.cpu()
+    section = Section(kind="knowledge", tensors=tensors, facts={"vocabulary": known.vocabulary})
+    return Message(
+        kind=kind, topic="knowledge", sections={"knowledge": section}, facts={"round": round_}
+    )
+
+
+def read_knowledge(message: Message, template: Knowledge, *, kind: MessageKind) -> Knowledge:
+    """Return the predictions a message carries.
+
+    Raises:
+        MessageError: Their shapes or vocabulary are not the template's, or an id is beyond it.
+    """
+    like = knowledge_message(template, kind, 1).sections["knowledge"]
+    expect(message, kind=kind, topic="knowledge", sections={"knowledge": like.tensors})
+    found = message.sections["knowledge"]
+    vocabulary = int(number(found.facts, "vocabulary", least=1))
+    ids = found.tensors.get("ids")
+    ids = None if ids is None else ids.to(torch.int64)
+    if vocabulary != template.vocabulary or (
+        ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary
+    ):
+        raise MessageError(
+            f"predictions speak of {vocabulary} classes or tokens, expected {template.vocabulary} "
+            "and ids below that"
+        )
+    return Knowledge(
+        values=found.tensors["values"],
+        ids=ids,
+        tail=found.tensors.get("tail"),
+        vocabulary=vocabulary,
+    )

@@ -1,0 +1,379 @@
+"""Split learning: the client keeps the first blocks and the last, the server the trunk between.
+
+Cut (a, b) of a model with blocks [0, L). Parameters: client θ = (θ₁ in [0, a), θ₃ in [b, L) and the
+head), server φ in [a, b). In a wave every active client i has one batch (xᵢ, yᵢ) with nᵢ labels:
+
+    client                                    server
+    h = f₁(θ₁; x)              --- h -->
+                                              u = g(φ; h)
+                               <-- u ---
+    ℓ = CE(f₃(θ₃; u), y)
+    θ₃ gets ∂ℓ/∂θ₃             -- ∂ℓ/∂u -->
+                                              φ ← AdamW(φ, Σ (nᵢ/Σn) ∂ℓᵢ/∂φ)
+                               <-- ∂ℓ/∂h --   only where something in [0, a) trains
+    θ ← AdamW(θ, ∂ℓ/∂θ)
+
+At the end of a round θ is averaged over clients, weighted by examples; blocks that only some
+clients hold also count the server's copy, by the examples of the others. With `labels = "shared"`
+the server has [a, L) and the head: h and y go up, ∂ℓ/∂h comes down. One client and one batch is one
+step of the joined model: the chain rule, cut (Gupta and Raskar 2018, arXiv:1810.06060, Algorithm 1
+and the U-shape of section 3.4; SplitLoRA, arXiv:2407.00952; Split-FedLLMs of arXiv:2501.04436).
+
+What leaves a client: hidden states of its texts and gradients at the cut, from which texts can be
+approximated (docs/threats.md); labels only where shared; each round its adapter and head.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from triskel.aggregate.mean import Mean, MeanTotal
+from triskel.cut import Cut, cut_of, labels_section, packed, unpacked
+from triskel.data.text import eval_plan, lengths_of
+from triskel.errors import MessageError
+from triskel.evaluate import BATCH_TOKENS, score_message
+from triskel.exchange import adapter_of, adapter_sections, integers, number, same_round
+from triskel.job import Job
+from triskel.metrics import empty, merge, score
+from triskel.model.body import Body, Parameters
+from triskel.model.train import (
+    Moments,
+    Where,
+    adamw_step,
+    clip,
+    clipped,
+    finite,
+    label_loss,
+    learning_rate,
+    optimiser,
+)
+from triskel.tensors import indices, select
+from triskel.trunk import Graph, backward, forward, group, learn, shares_in, summed
+from triskel.types import (
+    Ask,
+    AskStyle,
+    Batch,
+    ClientId,
+    ClientState,
+    Message,
+    MessageKind,
+    Reply,
+    Section,
+    Talk,
+    Tensors,
+)
+from triskel.worker import Worker
+
+MEAN = Mean()
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """The server between rounds, and within one.
+
+    Attributes:
+        tensors: θ as last averaged, and φ.
+        moments: Adam's state of φ; kept from round to round.
+        closed: Rounds closed so far.
+        graphs: What clients of the open wave wait for; never checkpointed.
+    """
+
+    tensors: Tensors
+    moments: Moments = field(default_factory=Moments)
+    closed: int = 0
+    graphs: Mapping[ClientId, Graph] = field(
+        default_factory=dict[ClientId, Graph], metadata={"open": True}
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Split learning.
+
+    Attributes:
+        job: The cut, the labels, optimiser options.
+        body: The server's model, of which it runs the trunk.
+    """
+
+    job: Job
+    body: Body
+    asks: Mapping[str, AskStyle] = field(
+        default_factory=lambda: dict[str, AskStyle](forward="stream", backward="stream")
+    )
+
+    def start(self) -> SplitState:
+        """Return the server's state before round 1."""
+        return SplitState(tensors=self.body.initial)
+
+    def task(self, state: SplitState, client: ClientId) -> Message:
+        """Send θ and the cut; φ stays."""
+        cut = cut_of(self.job, self.body, client)
+        return Message(
+            kind="task",
+            sections=adapter_sections(select(state.tensors, cut.mine), self.body.layout),
+            facts={"round": state.closed + 1, "cut": [cut.low, cut.high], "shared": cut.shared},
+        )
+
+    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+        """Run the client's blocks batch by batch; ask the server for what lies between."""
+        body, train = worker.body, worker.job.train
+        cut, received = _opened(task, worker)
+        parameters = body.parameters(received)
+        where = Where(worker.client, int(number(task.facts, "round", least=1)))
+        rate = learning_rate(train, where.round, worker.job.rounds)
+        adam = optimiser(parameters, train, rate) if parameters else None
+        total, steps = 0.0, 0
+        for step, batch in enumerate(worker.batches(where, train.epochs)):
+            worker.dropout(where, step)
+            h = body.bottom(parameters, batch, cut.low)
+            answer = yield Ask(_up(h, batch, cut, where, step, body))
+            if cut.shared:
+                value = _loss_in(answer, where)
+                slope = _down(answer, "gradient", "forward", batch, body) if cut.below else None
+            else:
+                u = _down(answer, "activations", "forward", batch, body, pooled=cut.pooled)
+                worker.dropout(replace(where, phase="top"), step)
+                loss = label_loss(
+                    _top(parameters, u.requires_grad_(cut.inside), batch, cut, body), batch
+                )
+                value, slope = finite(loss, where, step), None
+                if loss.requires_grad:
+                    loss.backward()  # type: ignore[no-untyped-call]
+                if cut.inside:
+                    answer = yield Ask(_up_slope(u, batch, cut, where))
+                    slope = (
+                        _down(answer, "gradient", "backward", batch, body) if cut.below else None
+                    )
+            if slope is not None:
+                h.backward(slope)  # type: ignore[no-untyped-call]
+            if adam is not None:
+                clip(parameters, train)
+                adam.step()
+                adam.zero_grad(set_to_none=True)
+            worker.meter.ran(batch, *cut.pieces(body.blocks.count), training=parameters)
+            worker.told(where, batch, value)
+            total, steps = total + value, steps + 1
+        body.dropout(None)
+        update = Message(
+            kind="update",
+            sections=adapter_sections(parameters, body.layout),
+            facts={
+                "round": where.round,
+                "examples": len(worker.train),
+                "loss": total / max(steps, 1),
+            },
+        )
+        return update, mine
+
+    def answer(
+        self, state: SplitState, asks: Mapping[ClientId, Message]
+    ) -> tuple[SplitState, Mapping[ClientId, Message]]:
+        """Answer one wave: all forwards, or all backwards and one trunk step."""
+        cuts = {c: cut_of(self.job, self.body, c) for c in sorted(asks)}
+        for client, cut in cuts.items():
+            same_round(asks[client], state.closed + 1)
+            if asks[client].topic not in self.asks or (
+                cut.shared and asks[client].topic != "forward"
+            ):
+                raise MessageError(f"client {client!r} asked for {asks[client].topic!r}")
+        returned = {c: asks[c] for c in cuts if asks[c].topic == "backward"}
+        shared = {c: asks[c] for c in cuts if cuts[c].shared}
+        private = {c: asks[c] for c in cuts if c not in returned and c not in shared}
+        answers: dict[ClientId, Message] = {}
+        for part, answered in (
+            (returned, self._backward), (shared, self._learn), (private, self._forward)
+        ):  # fmt: skip
+            if part:
+                state, more = answered(state, part, cuts)
+                answers |= more
+        return state, answers
+
+    def zero(self, state: SplitState) -> MeanTotal:
+        """Return the total of no updates."""
+        del state
+        return MEAN.zero()
+
+    def add(
+        self, state: SplitState, total: MeanTotal, client: ClientId, update: Message
+    ) -> MeanTotal:
+        """Fold nᵢ θᵢ in."""
+        same_round(update, state.closed + 1)
+        template = select(state.tensors, cut_of(self.job, self.body, client).mine)
+        theirs = adapter_of(update, template, self.body.layout, kind="update")
+        return MEAN.add(total, theirs, number(update.facts, "examples", least=1))
+
+    def close(self, state: SplitState, total: MeanTotal) -> SplitState:
+        """Average θ; the server's copy counts for the examples of those who do not hold it."""
+        everyone = total.weight
+        for name, tensor in state.tensors.items():
+            rest = everyone - total.held.get(name, 0.0)
+            if rest > 0:
+                total = MEAN.add(total, {name: tensor}, rest)
+        tensors = select(MEAN.value(total), state.tensors)
+        return SplitState(tensors=tensors, moments=state.moments, closed=state.closed + 1)
+
+    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+        """Evaluate on the client's own test share, the trunk running at the server."""
+        body = worker.body
+        cut, received = _opened(task, worker)
+        parameters = body.parameters(received)
+        where = Where(worker.client, int(number(task.facts, "round", least=1)))
+        body.dropout(None)
+        total = empty(body.classes)
+        if cut.shared:
+            raise MessageError("with shared labels the server holds the head; evaluate there")
+        for step, rows in enumerate(eval_plan(lengths_of(worker.test), tokens=BATCH_TOKENS)):
+            batch = worker.batch(worker.test, rows)
+            with torch.no_grad():
+                h = body.bottom(parameters, batch, cut.low)
+                ask = replace(_up(h, batch, cut, where, step, body), kind="evaluate")
+            answer = yield Ask(ask)
+            with torch.no_grad():
+                u = _down(
+                    answer, "activations", "forward", batch, body, pooled=cut.pooled,
+                    kind="evaluate",
+                )  # fmt: skip
+                logits = _top(parameters, u, batch, cut, body)
+            total = merge(total, score(logits, batch.targets.to(logits.device), body.classes))
+        return score_message(total), mine
+
+    # --- the server's answers -----------------------------------------------------------------
+
+    def _forward(
+        self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
+    ) -> tuple[SplitState, dict[ClientId, Message]]:
+        graphs, answers = dict(state.graphs), dict[ClientId, Message]()
+        for clients in group(asks, cuts):
+            cut, some = cuts[clients[0]], {c: asks[c] for c in clients}
+            learning = {c: a.kind == "ask" for c, a in some.items()}
+            graph = forward(self.body, state.tensors, some, cut, learn=any(learning.values()))
+            for client in clients:
+                texts = graph.texts(client)
+                u = graph.u[graph.rows[client]]
+                section = packed(u if cut.pooled else u[:, : max(texts)], texts, pooled=cut.pooled)
+                kind: MessageKind = "answer" if learning[client] else "evaluate"
+                answers[client] = _answer(state, "forward", {"activations": section}, kind=kind)
+                if cut.inside and learning[client]:
+                    graphs[client] = graph
+        return replace(state, graphs=graphs), answers
+
+    def _backward(
+        self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
+    ) -> tuple[SplitState, dict[ClientId, Message]]:
+        del cuts  # a graph knows its cut
+        graphs, share = dict(state.graphs), shares_in(asks)
+        if strange := sorted(asks.keys() - graphs.keys()):
+            raise MessageError(f"client {strange[0]!r} sent a gradient for no open batch")
+        answers = {c: _answer(state, "backward", {}) for c in asks}
+        slopes: list[Tensors] = []
+        for graph in {id(graphs[c]): graphs[c] for c in asks}.values():
+            some = {c: asks[c] for c in asks if graphs[c] is graph}
+            waiting = any(g is graph for c, g in graphs.items() if c not in some)
+            found = backward(self.body, graph, some, share, keep=waiting)
+            slopes.append(found.trunk)
+            for client, section in found.down.items():
+                answers[client] = _answer(state, "backward", {"gradient": section})
+        for client in asks:
+            del graphs[client]
+        return replace(self._stepped(state, summed(slopes)), graphs=graphs), answers
+
+    def _learn(
+        self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
+    ) -> tuple[SplitState, dict[ClientId, Message]]:
+        share = shares_in(asks)
+        slopes, answers = list[Tensors](), dict[ClientId, Message]()
+        for clients in group(asks, cuts):
+            found, losses = learn(
+                self.body, state.tensors, {c: asks[c] for c in clients}, cuts[clients[0]],
+                share=share, where=lambda client: Where(client, state.closed + 1),
+            )  # fmt: skip
+            slopes.append(found.trunk)
+            for client in clients:
+                down = {"gradient": found.down[client]} if client in found.down else {}
+                answers[client] = _answer(state, "forward", down, loss=losses[client])
+        return self._stepped(state, summed(slopes)), answers
+
+    def _stepped(self, state: SplitState, slopes: Tensors) -> SplitState:
+        """Take one AdamW step of φ."""
+        train = self.job.train
+        rate = learning_rate(train, state.closed + 1, self.job.rounds)
+        slopes = {n: s.cpu() for n, s in clipped(slopes, train).items()}
+        tensors, moments = adamw_step(state.tensors, slopes, state.moments, train, rate)
+        return replace(state, tensors=tensors, moments=moments)
+
+
+def _opened(task: Message, worker: Worker) -> tuple[Cut, dict[str, Tensor]]:
+    """Return the cut and the client's tensors, once the server's cut is the client's own."""
+    cut = cut_of(worker.job, worker.body, worker.client)
+    if integers(task.facts, "cut") != [cut.low, cut.high] or task.facts.get("shared") != cut.shared:
+        raise MessageError(
+            f"the server cuts at {task.facts.get('cut')} and client {worker.client!r} at "
+            f"{[cut.low, cut.high]}; both need the same job"
+        )
+    template = select(worker.body.initial, cut.mine)
+    return cut, adapter_of(task, template, worker.body.layout, kind="task")
+
+
+def _top(parameters: Parameters, u: Tensor, batch: Batch, cut: Cut, body: Body) -> Tensor:
+    """Return logits from the trunk's output."""
+    if cut.pooled:
+        return body.head(parameters, u)
+    return body.top(parameters, u, batch, cut.high)
+
+
+def _up(h: Tensor, batch: Batch, cut: Cut, where: Where, step: int, body: Body) -> Message:
+    sections = {"activations": packed(h, indices(batch.lengths), pooled=False)}
+    facts = {"round": where.round, "step": step}
+    if cut.shared:
+        sections["labels"] = labels_section(batch, body)
+        facts["labelled"] = int((batch.targets >= 0).sum())
+    return Message(kind="ask", topic="forward", sections=sections, facts=facts)
+
+
+def _up_slope(u: Tensor, batch: Batch, cut: Cut, where: Where) -> Message:
+    slope = torch.zeros_like(u) if u.grad is None else u.grad
+    return Message(
+        kind="ask",
+        topic="backward",
+        sections={"gradient": packed(slope, indices(batch.lengths), pooled=cut.pooled)},
+        facts={"round": where.round, "labelled": int((batch.targets >= 0).sum())},
+    )
+
+
+def _down(  # noqa: PLR0913 - what an answer must be
+    answer: Reply,
+    section: str,
+    topic: str,
+    batch: Batch,
+    body: Body,
+    *,
+    pooled: bool = False,
+    kind: MessageKind = "answer",
+) -> Tensor:
+    if not isinstance(answer, Message):
+        raise MessageError("an ask was answered with nothing")
+    return unpacked(
+        answer, section, kind=kind, topic=topic, lengths=indices(batch.lengths), body=body,
+        pooled=pooled,
+    )  # fmt: skip
+
+
+def _loss_in(answer: Reply, where: Where) -> float:
+    if not isinstance(answer, Message):
+        raise MessageError("an ask was answered with nothing")
+    same_round(answer, where.round)
+    return number(answer.facts, "loss")
+
+
+def _answer(
+    state: SplitState,
+    topic: str,
+    sections: Mapping[str, Section],
+    *,
+    kind: MessageKind = "answer",
+    loss: float | None = None,
+) -> Message:
+    facts = {"round": state.closed + 1} | ({} if loss is None else {"loss": loss})
+    return Message(kind=kind, topic=topic, sections=sections, facts=facts)

@@ -1,0 +1,86 @@
+"""Arithmetic on named tensors, and rows without padding."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from triskel.types import Tensors
+
+
+def clone(tensors: Tensors) -> dict[str, Tensor]:
+    """Return copies that share no memory with the originals."""
+    return {name: t.detach().clone() for name, t in tensors.items()}
+
+
+def blend(old: Tensors, new: Tensors, share: float) -> dict[str, Tensor]:
+    """Return (1 - share)·old + share·new, computed in float64, in the dtype of `old`.
+
+    A share of 1 returns `new` exactly, and a share of 0 returns `old` exactly.
+    """
+    return {
+        name: ((1 - share) * w.double() + share * new[name].double()).to(w.dtype)
+        for name, w in old.items()
+    }
+
+
+def numbers(tensors: Tensors) -> int:
+    """Return how many numbers the tensors hold.
+
+    >>> numbers({"a": torch.zeros(2, 3), "b": torch.zeros(())})
+    7
+    """
+    return sum(t.numel() for t in tensors.values())
+
+
+def select(tensors: Tensors, names: Sequence[str] | Mapping[str, object]) -> dict[str, Tensor]:
+    """Return the tensors with these names, in this order."""
+    return {name: tensors[name] for name in names}
+
+
+def present(lengths: Sequence[int], width: int) -> Bool[Tensor, "batch tokens"]:
+    """Return which positions of a right-padded batch are real.
+
+    >>> present([2, 1], 2).tolist()
+    [[True, True], [True, False]]
+    """
+    return torch.arange(width)[None, :] < torch.tensor(list(lengths), dtype=torch.int64)[:, None]
+
+
+def ragged(
+    padded_rows: Float[Tensor, "batch tokens width"], lengths: Sequence[int]
+) -> Float[Tensor, "real width"]:
+    """Return the real rows one after the other, without padding.
+
+    >>> ragged(torch.tensor([[[1.0], [2.0]], [[3.0], [0.0]]]), [2, 1]).flatten().tolist()
+    [1.0, 2.0, 3.0]
+    """
+    mask = present(lengths, padded_rows.shape[1]).to(padded_rows.device)
+    return padded_rows[mask]
+
+
+def padded(
+    rows: Float[Tensor, "real width"], lengths: Sequence[int]
+) -> Float[Tensor, "batch tokens width"]:
+    """Return rows back in a right-padded batch; padding is zero. Undoes `ragged`."""
+    mask = present(lengths, max(lengths)).to(rows.device)
+    out = rows.new_zeros(len(lengths), max(lengths), rows.shape[-1])
+    out[mask] = rows
+    return out
+
+
+def runs(mask: Bool[Tensor, " tokens"]) -> list[int]:
+    """Return where runs of True begin and end: [first, one past last, first, ...].
+
+    >>> runs(torch.tensor([False, True, True, False, True]))
+    [1, 3, 4, 5]
+    """
+    edge = torch.zeros(1, dtype=torch.int8)
+    steps = torch.cat([edge, mask.to(torch.int8), edge]).diff()
+    return [int(i) for i in steps.nonzero().flatten()]
+
+
+def indices(lengths: Int[Tensor, " batch"]) -> list[int]:
+    """Return lengths as plain integers."""
+    return [int(n) for n in lengths]

@@ -1,0 +1,71 @@
+"""What one client brings to a round: its name, its own data, a model to run, and a meter."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from triskel.data.text import batch_of, lengths_of, plan
+from triskel.job import Job
+from triskel.model.body import Body
+from triskel.model.cost import Meter
+from triskel.model.train import Where
+from triskel.rng import derive
+from triskel.types import Batch, ClientId, Examples, Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One client, for one round.
+
+    Attributes:
+        client: Who this is.
+        job: What is to be done.
+        body: The client's model; in a simulation many clients share one.
+        train: Its training examples; they never leave it whole.
+        test: Its own test share.
+        public: The public set, tokenised for this client's model.
+        meter: Its account of compute.
+        watch: Told of every training step.
+    """
+
+    client: ClientId
+    job: Job
+    body: Body
+    train: Examples
+    test: Examples
+    public: Examples
+    meter: Meter
+    watch: Watch
+
+    def plan(self, examples: Examples, where: Where, epochs: int) -> list[list[int]]:
+        """Return which examples go together; a function of seed, client, round and phase."""
+        job, lengths = self.job, lengths_of(examples)
+        plans = [
+            plan(lengths, batch=job.train.batch, seed=job.seed, path=(*where.path(epoch), "plan"))
+            for epoch in range(epochs)
+        ]
+        return [rows for one in plans for rows in one]
+
+    def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        """Return these examples side by side."""
+        return batch_of(examples, rows, pool=self.body.blocks.pool)
+
+    def batches(self, where: Where, epochs: int) -> Iterator[Batch]:
+        """Return batches of the private examples."""
+        return (self.batch(self.train, rows) for rows in self.plan(self.train, where, epochs))
+
+    def dropout(self, where: Where, step: int) -> None:
+        """Switch the adapter's dropout on for one step, from the step's own stream."""
+        self.body.dropout(derive(self.job.seed, *where.path(step)))
+
+    def told(self, where: Where, batch: Batch, loss: float) -> None:
+        """Tell whoever watches that a step was taken."""
+        self.watch(
+            {
+                "event": "step",
+                "client": where.client,
+                "round": where.round,
+                "phase": where.phase,
+                "loss": loss,
+                "tokens": int(batch.lengths.sum()),
+            }
+        )
