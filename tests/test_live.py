@@ -87,11 +87,11 @@ def test_without_a_terminal_a_round_is_one_line_and_steps_are_none() -> None:
         live({"event": "run_end", "seconds": 65})
     lines = written(to).splitlines()
     assert len(lines) == 4
-    assert lines[0] == "2 clients, 2 rounds: params, split"
-    for words in ("params", "round 1/2", "accuracy 0.651", "loss 0.800", "3.69 MB up", "12 s"):
+    assert lines[0] == "clients: 2, rounds: 2, stages: params, split"
+    for words in ("params", "round 1/2", "accuracy 0.651", "loss 0.800", "3.69 MB up", "0:12"):
         assert words in lines[1]
     assert lines[2].startswith("params accuracy 0.700")
-    assert lines[3] == "done in 1 min 05 s"
+    assert lines[3] == "done in 1:05"
 
 
 def test_on_a_terminal_the_display_shows_the_stage_and_is_gone_at_the_end() -> None:
@@ -114,13 +114,13 @@ def test_the_display_counts_clients_tokens_bytes_and_time() -> None:
     live(step(tokens=100, loss=0.0))
     live({"event": "message", "stage": "params", "direction": "up", "bytes": 1_840_000})
     live({"event": "message", "stage": "params", "direction": "down", "bytes": 2_400})
-    live({"event": "client_end", "stage": "params", "round": 1, "client": "a"})
+    live({"event": "message", "kind": "update", "direction": "up", "client": "a"})
     clock.now += 10
     text = shown(live)
     for words in ("params", "round 1/2", "1/2 clients", "loss 0.900", "200 tokens/s"):
         assert words in text
     assert "1.84 MB up, 2.40 kB down" in text
-    assert "10 s so far" in text
+    assert "0:10 so far" in text
     assert "then split" in text
 
 
@@ -160,6 +160,39 @@ def test_known_work_of_later_stages_scales_their_time() -> None:
     assert live._left() == pytest.approx(40)
 
 
+def test_a_stage_of_parts_counts_as_one_and_says_a_line_for_each() -> None:
+    to = console(terminal=False)
+    live = Live(to)
+    live({"event": "run_start", "stages": ["local", "params"], "clients": ["a", "b"], "rounds": 3})
+    live({"event": "stage_start", "stage": "local", "rounds": 3})
+    for place, client in enumerate(("a", "b")):
+        name = f"local:{client}"
+        live({"event": "stage_start", "stage": name, "rounds": 3})
+        live({"event": "round_start", "stage": name, "round": 1, "clients": [client]})
+        live(step() | {"stage": name})
+        assert live._stage is not None
+        assert live._stage.share() == pytest.approx(place / 2)
+        assert client in shown(live)
+        live(end_of_round() | {"stage": name})
+        live({"event": "stage_end", "stage": name, "accuracy": 0.5, "seconds": 2})
+        assert live._stage.share() == pytest.approx((place + 1) / 2)
+    live({"event": "stage_end", "stage": "local", "accuracy": 0.6})
+    lines = written(to).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:3]] == [
+        "each client alone a",
+        "each client alone b",
+    ]
+    assert lines[3].startswith("each client alone accuracy 0.600")
+    assert len(lines) == 4
+
+
+def test_a_resumed_run_does_not_wait_for_what_it_did_before() -> None:
+    live = Live(console(terminal=False))
+    live({"event": "run_start", "stages": ["base", "params", "split"], "clients": [], "rounds": 1})
+    live({"event": "stage_start", "stage": "split"})
+    assert live._waiting == []
+
+
 def test_work_in_steps_is_counted_in_steps() -> None:
     live = Live(console(terminal=False))
     start(live, work=8, unit="steps")
@@ -179,6 +212,18 @@ def test_the_share_never_leaves_what_the_rounds_allow() -> None:
     assert live._stage.share() == 0.5
 
 
+def test_a_note_is_said_and_an_evaluation_is_shown() -> None:
+    to = console(terminal=False)
+    live = Live(to)
+    live({"event": "note", "text": "fetching texts"})
+    assert written(to) == "fetching texts\n"
+    start(live)
+    live({"event": "evaluate", "stage": "params", "round": 1})
+    assert "evaluating" in shown(live)
+    live(end_of_round())
+    assert "evaluating" not in shown(live)
+
+
 def test_a_warning_is_said_at_once_and_its_brackets_stay_text() -> None:
     to = console(terminal=False)
     live = Live(to)
@@ -194,7 +239,7 @@ def test_a_run_that_fails_gives_the_terminal_back() -> None:
 
 
 NAMES = ["run_start", "stage_start", "round_start", "step", "message", "client_end"]
-NAMES += ["round_end", "stage_end", "run_end", "warning", "something_new"]
+NAMES += ["note", "evaluate", "round_end", "stage_end", "run_end", "warning", "something_new"]
 KEYS = ["stage", "stages", "rounds", "round", "clients", "client", "loss", "tokens", "seconds"]
 KEYS += ["bytes", "direction", "accuracy", "work", "text", "unit", "up_bytes"]
 VALUES = st.one_of(

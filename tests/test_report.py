@@ -322,8 +322,24 @@ def test_each_mode_says_what_left_what_stayed_and_what_can_be_learnt() -> None:
     assert "87,000,000 bytes" in titles
     shared = SAMPLES.result()
     shared["job"]["split"]["labels"] = "shared"
+    for one in shared["modes"]["split"]["rounds"]:
+        for cost in one["clients"].values():
+            cost["up"]["sections"]["labels"] = {"payload_bytes": 1600}
+            del cost["down"]["sections"]["activations"]
+    assert "the trunk's output" in page.text
+    assert "the trunk's output" not in Page(render(shared)).text
+    assert "the labels of the training texts" in Page(render(shared)).text
     assert "The server sees every label" in Page(render(shared)).text
     assert len({fragment for fragment, _, _ in SECTIONS}) == len(SECTIONS)
+
+
+def test_a_single_point_has_labelled_axes_within_reason() -> None:
+    found = SAMPLES.result(modes=("params",), rounds=1)
+    found["baselines"] = {}
+    figures = draw(read(found))
+    low, high = figures["by-bytes"]["layout"]["xaxis"]["range"]
+    assert low < int(high) <= high
+    assert figures["by-round"]["layout"]["yaxis"]["range"] == pytest.approx([0.498, 0.588])
 
 
 def test_sections_nobody_told_apart_are_shown_as_one() -> None:
@@ -365,6 +381,16 @@ def test_a_report_is_written_beside_its_result_and_replaces_the_old_one(tmp_path
     assert path == tmp_path / "report.html"
     assert path.read_text(encoding="utf-8") == render(SAMPLES.result())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "result.json"]
+
+
+def test_a_mode_that_was_asked_for_and_is_not_there_is_missed(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(
+        json.dumps(SAMPLES.result(modes=("params",))), encoding="utf-8"
+    )
+    for asked, missed in ((["params", "split"], True), (["params"], False)):
+        (tmp_path / "request.json").write_text(json.dumps({"modes": asked}), encoding="utf-8")
+        page = write_report(tmp_path).read_text(encoding="utf-8")
+        assert ("The run is not complete: no result for split." in page) is missed
 
 
 @pytest.mark.parametrize(

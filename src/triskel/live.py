@@ -1,7 +1,8 @@
 """What a run looks like while it goes: a live display on a terminal, one line per round elsewhere.
 
 `Live` is a `Watch`: it only listens. An event or key that it does not know is passed over, because
-a display must never be the reason that a run stops.
+a display must never be the reason that a run stops. A stage called `local:shop` is a part of the
+stage `local`: what it does counts there, and its rounds are not announced one by one.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, cast
 
+from rich import filesize
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as Display
 from rich.markup import escape
@@ -18,13 +20,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from triskel.report.units import duration, score, size
 from triskel.types import Event
 
 NAMES = {"base": "base", "local": "each client alone", "central": "centralised"}
 STYLES = {"params": "#0072B2", "logits": "#E69F00", "split": "#009E73"}
 SMOOTH = 0.1
 """Weight of the newest loss in the one that is shown."""
+NAMED = 12
+"""Up to how many parts of a stage get a line of their own."""
 
 
 @dataclass
@@ -39,6 +42,10 @@ class _Stage:
     seconds: float | None = None
     round: int = 0
     clients: int = 0
+    parts: int = 0
+    part: str = ""
+    parts_ended: int = 0
+    evaluating: bool = False
     ended: set[str] = field(default_factory=set[str])
     tokens: float = 0.0
     steps: int = 0
@@ -50,11 +57,15 @@ class _Stage:
     def share(self) -> float:
         """Return which share of the stage is done, held within what the rounds allow."""
         rounds = max(self.rounds, 1)
-        before = max(self.round - 1, 0)
-        low = (before + (len(self.ended) / self.clients if self.clients else 0.0)) / rounds
-        high = max(low, min(1.0, max(self.round, 1) / rounds))
+        within = len(self.ended) / self.clients if self.clients else 0.0
+        low = (max(self.round - 1, 0) + within) / rounds
+        high = max(self.round, 1) / rounds
+        if self.parts:
+            low = (self.parts_ended + (low if self.part else 0.0)) / self.parts
+            high = (self.parts_ended + 1) / self.parts
+        low, high = min(low, 1.0), min(max(low, high), 1.0)
         if not self.work:
-            return min(low, 1.0)
+            return low
         done = self.steps if self.unit == "steps" else self.tokens
         return min(max(low, done / self.work), high)
 
@@ -77,7 +88,7 @@ class Live:
         self._done: list[_Stage] = []
         self._stage: _Stage | None = None
         self._display: Display | None = None
-        self._rounds = 1
+        self._clients = 0
         self._work: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -109,37 +120,41 @@ class Live:
                 self._run_start(event)
             case "stage_start":
                 self._stage_start(event)
-            case "warning":
-                self._say(f"[yellow]warning[/] {escape(_text(event, 'text'))}")
+            case "warning" | "note" as kind:
+                mark = "[yellow]warning[/] " if kind == "warning" else ""
+                self._say(f"{mark}{escape(_text(event, 'text'))}")
             case "run_end":
                 took = _number(event, "seconds")
-                self._say(f"done in {duration(self._elapsed() if took is None else took)}")
-            case "round_start" | "step" | "message" | "client_end" | "round_end" | "stage_end":
+                self._say(f"done in {_duration(self._elapsed() if took is None else took)}")
+            case _:
                 if self._stage is not None:
                     self._progress(self._stage, event)
-            case _:
-                pass
 
     # --- Events -------------------------------------------------------------------------------
 
     def _run_start(self, event: Event) -> None:
         self._began = self._clock()
         self._waiting = [str(name) for name in _items(event, "stages")]
-        self._rounds = int(_number(event, "rounds") or 1)
         work = event.get("work")
         if isinstance(work, Mapping):
             known = cast("Mapping[str, Any]", work)
             pairs = ((str(name), _number(known, name)) for name in known)
             self._work = {name: value for name, value in pairs if value}
-        clients = len(_items(event, "clients"))
+        self._clients = len(_items(event, "clients"))
         if self._display is None:
+            rounds = int(_number(event, "rounds") or 1)
             stages = ", ".join(_title(name) for name in self._waiting)
-            self._say(escape(f"{clients} clients, {self._rounds} rounds: {stages}"))
+            self._say(escape(f"clients: {self._clients}, rounds: {rounds}, stages: {stages}"))
 
     def _stage_start(self, event: Event) -> None:
         name = _text(event, "stage")
-        if name in self._waiting:
-            self._waiting.remove(name)
+        if self._stage is not None and name.startswith(f"{self._stage.name}:"):
+            self._stage.part = name.removeprefix(f"{self._stage.name}:")
+            self._stage.parts = max(self._clients, self._stage.parts_ended + 1)
+            self._stage.round, self._stage.ended = 0, set()
+            return
+        if name in self._waiting:  # a resumed run does not announce what it has done before
+            self._waiting = self._waiting[self._waiting.index(name) + 1 :]
         self._stage = _Stage(
             name=name,
             rounds=int(_number(event, "rounds") or 1),
@@ -149,8 +164,9 @@ class Live:
         )
 
     def _progress(self, stage: _Stage, event: Event) -> None:
-        match event["event"]:
+        match event.get("event"):
             case "round_start":
+                stage.evaluating = False
                 stage.round = int(_number(event, "round") or stage.round + 1)
                 stage.clients = len(_items(event, "clients"))
                 stage.ended = set()
@@ -162,12 +178,18 @@ class Live:
                     stage.up += count
                 else:
                     stage.down += count
+                if event.get("kind") == "update":
+                    stage.ended.add(_text(event, "client"))
             case "client_end":
                 stage.ended.add(_text(event, "client"))
+            case "evaluate":
+                stage.evaluating = True
             case "round_end":
                 self._round_end(stage, event)
-            case _:
+            case "stage_end":
                 self._stage_end(stage, event)
+            case _:
+                pass
 
     def _step(self, stage: _Stage, event: Event) -> None:
         stage.steps += 1
@@ -178,24 +200,31 @@ class Live:
             stage.loss = loss if stage.loss is None else stage.loss + SMOOTH * (loss - stage.loss)
 
     def _round_end(self, stage: _Stage, event: Event) -> None:
-        # the ledger's sums are right where single messages were not announced
         stage.round = int(_number(event, "round") or stage.round)
+        stage.evaluating = False
+        if stage.part:
+            return
         up, down = _number(event, "up_bytes"), _number(event, "down_bytes")
         words = [f"round {stage.round}/{stage.rounds}", _quality(event)]
         if up or down:
-            words.append(f"{size(up)} up, {size(down)} down")
-        words.append(duration(_number(event, "seconds")))
+            words.append(f"{_size(up)} up, {_size(down)} down")
+        words.append(_duration(_number(event, "seconds")))
         left = self._left()
         if self._display is None and left is not None and (self._waiting or stage.share() < 1):
-            words.append(f"about {duration(left)} left")
+            words.append(f"about {_duration(left)} left")
         self._say(f"{_styled(stage.name):<20} {escape('  '.join(word for word in words if word))}")
 
     def _stage_end(self, stage: _Stage, event: Event) -> None:
         took = _number(event, "seconds")
+        if stage.part and _text(event, "stage") != stage.name:
+            if stage.parts <= NAMED:
+                self._say(f"{_styled(stage.name)} {escape(f'{stage.part}  {_quality(event)}')}")
+            stage.parts_ended, stage.part = stage.parts_ended + 1, ""
+            return
         stage.seconds = self._clock() - stage.began if took is None else took
         self._done.append(stage)
         self._stage = None
-        words = f"{_quality(event)}  in {duration(stage.seconds)}".strip()
+        words = f"{_quality(event)}  in {_duration(stage.seconds)}".strip()
         self._say(f"{_styled(stage.name)} [bold]{escape(words)}[/]")
 
     # --- Display ------------------------------------------------------------------------------
@@ -234,24 +263,28 @@ class Live:
     def _shown(self) -> RenderableType:
         stage = self._stage
         if stage is None:
-            return Text(f"starting  {duration(self._elapsed())}", style="dim")
+            return Text(f"starting  {_duration(self._elapsed())}", style="dim")
         line = Table.grid(padding=(0, 2))
         line.add_row(
             Text(_title(stage.name), style=f"bold {STYLES.get(stage.name, '')}".strip()),
             Text(f"round {max(stage.round, 1)}/{stage.rounds}"),
+            Text(stage.part),
             ProgressBar(total=1.0, completed=stage.share(), width=28),
             Text(f"{stage.share():.0%}"),
             Text(f"{len(stage.ended)}/{stage.clients} clients" if stage.clients else ""),
         )
-        facts = [f"loss {score(stage.loss)}"] if stage.loss is not None else []
-        if stage.tokens and stage.busy_s:
-            facts.append(f"{stage.tokens / stage.busy_s:,.0f} tokens/s")
+        facts = [f"loss {_score(stage.loss)}"] if stage.loss is not None else []
+        spent = stage.busy_s or self._clock() - stage.began
+        if stage.tokens and spent > 0:
+            facts.append(f"{stage.tokens / spent:,.0f} tokens/s")
         if stage.up or stage.down:
-            facts.append(f"{size(stage.up)} up, {size(stage.down)} down")
-        facts.append(f"{duration(self._elapsed())} so far")
+            facts.append(f"{_size(stage.up)} up, {_size(stage.down)} down")
+        facts.append(f"{_duration(self._elapsed())} so far")
         left = self._left()
         if left is not None:
-            facts.append(f"about {duration(left)} left")
+            facts.append(f"about {_duration(left)} left")
+        if stage.evaluating:
+            facts.append("evaluating")
         after = ", ".join(_title(name) for name in self._waiting)
         lines = [line, Text("  ".join(facts), style="dim")]
         return Group(*lines, *([Text(f"then {after}", style="dim")] if after else []))
@@ -277,6 +310,22 @@ def _items(event: Event, key: str) -> Sequence[object]:
     return cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
 
 
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    whole = max(round(seconds), 0)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _size(count: float | None) -> str:
+    return filesize.decimal(int(max(count or 0.0, 0.0)), precision=2)
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
+
+
 def _title(name: str) -> str:
     return NAMES.get(name, name)
 
@@ -292,5 +341,5 @@ def _quality(event: Event) -> str:
     if perplexity is not None:
         return f"perplexity {perplexity:.2f}"
     accuracy, loss = _number(event, "accuracy"), _number(event, "loss")
-    words = [f"accuracy {score(accuracy)}"] if accuracy is not None else []
-    return "  ".join([*words, f"loss {score(loss)}"] if loss is not None else words)
+    words = [f"accuracy {_score(accuracy)}"] if accuracy is not None else []
+    return "  ".join([*words, f"loss {_score(loss)}"] if loss is not None else words)

@@ -22,7 +22,7 @@ from triskel.report.marks import (
     titled,
 )
 from triskel.report.markup import Figure, label
-from triskel.report.result import Baseline, ModeRun, Result, Round, final
+from triskel.report.result import Baseline, ModeRun, Result, Round, Score, final
 from triskel.report.tables import flops_each
 from triskel.report.words import NAMES, named
 
@@ -49,7 +49,7 @@ def by_round(result: Result) -> Figure:
     last = max([run.planned for run in result.modes.values()], default=1)
     data: list[Json] = []
     for run in result.modes.values():
-        points = [(float(one.number), _mark(result, one)) for one in run.rounds]
+        points = [(float(one.number), _mark(result, one.score)) for one in run.rounds]
         data += _curve(run.name, points, "round %{x}")
     xaxis = {
         "title": titled("round"),
@@ -74,13 +74,13 @@ def by_bytes(result: Result) -> Figure:
                 points = []
                 break
             crossed += more
-            points.append((crossed, _mark(result, one)))
+            points.append((crossed, _mark(result, one.score)))
         points = [(x, y) for x, y in points if x > 0]
         edges += [x for x, _ in points]
         data += _curve(run.name, points, "%{x:.3s}B")
     if not data:
         return canvas([])
-    low, high = min(edges) / 2, max(edges) * 2
+    low, high = _decades(min(edges), max(edges))
     data += _floors(result, (low, high))
     xaxis = {
         "title": titled("bytes per client so far, up and down"),
@@ -207,8 +207,8 @@ def link_times(result: Result) -> Figure:
 # --- Parts ------------------------------------------------------------------------------------
 
 
-def _mark(result: Result, one: Round) -> float | None:
-    return one.score.perplexity if result.causal else one.score.accuracy
+def _mark(result: Result, got: Score) -> float | None:
+    return got.perplexity if result.causal else got.accuracy
 
 
 def _curve(name: str, points: list[tuple[float, float | None]], hover: str) -> list[Json]:
@@ -232,7 +232,7 @@ def _curve(name: str, points: list[tuple[float, float | None]], hover: str) -> l
 def _floors(result: Result, ends: tuple[float, float]) -> list[Json]:
     lines: list[Json] = []
     for base in result.baselines.values():
-        value = final(base).perplexity if result.causal else final(base).accuracy
+        value = _mark(result, final(base))
         if value is None:
             continue
         lines.append(
@@ -249,10 +249,25 @@ def _floors(result: Result, ends: tuple[float, float]) -> list[Json]:
     return lines
 
 
+def _decades(low: float, high: float) -> tuple[float, float]:
+    """Return ends around the points that hold a whole power of ten, so that one is labelled."""
+    low, high = low / 2, high * 2
+    if math.floor(math.log10(high)) > math.floor(math.log10(low)):
+        return low, high
+    return 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
+
+
 def _quality_axis(result: Result) -> Json:
+    seen = [_mark(result, one.score) for run in result.modes.values() for one in run.rounds]
+    seen += [_mark(result, final(base)) for base in result.baselines.values()]
+    marks = [mark for mark in seen if mark is not None]
     if result.causal:
-        return {"title": titled("perplexity (lower is better)")}
-    return {"title": titled("accuracy"), "tickformat": ".2f"}
+        low, high = min(marks, default=1.0), max(marks, default=2.0)
+        edge = 0.08 * (high - low) or 1.0
+        span = [low - edge, high + edge]
+        return {"title": titled("perplexity (lower is better)"), "range": span}
+    span = [max(0.0, min(marks, default=0.0) - 0.05), min(1.0, max(marks, default=1.0) + 0.04)]
+    return {"title": titled("accuracy"), "tickformat": ".2f", "range": span}
 
 
 def _accuracies(run: Baseline | ModeRun) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from triskel.report.result import Json, ModeRun, Traffic, inner
+from triskel.report.units import DASH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +144,14 @@ def _labels(job: Json) -> str:
 def _row(name: str, ups: list[Traffic], downs: list[Traffic]) -> Left:
     lowered = name.lower()
     words = next((row[1:] for row in SECTIONS if row[0] in lowered), ("data", "data"))
+    up = fmean([traffic.sections.get(name, 0.0) for traffic in ups])
+    down = fmean([traffic.sections.get(name, 0.0) for traffic in downs])
     return Left(
         name=name,
-        up_words=words[0],
-        down_words=words[1],
-        up=fmean([traffic.sections.get(name, 0.0) for traffic in ups]),
-        down=fmean([traffic.sections.get(name, 0.0) for traffic in downs]),
+        up_words=words[0] if up else DASH,
+        down_words=words[1] if down else DASH,
+        up=up,
+        down=down,
     )
 
 

@@ -17,7 +17,7 @@ from triskel.report import particulars, sections, units
 from triskel.report.figures import draw
 from triskel.report.markup import script_json, text
 from triskel.report.reading import read
-from triskel.report.result import Result, inner
+from triskel.report.result import Result, inner, items
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -48,8 +48,12 @@ def write_report(folder: Path) -> Path:
         raise CheckpointError(f"{source} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{source} must hold a JSON object, got {type(raw).__name__}")
+    known = cast("dict[str, Any]", raw)
+    missing = _missing(folder, known)
+    if missing:
+        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
     target = folder / "report.html"
-    _write_whole(target, render(cast("dict[str, Any]", raw)))
+    _write_whole(target, render(known))
     return target
 
 
@@ -91,6 +95,18 @@ def render(result: Mapping[str, Any]) -> str:
         f'<script type="application/json" id="figures">{script_json(drawn)}</script>'
         f"<script>{_plotly()}</script><script>{_beside('page.js')}</script></body></html>\n"
     )
+
+
+def _missing(folder: Path, result: Mapping[str, Any]) -> list[str]:
+    """Return the modes that the run folder's request names and its result lacks."""
+    try:
+        asked: object = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    if not isinstance(asked, dict):
+        return []
+    told = {*inner(result, "modes"), *inner(result, "skipped")}
+    return [str(m) for m in items(cast("dict[str, Any]", asked).get("modes")) if m not in told]
 
 
 def _header(result: Result, name: str) -> str:

@@ -93,7 +93,7 @@ def _baseline(name: str, raw: Json) -> Baseline:
         what=str(raw.get("what", "")),
         global_accuracy=number(raw, "global_accuracy"),
         per_client=_scores(inner(raw, "per_client")),
-        seconds=number(raw, "seconds"),
+        seconds=_first(number(raw, "seconds"), number(inner(raw, "totals"), "seconds")),
     )
 
 

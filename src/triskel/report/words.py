@@ -29,6 +29,8 @@ MANY = 6
 """More clients than this are counted, not named."""
 CLEAR = 1.5
 """A ratio of bytes worth a word."""
+TWENTY = 20
+"""From so many clients on, a 95 % line is crossed by chance."""
 ROUND = 9.5
 """From here on a ratio needs no decimals."""
 
@@ -231,6 +233,8 @@ def _who_should_join(result: Result, best: ModeRun) -> list[str]:
     text = f"Joining {best.name} against training alone, by {what} on the client's own test texts: "
     lines = [f"{text}{'; '.join(parts)}."]
     local = result.baselines["local"]
+    if total >= TWENTY and not result.causal:
+        lines.append(f"Of {total} clients about {total // 20} cross that line by chance alone.")
     alone, elsewhere, after = local.score.accuracy, local.global_accuracy, best.final.accuracy
     if alone is not None and after is not None:
         lines.append(
