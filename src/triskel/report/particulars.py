@@ -164,7 +164,7 @@ def _leaving_one(result: Result, run: ModeRun) -> str:
 def _plain(key: object, value: object) -> str:
     if str(key).endswith("_bytes") and isinstance(value, int | float):
         return units.size(value)
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _without_none(raw: Json) -> dict[str, Any]:
