@@ -209,6 +209,17 @@ def test_an_archive_with_other_bytes_is_thrown_away(
     assert not list((cache / "archives").iterdir())
 
 
+def test_a_download_of_another_asset_is_left_alone(small: list[str], cache: Path) -> None:
+    other = cache / "archives" / ".fetching-other-1.tar.gz-x"
+    stale = cache / "archives" / ".fetching-small-1.tar.gz-x"
+    for folder in (other, stale):
+        folder.mkdir(parents=True)
+    assets.get("small")
+    assert small
+    assert other.is_dir()
+    assert not stale.exists()
+
+
 def test_a_damaged_kept_archive_is_fetched_again(small: list[str], cache: Path) -> None:
     (cache / "archives").mkdir(parents=True)
     (cache / "archives" / "small-1.tar.gz").write_bytes(b"half")
@@ -292,6 +303,7 @@ def test_no_archive_reaches_outside_its_folder(tmp_path: Path, kind: str) -> Non
     found = fetch.unpack(packed, re.compile(r"\.txt$"), into)
     assert sorted(p.name for p in found) == ["b.txt", "evil.txt", "good.txt", "root.txt"]
     assert sorted(into.iterdir()) == sorted(found)
+    assert {p.read_bytes() for p in found} == {b"x"}
     assert not list(tmp_path.glob("evil*"))
 
 
@@ -422,3 +434,5 @@ def test_who_waits_is_told(cache: Path) -> None:
             time.sleep(0.01)
     thread.join()
     assert said == ["waiting for another process that makes s", "mine"]
+    with assets._alone(cache, "s", said.append):
+        assert len(said) == 2, "the lock was given back"

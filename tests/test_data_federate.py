@@ -90,6 +90,14 @@ def _toml(train: Path, public: Path) -> str:
     )
 
 
+def test_a_public_file_may_have_any_name_and_format(tmp_path: Path) -> None:
+    train = csv(tmp_path / "a.csv", 60)
+    plain = csv(tmp_path / "public.txt", 6, start=100)
+    assert federate(jobs.parse(_toml(train, plain))).public.text[0] == "text 100"
+    lines = jsonl(tmp_path / "public.jsonl", [{"t": f"line {i}"} for i in range(6)])
+    assert federate(jobs.parse(_toml(train, lines))).public.text[0] == "line 0"
+
+
 def test_a_public_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
     train, public = csv(tmp_path / "a.csv", 60), csv(tmp_path / "b.csv", 5)
     with pytest.raises(DataError, match=r"data\.public holds 5 rows and logits\.public asks for 6"):
@@ -283,7 +291,10 @@ def test_clients_files_may_be_pooled_and_dealt_anew(tmp_path: Path) -> None:
     [
         ([], "holds no client files"),
         (["ann.csv", "ann.json"], r"ann\.csv and ann\.json in .* name the same client"),
-        (["ann.csv", "eve.test.csv"], r"eve\.test\.csv has no training file of the same name"),
+        (
+            ["ann.csv", "zoe.test.csv", "eve.test.csv"],
+            r"eve\.test\.csv has no training file of the same name",
+        ),
     ],
 )
 def test_a_folder_that_is_unclear_is_refused(

@@ -112,7 +112,14 @@ def test_the_opinions_are_those_that_were_published(assets: Path) -> None:
         "products": 3_708 - 742 - 50,
         "tweets": 4_200 - 840 - 50,
     }
-    shelf.verify("opinions")
+
+
+@pytest.mark.asset
+@pytest.mark.parametrize("name", ["opinions", "smollm2-135m"])
+def test_an_asset_has_the_bytes_that_figures_were_made_with(assets: Path, name: str) -> None:
+    shelf.verify(name)
+    for file, expected in shelf.ASSETS[name].sums.items():
+        assert shelf.sha256_of(assets / name / file) == expected
 
 
 @pytest.mark.asset

