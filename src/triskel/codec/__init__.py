@@ -123,5 +123,6 @@ def _restore(tensors: Tensors, dtype: Fact) -> Tensors:
 def _within(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype == dtype:
         return x
-    most = torch.finfo(dtype).max
-    return x.clamp(-most, most).to(dtype) if most < torch.finfo(x.dtype).max else x.to(dtype)
+    most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    # In float32, because a narrow type may have no number between `most` and infinity.
+    return x.to(torch.float32).clamp(-most, most).to(dtype)

@@ -22,7 +22,8 @@ from triskel.message import show
 from triskel.types import Fact, Facts, Tensors
 
 TINY = torch.finfo(torch.float32).tiny
-SCALE = ":scale"
+SCALE8, SCALE4 = ":scale8", ":scale4"
+"""What a scale is called; each codec its own, so that they may be chained."""
 GROUP = 32
 SCALAR = -1
 """Stands for the last axis of a tensor that has none."""
@@ -33,14 +34,14 @@ class Int8:
     """One byte a number and one float32 a row; 3.97 times smaller at 576 numbers a row."""
 
     def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
-        """Return for each tensor int8 codes of its shape and `name:scale` of shape[:-1].
+        """Return for each tensor int8 codes of its shape and `name:scale8` of shape[:-1].
 
         Raises:
             CodecError: A number is not finite in float32.
         """
         coded: dict[str, Tensor] = {}
         for name, x in tensors.items():
-            coded[name], coded[name + SCALE] = to_int8(_float32(name, x))
+            coded[name], coded[name + SCALE8] = to_int8(_float32(name, x))
         return coded, {}, state
 
     def decode(self, tensors: Tensors, _facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
@@ -49,8 +50,8 @@ class Int8:
         Raises:
             MessageError: Codes and scale do not fit each other.
         """
-        decoded = _uncoded(tensors)
-        for name, q, s in _coded(tensors, torch.int8, torch.float32):
+        decoded = _without(SCALE8, tensors)
+        for name, q, s in _coded(SCALE8, tensors, torch.int8, torch.float32):
             if s.shape != q.shape[:-1]:
                 raise MessageError(
                     f"tensor {name!r} has codes {list(q.shape)} and scales {list(s.shape)}"
@@ -64,14 +65,14 @@ class Int4:
     """Half a byte a number and one bfloat16 a group of 32; 7.1 times smaller."""
 
     def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
-        """Return for each tensor packed codes and `name:scale`; fact `last` keeps its last axis.
+        """Return for each tensor packed codes and `name:scale4`; fact `last` keeps its last axis.
 
         Raises:
             CodecError: A number is not finite in float32.
         """
         coded: dict[str, Tensor] = {}
         for name, x in tensors.items():
-            coded[name], coded[name + SCALE] = to_int4(_float32(name, x))
+            coded[name], coded[name + SCALE4] = to_int4(_float32(name, x))
         last = [x.shape[-1] if x.dim() else SCALAR for x in tensors.values()]
         return coded, {"last": last}, state
 
@@ -81,8 +82,8 @@ class Int4:
         Raises:
             MessageError: Codes, scale and fact `last` do not fit each other.
         """
-        decoded = _uncoded(tensors)
-        coded = list(_coded(tensors, torch.uint8, torch.bfloat16))
+        decoded = _without(SCALE4, tensors)
+        coded = list(_coded(SCALE4, tensors, torch.uint8, torch.bfloat16))
         for (name, q, s), n in zip(coded, _lasts(facts.get("last"), len(coded)), strict=True):
             lead, size = q.shape[:-1], 1 if n == SCALAR else n
             fits = q.shape == (*lead, -(-size // 2)) and s.shape == (*lead, -(-size // GROUP))
@@ -165,20 +166,20 @@ def _float32(name: str, x: Tensor) -> Float32[Tensor, "..."]:
     return y
 
 
-def _uncoded(tensors: Tensors) -> dict[str, Tensor]:
+def _without(suffix: str, tensors: Tensors) -> dict[str, Tensor]:
     """Return the tensors, scales left out, in order; codes are still to be replaced."""
-    return {name: x for name, x in tensors.items() if not name.endswith(SCALE)}
+    return {name: x for name, x in tensors.items() if not name.endswith(suffix)}
 
 
 def _coded(
-    tensors: Tensors, codes: torch.dtype, scales: torch.dtype
+    suffix: str, tensors: Tensors, codes: torch.dtype, scales: torch.dtype
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     for key, s in tensors.items():
-        if not key.endswith(SCALE):
+        if not key.endswith(suffix):
             if s.is_floating_point():
                 raise MessageError(f"tensor {key!r} is {s.dtype}, expected {codes} codes")
             continue
-        name = key.removesuffix(SCALE)
+        name = key.removesuffix(suffix)
         q = tensors.get(name)
         if q is None:
             raise MessageError(f"tensor {key!r} is the scale of no tensor")

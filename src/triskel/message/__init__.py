@@ -126,10 +126,12 @@ def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Messag
             f"payload has {len(data) - start} bytes, and the table claims {len(inner) + size}; "
             "the message was cut or lengthened on its way"
         )
-    if data[start : start + len(inner)] != inner:
+    there = bytes(data[start : start + len(inner)])
+    if there != inner:
+        at = next(i for i, (got, own) in enumerate(zip(there, inner, strict=True)) if got != own)
         raise MessageError(
-            f"payload header {show(bytes(data[start : start + len(inner)]))} is not what the "
-            f"table implies, {show(inner)}"
+            f"payload header has {there[at : at + 20]!r} at byte {at}, and the table implies "
+            f"{inner[at : at + 20]!r}"
         )
     whole = np.frombuffer(data, np.uint8)[start + len(inner) :]
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in header.sections}
