@@ -399,6 +399,7 @@ def test_a_hub_dataset_that_is_not_there_is_one_sentence(
     with pytest.raises(DataError, match=r"dataset no/such, .* could not be loaded") as caught:
         read(hub_job("no/such"))
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("switched off by HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)")
     path = hub(tmp_path / "set")
     with pytest.raises(DataError, match=r"split nope could not be loaded"):
         read(hub_job(path, test="nope"))

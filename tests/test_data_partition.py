@@ -205,6 +205,7 @@ def test_slugs_that_collide_are_told_apart() -> None:
     assert found["other"] == "other"
     assert found["日本"].startswith("client-")
     assert len(set(found.values())) == 5
+    assert slugs(["x" * 80]) == {"x" * 80: "x" * 64}
     assert slugs(["../../etc/passwd"]) == {"../../etc/passwd": "etc-passwd"}
 
 
