@@ -1,0 +1,508 @@
+"""The command line: reads what is asked for, calls one function, and says what came of it.
+
+Progress and errors go to standard error, results to standard output. Exit codes: 0 done, 1 a run or
+a command failed, 2 bad input, 130 interrupted. torch and what builds on it load inside commands, so
+that help, typing mistakes and mistakes in a job are answered at once.
+"""
+
+import difflib
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from triskel import __version__
+from triskel.errors import JobError, TriskelError
+from triskel.job import MODE_NAMES, Job, ModeName, load
+
+if TYPE_CHECKING:
+    from triskel.compare import BaselineName
+    from triskel.types import Event, Watch
+
+BASELINE_NAMES: tuple["BaselineName", ...] = ("base", "local", "central")
+INTERRUPTED = 130
+PIPE_WIDTH = 160
+"""Characters in a line of output that no terminal bounds."""
+LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl"}
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "error",
+}
+"""What transformers, datasets and the hub read once, when they are imported."""
+
+Name = TypeVar("Name", bound=str)
+
+
+class Commands(TyperGroup):
+    """All commands: an error becomes one sentence on standard error and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its own copy of click
+        """Run a command."""
+        debug = bool(ctx.params.get("debug"))
+        try:
+            _quieten(debug=debug)
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt as stop:
+            _fail("interrupted", stop, INTERRUPTED, debug=False)
+        except TriskelError as error:
+            _fail(f"[bold red]error:[/] {escape(str(error))}", error, error.exit_code, debug=debug)
+        except Exception as error:
+            if hasattr(error, "show"):  # a usage error: typer shows it, with the usage
+                raise
+            text = f"{type(error).__name__}: {_first_line(error)}"
+            more = "" if debug else "; run again with --debug for the traceback"
+            _fail(f"[bold red]error:[/] {escape(text + more)}", error, 1, debug=debug)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune language models on data that stays where it is.",
+    epilog="`triskel compare` alone runs a demo: four organisations, one small model, three modes.",
+)
+assets_app = typer.Typer(no_args_is_help=True, help="The model and the texts of the demo.")
+app.add_typer(assets_app, name="assets")
+
+
+def main() -> None:
+    """Run the command line; a request to end is treated like Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app(prog_name="triskel")
+
+
+# --- Options ----------------------------------------------------------------------------------
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"triskel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; `Commands` reads them."""
+    del debug, version
+
+
+def _mode_names() -> list[str]:
+    return list(MODE_NAMES)
+
+
+SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SETTING)]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run.", show_default="runs/NAME-N, next free", metavar="DIR"),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Mode = Annotated[
+    str | None,
+    typer.Option(help=f"One of {', '.join(MODE_NAMES)}.", autocompletion=_mode_names),
+]
+Baselines = Annotated[
+    str,
+    typer.Option(
+        help=f"Which baselines, separated by commas: {', '.join(BASELINE_NAMES)}; or none."
+    ),
+]
+
+
+# --- Running ----------------------------------------------------------------------------------
+
+
+@app.command()
+def compare(
+    job: Annotated[
+        Path | None,
+        typer.Argument(metavar="[JOB]", help="A job file; without one, the demo's job."),
+    ] = None,
+    out: Out = None,
+    modes: Annotated[str, typer.Option(help="Which modes, separated by commas.")] = ",".join(
+        MODE_NAMES
+    ),
+    baselines: Baselines = ",".join(BASELINE_NAMES),
+    settings: Set = None,
+) -> None:
+    """Run baselines and modes on one model, data split and seed, and write a report."""
+    chosen = _names("mode", modes, MODE_NAMES)
+    beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
+    _start(load(job, settings or ()), out, chosen, beside)
+
+
+@app.command()
+def run(
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB]", help="A job file.", show_default=False)
+    ] = None,
+    mode: Mode = None,
+    out: Out = None,
+    baselines: Baselines = "none",
+    settings: Set = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on with this run, of `run` or `compare`, where it stopped."
+        ),
+    ] = None,
+) -> None:
+    """Run one mode, or go on with a run that was stopped."""
+    if resume is not None:
+        if job or mode or out or settings or baselines != "none":
+            raise JobError("--resume goes on with the job as it was; leave out everything else")
+        _resume(resume)
+        return
+    if job is None:
+        raise JobError(
+            "give a job file, or --resume RUN; `triskel init` writes a job file, "
+            "and `triskel compare` needs none"
+        )
+    asked = load(job, settings or ())
+    chosen = _one_mode(mode) or asked.mode
+    beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
+    _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
+
+
+def _start(
+    job: Job,
+    out: Path | None,
+    modes: tuple[ModeName, ...],
+    baselines: tuple["BaselineName", ...],
+    *,
+    strict: bool = False,
+) -> None:
+    folder = _next_folder(job.name) if out is None else out
+    ours = not folder.exists() or not any(folder.iterdir())
+
+    def go(watch: "Watch") -> Mapping[str, Any]:
+        from triskel.compare import Request, run
+        from triskel.engines.local import LocalEngine
+
+        request = Request(modes=modes, baselines=baselines, strict=strict)
+        return run(job, request, folder, LocalEngine(job), watch)
+
+    try:
+        _play(folder, go)
+    except TriskelError as error:
+        if ours and error.exit_code == JobError.exit_code:
+            _clear(folder)
+        raise
+
+
+def _resume(folder: Path) -> None:
+    def go(watch: "Watch") -> Mapping[str, Any]:
+        from triskel.compare import resume
+        from triskel.engines.local import LocalEngine
+
+        return resume(folder, LocalEngine, watch)
+
+    _play(folder, go)
+
+
+def _play(folder: Path, go: Callable[["Watch"], Mapping[str, Any]]) -> None:
+    """Run with a display, then say what came out; what stops it says how to go on."""
+    console = _console(stderr=True)
+    try:
+        with console.status("loading torch and transformers"):
+            from triskel.live import Live
+        with Live(console) as live:
+            result = go(_opening(folder, console, live))
+    except (KeyboardInterrupt, TriskelError) as stop:
+        if (folder / "stages").is_dir():
+            stop.add_note(
+                f"what was finished is in {folder}; `triskel run --resume {folder}` goes on"
+            )
+        raise
+    _conclude(result, folder)
+
+
+def _opening(folder: Path, console: Console, watch: "Watch") -> "Watch":
+    """Return a watch that says in one line what is about to run, and passes everything on."""
+
+    def told(event: "Event") -> None:
+        if event.get("event") == "run_start":
+            console.print(escape(_sentence(folder, event)), soft_wrap=True)
+        watch(event)
+
+    return told
+
+
+def _sentence(folder: Path, event: "Event") -> str:
+    import torch
+
+    from triskel.compare import read_run
+    from triskel.data.assets import ASSETS
+    from triskel.model.load import device_of, dtype_of
+
+    job, _ = read_run(folder)
+    path, device = job.model.path, device_of(job.model)
+    model = ASSETS[path].about.partition(",")[0] if path in ASSETS else Path(path).name
+    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    parts = [f"{len(event['clients'])} clients"]
+    if "examples" in event:
+        parts.append(f"{event['examples']:,} training texts")
+    parts += [f"{model} ({str(dtype_of(job.model)).removeprefix('torch.')}, {where})", str(folder)]
+    return " · ".join(parts)
+
+
+def _conclude(result: Mapping[str, Any], folder: Path) -> None:
+    from triskel.report.reading import read
+    from triskel.report.tables import final_table
+    from triskel.report.words import verdict
+
+    console, page = _console(), folder / "report.html"
+    headline, *more = verdict(read(result))
+    console.print()
+    console.print(final_table(result))
+    console.print()
+    console.print(f"[bold]{escape(headline)}[/]", soft_wrap=True)
+    for line in more:
+        console.print(escape(line), soft_wrap=True)
+    console.print()
+    console.print(f"Results  {escape(str(folder))}", soft_wrap=True)
+    console.print(f"Report   {escape(str(page))}", soft_wrap=True)
+    console.print(f"         open it in a browser: {page.resolve().as_uri()}", soft_wrap=True)
+
+
+# --- After a run ------------------------------------------------------------------------------
+
+
+@app.command()
+def report(folder: Run) -> None:
+    """Write report.html of a run anew."""
+    from triskel.report.page import write_report
+
+    page = write_report(folder)
+    typer.echo(f"{page}\nopen it in a browser: {page.resolve().as_uri()}")
+
+
+@app.command()
+def export(
+    folder: Run,
+    target: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to write.", show_default=False)
+    ],
+    mode: Mode = None,
+    client: Annotated[
+        str | None, typer.Option(help="This client's own model, where clients have one.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write a whole model instead of an adapter.")
+    ] = False,
+) -> None:
+    """Write what a run trained as a PEFT adapter, or as a whole model."""
+    chosen = _one_mode(mode)
+    from triskel.export import export_run
+
+    export_run(folder, target, mode=chosen, client=client, merge=merge, say=typer.echo)
+
+
+@app.command()
+def evaluate(
+    folder: Run,
+    mode: Mode = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts to evaluate on instead of the run's own."),
+    ] = None,
+) -> None:
+    """Score what a run trained, on its own test texts or on others."""
+    chosen = _one_mode(mode)
+    console = _console(stderr=True)
+    with console.status("loading torch and transformers"):
+        from triskel.assess import assess
+        from triskel.live import Live
+    with Live(console) as live:
+        found = assess(folder, mode=chosen, data=data, watch=live)
+    _console().print(_scores(found))
+
+
+def _scores(found: Mapping[str, Any]) -> Table:
+    each = cast("Mapping[str, Mapping[str, Any]]", found.get("per_client", {}))
+    known = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss", "examples")
+    shown = [key for key in known if key in found or any(key in row for row in each.values())]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(str(found.get("mode", "")))
+    for key in shown:
+        table.add_column(key.replace("_", " "), justify="right")
+    for name, row in each.items():
+        table.add_row(escape(name), *(_figure(row.get(key)) for key in shown))
+    table.add_row("all together", *(_figure(found.get(key)) for key in shown), style="bold")
+    return table
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if isinstance(value, float) else "–"
+
+
+# --- Beginning --------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path(
+        "job.toml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a job file that holds every key, its default and what it means."""
+    from triskel.template import TEMPLATE
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w" if force else "x", encoding="utf-8") as opened:
+            opened.write(TEMPLATE)
+    except FileExistsError:
+        raise JobError(f"{file} exists; --force replaces it") from None
+    except OSError as error:
+        raise JobError(f"{file} cannot be written: {error.strerror}") from error
+    typer.echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")
+
+
+@assets_app.command("list")
+def list_assets() -> None:
+    """Show what there is to fetch, and what is on this machine."""
+    from triskel.data.assets import listing
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "size", "licence", "here", "what"):
+        table.add_column(heading, justify="right" if heading == "size" else "left", no_wrap=True)
+    table.columns[-1].no_wrap = False
+    for row in listing():
+        here = "[green]yes[/]" if row["present"] else "no"
+        size = f"{row['megabytes']} MB"
+        table.add_row(row["name"], size, row["licence"], here, f"{row['about']}; {row['citation']}")
+    _console().print(table)
+
+
+@assets_app.command("get")
+def get_assets(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; without any, all.")
+    ] = None,
+) -> None:
+    """Fetch the model and the texts of the demo, unless they are here."""
+    from triskel.data.assets import ASSETS, get
+
+    for name in _names("asset", ",".join(names), tuple(ASSETS)) if names else ASSETS:
+        get(name, say=typer.echo)
+
+
+# --- Small things -----------------------------------------------------------------------------
+
+
+def _names(what: str, text: str, known: Sequence[Name], *, empty: bool = False) -> tuple[Name, ...]:
+    """Return the names in a comma-separated text, each once; `none` where none may be.
+
+    Raises:
+        JobError: A name is unknown, or there is none.
+    """
+    found: list[Name] = []
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    if empty and given in ([], ["none"]):
+        return ()
+    for one in given:
+        name = next((name for name in known if name == one), None)
+        if name is None:
+            near = difflib.get_close_matches(one, known, n=1)
+            hint = f"did you mean {near[0]!r}? There" if near else "there"
+            raise JobError(f"unknown {what} {one!r}; {hint} are {', '.join(known)}")
+        if name not in found:
+            found.append(name)
+    if not found:
+        raise JobError(f"no {what} given; there are {', '.join(known)}")
+    return tuple(found)
+
+
+def _one_mode(text: str | None) -> ModeName | None:
+    """Return the mode that an option names, or None where it is not given.
+
+    Raises:
+        JobError: It is no mode, or several.
+    """
+    if text is None:
+        return None
+    first, *more = _names("mode", text, MODE_NAMES)
+    if more:
+        raise JobError(f"--mode takes one mode, got {text!r}; `triskel compare` takes several")
+    return first
+
+
+def _next_folder(name: str) -> Path:
+    """Return `runs/NAME-N` with the first number above all that are there."""
+    runs, safe = Path("runs"), re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    numbered = re.compile(re.escape(safe) + r"-(\d+)")
+    there: Iterable[Path] = runs.iterdir() if runs.is_dir() else ()
+    taken = [int(found[1]) for path in there if (found := numbered.fullmatch(path.name))]
+    return runs / f"{safe}-{max(taken, default=0) + 1}"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a refused job wrote, unless there is more than that."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= LEFT_BY_A_REFUSAL:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def _quieten(*, debug: bool) -> None:
+    """Keep other libraries' advice and progress bars off the terminal."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _fail(text: str, error: BaseException, code: int, *, debug: bool) -> NoReturn:
+    console = _console(stderr=True)
+    if debug:
+        traceback.print_exception(error)
+    console.print(text, soft_wrap=True)
+    for note in getattr(error, "__notes__", ()):
+        console.print(escape(note), soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt

@@ -1,0 +1,140 @@
+"""The job file that `triskel init` writes: every key, its default and what it means.
+
+It reads back to the default job. Keys without a default stand behind a `#`.
+"""
+
+TEMPLATE = """\
+# A Triskel job: which model, whose data, how to train, and what travels.
+# Every key stands here with its default, so any line may be left out.
+# Run it:         triskel compare THIS_FILE
+# Change one key: triskel compare THIS_FILE --set train.lr=3e-4
+# Paths are relative to this file.
+
+name = "opinions"            # names the run folder and the report
+mode = "params"              # what `triskel run` runs: params, logits or split
+seed = 0                     # all randomness is a function of it
+rounds = 2                   # exchanges between server and clients
+
+[model]
+path = "smollm2-135m"        # an asset, a local folder or a Hugging Face hub id
+dtype = "auto"               # auto (bfloat16 where the processor has it), float32, bfloat16
+                             # or float64
+device = "auto"              # auto (a GPU where there is one), cpu, cuda, cuda:1, ...
+attention = "eager"          # eager or sdpa
+
+[adapter]                    # the tensors that train; the model itself stays frozen
+kind = "lora"                # lora, dora, rslora, ia3, loha or lokr
+rank = 8                     # of the factors; ia3 has none
+alpha = 16.0                 # the factors' product is scaled by alpha / rank
+dropout = 0.0                # on the adapter's input, in training
+targets = []                 # modules by name, such as ["q_proj", "v_proj"]; empty: as PEFT
+blocks = "all"               # all, top:N (the last N blocks) or FIRST-LAST
+
+[data]
+task = "classify"            # classify (one class a text) or causal (write a response)
+source = "opinions"          # opinions, hub, csv, jsonl, parquet or clients; see the end
+train = ""                   # a file, for hub a split, for clients a folder
+test = ""                    # the same for test rows; empty: test_share of train is held out
+public = ""                  # texts everyone may read, for logits; empty: held out of train
+hub = ""                     # name of a dataset on the hub
+config = ""                  # its configuration, where it has several
+text = ""                    # column of the text
+label = ""                   # column of the class
+prompt = ""                  # column of the prompt, for causal
+response = ""                # column of the response, for causal; only it is learnt
+template = ""                # layout of prompt and response: empty (plain), chat, or your own with
+                             # {prompt} and {response}
+classes = []                 # class names in order; empty: the sorted labels of train
+test_share = 0.2             # share of rows held out for testing where there is no test
+
+[clients]
+# partition = "iid"          # natural, iid, dirichlet, quantity, shards or length; left out:
+                             # natural for opinions and clients, else iid
+by = ""                      # column whose values are the clients, for natural
+count = 4                    # how many clients, except for natural
+alpha = 0.5                  # dirichlet, quantity, length: smaller means more uneven
+shards = 2                   # shards: pieces a client gets
+examples = 0                 # keep at most so many training rows a client; 0 keeps all
+test_examples = 0            # the same for test rows
+cohort = 1.0                 # share of clients that take part in a round
+
+# What one client does differently, by its name:
+# [clients.each.films]
+# model = "path/of/another"  # logits only
+# rank = 4                   # logits only
+# cut = [2, 28]              # split only
+
+[train]                      # a client's own training in a round
+epochs = 1                   # passes over its examples
+batch = 16                   # examples in a step
+lr = 0.001                   # of AdamW
+schedule = "constant"        # constant, linear or cosine; changes between rounds only
+weight_decay = 0.0
+max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone
+max_tokens = 48              # longer texts are cut
+
+[params]                     # adapter parameters travel
+server_lr = 1.0              # the server moves by so much of the clients' mean change
+server_momentum = 0.0        # and keeps so much of its last move
+
+[logits]                     # predictions on public texts travel
+public = 200                 # public texts, held out of every client's rows in all modes
+temperature = 2.0            # softens predictions before they are compared
+mix = 0.5                    # weight of the others' predictions against a client's own labels
+top_k = 8                    # for causal: predictions a token
+aggregate = "probabilities"  # mean of logits, of probabilities, or weighted by confidence
+student = true               # the server trains a model of its own on the public texts
+epochs = 1                   # passes over the public texts
+
+[split]                      # activations at the cut travel
+# cut = [4, 28]              # first block of the server and first of the client's last ones; left
+                             # out: by the model's depth
+labels = "private"           # private: the clients keep the head; shared: the server sees labels
+wave = 0                     # clients in flight at once, which bounds memory; 0: all
+
+[wire]                       # how messages travel
+up = "fp32"                  # raw, fp32, bf16, fp16, int8 or int4, from clients to the server
+down = "fp32"                # and from the server to clients
+max_mb = 256.0               # a larger message is refused
+
+# --- Sources of data ----------------------------------------------------------------------------
+#
+# A table of labelled texts, dealt to eight clients with uneven labels:
+#     [data]
+#     source = "csv"                 # or jsonl, parquet
+#     train = "tickets.csv"
+#     text = "message"
+#     label = "team"
+#     [clients]
+#     partition = "dirichlet"
+#     count = 8
+#
+# The same table, with a column that says whose row it is:
+#     [clients]
+#     partition = "natural"
+#     by = "branch"
+#
+# One file per client, NAME.csv or NAME.jsonl, in a folder:
+#     [data]
+#     source = "clients"
+#     train = "branches"
+#     text = "message"
+#     label = "team"
+#     classes = ["billing", "delivery"]
+#
+# A dataset of the Hugging Face hub:
+#     [data]
+#     source = "hub"
+#     hub = "fancyzhx/ag_news"
+#     test = "test"
+#     text = "text"
+#     label = "label"
+#
+# Prompts and responses, to train a model that writes:
+#     [data]
+#     task = "causal"
+#     source = "jsonl"
+#     train = "questions.jsonl"
+#     prompt = "question"
+#     response = "answer"
+"""
