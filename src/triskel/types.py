@@ -126,9 +126,9 @@ class Examples:
             Empty for `classify`.
     """
 
-    ids: Sequence[Int[Tensor, " tokens"]]
+    ids: Sequence[Int[Tensor, " _tokens"]]
     labels: Int[Tensor, " examples"]
-    scored: Sequence[Bool[Tensor, " tokens"]] = ()
+    scored: Sequence[Bool[Tensor, " _tokens"]] = ()
 
     def __len__(self) -> int:
         """Return the number of examples."""
