@@ -1,4 +1,4 @@
-"""What every test shares: no network, few threads, and visible skips where a file is absent."""
+"""What every test shares: no network, one thread, and visible skips where a file is absent."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tiny models gain nothing from threads, and two test processes that share two cores lose a lot.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -26,9 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
+def _one_thread() -> None:
     """Fix the thread count, so that sums come in one order on every machine."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
