@@ -97,7 +97,10 @@ class Bench:
 
     def worker(self, client: ClientId, watch: Watch) -> Worker:
         """Return a client's worker, with a fresh meter."""
-        body, share = self.body(client), self.share(client)
+        return self.hand(client, self.body(client), self.share(client), watch)
+
+    def hand(self, client: ClientId, body: Body, share: Share, watch: Watch) -> Worker:
+        """Return a worker with a given model and examples, and a fresh meter."""
         return Worker(
             client=client,
             job=self.job,
@@ -122,16 +125,7 @@ class Bench:
         body = self.body()
         public = self.public(body)
         none = Examples(ids=(), labels=public.labels[:0])
-        return Worker(
-            client=SERVER,
-            job=self.job,
-            body=body,
-            train=none,
-            test=none,
-            public=public,
-            meter=self.costs(body).meter(),
-            watch=watch,
-        )
+        return self.hand(SERVER, body, Share(train=none, test=none), watch)
 
     def same_tokens(self) -> str | None:
         """Return why predictions on tokens cannot be compared, or None when they can."""

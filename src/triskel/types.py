@@ -239,3 +239,11 @@ class Mode(Protocol[S, A, W_contra]):
     def probe(self, task: Message, worker: W_contra, mine: ClientState) -> Talk:
         """Evaluate on the client's own test share, forward only."""
         ...
+
+    def served(self, state: S) -> Tensors | None:
+        """Return the adapter and head the server ends with, or None where it has no model."""
+        ...
+
+    def own(self, mine: ClientState) -> Tensors | None:
+        """Return the client's own adapter and head, or None where it uses the server's."""
+        ...

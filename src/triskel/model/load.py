@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
+import peft
 import torch
 import transformers
 from torch import nn
@@ -57,6 +58,15 @@ def load(
     return Body(
         loaded, tokenizer, task=task, classes=classes, adapter=adapter, seed=seed, path=source
     )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that compute."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
 
 
 def dtype_of(model: Model) -> torch.dtype:

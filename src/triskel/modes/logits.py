@@ -179,6 +179,14 @@ class Logits:
             student = {n: p.detach().cpu().clone() for n, p in parameters.items()}
         return LogitsState(student=student, closed=state.closed + 1)
 
+    def served(self, state: LogitsState) -> Tensors | None:
+        """Return the student, where there is one."""
+        return state.student if self.server.job.logits.student else None
+
+    def own(self, mine: ClientState) -> Tensors | None:
+        """Return fᵢ, once it took part in a round."""
+        return mine.groups.get(OWN)
+
     def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Evaluate the client's own model on its own test share."""
         del task

@@ -152,6 +152,13 @@ class Params:
         adapter = blend(state.adapter, mean, options.server_lr)
         return ParamsState(adapter=adapter, velocity=velocity, closed=state.closed + 1)
 
+    def served(self, state: ParamsState) -> Tensors:
+        """Return θ."""
+        return state.adapter
+
+    def own(self, mine: ClientState) -> None:
+        """Return None: clients use θ."""
+
     def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Evaluate θ on the client's own test share."""
         received = adapter_of(task, worker.body.initial, worker.body.layout, kind="task")

@@ -214,6 +214,13 @@ class Split:
         tensors = select(MEAN.value(total), state.tensors)
         return SplitState(tensors=tensors, moments=state.moments, closed=state.closed + 1)
 
+    def served(self, state: SplitState) -> Tensors:
+        """Return θ and φ: together a whole model."""
+        return state.tensors
+
+    def own(self, mine: ClientState) -> None:
+        """Return None: clients use θ."""
+
     def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Evaluate on the client's own test share, the trunk running at the server."""
         body = worker.body
