@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -27,11 +27,13 @@ from triskel import __version__
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 
-if TYPE_CHECKING:
-    from triskel.compare import BaselineName
-    from triskel.types import Event, Watch
-
-BASELINE_NAMES: tuple["BaselineName", ...] = ("base", "local", "central")
+# `types` and `compare` load torch, so what is needed of them is said again here
+Event = Mapping[str, Any]
+Watch = Callable[[Event], None]
+BaselineName = Literal["base", "local", "central"]
+BASELINE_NAMES: tuple[BaselineName, ...] = ("base", "local", "central")
+TRAINED_NAMES = (*MODE_NAMES, "central", "local")
+"""What `export` and `evaluate` find in a run folder."""
 INTERRUPTED = 130
 PIPE_WIDTH = 160
 """Characters in a line of output that no terminal bounds."""
@@ -94,10 +96,11 @@ def main() -> None:
 # --- Options ----------------------------------------------------------------------------------
 
 
-def _show_version(value: bool) -> None:
+def _show_version(value: bool) -> bool:
     if value:
         typer.echo(f"triskel {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -116,16 +119,36 @@ def _mode_names() -> list[str]:
     return list(MODE_NAMES)
 
 
+def _trained_names() -> list[str]:
+    return list(TRAINED_NAMES)
+
+
 SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SETTING)]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder of the run.", show_default="runs/NAME-N, next free", metavar="DIR"),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Folder of a run.", show_default=False, exists=True, file_okay=False
+    ),
+]
 Mode = Annotated[
     str | None,
-    typer.Option(help=f"One of {', '.join(MODE_NAMES)}.", autocompletion=_mode_names),
+    typer.Option(
+        help=f"One of {', '.join(MODE_NAMES)}; the job's own when left out.",
+        autocompletion=_mode_names,
+    ),
+]
+Trained = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help=f"One of {', '.join(TRAINED_NAMES)}; may be left out where there is one.",
+        autocompletion=_trained_names,
+    ),
 ]
 Baselines = Annotated[
     str,
@@ -142,7 +165,7 @@ Baselines = Annotated[
 def compare(
     job: Annotated[
         Path | None,
-        typer.Argument(metavar="[JOB]", help="A job file; without one, the demo's job."),
+        typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
     ] = None,
     out: Out = None,
     modes: Annotated[str, typer.Option(help="Which modes, separated by commas.")] = ",".join(
@@ -160,7 +183,7 @@ def compare(
 @app.command()
 def run(
     job: Annotated[
-        Path | None, typer.Argument(metavar="[JOB]", help="A job file.", show_default=False)
+        Path | None, typer.Argument(metavar="JOB", help="A job file.", show_default=False)
     ] = None,
     mode: Mode = None,
     out: Out = None,
@@ -169,7 +192,10 @@ def run(
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Go on with this run, of `run` or `compare`, where it stopped."
+            metavar="RUN",
+            help="Go on with this run, of `run` or `compare`, where it stopped.",
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
 ) -> None:
@@ -185,7 +211,7 @@ def run(
             "and `triskel compare` needs none"
         )
     asked = load(job, settings or ())
-    chosen = _one_mode(mode) or asked.mode
+    chosen = _one_of(MODE_NAMES, mode) or asked.mode
     beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
     _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
 
@@ -194,14 +220,14 @@ def _start(
     job: Job,
     out: Path | None,
     modes: tuple[ModeName, ...],
-    baselines: tuple["BaselineName", ...],
+    baselines: tuple[BaselineName, ...],
     *,
     strict: bool = False,
 ) -> None:
     folder = _next_folder(job.name) if out is None else out
     ours = not folder.exists() or not any(folder.iterdir())
 
-    def go(watch: "Watch") -> Mapping[str, Any]:
+    def go(watch: Watch) -> Mapping[str, Any]:
         from triskel.compare import Request, run
         from triskel.engines.local import LocalEngine
 
@@ -217,7 +243,7 @@ def _start(
 
 
 def _resume(folder: Path) -> None:
-    def go(watch: "Watch") -> Mapping[str, Any]:
+    def go(watch: Watch) -> Mapping[str, Any]:
         from triskel.compare import resume
         from triskel.engines.local import LocalEngine
 
@@ -226,7 +252,7 @@ def _resume(folder: Path) -> None:
     _play(folder, go)
 
 
-def _play(folder: Path, go: Callable[["Watch"], Mapping[str, Any]]) -> None:
+def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
     """Run with a display, then say what came out; what stops it says how to go on."""
     console = _console(stderr=True)
     try:
@@ -235,7 +261,8 @@ def _play(folder: Path, go: Callable[["Watch"], Mapping[str, Any]]) -> None:
         with Live(console) as live:
             result = go(_opening(folder, console, live))
     except (KeyboardInterrupt, TriskelError) as stop:
-        if (folder / "stages").is_dir():
+        refused = isinstance(stop, TriskelError) and stop.exit_code == JobError.exit_code
+        if not refused and (folder / "stages").is_dir():
             stop.add_note(
                 f"what was finished is in {folder}; `triskel run --resume {folder}` goes on"
             )
@@ -243,10 +270,10 @@ def _play(folder: Path, go: Callable[["Watch"], Mapping[str, Any]]) -> None:
     _conclude(result, folder)
 
 
-def _opening(folder: Path, console: Console, watch: "Watch") -> "Watch":
+def _opening(folder: Path, console: Console, watch: Watch) -> Watch:
     """Return a watch that says in one line what is about to run, and passes everything on."""
 
-    def told(event: "Event") -> None:
+    def told(event: Event) -> None:
         if event.get("event") == "run_start":
             console.print(escape(_sentence(folder, event)), soft_wrap=True)
         watch(event)
@@ -254,7 +281,7 @@ def _opening(folder: Path, console: Console, watch: "Watch") -> "Watch":
     return told
 
 
-def _sentence(folder: Path, event: "Event") -> str:
+def _sentence(folder: Path, event: Event) -> str:
     import torch
 
     from triskel.compare import read_run
@@ -282,9 +309,9 @@ def _conclude(result: Mapping[str, Any], folder: Path) -> None:
     console.print()
     console.print(final_table(result))
     console.print()
-    console.print(f"[bold]{escape(headline)}[/]", soft_wrap=True)
+    console.print(f"[bold]{escape(headline)}[/]", soft_wrap=not console.is_terminal)
     for line in more:
-        console.print(escape(line), soft_wrap=True)
+        console.print(escape(line), soft_wrap=not console.is_terminal)
     console.print()
     console.print(f"Results  {escape(str(folder))}", soft_wrap=True)
     console.print(f"Report   {escape(str(page))}", soft_wrap=True)
@@ -309,7 +336,7 @@ def export(
     target: Annotated[
         Path, typer.Argument(metavar="DIR", help="Where to write.", show_default=False)
     ],
-    mode: Mode = None,
+    mode: Trained = None,
     client: Annotated[
         str | None, typer.Option(help="This client's own model, where clients have one.")
     ] = None,
@@ -318,7 +345,7 @@ def export(
     ] = False,
 ) -> None:
     """Write what a run trained as a PEFT adapter, or as a whole model."""
-    chosen = _one_mode(mode)
+    chosen = _one_of(TRAINED_NAMES, mode)
     from triskel.export import export_run
 
     export_run(folder, target, mode=chosen, client=client, merge=merge, say=typer.echo)
@@ -327,14 +354,14 @@ def export(
 @app.command()
 def evaluate(
     folder: Run,
-    mode: Mode = None,
+    mode: Trained = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Texts to evaluate on instead of the run's own."),
     ] = None,
 ) -> None:
     """Score what a run trained, on its own test texts or on others."""
-    chosen = _one_mode(mode)
+    chosen = _one_of(TRAINED_NAMES, mode)
     console = _console(stderr=True)
     with console.status("loading torch and transformers"):
         from triskel.assess import assess
@@ -346,8 +373,12 @@ def evaluate(
 
 def _scores(found: Mapping[str, Any]) -> Table:
     each = cast("Mapping[str, Mapping[str, Any]]", found.get("per_client", {}))
-    known = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss", "examples")
-    shown = [key for key in known if key in found or any(key in row for row in each.values())]
+    known = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss", "global_accuracy")
+    shown = [
+        key
+        for key in (*known, "examples")
+        if key in found or any(key in row for row in each.values())
+    ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(str(found.get("mode", "")))
     for key in shown:
@@ -369,7 +400,7 @@ def _figure(value: object) -> str:
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
         "job.toml"
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
@@ -377,12 +408,11 @@ def init(
     """Write a job file that holds every key, its default and what it means."""
     from triskel.template import TEMPLATE
 
+    if file.exists() and not force:
+        raise JobError(f"{file} exists; --force replaces it")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w" if force else "x", encoding="utf-8") as opened:
-            opened.write(TEMPLATE)
-    except FileExistsError:
-        raise JobError(f"{file} exists; --force replaces it") from None
+        file.write_text(TEMPLATE, encoding="utf-8")
     except OSError as error:
         raise JobError(f"{file} cannot be written: {error.strerror}") from error
     typer.echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")
@@ -407,7 +437,7 @@ def list_assets() -> None:
 @assets_app.command("get")
 def get_assets(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; without any, all.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Which; without any, all.")
     ] = None,
 ) -> None:
     """Fetch the model and the texts of the demo, unless they are here."""
@@ -443,7 +473,7 @@ def _names(what: str, text: str, known: Sequence[Name], *, empty: bool = False) 
     return tuple(found)
 
 
-def _one_mode(text: str | None) -> ModeName | None:
+def _one_of(known: Sequence[Name], text: str | None) -> Name | None:
     """Return the mode that an option names, or None where it is not given.
 
     Raises:
@@ -451,9 +481,9 @@ def _one_mode(text: str | None) -> ModeName | None:
     """
     if text is None:
         return None
-    first, *more = _names("mode", text, MODE_NAMES)
+    first, *more = _names("mode", text, known)
     if more:
-        raise JobError(f"--mode takes one mode, got {text!r}; `triskel compare` takes several")
+        raise JobError(f"--mode takes one name, got {text!r}; `triskel compare` takes several")
     return first
 
 

@@ -1,0 +1,522 @@
+"""The command line: what it takes, what it refuses, and that a refusal is one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from triskel import cli, compare, live
+from triskel.data import assets
+from triskel.errors import JobError, RoundError
+from triskel.job import Job, ModeName, Override, dump, load, parse
+from triskel.template import TEMPLATE
+
+RUNNER = CliRunner()
+COMMANDS = ["compare", "run", "report", "export", "evaluate", "init"]
+RESULT: dict[str, Any] = {
+    "schema": 1,
+    "job": dump(Job()),
+    "data": {"classes": ["a", "b"], "public": 0, "clients": {}},
+    "baselines": {"base": {"accuracy": 0.5, "loss": 0.7, "what": "always a", "per_client": {}}},
+    "skipped": {},
+    "modes": {},
+}
+
+
+def triskel(*words: str) -> tuple[int, str, str]:
+    got = RUNNER.invoke(cli.app, list(words))
+    return got.exit_code, got.stdout, got.stderr
+
+
+def refusal(*words: str, code: int = 2) -> str:
+    """What a refused command says: one line, and nothing on standard output."""
+    exit_code, out, said = triskel(*words)
+    assert (exit_code, out) == (code, "")
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said.removeprefix("error: ").rstrip("\n")
+
+
+class Played:
+    """Stands in for `compare.run` and `compare.resume`, and remembers how it was called."""
+
+    def __init__(self, stop: BaseException | None = None, *, stages: bool = True) -> None:
+        self.stop, self.stages = stop, stages
+        self.asked: list[tuple[Any, ...]] = []
+
+    def __call__(self, *given: object) -> Mapping[str, Any]:
+        self.asked.append(given)
+        folder = next(one for one in given if isinstance(one, Path))
+        (folder / "stages").mkdir(parents=True) if self.stages else folder.mkdir(parents=True)
+        (folder / "job.toml").write_text("")
+        asked = {"modes": ["params"], "baselines": [], "strict": False}
+        (folder / "request.json").write_text(json.dumps(asked))
+        watch = given[-1]
+        assert callable(watch)
+        events: list[Mapping[str, Any]] = [
+            {"event": "note", "text": "fetching [texts]"},
+            {"event": "run_start", "clients": ["a", "b"], "examples": 1600, "stages": []},
+        ]
+        for event in events:
+            watch(event)
+        if self.stop is not None:
+            raise self.stop
+        return RESULT
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in cli.QUIET:
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    stand_in = Played()
+    monkeypatch.setattr(compare, "run", stand_in)
+    monkeypatch.setattr(compare, "resume", stand_in)
+    return stand_in
+
+
+# --- Help and mistypes ------------------------------------------------------------------------
+
+
+def test_help_and_a_refused_job_load_no_heavy_library() -> None:
+    script = (
+        "import sys; from triskel import cli\n"
+        "for words in (['--help'], ['compare', '--help'], ['compare', '--set', 'roundz=1']):\n"
+        "    try: cli.app(words)\n"
+        "    except SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'plotly', 'numpy')"
+        " if m in sys.modules])"
+    )
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    after = os.times()
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "unknown key 'roundz'; did you mean 'rounds'?" in done.stderr
+    spent = after.children_user - before.children_user
+    assert spent < 2.0, "seconds of processor time for three commands"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does(command: str) -> None:
+    code, out, _ = triskel(command, "--help")
+    assert code == 0
+    assert f"triskel {command}" in out.replace("root", "triskel") or command in out
+
+
+def test_the_version_is_shown() -> None:
+    assert triskel("--version") == (0, f"triskel {cli.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["comapre"], "compare"),
+        (["assets", "gett"], "get"),
+        (["compare", "--mods", "params"], "--modes"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_nearest(words: list[str], hint: str) -> None:
+    code, _, said = triskel(*words)
+    assert code == 2
+    assert hint in said
+
+
+@pytest.mark.parametrize("command", ["report", "export", "evaluate"])
+def test_a_run_folder_must_be_there(command: str) -> None:
+    more = ["there"] if command == "export" else []
+    code, _, said = triskel(command, "nowhere", *more)
+    assert code == 2
+    assert "nowhere" in said
+
+
+# --- Refusals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["compare", "--modes", "parms"],
+            "unknown mode 'parms'; did you mean 'params'? There are params, logits, split",
+        ),
+        (["compare", "--modes", "xyz"], "unknown mode 'xyz'; there are params, logits, split"),
+        (["compare", "--modes", ","], "no mode given; there are params, logits, split"),
+        (["compare", "--modes", "none"], "unknown mode 'none'; there are params, logits, split"),
+        (
+            ["compare", "--baselines", "base,centrall"],
+            "unknown baseline 'centrall'; did you mean 'central'? There are base, local, central",
+        ),
+        (
+            ["compare", "no.toml"],
+            "job file no.toml does not exist; `triskel init` writes one",
+        ),
+        (["compare", "--set", "rounds"], "--set takes section.key=value, got 'rounds'"),
+        (
+            ["run"],
+            (
+                "give a job file, or --resume RUN; `triskel init` writes a job file, and "
+                "`triskel compare` needs none"
+            ),
+        ),
+        (
+            ["assets", "get", "opinion"],
+            "unknown asset 'opinion'; did you mean 'opinions'? There are smollm2-135m, opinions",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(words: list[str], sentence: str) -> None:
+    assert refusal(*words) == sentence
+
+
+def test_a_run_takes_one_mode() -> None:
+    triskel("init")
+    text = refusal("run", "job.toml", "--mode", "params,split")
+    assert text == "--mode takes one name, got 'params,split'; `triskel compare` takes several"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["job.toml"], ["--mode", "split"], ["--out", "x"], ["--set", "seed=1"], ["--baselines", ""]],
+)
+def test_a_resumed_run_takes_no_changes(more: list[str], tmp_path: Path) -> None:
+    assert "--resume goes on with the job as it was" in refusal(
+        "run", "--resume", str(tmp_path), *more
+    )
+
+
+def test_a_surprise_is_one_sentence_and_a_traceback_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by [zero]\nmore")
+
+    monkeypatch.setattr(cli, "load", broken)
+    said = refusal("compare", code=1)
+    assert said == "ZeroDivisionError: by [zero]; run again with --debug for the traceback"
+    code, _, said = triskel("--debug", "compare")
+    assert code == 1
+    assert "Traceback" in said
+    assert said.endswith("error: ZeroDivisionError: by [zero]\n")
+
+
+def test_an_error_with_no_words_still_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(cli, "load", broken)
+    assert refusal("compare", code=1).startswith("AssertionError: no message;")
+
+
+# --- Running ----------------------------------------------------------------------------------
+
+
+def test_compare_without_a_job_runs_the_demo_in_the_next_free_folder(played: Played) -> None:
+    for number in (1, 2):
+        code, out, said = triskel("compare")
+        assert code == 0
+        job, request, folder, engine, _ = played.asked[-1]
+        assert (job, engine.job) == (Job(), Job())
+        assert folder == Path(f"runs/opinions-{number}")
+        assert request == compare.Request()
+        assert f"Results  runs/opinions-{number}\n" in out
+        assert f"{folder.resolve().as_uri()}/report.html" in out
+        assert "base (always a)" in out
+        assert "No mode has a result in this folder." in out
+        assert "fetching [texts]" in said
+        assert "2 clients · 1,600 training texts · SmolLM2-135M-Instruct (" in said
+        assert said.count(f"threads) · runs/opinions-{number}\n") == 1
+
+
+def test_the_next_folder_is_above_all_that_are_there() -> None:
+    for name in ("job-9", "job-10", "job-x", "other-99", "job-11-copy"):
+        Path("runs", name).mkdir(parents=True)
+    assert cli._next_folder("job") == Path("runs/job-11")
+    assert cli._next_folder("../a b/..") == Path("runs/a-b-1")
+    assert cli._next_folder("..") == Path("runs/run-1")
+
+
+def test_options_reach_the_run(played: Played) -> None:
+    code, *_ = triskel(
+        "compare",
+        *("--modes", "split, params,split", "--baselines", "none", "--out", "here"),
+        *("--set", "rounds=5", "--set", "train.lr=3e-4"),
+    )
+    assert code == 0
+    job, request, folder, *_ = played.asked[-1]
+    assert (job.rounds, job.train.lr, folder) == (5, 3e-4, Path("here"))
+    assert request == compare.Request(modes=("split", "params"), baselines=())
+
+
+@pytest.mark.parametrize(("words", "mode"), [([], "logits"), (["--mode", "split"], "split")])
+def test_run_plays_one_mode(played: Played, words: list[str], mode: ModeName) -> None:
+    Path("job.toml").write_text('mode = "logits"\nname = "mine"\n')
+    code, *_ = triskel("run", "job.toml", *words, "--baselines", "base")
+    assert code == 0
+    job, request, folder, *_ = played.asked[-1]
+    assert (job.mode, folder) == (mode, Path("runs/mine-1"))
+    assert request == compare.Request(modes=(mode,), baselines=("base",), strict=True)
+
+
+def test_resume_hands_the_folder_over(played: Played) -> None:
+    Path("old").mkdir()
+    code, out, _ = triskel("run", "--resume", "old")
+    assert (code, played.asked[-1][0]) == (0, Path("old"))
+    assert played.asked[-1][1](Job()).job == Job()
+    assert "Report   old/report.html" in out
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "first"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RoundError("no client answered"), 1, "error: no client answered"),
+    ],
+)
+def test_what_stops_a_run_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int, first: str
+) -> None:
+    monkeypatch.setattr(compare, "run", Played(stop))
+    got, out, said = triskel("compare", "--out", "here")
+    assert (got, out) == (code, "")
+    assert said.splitlines()[-2:] == [
+        first,
+        "what was finished is in here; `triskel run --resume here` goes on",
+    ]
+    assert Path("here/stages").is_dir()
+
+
+def test_an_early_interruption_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "run", Played(KeyboardInterrupt(), stages=False))
+    _, _, said = triskel("compare")
+    assert said.splitlines()[-1] == "interrupted"
+
+
+def test_a_refused_job_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "run", Played(JobError("no"), stages=False))
+    assert triskel("compare", "--out", "here")[0] == 2
+    assert not Path("here").exists()
+
+
+def test_a_refused_job_leaves_what_it_did_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "run", Played(JobError("no"), stages=True))
+    said = triskel("compare", "--out", "here")[2]
+    assert "resume" not in said
+    assert Path("here/job.toml").is_file()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone() -> None:
+    Path("here").mkdir()
+    Path("here/job.toml").write_text("mine")
+    assert "here is not empty" in refusal("compare", "--out", "here")
+    assert Path("here/job.toml").read_text() == "mine"
+
+
+def test_a_request_to_end_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ends(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "load", ends)
+    monkeypatch.setattr(sys, "argv", ["triskel", "compare"])
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == 130
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    script = (
+        "import sys; sys.argv = ['triskel', 'assets', 'list']; from triskel.cli import main; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode in {0, 1}
+
+
+def test_names_are_those_of_compare() -> None:
+    assert cli.BASELINE_NAMES == compare.BASELINES
+
+
+# --- After a run ------------------------------------------------------------------------------
+
+
+def test_report_writes_the_page_anew() -> None:
+    Path("run").mkdir()
+    Path("run/result.json").write_text(json.dumps(RESULT))
+    code, out, _ = triskel("report", "run")
+    assert (code, out.splitlines()[0]) == (0, "run/report.html")
+    assert Path("run/report.html").is_file()
+
+
+def test_export_hands_over_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def export_run(*given: Path, say: Callable[[str], None], **named: object) -> None:
+        asked.append((given, named))
+        say("there/params")
+
+    monkeypatch.setitem(sys.modules, "triskel.export", SimpleNamespace(export_run=export_run))
+    Path("run").mkdir()
+    words = ["--mode", "local", "--client", "a", "--merge"]
+    assert triskel("export", "run", "there", *words) == (0, "there/params\n", "")
+    assert asked == [
+        ((Path("run"), Path("there")), {"mode": "local", "client": "a", "merge": True})
+    ]
+    assert "unknown mode 'x'" in refusal("export", "run", "there", "--mode", "x")
+
+
+def test_evaluate_shows_a_table_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def assess(
+        run: Path, *, mode: str | None, data: Path | None, watch: object
+    ) -> Mapping[str, Any]:
+        asked.append((run, mode, data))
+        assert isinstance(watch, live.Live)
+        return {
+            "mode": "split",
+            "accuracy": 0.5,
+            "macro_f1": 0.25,
+            "per_client": {"[a]": {"accuracy": 1.0, "examples": 1000}, "b": {"accuracy": 0.0}},
+        }
+
+    monkeypatch.setitem(sys.modules, "triskel.assess", SimpleNamespace(assess=assess))
+    Path("run").mkdir()
+    code, out, _ = triskel("evaluate", "run", "--data", "more.csv")
+    assert (code, asked) == (0, [(Path("run"), None, Path("more.csv"))])
+    assert [line.split() for line in out.splitlines()] == [
+        ["split", "accuracy", "macro", "f1", "examples"],
+        ["[a]", "1.000", "–", "1,000"],
+        ["b", "0.000", "–", "–"],
+        ["all", "together", "0.500", "0.250", "–"],
+    ]
+
+
+# --- Beginning --------------------------------------------------------------------------------
+
+
+def test_init_writes_the_default_job_and_keeps_a_file_that_is_there() -> None:
+    assert triskel("init", "jobs/mine.toml")[0] == 0
+    assert load(Path("jobs/mine.toml")) == Job()
+    assert refusal("init", "jobs/mine.toml") == "jobs/mine.toml exists; --force replaces it"
+    Path("jobs/mine.toml").write_text("seed = 1")
+    assert triskel("init", "jobs/mine.toml", "--force")[0] == 0
+    assert load(Path("jobs/mine.toml")) == Job()
+
+
+def test_init_says_why_it_cannot_write() -> None:
+    Path("file").write_text("")
+    assert refusal("init", "file/job.toml").startswith("file/job.toml cannot be written: ")
+
+
+def keys_of(part: type[BaseModel], *place: str) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, field in part.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += keys_of(inner, *place, name)
+        elif name != "each":
+            found.append((*place, name))
+    return found
+
+
+def test_the_job_file_says_every_key_with_its_default() -> None:
+    written, default = tomllib.loads(TEMPLATE), dump(Job())
+    for key in keys_of(Job):
+        mine: Any = written
+        known: Any = default
+        for name in key:
+            mine, known = mine.get(name), known.get(name)
+        if known is None:
+            assert f"# {key[-1]} = " in TEMPLATE, key
+        else:
+            assert mine == known, key
+    for name in Override.model_fields:
+        assert f"# {name} = " in TEMPLATE
+
+
+def test_commented_keys_and_examples_of_the_job_file_are_jobs() -> None:
+    head, tail = TEMPLATE.split("# --- Sources of data")
+    for line in head.splitlines():
+        body = line.removeprefix("# ").partition("  # ")[0].strip()
+        if line.startswith("# ") and " = " in body:
+            tomllib.loads(body)
+    assert load_each(head) == {"films": Override(model="path/of/another", rank=4, cut=(2, 28))}
+    examples = [part for part in tail.split("\n#\n") if "#     [" in part]
+    assert len(examples) == 5
+    table = ""
+    for part in examples:
+        text = "\n".join(
+            line.removeprefix("#     ") for line in part.splitlines() if line.startswith("#     ")
+        )
+        if text.startswith("[clients]"):
+            text = table.partition("[clients]")[0] + text
+        table = text
+        assert parse(text).data.source != "opinions"
+
+
+def load_each(head: str) -> Mapping[str, Override]:
+    """The example of what one client does differently, with its `#` taken away."""
+    start = head.index("# [clients.each")
+    lines = head[start:].partition("\n\n")[0].splitlines()
+    return parse("\n".join(line.removeprefix("# ") for line in lines)).clients.each
+
+
+def test_assets_are_listed() -> None:
+    code, out, _ = triskel("assets", "list")
+    assert code == 0
+    for name, asset in assets.ASSETS.items():
+        assert name in out
+        assert asset.licence in out
+
+
+@pytest.mark.parametrize(
+    ("words", "got"),
+    [((), ("smollm2-135m", "opinions")), (("opinions", "opinions"), ("opinions",))],
+)
+def test_assets_are_fetched(
+    monkeypatch: pytest.MonkeyPatch, words: Sequence[str], got: Sequence[str]
+) -> None:
+    def fetch(name: str, *, say: Callable[[str], None]) -> Path:
+        say(f"{name} is there")
+        return Path(name)
+
+    monkeypatch.setattr(assets, "get", fetch)
+    text = "".join(f"{name} is there\n" for name in got)
+    assert triskel("assets", "get", *words) == (0, text, "")
+
+
+def test_modes_complete() -> None:
+    assert cli._mode_names() == ["params", "logits", "split"]
+    assert cli._trained_names() == [*cli._mode_names(), "central", "local"]
+
+
+def test_the_application_is_a_plain_typer_one() -> None:
+    assert isinstance(cli.app, typer.Typer)
+    assert set(COMMANDS) <= set(getattr(get_command(cli.app), "commands", ()))
