@@ -1,0 +1,213 @@
+"""The map of parts runs every supported model as transformers itself runs it."""
+
+import runpy
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from triskel.data.text import batch_of
+from triskel.errors import ModelError
+from triskel.model.blocks import Blocks, family_of
+from triskel.model.body import Body
+from triskel.types import Batch, Tensors
+
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
+BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
+CUTS = [(0, 0), (0, 1), (0, 4), (1, 3), (2, 2), (3, 4), (4, 4)]
+
+
+def made(family: str, task: str, **options: object) -> tuple[Body, Batch]:
+    """A body and a batch of ragged texts, one of a single token and some beyond the window."""
+    body = tiny.body(family, tiny.job(task=task), **options)
+    texts = tiny.examples(5, task, short=1 if task == "classify" else 2, long=11)
+    return body, batch_of(texts, range(5), pool=body.blocks.pool)
+
+
+def own(family: str, head: Tensors, batch: Batch, task: str, **options: object) -> torch.Tensor:
+    """What transformers returns at the scored positions."""
+    model = tiny.model(family, task, **options)
+    missing, unexpected = model.load_state_dict(head, strict=False)
+    assert not unexpected
+    assert len(missing) + len(head) == len(model.state_dict())
+    inputs = tiny.called_with(batch, int(model.config.pad_token_id or 0))
+    with torch.no_grad():
+        if family in tiny.SLIDING and options["dtype"] == torch.float64:
+            # A padded row outside its window is NaN in transformers itself: its eager softmax is
+            # float32, where the least float64 is minus infinity. So text by text, unpadded.
+            alone = [
+                {k: v[i : i + 1, :n] for k, v in inputs.items()}
+                for i, n in enumerate(batch.lengths)
+            ]
+            found = [model(**one).logits[0] for one in alone]
+            if task == "classify":
+                return torch.stack(found)
+            return torch.stack(
+                [found[r][c] for r, c in zip(batch.rows, batch.columns, strict=True)]
+            )
+        out = model(**inputs).logits
+    return out if task == "classify" else out[batch.rows, batch.columns]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("family", "task", "attention"), tiny.KERNELS)
+def test_logits_are_those_of_the_model_itself(
+    family: str, task: str, attention: str, dtype: torch.dtype
+) -> None:
+    options = {"attention": attention, "dtype": dtype}
+    body, batch = made(family, task, **options)
+    head = tiny.random_like({n: body.initial[n].to(dtype) for n in body.layout.head}, 3)
+    with torch.no_grad():
+        found = body.logits(body.parameters({**body.initial, **head}), batch)
+    wanted = own(family, head, batch, task, **options)
+    assert found.dtype == dtype
+    assert float(wanted.abs().max()) > 0.1, "the comparison would be of zeros"
+    torch.testing.assert_close(found, wanted, rtol=BOUND[dtype], atol=BOUND[dtype])
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [(f, a) for f, t, a in tiny.KERNELS if f in tiny.SLIDING and t == "causal"],
+)
+def test_a_window_shorter_than_the_text_changes_what_is_predicted(
+    family: str, attention: str
+) -> None:
+    body, batch = made(family, "causal", attention=attention)
+    wide, _ = made(family, "causal", attention=attention, sliding_window=60)
+    assert int(batch.lengths.max()) > tiny.WINDOW + 2
+    with torch.no_grad():
+        narrow = body.logits(body.parameters(body.initial), batch)
+        whole = wide.logits(wide.parameters(wide.initial), batch)
+    near = batch.columns < tiny.WINDOW
+    torch.testing.assert_close(narrow[near], whole[near], rtol=1e-5, atol=1e-5)
+    far = narrow[~near] - whole[~near]
+    assert bool((far.abs().amax(-1) > 1e-4).all()), "a token beyond the window was still seen"
+
+
+@pytest.mark.parametrize(("family", "task", "attention"), tiny.KERNELS)
+def test_any_cut_gives_the_joined_model_bit_for_bit(family: str, task: str, attention: str) -> None:
+    body, batch = made(family, task, attention=attention)
+    tensors = body.parameters(tiny.random_like(body.initial, 1))
+    with torch.no_grad():
+        joined = body.logits(tensors, batch)
+        for low, high in CUTS:
+            h = body.bottom(tensors, batch, low)
+            u = body.middle(tensors, h, batch.lengths, low=low, high=high)
+            assert torch.equal(body.top(tensors, u, batch, high), joined), (low, high)
+
+
+@pytest.mark.parametrize(("family", "task"), tiny.TASKS)
+def test_the_head_alone_finishes_chosen_rows(family: str, task: str) -> None:
+    body, batch = made(family, task)
+    tensors = body.parameters(tiny.random_like(body.initial, 1))
+    with torch.no_grad():
+        h = body.bottom(tensors, batch, body.blocks.count)
+        found = body.head(tensors, h[batch.rows, batch.columns])
+        torch.testing.assert_close(found, body.logits(tensors, batch), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "task", "attention"), tiny.KERNELS)
+def test_a_text_predicts_the_same_alone_as_beside_longer_ones(
+    family: str, task: str, attention: str
+) -> None:
+    body = tiny.body(family, tiny.job(task=task), attention=attention)
+    texts = tiny.examples(5, task, long=11)
+    tensors = body.parameters(tiny.random_like(body.initial, 1))
+    with torch.no_grad():
+        together = batch_of(texts, range(5), pool=body.blocks.pool)
+        all_five = body.logits(tensors, together)
+        for row in range(5):
+            alone = body.logits(tensors, batch_of(texts, [row], pool=body.blocks.pool))
+            beside = all_five[together.rows == row]
+            torch.testing.assert_close(alone, beside, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "task"), tiny.JOINED)
+def test_adapted_logits_and_gradients_are_those_of_peft(family: str, task: str) -> None:
+    job = tiny.job(task=task)
+    body, plain = (
+        tiny.body(family, job, dtype=torch.float64),
+        tiny.Plain(family, job, dtype=torch.float64),
+    )
+    tensors = tiny.random_like(body.initial, 2)
+    batch = batch_of(tiny.examples(4, task), range(4), pool=body.blocks.pool)
+    leaves = body.parameters(tensors)
+    found, wanted = body.logits(leaves, batch), plain.load(tensors).logits(batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    slopes = torch.autograd.grad(found.square().sum(), list(leaves.values()))
+    own_slopes = torch.autograd.grad(wanted.square().sum(), [plain.parameters()[n] for n in leaves])
+    for name, slope, other in zip(leaves, slopes, own_slopes, strict=True):
+        assert float(other.norm()) > 0, name
+        torch.testing.assert_close(slope, other, rtol=1e-9, atol=1e-10)
+
+
+def test_the_order_and_place_of_parts_are_found_by_name() -> None:
+    for family, prefix in (
+        ("llama", "model.layers."),
+        ("gpt2", "transformer.h."),
+        ("bert", "bert.encoder.layer."),
+    ):
+        body = tiny.body(family, tiny.job())
+        assert (body.blocks.count, body.blocks.width) == (tiny.LAYERS, 16)
+        for name, block in body.layout.block.items():
+            assert name.startswith(f"{prefix}{block}.")
+        each = [set(body.layout.within(i, i + 1)) for i in range(tiny.LAYERS)]
+        assert all(not left & right for left, right in pairwise(each))
+        assert set.union(*each) == set(body.layout.block)
+        assert set(body.layout.within(1, 3, head=True)) == each[1] | each[2] | set(body.layout.head)
+
+
+def test_tensors_of_two_parties_never_mix_in_one_model() -> None:
+    body, batch = made("llama", "classify")
+    ann = body.parameters(tiny.random_like(body.initial, 1))
+    bob = body.parameters(tiny.random_like(body.initial, 2))
+    alone = torch.autograd.grad(body.logits(ann, batch).sum(), list(ann.values()))
+    first = body.logits(ann, batch)  # this graph is open while the other party runs
+    body.logits(bob, batch).sum().backward()
+    after = torch.autograd.grad(first.sum(), list(ann.values()))
+    assert all(torch.equal(x, y) for x, y in zip(alone, after, strict=True))
+    assert all(p.grad is None for p in ann.values())
+
+
+def test_parameters_are_copies_that_must_fit() -> None:
+    body, _ = made("llama", "classify")
+    leaves = body.parameters(body.initial)
+    name = next(iter(leaves))
+    with torch.no_grad():
+        leaves[name].add_(1.0)
+    assert not torch.equal(body.initial[name], leaves[name])
+    with pytest.raises(ModelError, match=r"nobody.*does not fit"):
+        body.parameters({"nobody": torch.zeros(2)})
+    with pytest.raises(ModelError, match="does not fit"):
+        body.parameters({name: torch.zeros(2, 2)})
+
+
+def test_a_missing_tensor_is_named() -> None:
+    body, batch = made("llama", "classify")
+    name = body.layout.within(0, 1)[0]
+    with pytest.raises(ModelError, match=name):
+        body.logits({n: p for n, p in body.parameters(body.initial).items() if n != name}, batch)
+
+
+def test_an_unknown_architecture_and_a_task_it_cannot_do_are_refused() -> None:
+    unknown = tiny.model("llama")
+    unknown.config.model_type = "t5"
+    with pytest.raises(ModelError, match="'t5' is not supported; these are: llama"):
+        family_of("t5", "classify")
+    with pytest.raises(ModelError, match="'bert' cannot do task 'causal'; these can: llama"):
+        family_of("bert", "causal")
+    with pytest.raises(ModelError, match="'t5'"):
+        Blocks(unknown, "classify")
+
+
+def test_only_adapter_and_head_train() -> None:
+    for family, task in tiny.JOINED:
+        body, _ = made(family, task)
+        assert not any(
+            p.requires_grad
+            for n, p in body.blocks.model.named_parameters()
+            if "lora" not in n and not n.startswith(body.blocks.head_name)
+        )
+        assert bool(body.layout.head) == (task == "classify")
