@@ -1,14 +1,313 @@
-"""Trained adapters as PEFT folders that `PeftModel.from_pretrained` loads, and merged models."""
+"""Trained adapters as PEFT folders that `PeftModel.from_pretrained` loads, and merged models.
 
+A folder appears whole or not at all: it is written beside its place, flushed, and renamed. Beside
+PEFT's two files it holds `triskel.json` and a model card.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from glob import escape
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
+from safetensors import SafetensorError
+
+from triskel import __version__
+from triskel.card import CARD, card
+from triskel.data.assets import resolve
+from triskel.errors import CheckpointError, JobError, ModelError
+from triskel.job import Job, parse
+from triskel.model import peft_folder
 from triskel.model.body import Body
+from triskel.sheet import (
+    SHEET,
+    Sheet,
+    StageName,
+    Training,
+    read_sheet,
+    to_json,
+    training_of,
+)
 from triskel.types import Tensors
 
+ADAPTERS = "adapters"
+OWN_MODELS: tuple[StageName, ...] = ("logits", "local")
+"""Stages in which clients have models of their own."""
+PACKAGES = ("torch", "transformers", "peft")
+FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
+Say = Callable[[str], None]
 
-def save_adapter(folder: Path, body: Body, tensors: Tensors, classes: tuple[str, ...]) -> None:
-    """Placeholder until the export lands."""
-    from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "adapter_model.safetensors")
+# --- one adapter ------------------------------------------------------------------------------
+
+
+def save_adapter(
+    folder: Path,
+    body: Body,
+    tensors: Tensors,
+    classes: tuple[str, ...],
+    training: Training | None = None,
+) -> None:
+    """Write an adapter as a PEFT folder; one that is there already is replaced.
+
+    Args:
+        folder: Where to.
+        body: The model it belongs to.
+        tensors: All of the body's trainable tensors.
+        classes: Class names by index; empty for `causal`.
+        training: How it came about, for the card.
+
+    Raises:
+        ModelError: The tensors are not this body's.
+        CheckpointError: The disk is full or not writable; a folder that was there stays.
+    """
+    sheet = Sheet(
+        task=body.task,
+        classes=classes,
+        pooling=body.blocks.pool,
+        base=peft_folder.base_of(body),
+        fingerprint=peft_folder.fingerprint(body),
+        dtype=str(body.dtype).removeprefix("torch."),
+        padding=peft_folder.padding_token(body.tokenizer),
+        kind=body.adapter.kind,
+        rank=body.adapter.rank,
+        alpha=body.adapter.alpha,
+        blocks=body.adapter.blocks,
+        training=training,
+        versions={"triskel": __version__, **{name: version(name) for name in PACKAGES}},
+    )
+    with _whole(folder) as making:
+        peft_folder.write(making, body, tensors)
+        _describe(making, sheet, merged=False)
+
+
+def read_adapter(folder: Path, body: Body) -> Tensors:
+    """Return the tensors of a saved adapter.
+
+    Raises:
+        ModelError: It was trained on another base, or does not fit this body.
+        CheckpointError: Its `triskel.json` is missing or damaged.
+    """
+    sheet = read_sheet(folder)
+    tensors = peft_folder.read(folder, body)
+    if sheet.fingerprint != peft_folder.fingerprint(body):
+        raise ModelError(
+            f"adapter {folder} was trained on another base model ({sheet.base}) than "
+            f"{peft_folder.base_of(body)}: their numbers differ"
+        )
+    return tensors
+
+
+# --- out of a run -----------------------------------------------------------------------------
+
+
+def export_run(
+    run: Path,
+    target: Path,
+    *,
+    mode: str | None = None,
+    client: str | None = None,
+    merge: bool = False,
+    say: Say,
+) -> Path:
+    """Write what a run trained to a folder of its own, with a full model card; return that folder.
+
+    Args:
+        run: A run folder, finished or not.
+        target: A folder that is empty or not there.
+        mode: `params`, `logits`, `split`, `central` or `local`; the job's own mode if left out and
+            there, else the only one there is.
+        client: This client's own model (`logits` and `local`).
+        merge: Write a whole transformers model instead of an adapter.
+        say: Told what happens.
+
+    Raises:
+        CheckpointError: It is not a run folder, or the target cannot be written.
+        JobError: The run has no such adapter, or the target is not empty.
+        ModelError: The adapter cannot be merged.
+    """
+    job = _job_of(run)
+    stage, named = choose(run, job, mode=mode, client=client)
+    target = target.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise JobError(f"{target} is not an empty folder; name another one")
+    source = run / ADAPTERS / named
+    sheet = replace(read_sheet(source), training=_training(run, job, stage, named))
+    with _whole(target) as making:
+        if merge:
+            base = _base(job, sheet, client, say)
+            say(f"merging {named} into {base}")
+            pad = sheet.padding if sheet.pooling == "last" else ""
+            peft_folder.merge(source, base, making, classes=sheet.classes, pad=pad)
+        else:
+            for name in (peft_folder.CONFIG, peft_folder.WEIGHTS):
+                shutil.copyfile(source / name, making / name)
+        _describe(making, sheet, merged=merge)
+    say(f"{named} is in {target}")
+    return target
+
+
+def saved(run: Path) -> dict[str, tuple[StageName, str | None]]:
+    """Return what a run has saved: folder name to stage and, for a client's own model, client."""
+    names = sorted(p.name for p in (run / ADAPTERS).glob("[!.]*") if (p / SHEET).is_file())
+    found: dict[str, tuple[StageName, str | None]] = {}
+    shared: tuple[StageName, ...] = ("params", "logits", "split", "central")
+    for name in names:
+        for stage in shared:
+            if name == stage:
+                found[name] = (stage, None)
+        for stage in OWN_MODELS:
+            if name.startswith(f"{stage}-"):
+                found[name] = (stage, name.removeprefix(f"{stage}-"))
+    return found
+
+
+def choose(
+    run: Path, job: Job, *, mode: str | None = None, client: str | None = None
+) -> tuple[StageName, str]:
+    """Return the stage that is meant and the name of its folder.
+
+    Raises:
+        JobError: There is no such adapter, or several; says what there is.
+    """
+    there = saved(run)
+    able = {name: one for name, one in there.items() if mode in {None, one[0]}}
+    fits: list[tuple[StageName, str]] = [
+        (stage, name) for name, (stage, owner) in able.items() if owner == client
+    ]
+    if mode is None:
+        fits = [one for one in fits if one[0] == job.mode] or fits
+    if client is None and not fits:  # clients' own models only
+        fits = [(stage, name) for name, (stage, _) in able.items()]
+    if len(fits) == 1:
+        return fits[0]
+    asked = " ".join(
+        [*([f"of mode {mode}"] if mode else []), *([f"of client {client}"] if client else [])]
+    )
+    what = "more than one adapter" if fits else "no adapter"
+    raise JobError(
+        f"run {run} has {what} {asked}".rstrip() + f"; it has {_listed(there)}: name mode and, for "
+        "a client's own model, client"
+    )
+
+
+def _listed(there: Mapping[str, tuple[StageName, str | None]]) -> str:
+    shown = [
+        stage if owner is None else f"{stage} of client {owner}" for stage, owner in there.values()
+    ]
+    return ", ".join(shown) or "none yet"
+
+
+def _job_of(run: Path) -> Job:
+    place = run / "job.toml"
+    try:
+        return parse(place.read_text(encoding="utf-8"), where=str(place))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{run} is not a run folder: {error}; it needs a job.toml") from error
+
+
+def _base(job: Job, sheet: Sheet, client: str | None, say: Say) -> str:
+    """Return where the base is now; an asset may have moved since the run."""
+    own = job.client(client).model if client else None
+    named = resolve(own or job.model.path, fetch=True, say=say)
+    return named if Path(named).is_dir() else sheet.base
+
+
+# --- what the card says -----------------------------------------------------------------------
+
+
+def _training(run: Path, job: Job, stage: StageName, named: str) -> Training:
+    """Return how a stage trained, with the figures that the run has written so far."""
+    owner = named.removeprefix(f"{stage}-") if named != stage else None
+    result = _json(run / "result.json")
+    found = _stage_of(run, result, stage, named)
+    rounds = cast("list[dict[str, Any]]", found.get("rounds", []))
+    scores = cast("dict[str, Any]", found.get("final", {}))
+    if owner is not None and rounds:
+        scores = rounds[-1].get("per_client", {}).get(owner, {})
+    totals: Any = found.get("totals", {})
+    traffic = None
+    if stage in {"params", "logits", "split"} and totals:
+        traffic = (totals["up"]["message_bytes"], totals["down"]["message_bytes"])
+    holdings: dict[str, Any] = result.get("data", {}).get("clients", {})
+    active = sum(1 for one in holdings.values() if one.get("train"))
+    seen = len({client for row in rounds for client in row.get("clients", {})})
+    return training_of(
+        job,
+        stage,
+        clients=1 if stage == "local" else active or seen,
+        scores={k: float(scores[k]) for k in FIGURES if k in scores},
+        own=owner is not None,
+        rounds=len(rounds) or None,
+        traffic=traffic,
+    )
+
+
+def _stage_of(run: Path, result: Mapping[str, Any], stage: StageName, named: str) -> dict[str, Any]:
+    """Return a stage's rows: from the result, or from the stage itself while the run goes on."""
+    found: dict[str, Any] = result.get("modes", {}).get(stage, {})
+    if stage == "central":
+        found = result.get("baselines", {}).get(stage, {})
+    over = named if stage == "local" else stage
+    return found or _json(run / "stages" / over / "done.json")
+
+
+def _json(place: Path) -> dict[str, Any]:
+    if not place.exists():
+        return {}
+    try:
+        return cast("dict[str, Any]", json.loads(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{place} cannot be read: {error}") from error
+
+
+def _describe(folder: Path, sheet: Sheet, *, merged: bool) -> None:
+    (folder / SHEET).write_text(to_json(sheet), encoding="utf-8")
+    (folder / CARD).write_text(card(sheet, merged=merged), encoding="utf-8")
+
+
+# --- folders that appear whole ----------------------------------------------------------------
+
+
+@contextmanager
+def _whole(folder: Path) -> Generator[Path]:
+    """Yield a new folder that takes the place of `folder` when the block ends well."""
+    folder = folder.absolute()
+    making = folder.with_name(f".{folder.name}.making-{os.getpid()}")
+    try:
+        for left in folder.parent.glob(f".{escape(folder.name)}.making-*"):  # of killed runs
+            shutil.rmtree(left, ignore_errors=True)
+        making.mkdir(parents=True)
+        yield making
+        for file in making.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        _put(making, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be written: {error}; free some space or name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _put(making: Path, folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        for file in making.iterdir():  # an empty folder may be someone's current one
+            file.rename(folder / file.name)
+        return
+    old = making.with_name(f"{making.name}-old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        making.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,216 @@
+"""A run's saved adapters, evaluated once more: on the run's own test shares, or on another file.
+
+On the run's own shares the stage's own evaluation runs, so the figures are those of the result to
+the last bit, on the machine and with the threads that made it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from triskel.baselines import EVERYONE
+from triskel.bench import Bench, prepare
+from triskel.compare import read_run
+from triskel.data.files import load, select
+from triskel.data.rows import Rows
+from triskel.data.sources import columns_of
+from triskel.data.text import tokenise
+from triskel.errors import DataError, JobError
+from triskel.evaluate import evaluate
+from triskel.export import ADAPTERS, read_adapter, saved
+from triskel.folder import safe
+from triskel.metrics import Score
+from triskel.model.body import Body
+from triskel.modes.logits import OWN, LogitsState
+from triskel.modes.params import ParamsState
+from triskel.modes.split import SplitState
+from triskel.round import Scores, pooled
+from triskel.sheet import StageName
+from triskel.stages import alone, stage_of
+from triskel.types import ClientId, ClientState, Tensors, Watch
+
+FILE = "file"
+"""The one part of a file that is not dealt to clients."""
+
+
+def assess(
+    run: Path, *, mode: str | None = None, data: Path | None = None, watch: Watch
+) -> dict[str, Any]:
+    """Evaluate what a run trained.
+
+    Args:
+        run: A run folder, finished or not.
+        mode: `params`, `logits`, `split`, `central` or `local`; the job's own mode if left out and
+            there, else the only one there is.
+        data: A file with the columns of the job's data. Where the job deals rows by a column and
+            the file has it, each client's row counts for it; else all rows are one part.
+        watch: Told about whatever a user should know.
+
+    Returns:
+        `mode`, the pooled figures as a result holds them, `examples`, and `per_client`.
+
+    Raises:
+        CheckpointError: It is not a run folder.
+        JobError: The run has no such adapter.
+        DataError: The file does not fit the job.
+        ModelError: A saved adapter does not fit the job's model.
+    """
+    job, _ = read_run(run)
+    stage = _stage_named(run, mode, job.mode)
+    bench = prepare(job, watch)
+    watch({"event": "stage_start", "stage": stage, "rounds": 0})
+    if data is None:
+        found = _local(run, bench) if stage == "local" else _again(run, bench, stage)
+    else:
+        found = _row(_on_file(run, bench, stage, data))
+    watch({"event": "stage_end", "stage": stage, "accuracy": found["accuracy"]})
+    return {"mode": stage, **found}
+
+
+def _stage_named(run: Path, mode: str | None, own: str) -> StageName:
+    """Return the stage that is meant; clients' own models of one stage count as one."""
+    there: dict[str, StageName] = {str(stage): stage for stage, _ in saved(run).values()}
+    named = own if mode is None and own in there else mode
+    chosen: list[StageName] = [stage for name, stage in there.items() if named in {None, name}]
+    if len(chosen) == 1:
+        return chosen[0]
+    listed = ", ".join(sorted(there)) or "none yet"
+    asked = f" of mode {mode}" if mode else ""
+    what = "no adapter" if not chosen else "more than one adapter"
+    raise JobError(f"run {run} has {what}{asked}; it has {listed}: name the mode")
+
+
+# --- the run's own test shares ----------------------------------------------------------------
+
+
+def _again(run: Path, bench: Bench, stage: StageName) -> dict[str, Any]:
+    """Run the stage's own evaluation on what it saved."""
+    if stage in ("central", "local"):
+        tests = {c: bench.share(c).test for c in bench.clients}
+        central = alone(bench, stage, EVERYONE, bench.pooled(), tests)
+        return _row(central.evaluate(ParamsState(adapter=_shared(run, bench, stage)), {}))
+    mine = dict[ClientId, ClientState]()
+    if stage == "params":
+        state = ParamsState(adapter=_shared(run, bench, stage))
+    elif stage == "split":
+        state = SplitState(tensors=_shared(run, bench, stage))
+    else:
+        student = _shared(run, bench, stage) if bench.job.logits.student else bench.body().initial
+        state = LogitsState(student=student)
+        mine = {c: ClientState(groups={OWN: t}) for c, t in _own(run, bench, stage).items()}
+    scores = stage_of(stage, bench, bench.watch).evaluate(state, mine)
+    return _row(scores)
+
+
+def _local(run: Path, bench: Bench) -> dict[str, Any]:
+    """Weigh each client's figures on its own share, by the sums of the result's own row."""
+    each: dict[str, Any] = {}
+    tests = {c: bench.share(c).test for c in bench.clients}
+    for client, tensors in _own(run, bench, "local").items():
+        stage = alone(bench, f"local:{client}", client, bench.share(client), tests)
+        scores = stage.evaluate(ParamsState(adapter=tensors), {})
+        row = scores.each[client].row()
+        each[client] = {
+            **row,
+            "examples": scores.each[client].count,
+            "global_accuracy": scores.pooled.accuracy,
+        }
+    count = sum(one["examples"] for one in each.values())
+    found: dict[str, Any] = {
+        name: sum(one[name] * one["examples"] for one in each.values()) / count if count else 0.0
+        for name in ("accuracy", "loss")
+    }
+    found["global_accuracy"] = sum(e["global_accuracy"] for e in each.values()) / max(len(each), 1)
+    if not bench.body().classes:
+        found["token_accuracy"] = found["accuracy"]
+        found["perplexity"] = math.exp(min(found["loss"], 700.0))
+    return {**found, "examples": count, "per_client": each}
+
+
+# --- another file -----------------------------------------------------------------------------
+
+
+def _on_file(run: Path, bench: Bench, stage: StageName, data: Path) -> Scores:
+    parts = _dealt(bench, data)
+    classes = bench.body().classes
+    if stage in {"logits", "local"}:
+        each = _each_own(run, bench, stage, parts)
+        if stage == "local" or not bench.job.logits.student:
+            return pooled(each, classes)
+        together = _each_shared(bench, _shared(run, bench, stage), parts)
+        return replace(pooled(together, classes), each=each)
+    return pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
+
+
+def _each_shared(
+    bench: Bench, tensors: Tensors, parts: Mapping[ClientId, Rows]
+) -> dict[ClientId, Score]:
+    return {c: _score(bench, bench.body(), tensors, rows) for c, rows in parts.items()}
+
+
+def _each_own(
+    run: Path, bench: Bench, stage: StageName, parts: Mapping[ClientId, Rows]
+) -> dict[ClientId, Score]:
+    """Score clients' own models: on their part of the file, or all of it where it is not dealt."""
+    own = _own(run, bench, stage)
+    if FILE in parts:
+        parts = dict.fromkeys(own, parts[FILE])
+    strange = sorted(parts.keys() - own.keys())
+    if strange:
+        raise DataError(
+            f"the file holds rows of {strange[0]!r}, which has no model of its own in this run; "
+            f"there are {', '.join(own)}"
+        )
+    return {c: _score(bench, bench.body(c), own[c], rows) for c, rows in parts.items()}
+
+
+def _score(bench: Bench, body: Body, tensors: Tensors, rows: Rows) -> Score:
+    classes = bench.federation.classes
+    return evaluate(body, tensors, tokenise(rows, body.tokenizer, job=bench.job, classes=classes))
+
+
+def _dealt(bench: Bench, data: Path) -> dict[ClientId, Rows]:
+    """Return a file's rows by client, where a column says whose they are."""
+    job = bench.job
+    columns = load(data)
+    wanted = dict(columns_of(job, labelled=True))
+    for role in ("group", "label"):
+        unused = role == "group" or job.data.task == "causal"
+        if unused and wanted.get(role) not in columns:
+            wanted.pop(role, None)
+    rows = select(columns, wanted, where=f"data file {data}")
+    if job.partition != "natural" or not rows.group:
+        return {FILE: rows}
+    held = bench.federation.clients.items()
+    owner = {g: c for c, h in held for part in (h.train, h.test) for g in set(part.group)}
+    return {owner.get(key, key): rows.take(mine) for (key,), mine in rows.strata("group").items()}
+
+
+# --- what was saved ---------------------------------------------------------------------------
+
+
+def _shared(run: Path, bench: Bench, stage: StageName) -> Tensors:
+    return read_adapter(run / ADAPTERS / stage, bench.body())
+
+
+def _own(run: Path, bench: Bench, stage: StageName) -> dict[ClientId, Tensors]:
+    """Return the tensors of every client that has a model of its own."""
+    owners = {owner for kind, owner in saved(run).values() if kind == stage}
+    return {
+        client: read_adapter(run / ADAPTERS / f"{stage}-{safe(client)}", bench.body(client))
+        for client in bench.clients
+        if safe(client) in owners
+    }
+
+
+def _row(scores: Scores) -> dict[str, Any]:
+    return {
+        **scores.pooled.row(),
+        "examples": scores.pooled.count,
+        "per_client": {
+            client: {**score.row(), "examples": score.count}
+            for client, score in sorted(scores.each.items())
+        },
+    }

@@ -1,0 +1,280 @@
+"""The model card of a saved adapter: what it is, code that runs, figures, limits, privacy."""
+
+import json
+from pathlib import Path
+
+from triskel.data.assets import ASSETS
+from triskel.sheet import Sheet, Training, asset_of
+
+CARD = "README.md"
+PAPER = "https://arxiv.org/abs/2501.04436"
+
+
+def card(sheet: Sheet, *, merged: bool = False) -> str:
+    """Return the model card: what it is, code that runs, figures, limits, privacy, citation."""
+    parts = [
+        _front(sheet, merged=merged),
+        f"# {_title(sheet)}",
+        _what(sheet, merged=merged),
+        "## Use",
+        _use(sheet, merged=merged),
+        "## Figures",
+        _figures(sheet.training),
+        "## How it was trained",
+        _trained(sheet),
+        "## Licence",
+        _licence(sheet),
+        "## Intended use and limits",
+        _limits(sheet),
+        "## Privacy",
+        _privacy(sheet.training),
+        "## Citation",
+        _citation(sheet),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(sheet: Sheet, *, merged: bool) -> str:
+    asset = asset_of(sheet.base)
+    causal = sheet.task == "causal"
+    lines = [f"library_name: {'transformers' if merged else 'peft'}"]
+    if asset:
+        lines.append(f"license: {ASSETS[asset].licence.lower()}")
+    elif not Path(sheet.base).is_absolute() and sheet.base:
+        lines.append(f"base_model: {sheet.base}")
+    lines.append(f"pipeline_tag: {'text-generation' if causal else 'text-classification'}")
+    lines += ["tags:", "- triskel", "- federated-learning", f"- {sheet.kind}"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _title(sheet: Sheet) -> str:
+    told = sheet.training
+    return f"{told.job}, trained by {told.mode}" if told else "An adapter trained by Triskel"
+
+
+def _what(sheet: Sheet, *, merged: bool) -> str:
+    task = "continues texts"
+    if sheet.classes:
+        task = f"sorts texts into {len(sheet.classes)} classes: {', '.join(sheet.classes)}"
+    made = f"`{sheet.base}` with a {sheet.kind} adapter"
+    if merged:
+        return f"{made} merged in. It {task}."
+    base = (
+        f"The base model is Triskel's asset `{asset_of(sheet.base)}`; `triskel assets get` fetches "
+        "it, and where it lies in another folder, name that one below."
+        if asset_of(sheet.base)
+        else "Where the base model lies elsewhere, name that place below."
+        if Path(sheet.base).is_absolute()
+        else "The base model is named by its hub id."
+    )
+    head = " and head" if sheet.classes else ""
+    return f"The {sheet.kind} adapter{head} for `{sheet.base}`, as a PEFT folder. It {task}. {base}"
+
+
+def _use(sheet: Sheet, *, merged: bool) -> str:
+    code = [*_loading(sheet, merged=merged), *(_asking(sheet) if sheet.classes else _going(sheet))]
+    text = "\n".join(["```python", *code, "```"])
+    if sheet.classes and not merged:
+        text += "\n\ntransformers may say that the head is new: the adapter brings it."
+    return text
+
+
+def _loading(sheet: Sheet, *, merged: bool) -> list[str]:
+    kind = "AutoModelForSequenceClassification" if sheet.classes else "AutoModelForCausalLM"
+    lines = ["import torch"] + ([] if merged else ["from peft import PeftModel"])
+    lines += [f"from transformers import {kind}, AutoTokenizer", ""]
+    if merged:
+        return [
+            *lines,
+            'folder = "."  # where this card is',
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"model = {kind}.from_pretrained(folder).eval()",
+        ]
+    options = [f"dtype=torch.{sheet.dtype}"]
+    if sheet.classes:
+        names = ", ".join(f"{i}: {_quoted(name)}" for i, name in enumerate(sheet.classes))
+        ids = ", ".join(f"{_quoted(name)}: {i}" for i, name in enumerate(sheet.classes))
+        options += [f"id2label={{{names}}}", f"label2id={{{ids}}}"]
+    lines += [
+        f"base = {_quoted(sheet.base)}",
+        'adapter = "."  # where this card is',
+        "tokenizer = AutoTokenizer.from_pretrained(base)",
+        f"model = {kind}.from_pretrained(",
+        "    base,",
+        *(f"    {option}," for option in options),
+        ")",
+        "model = PeftModel.from_pretrained(model, adapter).eval()",
+    ]
+    if sheet.classes and sheet.pooling == "last":
+        lines += [
+            f"tokenizer.pad_token = {_quoted(sheet.padding)}",
+            "model.config.pad_token_id = tokenizer.pad_token_id",
+        ]
+    return lines
+
+
+def _asking(sheet: Sheet) -> list[str]:
+    told = sheet.training
+    limit = f", max_length={told.max_tokens}" if told else ""
+    return [
+        'tokenizer.padding_side = "right"',
+        "",
+        'texts = ["I like it.", "It broke on the second day."]',
+        "batch = tokenizer(",
+        f'    texts, padding=True, truncation=True{limit}, return_tensors="pt"',
+        ")",
+        "with torch.no_grad():",
+        "    logits = model(",
+        '        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]',
+        "    ).logits",
+        "for text, scores in zip(texts, logits.float().softmax(-1)):",
+        '    print(text, "->", model.config.id2label[int(scores.argmax())], float(scores.max()))',
+    ]
+
+
+def _going(sheet: Sheet) -> list[str]:
+    layout = sheet.training.prompt if sheet.training else ""
+    special = ""
+    if layout == "chat":
+        special = ", add_special_tokens=False"
+        lines = [
+            'turns = [{"role": "user", "content": "What is federated learning?"}]',
+            "text = tokenizer.apply_chat_template(",
+            "    turns, tokenize=False, add_generation_prompt=True",
+            ")",
+        ]
+    elif layout:
+        before = layout.partition("{response}")[0]
+        lines = [
+            'prompt = "What is federated learning?"',
+            f'text = {_quoted(before)}.replace("{{prompt}}", prompt)',
+        ]
+    else:
+        lines = ['text = "Federated learning is"']
+    return [
+        "",
+        *lines,
+        f'batch = tokenizer(text{special}, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    tokens = model.generate(",
+        '        input_ids=batch["input_ids"],',
+        '        attention_mask=batch["attention_mask"],',
+        "        max_new_tokens=40,",
+        "        do_sample=False,",
+        "    )",
+        'print(tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :]))',
+    ]
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a Python literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _figures(told: Training | None) -> str:
+    if told is None or not told.scores:
+        return "None were recorded."
+    where = {
+        (True, "logits"): "this client's own test texts",
+        (True, "local"): "this client's own test texts",
+    }.get((told.own, told.mode), "the test texts of all clients together")
+    rows = [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in told.scores.items()]
+    return "\n".join([f"| on {where} | |", "|---|---|", *rows])
+
+
+def _trained(sheet: Sheet) -> str:
+    shape = f"The adapter is {sheet.kind}"
+    if sheet.kind != "ia3":
+        shape += f" of rank {sheet.rank}, alpha {sheet.alpha:g}"
+    shape += f", in blocks `{sheet.blocks}`; hidden states were computed in {sheet.dtype}."
+    told = sheet.training
+    if told is None:
+        return shape
+    size = f"{told.clients} {'client' if told.clients == 1 else 'clients'}"
+    span = f"{told.rounds} {'round' if told.rounds == 1 else 'rounds'}"
+    text = f"{_how(told)} {size}, {span}, seed {told.seed}. {shape}"
+    if told.up_bytes is not None and told.down_bytes is not None:
+        up, down = told.up_bytes / 1e6, told.down_bytes / 1e6
+        text += f" All clients together sent {up:.4g} MB and received {down:.4g} MB."
+    return text
+
+
+def _how(told: Training) -> str:
+    if told.mode == "logits":
+        whose = "This is one client's own model" if told.own else "This is the server's student"
+        return (
+            "By exchange of predictions (Triskel's mode `logits`): clients trained on their own "
+            f"texts and sent predictions on public, unlabelled ones. {whose}."
+        )
+    return {
+        "params": (
+            "By exchange of parameters (Triskel's mode `params`): clients trained on their own "
+            "texts and sent the change of the adapter, which the server averaged."
+        ),
+        "split": (
+            "By split learning (Triskel's mode `split`): clients ran the first and last blocks on "
+            "their own texts, the server the blocks between."
+        ),
+        "central": "On all texts in one place: a baseline for comparison.",
+        "local": "On one client's texts alone: a baseline for comparison.",
+    }[told.mode]
+
+
+def _licence(sheet: Sheet) -> str:
+    asset = asset_of(sheet.base)
+    if asset:
+        return (
+            f"The base model is under {ASSETS[asset].licence}. What the texts allow is for their "
+            "owners to say."
+        )
+    return (
+        "The licence of the base model is not known here and binds whoever uses this; look it up "
+        "where the base comes from. What the texts allow is for their owners to say."
+    )
+
+
+def _limits(sheet: Sheet) -> str:
+    use = (
+        "For texts like those it was trained on, sorted into the classes above; any other text is "
+        "sorted into one of them too. Scores are not calibrated probabilities."
+        if sheet.classes
+        else "For prompts like those it was trained on. It can state what is not so."
+    )
+    told = sheet.training
+    if told:
+        use += f" Only the first {told.max_tokens} tokens of a text were read."
+    return (
+        f"{use} The figures hold for test texts of the same sources, for one seed. It inherits the "
+        "base model's faults, and was not tested for fairness between groups of people: test it "
+        "on your own texts before anything depends on it."
+    )
+
+
+def _privacy(told: Training | None) -> str:
+    left = {
+        None: "",
+        "params": "Texts stayed with their clients; the change of the adapter left them. ",
+        "logits": "Texts stayed with their clients; predictions on public texts left them. ",
+        "split": (
+            "Texts stayed with their clients; activations and gradients at the cut left them, for "
+            "every text, and these can be inverted in part. "
+        ),
+        "central": "All texts were in one place. ",
+        "local": "One client's texts were used, and nothing left it in training. ",
+    }[told.mode if told else None]
+    if told and told.mode == "split" and told.shared_labels:
+        left += "Labels were shared with the server. "
+    return (
+        f"{left}A trained model can hold traces of its training texts, and this one carries no "
+        "formal privacy guarantee: whoever passes it on passes those on. This folder holds no "
+        "text and no name of a client."
+    )
+
+
+def _citation(sheet: Sheet) -> str:
+    asset = asset_of(sheet.base)
+    text = (
+        "- The three modes: Yan, Su, Deng and Schober, *Federated Fine-Tuning of LLMs: Framework "
+        f"Comparison and Research Directions*, {PAPER}"
+    )
+    return f"{text}\n- The base model: {ASSETS[asset].citation}" if asset else text

@@ -1,0 +1,317 @@
+"""An adapter as a PEFT folder, the way back, and a whole model with the adapter merged in.
+
+A PEFT folder is `adapter_config.json` and `adapter_model.safetensors`; our tensor names are PEFT's
+behind a prefix. The configuration names targets by their shortest form that PEFT resolves to
+exactly the adapted modules: `q_proj`, else `q_proj` in some layers, else full names.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.other import ModulesToSaveWrapper
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from triskel.errors import ModelError
+from triskel.model.adapters import SLOT, canonical, config_of
+from triskel.model.blocks import Task
+from triskel.model.body import Body
+from triskel.model.load import quiet
+from triskel.types import Tensors
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+MAGNITUDE = ".lora_magnitude_vector"
+"""DoRA's lengths; PEFT files call them so, and PEFT models add `.weight`."""
+MEANT = ("peft_type", "task_type", "r", "lora_alpha", "alpha", "use_dora", "use_rslora")
+"""Options that change what the same tensors compute."""
+SAMPLED = 1024
+"""Numbers of each base tensor that its fingerprint reads."""
+MERGE_ERROR = 1e-3
+"""Largest change of a logit by merging in float32, relative to the largest logit."""
+
+
+# --- an adapter, written and read -------------------------------------------------------------
+
+
+def write(folder: Path, body: Body, tensors: Tensors) -> None:
+    """Write a PEFT folder into an existing one.
+
+    Raises:
+        ModelError: The tensors are not this body's.
+    """
+    _check(tensors, body, where="the adapter")
+    options = _options(body)
+    (folder / CONFIG).write_text(json.dumps(options, indent=2, sort_keys=True), encoding="utf-8")
+    owned = {to_peft(n): t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    save_file(owned, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def read(folder: Path, body: Body) -> Tensors:
+    """Return the tensors of a PEFT folder; the inverse of `write`.
+
+    Raises:
+        ModelError: There is no such folder, or it does not fit this body.
+    """
+    try:
+        found = cast("dict[str, Any]", json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            tensors = {from_peft(n): cast("Tensor", file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"adapter {folder} cannot be read: {error}") from error
+    for name, wanted in _options(body).items():
+        if name in MEANT and found.get(name) != wanted:
+            raise ModelError(
+                f"adapter {folder} has {name} = {found.get(name)!r} and the job's adapter has "
+                f"{wanted!r}; it belongs to another job"
+            )
+    _check(tensors, body, where=f"adapter {folder}")
+    return tensors
+
+
+def to_peft(name: str) -> str:
+    """Return the name of a tensor in a PEFT file.
+
+    >>> to_peft("h.0.attn.c_attn.lora_magnitude_vector.weight")
+    'base_model.model.h.0.attn.c_attn.lora_magnitude_vector'
+    """
+    return PREFIX + (name.removesuffix(".weight") if f"{MAGNITUDE}.weight" in name else name)
+
+
+def from_peft(name: str) -> str:
+    """Return our name of a tensor in a PEFT file.
+
+    >>> from_peft(to_peft("h.0.attn.c_attn.lora_A.weight"))
+    'h.0.attn.c_attn.lora_A.weight'
+    """
+    ours = name.removeprefix(PREFIX)
+    return f"{ours}.weight" if ours.endswith(MAGNITUDE) else ours
+
+
+def base_of(body: Body) -> str:
+    """Return what names the base model from anywhere on this machine: a folder or a hub id."""
+    folder = Path(body.path)
+    return str(folder.resolve()) if body.path and folder.is_dir() else body.path
+
+
+def fingerprint(body: Body) -> str:
+    """Return a hash of the frozen base: names, shapes and the first numbers of every tensor.
+
+    Numbers are rounded to bfloat16, so a base loaded in float32 and in bfloat16 has one hash.
+    """
+    sha = hashlib.sha256()
+    model = cast("nn.Module", body.blocks.model)
+    named = {canonical(n).replace(".base_layer", ""): p for n, p in model.named_parameters()}
+    for name in sorted(named.keys() - body.initial.keys()):
+        some = named[name].detach().reshape(-1)[:SAMPLED].to(torch.bfloat16).cpu()
+        sha.update(f"{name} {tuple(named[name].shape)}".encode())
+        sha.update(some.view(torch.int16).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def padding_token(tokenizer: Any) -> str:
+    """Return a token to pad with that the tokenizer never puts at the end of a text.
+
+    transformers reads a decoder's class off the last token that is not padding, so a closing
+    end-of-text token must not be taken for padding.
+    """
+    last = tokenizer("a")["input_ids"][-1:]
+    special = (tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+    for token in special:
+        if token is not None and tokenizer.convert_tokens_to_ids(token) not in last:
+            return str(token)
+    return str(tokenizer.convert_ids_to_tokens(0))
+
+
+def _check(tensors: Tensors, body: Body, *, where: str) -> None:
+    """Refuse tensors that are not exactly the body's trainable ones."""
+    missing = sorted(body.initial.keys() - tensors.keys())
+    if missing:
+        raise ModelError(f"{where} lacks {len(missing)} tensors, {missing[0]!r} for one")
+    for name, tensor in tensors.items():
+        wanted = body.initial.get(name)
+        if wanted is None:
+            raise ModelError(f"{where} holds {name!r}, which this model does not train")
+        if wanted.shape != tensor.shape or not tensor.is_floating_point():
+            raise ModelError(
+                f"{where} holds {name!r} of shape {tuple(tensor.shape)} and type {tensor.dtype}, "
+                f"and this model needs floats of shape {tuple(wanted.shape)}"
+            )
+
+
+# --- its configuration ------------------------------------------------------------------------
+
+
+def _options(body: Body) -> dict[str, Any]:
+    """Return `adapter_config.json`, its lists in one order."""
+    config: Any = config_of(body.blocks, body.adapter)
+    classify = body.task == "classify"
+    config.task_type = peft.TaskType.SEQ_CLS if classify else peft.TaskType.CAUSAL_LM
+    config.base_model_name_or_path = base_of(body)
+    config.inference_mode = True
+    config.modules_to_save = [body.blocks.head_name] if classify else None
+    _shorten(config, body)
+    plain: dict[str, Any] = {
+        key: sorted(value) if isinstance(value, set | frozenset) else value
+        for key, value in config.to_dict().items()
+    }
+    for key in ("lora_alpha", "alpha"):
+        if key in plain and float(plain[key]).is_integer():
+            plain[key] = int(plain[key])
+    return cast("dict[str, Any]", json.loads(json.dumps(plain)))
+
+
+def _shorten(config: Any, body: Body) -> None:
+    """Name the targets by the shortest form that means exactly the same modules."""
+    full = sorted(config.target_modules)
+    inside = f"{body.blocks.family.blocks}."
+    relative = {name.removeprefix(inside).partition(".")[2] for name in full}
+    layers = sorted({int(name.removeprefix(inside).partition(".")[0]) for name in full})
+    last = {name.rpartition(".")[2] for name in relative}
+    ranges: list[list[int] | None] = [None]
+    if hasattr(config, "layers_to_transform"):
+        ranges.append(layers)
+    for chosen, names in itertools.product(ranges, (last, relative)):
+        if chosen is not None:
+            config.layers_to_transform = chosen
+            config.layers_pattern = [body.blocks.family.blocks.rpartition(".")[2]]
+        config.target_modules = names
+        if _targeted(config, body) == full:
+            break
+    else:
+        if len(ranges) > 1:
+            config.layers_to_transform = config.layers_pattern = None
+        config.target_modules = set(full)
+    _shorten_feedforward(config, full)
+
+
+def _shorten_feedforward(config: Any, full: Sequence[str]) -> None:
+    """IA3 names, among its targets, those whose input it scales; they are named like targets."""
+    scaled: set[str] = set(getattr(config, "feedforward_modules", None) or ())
+    if not scaled:
+        return
+    short = {t for t in config.target_modules if any(_ends(name, t) for name in scaled)}
+    if {name for name in full if any(_ends(name, t) for t in short)} == scaled:
+        config.feedforward_modules = short
+    else:
+        config.target_modules = set(full)
+
+
+def _ends(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def _targeted(config: Any, body: Body) -> list[str]:
+    """Return the modules that PEFT would adapt in the plain model."""
+    names = _plain_modules(cast("nn.Module", body.blocks.model))
+    return sorted(n for n in names if check_target_module_exists(config, n) is True)
+
+
+def _plain_modules(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yield names of modules as they were before adapters came in."""
+    for name, child in module.named_children():
+        full = f"{prefix}{name}"
+        yield full
+        if not isinstance(child, BaseTunerLayer):
+            yield from _plain_modules(child, f"{full}.")
+
+
+# --- a whole model ----------------------------------------------------------------------------
+
+
+def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], pad: str) -> None:
+    """Write the base with the adapter merged in, with head, class names and tokenizer.
+
+    Sums are taken in float32 and stored in the base's own type. Logits of a few tokens are
+    compared before and after in float32.
+
+    Args:
+        adapter: A PEFT folder.
+        source: The base: a folder or a hub id.
+        target: An existing folder.
+        classes: Names by index; empty for `causal`.
+        pad: The token a decoder that classifies is padded with; empty leaves all as it is.
+
+    Raises:
+        ModelError: The base cannot be loaded, or the adapter cannot be merged into it.
+    """
+    task: Task = "classify" if classes else "causal"
+    try:
+        with quiet():
+            model, tokenizer, stored = _base(source, task, classes)
+            wrapped: Any = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"model {source!r} with {adapter} cannot be loaded: {error}") from error
+    before = _probe(wrapped)
+    try:
+        wrapped.merge_adapter(safe_merge=True)
+    except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unmergeable(adapter, str(error) or type(error).__name__) from error
+    merged: Any = _unwrapped(wrapped.get_base_model())
+    change = float((_probe(merged) - before).abs().max() / before.abs().max().clamp(min=1))
+    if not change <= MERGE_ERROR:
+        raise _unmergeable(adapter, f"merging changes its logits by {change:.2g} of the largest")
+    if classes and pad:
+        tokenizer.pad_token = pad
+        merged.config.pad_token_id = tokenizer.convert_tokens_to_ids(pad)
+    with quiet():
+        merged.to(stored).save_pretrained(str(target))
+        tokenizer.save_pretrained(str(target))
+
+
+def _base(source: str, task: Task, classes: Sequence[str]) -> tuple[Any, Any, torch.dtype]:
+    """Return a base in float32, its tokenizer, and the type it is stored in."""
+    config: Any = transformers.AutoConfig.from_pretrained(source)
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    kind: Any = transformers.AutoModelForCausalLM
+    if task == "classify":
+        kind = transformers.AutoModelForSequenceClassification
+        options |= {
+            "id2label": dict(enumerate(classes)),
+            "label2id": {name: index for index, name in enumerate(classes)},
+        }
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return kind.from_pretrained(source, **options), tokenizer, stored
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return a model whose adapters are merged, without PEFT's layers and with the trained head.
+
+    PEFT's own `unload` stumbles over heads of several layers, such as RoBERTa's.
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            layers[name] = module.get_base_layer()
+        elif isinstance(module, ModulesToSaveWrapper):
+            layers[name] = module.modules_to_save[SLOT]
+    for name, layer in layers.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, layer)
+    vars(model).pop("peft_config", None)
+    return model
+
+
+def _probe(model: Any) -> Tensor:
+    ids = torch.arange(2, 10)[None] % int(model.config.vocab_size)
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+def _unmergeable(adapter: Path, why: str) -> ModelError:
+    options: Mapping[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    return ModelError(
+        f"adapter kind {options.get('peft_type')} cannot be merged into this model: {why}; "
+        "export it as an adapter instead"
+    )

@@ -1,0 +1,146 @@
+"""What a saved adapter is, as `triskel.json`.
+
+A `Sheet` holds every fact that a model card states, so a card can be written again from a folder.
+No text, no example and no client's name is among them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from triskel.data.assets import ASSETS, cache_folder
+from triskel.data.text import PLAIN
+from triskel.errors import CheckpointError
+from triskel.job import Job
+
+SCHEMA = 1
+SHEET = "triskel.json"
+StageName = Literal["params", "logits", "split", "central", "local"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an adapter came about.
+
+    Attributes:
+        job: Name of the job.
+        mode: A mode, or the baseline `central` or `local`.
+        own: Whether it is one client's own model rather than the server's.
+        rounds: Rounds played.
+        clients: How many clients hold training examples.
+        seed: The job's seed.
+        max_tokens: Tokens of a text that were read.
+        prompt: For `causal`, the layout of prompt and response; empty for plain text.
+        shared_labels: For `split`, whether the server saw labels.
+        scores: Final figures, such as `accuracy`; may be empty.
+        up_bytes: Bytes that all clients sent, after codecs; None where nothing is sent.
+        down_bytes: Bytes that all clients received.
+    """
+
+    job: str
+    mode: StageName
+    own: bool = False
+    rounds: int
+    clients: int
+    seed: int
+    max_tokens: int
+    prompt: str = ""
+    shared_labels: bool = False
+    scores: Mapping[str, float]
+    up_bytes: int | None = None
+    down_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """What a saved adapter is.
+
+    Attributes:
+        task: `classify` or `causal`.
+        classes: Class names by index; empty for `causal`.
+        pooling: The token a class is read off: `last` or `first`.
+        base: The base model: a folder or a hub id.
+        fingerprint: Hash of the base.
+        dtype: What hidden states were computed in, such as `float32`.
+        padding: The token to pad with.
+        kind: Kind of adapter.
+        rank: Its rank.
+        alpha: Its numerator of scale.
+        blocks: The blocks it sits in, as the job names them.
+        training: How it came about; None where that was not said.
+        versions: Versions of the packages that wrote it.
+    """
+
+    task: Literal["classify", "causal"]
+    classes: tuple[str, ...]
+    pooling: Literal["last", "first"]
+    base: str
+    fingerprint: str
+    dtype: str
+    padding: str
+    kind: str
+    rank: int
+    alpha: float
+    blocks: str
+    training: Training | None
+    versions: Mapping[str, str]
+
+
+def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
+    job: Job,
+    mode: StageName,
+    *,
+    clients: int,
+    scores: Mapping[str, float],
+    own: bool = False,
+    rounds: int | None = None,
+    traffic: tuple[int, int] | None = None,
+) -> Training:
+    """Return how a stage of a job trained; `rounds` are the job's unless given."""
+    prompted = job.data.task == "causal" and bool(job.data.prompt)
+    return Training(
+        job=job.name,
+        mode=mode,
+        own=own,
+        rounds=job.rounds if rounds is None else rounds,
+        clients=clients,
+        seed=job.seed,
+        max_tokens=job.train.max_tokens,
+        prompt=(job.data.template or PLAIN) if prompted else "",
+        shared_labels=job.split.labels == "shared",
+        scores=dict(scores),
+        up_bytes=traffic[0] if traffic else None,
+        down_bytes=traffic[1] if traffic else None,
+    )
+
+
+def to_json(sheet: Sheet) -> str:
+    """Return a sheet as the text of `triskel.json`."""
+    return json.dumps({"schema": SCHEMA, **asdict(sheet)}, indent=1)
+
+
+def read_sheet(folder: Path) -> Sheet:
+    """Read the sheet of a saved adapter.
+
+    Raises:
+        CheckpointError: There is none, or it is of another version.
+    """
+    try:
+        raw = cast("dict[str, Any]", json.loads((folder / SHEET).read_text(encoding="utf-8")))
+        schema, told = raw.pop("schema"), raw.pop("training")
+        training = Training(**told) if told is not None else None
+        sheet = Sheet(classes=tuple(raw.pop("classes")), training=training, **raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / SHEET} is missing or damaged: {error}") from error
+    if schema != SCHEMA:
+        raise CheckpointError(f"{folder / SHEET} has schema {schema}; this version reads {SCHEMA}")
+    return sheet
+
+
+def asset_of(base: str) -> str | None:
+    """Return the name of the asset that a base model is, or None."""
+    folder = Path(base)
+    known = folder.name in ASSETS and folder.parent == cache_folder().resolve()
+    return folder.name if known else None

@@ -1,0 +1,235 @@
+"""What a run trained, taken out of it: the right adapter, its figures, and a whole model."""
+
+import json
+import runpy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from triskel import export
+from triskel.bench import prepare
+from triskel.compare import Request, run
+from triskel.data.text import batch_of
+from triskel.engines.local import LocalEngine
+from triskel.errors import CheckpointError, JobError
+from triskel.export import export_run, read_adapter
+from triskel.job import load
+from triskel.model import peft_folder
+from triskel.model.load import quiet
+from triskel.sheet import read_sheet
+
+small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
+CLIENTS = ("client-01", "client-02", "client-03")
+
+
+def ignore(event: Mapping[str, Any]) -> None:
+    """Watch nothing."""
+
+
+def silent(text: str) -> None:
+    """Show nothing."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    model = small.save_model(folder / "model", "llama")
+    job = small.job(model, small.save_rows(folder / "rows.csv", 48), name="clinics", mode="split")
+    run(job, Request(baselines=("local", "central")), folder / "run", LocalEngine(job), ignore)
+    return folder / "run"
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "stage"),
+    [
+        ({}, "split"),
+        ({"mode": "params"}, "params"),
+        ({"mode": "logits"}, "logits"),
+        ({"mode": "central"}, "central"),
+        ({"mode": "logits", "client": "client-02"}, "logits-client-02"),
+        ({"mode": "local", "client": "client-03"}, "local-client-03"),
+    ],
+)
+def test_what_was_asked_for_is_what_is_copied(
+    asked: dict[str, Any], stage: str, finished: Path, tmp_path: Path
+) -> None:
+    found = export_run(finished, tmp_path / "out", **asked, say=silent)
+    assert found == tmp_path / "out"
+    for name in (peft_folder.CONFIG, peft_folder.WEIGHTS):
+        assert (found / name).read_bytes() == (finished / "adapters" / stage / name).read_bytes()
+    bench = prepare(load(finished / "job.toml"), ignore)
+    read_adapter(found, bench.body())
+
+
+def test_the_card_holds_the_figures_of_the_result(finished: Path, tmp_path: Path) -> None:
+    result = result_of(finished)
+    export_run(finished, tmp_path / "a", mode="params", say=silent)
+    told = read_sheet(tmp_path / "a").training
+    stage = result["modes"]["params"]
+    assert told is not None
+    assert told.scores == stage["final"]
+    assert (told.up_bytes, told.down_bytes) == tuple(
+        stage["totals"][way]["message_bytes"] for way in ("up", "down")
+    )
+    assert (told.job, told.mode, told.rounds, told.clients) == ("clinics", "params", 1, 3)
+    assert (
+        f"| accuracy | {stage['final']['accuracy']:.4g} |"
+        in (tmp_path / "a" / "README.md").read_text()
+    )
+
+
+def test_a_clients_own_card_holds_its_own_figures_and_not_its_name(
+    finished: Path, tmp_path: Path
+) -> None:
+    result = result_of(finished)
+    row = result["modes"]["logits"]["rounds"][-1]["per_client"]["client-02"]
+    export_run(finished, tmp_path / "a", mode="logits", client="client-02", say=silent)
+    told = read_sheet(tmp_path / "a").training
+    assert told is not None
+    assert told.own
+    assert told.scores["accuracy"] == row["accuracy"]
+    row = result["baselines"]["local"]["per_client"]["client-01"]
+    export_run(finished, tmp_path / "b", mode="local", client="client-01", say=silent)
+    told = read_sheet(tmp_path / "b").training
+    assert told is not None
+    assert (told.scores["loss"], told.clients, told.up_bytes) == (row["loss"], 1, None)
+    for name in "ab":
+        for file in ("README.md", "triskel.json"):
+            assert "client-0" not in (tmp_path / name / file).read_text()
+
+
+def test_a_run_without_a_result_yet_gives_what_its_stages_wrote(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    (copy / "result.json").unlink()
+    export_run(copy, tmp_path / "a", mode="params", say=silent)
+    told = read_sheet(tmp_path / "a").training
+    assert told is not None
+    assert told.scores == result_of(finished)["modes"]["params"]["final"]
+    assert told.clients == 3
+    shutil.rmtree(copy / "stages")
+    export_run(copy, tmp_path / "b", mode="params", say=silent)
+    told = read_sheet(tmp_path / "b").training
+    assert told is not None
+    assert told.scores == {}
+    assert "None were recorded." in (tmp_path / "b" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("stage", ["split", "logits-client-01"])
+def test_a_merged_model_is_whole_and_answers_as_the_run_did(
+    stage: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    asked = {"mode": "logits", "client": "client-01"} if "-" in stage else {}
+    export_run(finished, tmp_path / "m", **asked, merge=True, say=said.append)
+    assert said[0].startswith(f"merging {stage}")
+    bench = prepare(load(finished / "job.toml"), ignore)
+    body, texts = bench.body(), bench.share("client-01").test
+    tensors = read_adapter(finished / "adapters" / stage, body)
+    with quiet():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    rows = list(range(len(texts)))
+    batch = batch_of(texts, rows, pool=body.blocks.pool)
+    real = torch.arange(batch.ids.shape[1])[None] < batch.lengths[:, None]
+    ids = batch.ids.masked_fill(~real, tokenizer.pad_token_id)
+    with torch.no_grad():
+        ours = body.logits(body.parameters(tensors), batch)
+        theirs = model(input_ids=ids, attention_mask=real.long()).logits
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert sorted(model.config.label2id) == sorted(small.LABELS)
+    code = (
+        (tmp_path / "m" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    )
+    assert "peft" not in code
+    monkeypatch.chdir(tmp_path / "m")
+    with quiet():
+        exec(code, {})  # noqa: S102 - what a reader would run
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_answered_by_what_is(finished: Path, tmp_path: Path) -> None:
+    for asked, words in (
+        ({"mode": "raft"}, "no adapter of mode raft; it has central, local of client client-01"),
+        ({"mode": "params", "client": "client-01"}, "no adapter of mode params of client client-0"),
+        ({"client": "client-09"}, "no adapter of client client-09"),
+        ({"client": "client-01"}, "more than one adapter of client client-01"),
+        ({"mode": "local"}, "more than one adapter of mode local"),
+    ):
+        with pytest.raises(JobError, match=words):
+            export_run(finished, tmp_path / "out", **asked, say=silent)
+    with pytest.raises(CheckpointError, match=r"is not a run folder: .*needs a job.toml"):
+        export_run(tmp_path, tmp_path / "out", say=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_only_adapter_there_is_needs_no_name(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    for folder in (copy / "adapters").iterdir():
+        if folder.name != "local-client-02":
+            shutil.rmtree(folder)
+    (copy / "adapters" / ".local-client-01.making-7").mkdir()
+    export_run(copy, tmp_path / "out", say=silent)
+    told = read_sheet(tmp_path / "out").training
+    assert told is not None
+    assert told.mode == "local"
+    shutil.rmtree(copy / "adapters")
+    with pytest.raises(JobError, match="has no adapter; it has none yet"):
+        export_run(copy, tmp_path / "other", say=silent)
+
+
+def test_a_target_that_holds_something_is_left_alone(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").write_text("x")
+    (tmp_path / "b").write_text("x")
+    for name in "ab":
+        with pytest.raises(JobError, match="is not an empty folder"):
+            export_run(finished, tmp_path / name, say=silent)
+    assert (tmp_path / "a" / "mine").read_text() == "x"
+
+
+def test_an_empty_target_is_filled_even_where_one_stands_in_it(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_run(finished, Path(), say=silent)
+    assert Path("README.md").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_full_disk_is_said_and_leaves_nothing(
+    merge: bool,  # noqa: FBT001 - a case
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export.shutil, "copyfile", full)
+    monkeypatch.setattr(transformers.LlamaForSequenceClassification, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        export_run(finished, tmp_path / "out", merge=merge, say=silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_result_is_not_taken_for_none(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    (copy / "result.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"result\.json cannot be read"):
+        export_run(copy, tmp_path / "out", say=silent)
