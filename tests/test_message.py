@@ -15,7 +15,16 @@ from torch import Tensor
 
 from triskel.codec import decode, encode
 from triskel.errors import LimitError, MessageError
-from triskel.message import DTYPES, expect, fact, pack, payload_bytes, section_bytes, unpack
+from triskel.message import (
+    DTYPES,
+    LIMIT_BYTES,
+    expect,
+    fact,
+    pack,
+    payload_bytes,
+    section_bytes,
+    unpack,
+)
 from triskel.types import Fact, Message, MessageKind, Section
 
 MADE: dict[str, Message] = runpy.run_path(str(Path(__file__).parent / "golden" / "make.py"))[
@@ -408,6 +417,7 @@ def test_the_largest_of_everything_still_travels() -> None:
 
 
 def test_a_message_beyond_the_limit_is_refused_by_size() -> None:
+    assert LIMIT_BYTES == 256 * 1024 * 1024
     data = pack(dense(w=torch.zeros(100)))
     assert_same(unpack(data, limit_bytes=len(data)), unpack(data))
     with pytest.raises(LimitError, match=f"{len(data)} bytes, the limit is {len(data) - 1}"):
