@@ -76,9 +76,15 @@ def model(
     dtype: torch.dtype = torch.float32,
     attention: str = "eager",
     seed: int = 0,
+    wide: bool = False,
     **changes: Any,  # noqa: ANN401 - of its configuration
 ) -> nn.Module:
-    """Return a model whose every weight, norms and biases included, is random."""
+    """Return a model whose every weight, norms and biases included, is random.
+
+    With `wide`, Llama's norm, which is float32 whatever comes in, is torch's own in float64, and
+    its softmax is that of `sdpa`: a float32 step inside turns a difference of 1e-16 into 1e-8.
+    """
+    attention = "sdpa" if wide and family == "llama" else attention
     name, sizes = FAMILIES[family]
     options = {**sizes, "num_hidden_layers": LAYERS, "num_labels": CLASSES, **changes}
     config = getattr(transformers, f"{name}Config")(**options)
@@ -91,6 +97,12 @@ def model(
         noise = torch.empty(parameter.shape, dtype=torch.float64).normal_(0, 0.2, generator=source)
         base = 1.0 if parameter.dim() == 1 and bool((parameter == 1).all()) else 0.0
         parameter.data = (base + noise).to(dtype)
+    if wide and family == "llama":
+        for name, module in list(made.named_modules()):
+            if name.endswith("norm"):
+                norm = nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
+                norm.weight = module.weight
+                made.set_submodule(name, norm)
     return made.eval()
 
 
@@ -290,12 +302,11 @@ class Plain:
         job: Job,
         *,
         blocks: Sequence[int] | None = None,
-        dtype: torch.dtype = torch.float32,
-        attention: str = "eager",
+        **options: Any,  # noqa: ANN401 - of the model
     ) -> None:
         task = job.data.task
         self.task = task
-        self.base = model(family, task, dtype=dtype, attention=attention)
+        self.base = model(family, task, **options)
         self.pad = int(self.base.config.pad_token_id or 0)
         self.net = peft.get_peft_model(
             self.base,
