@@ -4,13 +4,12 @@ On the run's own shares the stage's own evaluation runs, so the figures are thos
 the last bit, on the machine and with the threads that made it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from triskel.baselines import EVERYONE
+from triskel.baselines import local_row
 from triskel.bench import Bench, prepare
 from triskel.compare import read_run
 from triskel.data.files import load, select
@@ -28,7 +27,7 @@ from triskel.modes.params import ParamsState
 from triskel.modes.split import SplitState
 from triskel.round import Scores, pooled
 from triskel.sheet import StageName
-from triskel.stages import alone, stage_of
+from triskel.stages import everywhere, stage_of
 from triskel.types import ClientId, ClientState, Tensors, Watch
 
 FILE = "file"
@@ -88,9 +87,7 @@ def _stage_named(run: Path, mode: str | None, own: str) -> StageName:
 def _again(run: Path, bench: Bench, stage: StageName) -> dict[str, Any]:
     """Run the stage's own evaluation on what it saved."""
     if stage in ("central", "local"):
-        tests = {c: bench.share(c).test for c in bench.clients}
-        central = alone(bench, stage, EVERYONE, bench.pooled(), tests)
-        return _row(central.evaluate(ParamsState(adapter=_shared(run, bench, stage)), {}))
+        return _row(everywhere(bench, bench.body(), _shared(run, bench, stage)))
     mine = dict[ClientId, ClientState]()
     if stage == "params":
         state = ParamsState(adapter=_shared(run, bench, stage))
@@ -107,26 +104,15 @@ def _again(run: Path, bench: Bench, stage: StageName) -> dict[str, Any]:
 def _local(run: Path, bench: Bench) -> dict[str, Any]:
     """Weigh each client's figures on its own share, by the sums of the result's own row."""
     each: dict[str, Any] = {}
-    tests = {c: bench.share(c).test for c in bench.clients}
     for client, tensors in _own(run, bench, "local").items():
-        stage = alone(bench, f"local:{client}", client, bench.share(client), tests)
-        scores = stage.evaluate(ParamsState(adapter=tensors), {})
-        row = scores.each[client].row()
-        each[client] = {
-            **row,
-            "examples": scores.each[client].count,
-            "global_accuracy": scores.pooled.accuracy,
-        }
+        body = bench.body(client)
+        own = evaluate(body, tensors, bench.share(client).test)
+        reached = everywhere(bench, body, tensors).pooled.accuracy
+        each[client] = {**own.row(), "examples": own.count, "global_accuracy": reached}
     count = sum(one["examples"] for one in each.values())
-    found: dict[str, Any] = {
-        name: sum(one[name] * one["examples"] for one in each.values()) / count if count else 0.0
-        for name in ("accuracy", "loss")
-    }
-    found["global_accuracy"] = sum(e["global_accuracy"] for e in each.values()) / max(len(each), 1)
-    if not bench.body().classes:
-        found["token_accuracy"] = found["accuracy"]
-        found["perplexity"] = math.exp(min(found["loss"], 700.0))
-    return {**found, "examples": count, "per_client": each}
+    found = local_row(each, bench.body().classes)
+    del found["seconds"]
+    return {**found, "examples": count}
 
 
 # --- another file -----------------------------------------------------------------------------

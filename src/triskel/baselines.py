@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 from triskel.bench import Bench
 from triskel.round import Engine
-from triskel.stages import alone, complete, everywhere
-from triskel.types import ClientId, Examples, Watch
+from triskel.stages import alone, central, complete, everywhere
+from triskel.types import ClientId, Watch
 
 BaselineName = Literal["base", "local", "central"]
 BASELINES: tuple[BaselineName, ...] = ("base", "local", "central")
-EVERYONE = "everyone"
 
 
 def baseline(
@@ -27,39 +26,38 @@ def baseline(
     """Return how a baseline stands in a result."""
     if name == "base":
         return _base(bench, watch)
-    tests = {c: bench.share(c).test for c in bench.clients}
     if name == "central":
-        stage = alone(bench, "central", EVERYONE, bench.pooled(), tests)
-        found = complete(stage, bench, engine, folder, watch)
+        found = complete(central(bench), bench, engine, folder, watch)
         return {**found["final"], "per_client": found["rounds"][-1]["per_client"], **found}
-    return _local(bench, engine, folder, watch, tests)
-
-
-def _local(
-    bench: Bench, engine: Engine, folder: Path, watch: Watch, tests: Mapping[ClientId, Examples]
-) -> dict[str, Any]:
-    """Train every client alone; its own test share counts, and everybody's as `global_accuracy`."""
     watch({"event": "stage_start", "stage": "local", "rounds": bench.job.rounds})
     each: dict[str, Any] = {}
-    correct = count = loss = 0.0
     for client in bench.active:
-        stage = alone(bench, f"local:{client}", client, bench.share(client), tests)
-        found = complete(stage, bench, engine, folder, watch)
+        found = complete(alone(bench, client), bench, engine, folder, watch)
         own = found["rounds"][-1]["per_client"][client]
-        each[client] = {**own, "global_accuracy": found["final"]["accuracy"]}
-        correct += own["accuracy"] * own["examples"]
-        loss += own["loss"] * own["examples"]
-        count += own["examples"]
-    row: dict[str, Any] = {
-        "accuracy": correct / count if count else 0.0,
-        "loss": loss / count if count else 0.0,
-        "global_accuracy": sum(e["global_accuracy"] for e in each.values()) / max(len(each), 1),
-        "per_client": each,
-    }
-    if not bench.body().classes:
-        row |= {"token_accuracy": row["accuracy"], "perplexity": math.exp(min(row["loss"], 700.0))}
+        each[client] = {**own, "global_accuracy": found["final"]["global_accuracy"]}
+        each[client]["seconds"] = found["totals"]["seconds"]
+    row = local_row(each, bench.body().classes)
     watch({"event": "stage_end", "stage": "local", "accuracy": row["accuracy"]})
     return row
+
+
+def local_row(each: Mapping[ClientId, Mapping[str, Any]], classes: int) -> dict[str, Any]:
+    """Return clients that trained alone as one row, weighted by their test examples.
+
+    Every client's own model counts on its own share; `global_accuracy` is the mean over clients of
+    their models' accuracy on everybody's.
+    """
+    count = sum(one["examples"] for one in each.values())
+    row: dict[str, Any] = {
+        name: sum(one[name] * one["examples"] for one in each.values()) / count if count else 0.0
+        for name in ("accuracy", "loss")
+    }
+    row["global_accuracy"] = sum(e["global_accuracy"] for e in each.values()) / max(len(each), 1)
+    if not classes:
+        row["token_accuracy"] = row["accuracy"]
+        row["perplexity"] = math.exp(min(row["loss"], 700.0))
+    row["seconds"] = sum(one.get("seconds", 0.0) for one in each.values())
+    return {**row, "per_client": each}
 
 
 def _base(bench: Bench, watch: Watch) -> dict[str, Any]:

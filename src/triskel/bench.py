@@ -47,6 +47,9 @@ class Bench:
     _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
     _costs: dict[int, Costs] = field(default_factory=dict[int, Costs])
     _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
+    _tests: dict[int, Mapping[ClientId, Examples]] = field(
+        default_factory=dict[int, Mapping[ClientId, Examples]]
+    )
     _public: dict[int, Examples] = field(default_factory=dict[int, Examples])
 
     @property
@@ -89,6 +92,17 @@ class Bench:
             )
         return self._shares[client]
 
+    def tests(self, body: Body) -> Mapping[ClientId, Examples]:
+        """Return every client's test share as one model's tokens."""
+        if id(body) not in self._tests:
+            self._tests[id(body)] = {
+                c: self.share(c).test
+                if self.body(c) is body
+                else self._tokens(self.federation.clients[c].test, body)
+                for c in self.clients
+            }
+        return self._tests[id(body)]
+
     def public(self, body: Body) -> Examples:
         """Return the public set as a model's tokens; its labels are unknown."""
         if id(body) not in self._public:
@@ -113,12 +127,15 @@ class Bench:
         )
 
     def pooled(self) -> Share:
-        """Return all clients' examples together, in the order of their names."""
-        shares = [self.share(c) for c in self.clients]
-        return Share(
-            train=concatenated([s.train for s in shares]),
-            test=concatenated([s.test for s in shares]),
-        )
+        """Return all clients' examples together, in the order of their names, as server tokens."""
+        body = self.body()
+        held = [self.federation.clients[c].train for c in self.clients]
+        train = [
+            self.share(c).train if self.body(c) is body else self._tokens(rows, body)
+            for c, rows in zip(self.clients, held, strict=True)
+        ]
+        tests = list(self.tests(body).values())
+        return Share(train=concatenated(train), test=concatenated(tests))
 
     def server(self, watch: Watch) -> Worker:
         """Return the server as a worker: its model and the public set, nothing private."""

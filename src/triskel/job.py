@@ -324,9 +324,21 @@ def default_cut(blocks: int) -> tuple[int, int]:
 
 # --- Reading and writing ----------------------------------------------------------------------
 
+DEMO = """
+rounds = 3
+[clients]
+examples = 150
+test_examples = 100
+[train]
+lr = 2e-3
+[logits]
+public = 100
+"""
+"""What runs without a job file: the built-in texts, few enough for ten minutes on two cores."""
+
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Job:
-    """Read a job file; without one, the default job.
+    """Read a job file; without one, the demonstration.
 
     Args:
         path: A TOML file; relative paths inside it are relative to its folder.
@@ -336,7 +348,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Job:
         JobError: The file is missing, is not TOML, or does not describe a job that can run.
     """
     if path is None:
-        return parse("", overrides=overrides, where="the default job")
+        return parse(DEMO, overrides=overrides, where="the demonstration")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

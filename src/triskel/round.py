@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import torch
 
@@ -19,11 +19,13 @@ from triskel.errors import RoundError
 from triskel.job import Job
 from triskel.ledger import Ledger, totals
 from triskel.metrics import Score, empty, merge
+from triskel.model.body import Body
 from triskel.rng import stream
 from triskel.types import A, ClientId, ClientState, Mode, S, Watch
 from triskel.worker import Worker
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A driver of a mode's generators; `engines.local` is one."""
 
@@ -50,6 +52,11 @@ class Scores:
     each: Mapping[ClientId, Score]
 
 
+def _nothing(_state: object) -> Mapping[str, Any]:
+    """Take no figures."""
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[S, A]):
     """One mode on one set of clients.
@@ -60,6 +67,8 @@ class Stage(Generic[S, A]):
         clients: Who holds training examples.
         worker: Makes a client's worker; the watch it is given knows stage and round.
         evaluate: Scores a state.
+        body: The model that what the server ends with fits.
+        closing: Figures taken once, when the last round is over.
     """
 
     name: str
@@ -67,6 +76,8 @@ class Stage(Generic[S, A]):
     clients: Sequence[ClientId]
     worker: Callable[[ClientId, Watch], Worker]
     evaluate: Callable[[S, Mapping[ClientId, ClientState]], Scores]
+    body: Body
+    closing: Callable[[S], Mapping[str, Any]] = _nothing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from triskel.bench import Bench, Share
+from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.evaluate import evaluate
 from triskel.export import save_adapter
@@ -17,12 +17,15 @@ from triskel.folder import safe, stamped
 from triskel.job import ModeName
 from triskel.model.body import Body
 from triskel.modes.logits import Logits
-from triskel.modes.params import Params
+from triskel.modes.params import Params, ParamsState
 from triskel.modes.split import Split
 from triskel.round import Engine, Outcome, Scores, Stage, play, pooled, summary
-from triskel.types import ClientId, ClientState, Examples, Mode, Tensors, Watch
+from triskel.sheet import StageName, Training, training_of
+from triskel.types import ClientId, ClientState, Mode, Tensors, Watch
 from triskel.worker import Worker
 
+EVERYONE = "everyone"
+"""The one client of the `central` baseline."""
 Maker = Callable[[Bench, Watch], Mode[Any, Any, Worker]]
 
 
@@ -49,35 +52,65 @@ def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
     def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
         return _scores(bench, mode, state, mine)
 
-    return Stage(name=name, mode=mode, clients=bench.active, worker=bench.worker, evaluate=scores)
+    return Stage(
+        name=name,
+        mode=mode,
+        clients=bench.active,
+        worker=bench.worker,
+        evaluate=scores,
+        body=bench.body(),
+    )
 
 
-def alone(
-    bench: Bench, name: str, client: ClientId, share: Share, tests: Mapping[ClientId, Examples]
-) -> Stage[Any, Any]:
-    """Return `params` with one client only: a baseline.
-
-    Args:
-        bench: The job, loaded.
-        name: The stage's name.
-        client: Who trains: a client, or a name that is no client's for everybody together.
-        share: What it trains on.
-        tests: On what it is scored.
-    """
-    body = bench.body(client)
-    plain = bench.job.params.model_copy(update={"server_lr": 1.0, "server_momentum": 0.0})
-    job = bench.job.model_copy(update={"params": plain})
-    mode = Params(job=job, initial=body.initial, layout=body.layout)
+def alone(bench: Bench, client: ClientId) -> Stage[Any, Any]:
+    """Return `params` with one client of the federation only, scored on its own test share."""
+    body, share = bench.body(client), bench.share(client)
+    mode = _plain(bench, body)
 
     def worker(who: ClientId, told: Watch) -> Worker:
         return bench.hand(who, body, share, told)
 
-    def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
+    def scores(state: ParamsState, mine: Mapping[ClientId, ClientState]) -> Scores:
         del mine  # the one client keeps nothing
-        each = {c: evaluate(body, mode.served(state), t) for c, t in tests.items()}
-        return pooled(each, body.classes)
+        return pooled({client: evaluate(body, mode.served(state), share.test)}, body.classes)
 
-    return Stage(name=name, mode=mode, clients=[client], worker=worker, evaluate=scores)
+    def closing(state: ParamsState) -> Mapping[str, Any]:
+        reached = everywhere(bench, body, mode.served(state)).pooled
+        return {"global_accuracy": reached.accuracy}
+
+    return Stage(
+        name=f"local:{client}",
+        mode=mode,
+        clients=[client],
+        worker=worker,
+        evaluate=scores,
+        body=body,
+        closing=closing,
+    )
+
+
+def central(bench: Bench) -> Stage[Any, Any]:
+    """Return `params` with one client that holds everybody's examples, scored on every share."""
+    body, share = bench.body(), bench.pooled()
+    mode = _plain(bench, body)
+
+    def worker(who: ClientId, told: Watch) -> Worker:
+        return bench.hand(who, body, share, told)
+
+    def scores(state: ParamsState, mine: Mapping[ClientId, ClientState]) -> Scores:
+        del mine  # the one client keeps nothing
+        return everywhere(bench, body, mode.served(state))
+
+    return Stage(
+        name="central", mode=mode, clients=[EVERYONE], worker=worker, evaluate=scores, body=body
+    )
+
+
+def _plain(bench: Bench, body: Body) -> Params:
+    """Return `params` with a server that takes over what its one client trained."""
+    plain = bench.job.params.model_copy(update={"server_lr": 1.0, "server_momentum": 0.0})
+    job = bench.job.model_copy(update={"params": plain})
+    return Params(job=job, initial=body.initial, layout=body.layout)
 
 
 def complete(
@@ -90,9 +123,12 @@ def complete(
         return cast("dict[str, Any]", json.loads(done.read_text(encoding="utf-8")))
     watch({"event": "stage_start", "stage": stage.name, "rounds": bench.job.rounds})
     outcome = play(stage, engine, bench.job, folder=here, watch=watch)
-    for name, body, tensors in _left(stage, outcome, bench):
-        save_adapter(folder / "adapters" / name, body, tensors, bench.federation.classes)
     found = summary(outcome)
+    found["final"] |= stage.closing(outcome.state)
+    for name, body, tensors, own in _left(stage, outcome, bench):
+        place = folder / "adapters" / name
+        training = _training(stage, bench, found, own=own)
+        save_adapter(place, body, tensors, bench.federation.classes, training)
     write_text(done, json.dumps(found))
     seconds = found["totals"]["seconds"]
     watch({"event": "stage_end", "stage": stage.name, **found["final"], "seconds": seconds})
@@ -101,7 +137,7 @@ def complete(
 
 def everywhere(bench: Bench, body: Body, tensors: Tensors) -> Scores:
     """Score one model on every client's own test share."""
-    each = {c: evaluate(body, tensors, bench.share(c).test) for c in bench.clients}
+    each = {c: evaluate(body, tensors, test) for c, test in bench.tests(body).items()}
     return pooled(each, body.classes)
 
 
@@ -128,13 +164,31 @@ def _scores(
 
 def _left(
     stage: Stage[Any, Any], outcome: Outcome[Any], bench: Bench
-) -> list[tuple[str, Body, Tensors]]:
-    """Return the models a stage leaves: the server's, and clients' own."""
+) -> list[tuple[str, Body, Tensors, bool]]:
+    """Return the models a stage leaves, and which are a client's own."""
     name, served = safe(stage.name), stage.mode.served(outcome.state)
-    body = bench.body(stage.clients[0]) if len(stage.clients) == 1 else bench.body()
-    found = [] if served is None else [(name, body, served)]
+    found = [] if served is None else [(name, stage.body, served, False)]
     for client, mine in sorted(outcome.clients.items()):
         own = stage.mode.own(mine)
         if own is not None:
-            found.append((f"{name}-{safe(client)}", bench.body(client), own))
+            found.append((f"{name}-{safe(client)}", bench.body(client), own, True))
     return found
+
+
+def _training(
+    stage: Stage[Any, Any], bench: Bench, found: Mapping[str, Any], *, own: bool
+) -> Training:
+    """Return what the model card says of how an adapter came about."""
+    kind = cast("StageName", stage.name.partition(":")[0])
+    totals = found["totals"]
+    alone_ = kind in {"central", "local"}
+    return training_of(
+        bench.job,
+        kind,
+        clients=len(bench.active) if kind != "local" else 1,
+        scores=found["final"],
+        own=own or kind == "local",
+        traffic=None
+        if alone_
+        else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),
+    )

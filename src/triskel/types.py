@@ -6,7 +6,7 @@ algorithm; an engine is a driver of the mode's generators; a worker is what one 
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -160,6 +160,7 @@ Event = Mapping[str, Any]
 """A line of the run's log: `event` names it, the rest are JSON values."""
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Whoever wants to see a run as it goes: a log file, a progress display."""
 
@@ -174,6 +175,7 @@ A = TypeVar("A")
 """A running total of updates."""
 
 
+@runtime_checkable
 class Aggregate(Protocol[A]):
     """A fold over updates, so that a round needs the memory of a few of them."""
 
@@ -198,6 +200,7 @@ W_contra = TypeVar("W_contra", contravariant=True)
 """What one client works with."""
 
 
+@runtime_checkable
 class Mode(Protocol[S, A, W_contra]):
     """One federated algorithm: both sides of it, in one file."""
 

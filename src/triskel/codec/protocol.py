@@ -1,10 +1,11 @@
 """What a codec is: two functions, and a state that comes in and goes out."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from triskel.types import Facts, Tensors
 
 
+@runtime_checkable
 class Codec(Protocol):
     """One way for floats to travel.
 

@@ -45,7 +45,13 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns where it sets fan_in_fan_out by itself
         torch.manual_seed(derive(seed, "adapter"))
-        peft.inject_adapter_in_model(config_of(blocks, adapter), model, adapter_name=SLOT)
+        try:
+            peft.inject_adapter_in_model(config_of(blocks, adapter), model, adapter_name=SLOT)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"adapter.kind {adapter.kind!r} cannot be put into a {blocks.config.model_type} "
+                f"model: {error}; lora can"
+            ) from error
     slots: dict[str, tuple[nn.Module, str]] = {}
     for name, parameter in list(model.named_parameters()):
         trains = parameter.requires_grad and _is_adapter(name)

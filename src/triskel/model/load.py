@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +38,7 @@ def load(
         ModelError: The files are missing or damaged, or the architecture is not supported.
     """
     config = _config(source)
-    family_of(config.model_type, task)
+    family = family_of(config.model_type, task)
     options: dict[str, Any] = {
         "dtype": dtype_of(model),
         "attn_implementation": model.attention,
@@ -51,9 +51,10 @@ def load(
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            loaded = kind.from_pretrained(source, **options)
+            loaded, notes = kind.from_pretrained(source, **options, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
+    _whole(source, notes["missing_keys"], family.heads[task] if task == "classify" else "")
     loaded = cast("nn.Module", loaded).to(device_of(model))
     return Body(
         loaded, tokenizer, task=task, classes=classes, adapter=adapter, seed=seed, path=source
@@ -116,6 +117,16 @@ def _config(source: str) -> Any:
             f"model {source!r} is neither a folder with a config.json nor a reachable hub id: "
             f"{_first_line(error)}"
         ) from error
+
+
+def _whole(source: str, missing: Iterable[str], head: str) -> None:
+    """Refuse a model whose files lack weights that would then be random."""
+    lost = sorted(name for name in missing if not (head and name.startswith(f"{head}.")))
+    if lost:
+        raise ModelError(
+            f"model {source!r} lacks weights for this task, {lost[0]!r} for one of {len(lost)}; "
+            "they would be random, so use a checkpoint that has them"
+        )
 
 
 def _first_line(error: BaseException) -> str:
