@@ -1,0 +1,96 @@
+"""The weighted mean, against its formula."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from triskel.aggregate.mean import Mean
+from triskel.errors import RoundError
+
+MEAN = Mean()
+
+
+def party(seed: int) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(3, 2, generator=source), "b": torch.randn(5, generator=source)}
+
+
+def fold(parties: list[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
+    total = MEAN.zero()
+    for tensors, weight in parties:
+        total = MEAN.add(total, tensors, weight)
+    return MEAN.value(total)
+
+
+@settings(deadline=None)
+@given(weights=st.lists(st.integers(1, 10_000), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_it_is_the_sum_of_weighted_tensors_over_the_sum_of_weights(
+    weights: list[int], seed: int
+) -> None:
+    parties = [(party(seed + i), float(w)) for i, w in enumerate(weights)]
+    found = fold(parties)
+    for name in ("a", "b"):
+        stacked = torch.stack([p[name].double() for p, _ in parties])
+        share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        wanted = torch.einsum("i,i...->...", share, stacked)
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-6, atol=1e-7)
+        assert found[name].dtype == torch.float32
+
+
+@settings(deadline=None)
+@given(weight=st.integers(1, 2**28), seed=st.integers(0, 99))
+def test_one_party_comes_back_bit_for_bit(weight: int, seed: int) -> None:
+    found = fold([(party(seed), weight)])
+    assert all(torch.equal(found[n], t) for n, t in party(seed).items())
+
+
+@settings(deadline=None)
+@given(order=st.permutations(range(4)))
+def test_order_does_not_matter(order: list[int]) -> None:
+    parties = [(party(i), float(1 + 7 * i)) for i in range(4)]
+    straight, other = fold(parties), fold([parties[i] for i in order])
+    for name, tensor in straight.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_merged_totals_are_the_total_of_both() -> None:
+    left = MEAN.add(MEAN.zero(), party(0), 3)
+    right = MEAN.add(MEAN.add(MEAN.zero(), party(1), 1), party(2), 2)
+    found = MEAN.value(MEAN.merge(left, right))
+    wanted = fold([(party(0), 3), (party(1), 1), (party(2), 2)])
+    assert all(torch.equal(found[n], t) for n, t in wanted.items())
+    assert MEAN.merge(left, right).weight == 6
+
+
+def test_a_tensor_counts_over_those_who_sent_it() -> None:
+    found = fold([({"a": torch.ones(2), "b": torch.ones(1)}, 3), ({"a": torch.zeros(2)}, 1)])
+    assert found["a"].tolist() == [0.75, 0.75]
+    assert found["b"].tolist() == [1.0]
+
+
+def test_the_inputs_and_earlier_totals_stay_as_they_were() -> None:
+    first = party(0)
+    before = {n: t.clone() for n, t in first.items()}
+    total = MEAN.add(MEAN.zero(), first, 2)
+    kept = MEAN.value(total)
+    MEAN.add(total, party(1), 5)
+    assert all(torch.equal(first[n], t) for n, t in before.items())
+    assert all(torch.equal(MEAN.value(total)[n], t) for n, t in kept.items())
+
+
+def test_types_of_tensors_come_back() -> None:
+    found = fold([({"x": torch.ones(2, dtype=t)}, 1) for t in (torch.float64,)])
+    assert found["x"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_of_examples_is_refused(weight: float) -> None:
+    with pytest.raises(RoundError, match="positive number of examples"):
+        MEAN.add(MEAN.zero(), party(0), weight)
+
+
+def test_nobody_has_no_mean() -> None:
+    with pytest.raises(RoundError, match="no client returned an update"):
+        MEAN.value(MEAN.zero())

@@ -1,0 +1,211 @@
+"""The local loop, against torch's own optimisers and formulas by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from triskel.errors import TrainingError
+from triskel.job import Train
+from triskel.model.train import (
+    Moments,
+    Where,
+    adamw_step,
+    clip,
+    clipped,
+    finite,
+    fit,
+    label_loss,
+    learning_rate,
+    optimiser,
+)
+from triskel.types import Batch
+
+
+def tensors(seed: int) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(3, 2, generator=source), "b": torch.randn(4, generator=source)}
+
+
+def batch(targets: list[int]) -> Batch:
+    size = len(targets)
+    return Batch(
+        ids=torch.zeros(size, 1, dtype=torch.int64),
+        lengths=torch.ones(size, dtype=torch.int64),
+        rows=torch.arange(size),
+        columns=torch.zeros(size, dtype=torch.int64),
+        targets=torch.tensor(targets),
+    )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_steps_by_value_are_those_of_torch(decay: float) -> None:
+    train = Train(weight_decay=decay)
+    now, moments = tensors(0), Moments()
+    leaves = {n: nn.Parameter(t.clone()) for n, t in now.items()}
+    adam = torch.optim.AdamW(leaves.values(), lr=0.01, weight_decay=decay, fused=True)
+    for step in range(6):
+        slopes = tensors(10 + step)
+        for name, leaf in leaves.items():
+            leaf.grad = slopes[name].clone()
+        adam.step()
+        now, moments = adamw_step(now, slopes, moments, train, 0.01)
+        assert all(torch.equal(now[n], leaves[n]) for n in leaves)
+    assert moments.steps == {"a": 6, "b": 6}
+    assert torch.equal(moments.mean["a"], adam.state[leaves["a"]]["exp_avg"])
+    assert torch.equal(moments.square["a"], adam.state[leaves["a"]]["exp_avg_sq"])
+
+
+def test_the_first_step_is_the_formula() -> None:
+    train = Train(weight_decay=0.1)
+    now, _ = adamw_step(tensors(0), tensors(1), Moments(), train, 0.01)
+    for name, w in tensors(0).items():
+        g = tensors(1)[name]
+        wanted = w * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(now[name], wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_leaves_its_inputs_and_what_has_no_gradient_alone() -> None:
+    start, slopes = tensors(0), {"a": tensors(1)["a"]}
+    now, moments = adamw_step(start, slopes, Moments(), Train(), 0.01)
+    kept = {n: t.clone() for n, t in {**moments.mean, **now}.items()}
+    later, after = adamw_step(now, tensors(2), moments, Train(), 0.01)
+    assert torch.equal(start["a"], tensors(0)["a"])
+    assert torch.equal(slopes["a"], tensors(1)["a"])
+    assert torch.equal(now["b"], start["b"])
+    assert torch.equal(now["b"], kept["b"])
+    assert not torch.equal(later["b"], now["b"])
+    assert dict(moments.steps) == {"a": 1}
+    assert dict(after.steps) == {"a": 2, "b": 1}
+    _, held = adamw_step(later, {"b": tensors(3)["b"]}, after, Train(), 0.01)
+    assert torch.equal(held.mean["a"], after.mean["a"])
+    assert dict(held.steps) == {"a": 2, "b": 2}
+
+
+def test_the_optimiser_is_fused_adamw_with_the_jobs_options() -> None:
+    leaves = {n: nn.Parameter(t) for n, t in tensors(0).items()}
+    (group,) = optimiser(leaves, Train(weight_decay=0.3), 0.02).param_groups
+    assert (group["lr"], group["weight_decay"], group["fused"]) == (0.02, 0.3, True)
+    assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
+
+
+def test_schedules_by_hand() -> None:
+    def rates(kind: str) -> list[float]:
+        return [learning_rate(Train(lr=0.4, schedule=kind), r, 4) for r in (1, 2, 3, 4)]
+
+    assert rates("constant") == [0.4] * 4
+    assert rates("linear") == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert rates("cosine") == pytest.approx(
+        [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5))]
+    )
+
+
+def test_unknown_labels_are_neither_counted_nor_learnt_from() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = label_loss(logits, batch([1, -1, 2, -1]))
+    known = cross_entropy(logits[[0, 2]], torch.tensor([1, 2]))
+    torch.testing.assert_close(loss, known)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert not slope[[1, 3]].any()
+    assert label_loss(logits, batch([-1] * 4)).item() == 0
+
+
+def test_the_loss_is_computed_in_float32_at_least() -> None:
+    logits = torch.randn(4, 3, dtype=torch.bfloat16)
+    assert label_loss(logits, batch([0, 1, 2, 0])).dtype == torch.float32
+    assert label_loss(logits.double(), batch([0, 1, 2, 0])).dtype == torch.float64
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_no_number_names_client_round_and_step(value: float) -> None:
+    where = Where("ann", 3, "distil")
+    with pytest.raises(TrainingError, match=r"client 'ann', round 3, distil step 7; lower"):
+        finite(torch.tensor(value), where, 7)
+    assert finite(torch.tensor(2.5), where, 7) == 2.5
+
+
+def test_a_step_has_a_name_of_its_own() -> None:
+    names = {
+        Where(c, r, p).path(s)
+        for c in ("ann", "bob")
+        for r in (1, 2)
+        for p in ("train", "distil")
+        for s in (0, 1)
+    }
+    assert len(names) == 16
+
+
+def test_both_ways_of_clipping_are_torchs() -> None:
+    for bound in (0.5, 1e6):
+        train = Train(max_grad_norm=bound)
+        leaves = {n: nn.Parameter(t) for n, t in tensors(0).items()}
+        for name, leaf in leaves.items():
+            leaf.grad = tensors(1)[name]
+        clip(leaves, train)
+        twin = {n: nn.Parameter(t) for n, t in tensors(0).items()}
+        for name, leaf in twin.items():
+            leaf.grad = tensors(1)[name]
+        torch.nn.utils.clip_grad_norm_(twin.values(), bound)
+        by_value = clipped(tensors(1), train)
+        for name, leaf in leaves.items():
+            assert torch.equal(leaf.grad, twin[name].grad)
+            torch.testing.assert_close(by_value[name], twin[name].grad)
+
+
+def test_no_bound_clips_nothing() -> None:
+    slopes = {n: 1e6 * t for n, t in tensors(1).items()}
+    assert all(torch.equal(clipped(slopes, Train())[n], t) for n, t in slopes.items())
+    leaf = nn.Parameter(torch.zeros(2))
+    leaf.grad = torch.full((2,), 1e6)
+    clip({"a": leaf}, Train())
+    assert leaf.grad.tolist() == [1e6, 1e6]
+    assert clipped({}, Train(max_grad_norm=1.0)) == {}
+
+
+def test_fitting_is_one_step_a_batch_and_returns_the_mean_loss() -> None:
+    leaf = nn.Parameter(torch.tensor([3.0]))
+    twin = nn.Parameter(torch.tensor([3.0]))
+    seen: list[tuple[int, float]] = []
+    batches = [batch([0]), batch([0, 0]), batch([0, 0, 0])]
+
+    def loss_of(each: Batch, step: int) -> Tensor:
+        seen.append((step, float(len(each.ids))))
+        return (leaf * len(each.ids)).square().sum()
+
+    told: list[float] = []
+    mean = fit(
+        {"a": leaf}, batches, loss_of, train=Train(), lr=0.1, where=Where("ann", 1),
+        after=lambda _, value: told.append(value),
+    )  # fmt: skip
+    adam, losses = torch.optim.AdamW([twin], lr=0.1, weight_decay=0, fused=True), []
+    for size in (1, 2, 3):
+        adam.zero_grad()
+        loss = (twin * size).square().sum()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    assert torch.equal(leaf, twin)
+    assert seen == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    assert told == losses
+    assert mean == pytest.approx(sum(losses) / 3)
+
+
+def test_fitting_nothing_is_no_loss() -> None:
+    leaf = nn.Parameter(torch.ones(1))
+    mean = fit({"a": leaf}, [], lambda *_: leaf.sum(), train=Train(), lr=1.0, where=Where("a", 1))
+    assert (mean, leaf.item()) == (0.0, 1.0)
+
+
+def test_fitting_stops_before_a_step_on_a_loss_that_is_no_number() -> None:
+    leaf = nn.Parameter(torch.ones(1))
+
+    def loss_of(_: Batch, step: int) -> Tensor:
+        return leaf.sum() * (float("nan") if step == 1 else 1.0)
+
+    with pytest.raises(TrainingError, match=r"'ann', round 2, train step 1"):
+        fit(
+            {"a": leaf}, [batch([0])] * 3, loss_of, train=Train(), lr=0.1, where=Where("ann", 2)
+        )  # fmt: skip
+    assert leaf.item() == pytest.approx(0.9)
