@@ -111,7 +111,6 @@ def _local(run: Path, bench: Bench) -> dict[str, Any]:
         each[client] = {**own.row(), "examples": own.count, "global_accuracy": reached}
     count = sum(one["examples"] for one in each.values())
     found = local_row(each, bench.body().classes)
-    del found["seconds"]
     return {**found, "examples": count}
 
 

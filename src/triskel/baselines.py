@@ -31,12 +31,13 @@ def baseline(
         return {**found["final"], "per_client": found["rounds"][-1]["per_client"], **found}
     watch({"event": "stage_start", "stage": "local", "rounds": bench.job.rounds})
     each: dict[str, Any] = {}
+    seconds = 0.0
     for client in bench.active:
         found = complete(alone(bench, client), bench, engine, folder, watch)
         own = found["rounds"][-1]["per_client"][client]
         each[client] = {**own, "global_accuracy": found["final"]["global_accuracy"]}
-        each[client]["seconds"] = found["totals"]["seconds"]
-    row = local_row(each, bench.body().classes)
+        seconds += found["totals"]["seconds"]
+    row = {**local_row(each, bench.body().classes), "seconds": seconds}
     watch({"event": "stage_end", "stage": "local", "accuracy": row["accuracy"]})
     return row
 
@@ -56,7 +57,6 @@ def local_row(each: Mapping[ClientId, Mapping[str, Any]], classes: int) -> dict[
     if not classes:
         row["token_accuracy"] = row["accuracy"]
         row["perplexity"] = math.exp(min(row["loss"], 700.0))
-    row["seconds"] = sum(one.get("seconds", 0.0) for one in each.values())
     return {**row, "per_client": each}
 
 
