@@ -1,11 +1,12 @@
 """The job file that `triskel init` writes: every key, its default and what it means.
 
-It reads back to the default job. Keys without a default stand behind a `#`.
+It reads back to the demonstration. Keys without a default stand behind a `#`.
 """
 
 TEMPLATE = """\
 # A Triskel job: which model, whose data, how to train, and what travels.
-# Every key stands here with its default, so any line may be left out.
+# This one is the demonstration. A line left out takes its default: the value that stands here, or
+# the one in brackets.
 # Run it:         triskel compare THIS_FILE
 # Change one key: triskel compare THIS_FILE --set train.lr=3e-4
 # Paths are relative to this file.
@@ -13,7 +14,7 @@ TEMPLATE = """\
 name = "opinions"            # names the run folder and the report
 mode = "params"              # what `triskel run` runs: params, logits or split
 seed = 0                     # all randomness is a function of it
-rounds = 2                   # exchanges between server and clients
+rounds = 3                   # exchanges between server and clients [2]
 
 [model]
 path = "smollm2-135m"        # an asset, a local folder or a Hugging Face hub id
@@ -54,8 +55,8 @@ by = ""                      # column whose values are the clients, for natural
 count = 4                    # how many clients, except for natural
 alpha = 0.5                  # dirichlet, quantity, length: smaller means more uneven
 shards = 2                   # shards: pieces a client gets
-examples = 0                 # keep at most so many training rows a client; 0 keeps all
-test_examples = 0            # the same for test rows
+examples = 150               # keep at most so many training rows a client; 0 keeps all [0]
+test_examples = 100          # the same for test rows [0]
 cohort = 1.0                 # share of clients that take part in a round
 
 # What one client does differently, by its name:
@@ -67,7 +68,7 @@ cohort = 1.0                 # share of clients that take part in a round
 [train]                      # a client's own training in a round
 epochs = 1                   # passes over its examples
 batch = 16                   # examples in a step
-lr = 0.001                   # of AdamW
+lr = 0.002                   # of AdamW [0.001]
 schedule = "constant"        # constant, linear or cosine; changes between rounds only
 weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone
@@ -78,7 +79,7 @@ server_lr = 1.0              # the server moves by so much of the clients' mean 
 server_momentum = 0.0        # and keeps so much of its last move
 
 [logits]                     # predictions on public texts travel
-public = 200                 # public texts, held out of every client's rows in all modes
+public = 100                 # public texts, held out of every client's rows in all modes [200]
 temperature = 2.0            # softens predictions before they are compared
 mix = 0.5                    # weight of the others' predictions against a client's own labels
 top_k = 8                    # for causal: predictions a token
