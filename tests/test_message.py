@@ -417,7 +417,7 @@ def test_the_largest_of_everything_still_travels() -> None:
 
 
 def test_a_message_beyond_the_limit_is_refused_by_size() -> None:
-    assert LIMIT_BYTES == 256 * 1024 * 1024
+    assert LIMIT_BYTES == 256_000_000
     data = pack(dense(w=torch.zeros(100)))
     assert_same(unpack(data, limit_bytes=len(data)), unpack(data))
     with pytest.raises(LimitError, match=f"{len(data)} bytes, the limit is {len(data) - 1}"):

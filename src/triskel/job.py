@@ -28,7 +28,8 @@ Partition = Literal["natural", "iid", "dirichlet", "quantity", "shards", "length
 ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
 MODE_NAMES: tuple[ModeName, ...] = ("params", "logits", "split")
-RANKED: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "loha", "lokr")
+DROPPING: tuple[AdapterKind, ...] = ("lora", "dora", "rslora")
+"""Kinds whose dropout is on the adapter's input."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class ParamsOptions(Part):
 class LogitsOptions(Part):
     """What clients predict on, and how they learn from each other's predictions."""
 
-    public: Positive = 200
+    public: Count = 200
     temperature: Rate = 2.0
     mix: Share = 0.5
     top_k: Positive = 8
@@ -235,6 +236,8 @@ class Job(Part):
 def _contradictions(job: Job) -> Iterator[str]:
     yield from _about_data(job.data)
     yield from _about_clients(job)
+    if job.adapter.dropout and job.adapter.kind not in DROPPING:
+        yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
     cuts = [("split.cut", job.split.cut)]
     cuts += [(f"clients.each.{name}.cut", each.cut) for name, each in job.clients.each.items()]
     for where, cut in cuts:
@@ -283,8 +286,8 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
         return f"clients use different models ({', '.join(other)}), and {mode} needs one model"
     if ranks and not can.heterogeneous_rank:
         return f"clients use different ranks ({ranks}), and {mode} averages factors of one rank"
-    if mode == "split" and job.adapter.kind not in RANKED and job.adapter.kind != "ia3":
-        return f"adapter {job.adapter.kind} cannot be cut"
+    if can.needs_public_data and not (job.logits.public or job.data.public):
+        return "there is no public set; set logits.public or name data.public"
     return None
 
 

@@ -79,7 +79,8 @@ server_lr = 1.0              # the server moves by so much of the clients' mean 
 server_momentum = 0.0        # and keeps so much of its last move
 
 [logits]                     # predictions on public texts travel
-public = 100                 # public texts, held out of every client's rows in all modes [200]
+public = 100                 # public texts, held out of every client's rows in all modes [200];
+                             # 0: none, and no logits
 temperature = 2.0            # softens predictions before they are compared
 mix = 0.5                    # weight of the others' predictions against a client's own labels
 top_k = 8                    # for causal: predictions a token

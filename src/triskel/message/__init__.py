@@ -67,7 +67,7 @@ VERSION = 1
 PREFIX = struct.Struct("<4sIQ")
 """Magic, version, bytes of the deflated header."""
 
-LIMIT_BYTES = 256 << 20
+LIMIT_BYTES = 256_000_000
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 

@@ -76,12 +76,12 @@ def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:
     targets = list(adapter.targets) or _default_targets(blocks, adapter)
     modules = _modules(blocks, adapter, targets)
     common: dict[str, Any] = {"target_modules": modules}
-    rank, alpha, dropout = adapter.rank, adapter.alpha, adapter.dropout
+    rank, alpha = adapter.rank, adapter.alpha
     if adapter.kind in {"lora", "dora", "rslora"}:
         return peft.LoraConfig(
             r=rank,
             lora_alpha=cast("int", alpha),
-            lora_dropout=dropout,
+            lora_dropout=adapter.dropout,
             use_dora=adapter.kind == "dora",
             use_rslora=adapter.kind == "rslora",
             fan_in_fan_out=blocks.config.model_type == "gpt2",
@@ -100,7 +100,7 @@ def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:
             **common,
         )
     kind = peft.LoHaConfig if adapter.kind == "loha" else peft.LoKrConfig
-    return kind(r=rank, alpha=cast("int", alpha), module_dropout=dropout, **common)
+    return kind(r=rank, alpha=cast("int", alpha), **common)
 
 
 def scale_of(adapter: Adapter) -> float:

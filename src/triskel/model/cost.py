@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -280,6 +281,7 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@cache
 def _registry() -> dict[Any, Callable[..., int]]:
     """Return counts of the attention kernels that torch's counter leaves at zero."""
     aten = torch.ops.aten

@@ -29,7 +29,7 @@ UNNAMED = "(not told apart)"
 SECTIONS: tuple[tuple[str, str, str], ...] = (
     (
         "grad",
-        "gradients at the head's cut, one vector per scored position",
+        "gradients at the head's cut, one for every hidden vector that came down",
         "gradients at the first cut, so that the client's blocks can train",
     ),
     (
@@ -91,6 +91,10 @@ LABEL_RISK = (
     "al. 2021)."
 )
 SHARED_RISK = "The server sees every label of the training texts, as the job asked."
+SHARED_RESPONSES = (
+    "The server sees the responses of the training examples token by token, as the job asked: they "
+    "are the labels of a causal task."
+)
 
 
 def left(run: ModeRun) -> list[Left]:
@@ -116,6 +120,8 @@ def left(run: ModeRun) -> list[Left]:
 
 def kept(mode: str, job: Json) -> str:
     """Return what never leaves a client."""
+    if mode == "split" and _labels(job) == "shared" and _causal(job):
+        return "the prompts as text; the responses leave, as labels"
     return KEPT[f"split {_labels(job)}" if mode == "split" else mode]
 
 
@@ -123,7 +129,8 @@ def risk(mode: str, job: Json) -> str:
     """Return the risk that remains."""
     text = RISK[mode]
     if mode == "split":
-        text += f" {SHARED_RISK if _labels(job) == 'shared' else LABEL_RISK}"
+        shared = SHARED_RESPONSES if _causal(job) else SHARED_RISK
+        text += f" {shared if _labels(job) == 'shared' else LABEL_RISK}"
     return text
 
 
@@ -135,6 +142,10 @@ def guarded(job: Json) -> str:
         "This run added no noise and did not hide single clients' uploads from the server: it "
         "keeps texts where they are, it does not promise differential privacy."
     )
+
+
+def _causal(job: Json) -> bool:
+    return inner(job, "data").get("task") == "causal"
 
 
 def _labels(job: Json) -> str:
