@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +23,14 @@ from triskel import cli, compare, live
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
 from triskel.job import Job, ModeName, Override, dump, load, parse
+from triskel.report import words as conclusions
 from triskel.template import TEMPLATE
 
 RUNNER = CliRunner()
 COMMANDS = ["compare", "run", "report", "export", "evaluate", "init"]
 RESULT: dict[str, Any] = {
     "schema": 1,
-    "job": dump(Job()),
+    "job": dump(load(None)),
     "data": {"classes": ["a", "b"], "public": 0, "clients": {}},
     "baselines": {"base": {"accuracy": 0.5, "loss": 0.7, "what": "always a", "per_client": {}}},
     "skipped": {},
@@ -59,7 +62,10 @@ class Played:
     def __call__(self, *given: object) -> Mapping[str, Any]:
         self.asked.append(given)
         folder = next(one for one in given if isinstance(one, Path))
-        (folder / "stages").mkdir(parents=True) if self.stages else folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.stages:
+            (folder / "stages").mkdir()
+            (folder / "a-file").write_text("")
         (folder / "job.toml").write_text("")
         asked = {"modes": ["params"], "baselines": [], "strict": False}
         (folder / "request.json").write_text(json.dumps(asked))
@@ -121,6 +127,29 @@ def test_every_command_says_what_it_does(command: str) -> None:
     assert f"triskel {command}" in out.replace("root", "triskel") or command in out
 
 
+@pytest.mark.parametrize("debug", [True, False])
+def test_other_libraries_are_kept_quiet(monkeypatch: pytest.MonkeyPatch, *, debug: bool) -> None:
+    for name in cli.QUIET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATASETS_VERBOSITY", "info")
+    monkeypatch.setattr(sys, "warnoptions", [])
+    warned: list[warnings.WarningMessage] = []
+
+    def advises(*_: object) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.warn("use the new name", FutureWarning, stacklevel=1)
+        warned.extend(caught)
+        raise JobError("no")
+
+    monkeypatch.setattr(cli, "load", advises)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        triskel(*(["--debug"] if debug else []), "compare")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert os.environ["DATASETS_VERBOSITY"] == "info", "what a user has set stays"
+    assert len(warned) == debug
+
+
 def test_the_version_is_shown() -> None:
     assert triskel("--version") == (0, f"triskel {cli.__version__}\n", "")
 
@@ -139,10 +168,24 @@ def test_a_mistyped_word_is_answered_with_the_nearest(words: list[str], hint: st
     assert hint in said
 
 
-@pytest.mark.parametrize("command", ["report", "export", "evaluate"])
-def test_a_run_folder_must_be_there(command: str) -> None:
-    more = ["there"] if command == "export" else []
-    code, _, said = triskel(command, "nowhere", *more)
+def test_without_a_command_there_is_help() -> None:
+    for words in ([], ["assets"]):
+        _, out, said = triskel(*words)
+        assert "Usage:" in out + said
+        assert "get" in out + said or "compare" in out + said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "nowhere"],
+        ["export", "nowhere", "there"],
+        ["evaluate", "nowhere"],
+        ["run", "--resume", "nowhere"],
+    ],
+)
+def test_a_run_folder_must_be_there(words: list[str]) -> None:
+    code, _, said = triskel(*words)
     assert code == 2
     assert "nowhere" in said
 
@@ -233,7 +276,7 @@ def test_compare_without_a_job_runs_the_demo_in_the_next_free_folder(played: Pla
         code, out, said = triskel("compare")
         assert code == 0
         job, request, folder, engine, _ = played.asked[-1]
-        assert (job, engine.job) == (Job(), Job())
+        assert job == engine.job == load(None)
         assert folder == Path(f"runs/opinions-{number}")
         assert request == compare.Request()
         assert f"Results  runs/opinions-{number}\n" in out
@@ -265,6 +308,31 @@ def test_options_reach_the_run(played: Played) -> None:
     assert request == compare.Request(modes=("split", "params"), baselines=())
 
 
+def test_no_baselines_may_be_said_in_two_ways(played: Played) -> None:
+    for none in ("", "none"):
+        assert triskel("compare", "--baselines", none)[0] == 0
+        assert played.asked[-1][1].baselines == ()
+
+
+def test_what_came_out_is_said_line_by_line(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del played
+    lines = ["The first line is long: " + "word " * 60 + "end", "The [second] follows."]
+    monkeypatch.setattr(conclusions, "verdict", lambda _: lines)
+    out = triskel("compare")[1].splitlines()
+    place = out.index(lines[0])
+    assert out[place + 1] == lines[1]
+
+
+def test_a_table_is_as_wide_as_asked_where_no_terminal_bounds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cli._console().width == cli.PIPE_WIDTH
+    monkeypatch.setenv("COLUMNS", "70")
+    assert cli._console().width == 70
+
+
 @pytest.mark.parametrize(("words", "mode"), [([], "logits"), (["--mode", "split"], "split")])
 def test_run_plays_one_mode(played: Played, words: list[str], mode: ModeName) -> None:
     Path("job.toml").write_text('mode = "logits"\nname = "mine"\n')
@@ -287,7 +355,7 @@ def test_resume_hands_the_folder_over(played: Played) -> None:
     ("stop", "code", "first"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (RoundError("no client answered"), 1, "error: no client answered"),
+        (RoundError("no [client] answered"), 1, "error: no [client] answered"),
     ],
 )
 def test_what_stops_a_run_says_how_to_go_on(
@@ -315,11 +383,19 @@ def test_a_refused_job_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None
     assert not Path("here").exists()
 
 
+def test_a_run_that_fails_early_leaves_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "run", Played(RoundError("no"), stages=False))
+    assert triskel("compare", "--out", "here")[0] == 1
+    assert Path("here/job.toml").is_file()
+
+
 def test_a_refused_job_leaves_what_it_did_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "run", Played(JobError("no"), stages=True))
     said = triskel("compare", "--out", "here")[2]
     assert "resume" not in said
-    assert Path("here/job.toml").is_file()
+    assert {path.name for path in Path("here").iterdir()} == {
+        *("a-file", "job.toml", "request.json", "stages")
+    }
 
 
 def test_a_folder_that_is_not_empty_is_left_alone() -> None:
@@ -421,13 +497,13 @@ def test_evaluate_shows_a_table_of_clients(monkeypatch: pytest.MonkeyPatch) -> N
 # --- Beginning --------------------------------------------------------------------------------
 
 
-def test_init_writes_the_default_job_and_keeps_a_file_that_is_there() -> None:
+def test_init_writes_the_demonstration_and_keeps_a_file_that_is_there() -> None:
     assert triskel("init", "jobs/mine.toml")[0] == 0
-    assert load(Path("jobs/mine.toml")) == Job()
+    assert load(Path("jobs/mine.toml")) == load(None)
     assert refusal("init", "jobs/mine.toml") == "jobs/mine.toml exists; --force replaces it"
     Path("jobs/mine.toml").write_text("seed = 1")
     assert triskel("init", "jobs/mine.toml", "--force")[0] == 0
-    assert load(Path("jobs/mine.toml")) == Job()
+    assert load(Path("jobs/mine.toml")) == load(None)
 
 
 def test_init_says_why_it_cannot_write() -> None:
@@ -455,8 +531,9 @@ def test_the_job_file_says_every_key_with_its_default() -> None:
             mine, known = mine.get(name), known.get(name)
         if known is None:
             assert f"# {key[-1]} = " in TEMPLATE, key
-        else:
-            assert mine == known, key
+        elif mine != known:
+            pattern = rf"^{key[-1]} = {re.escape(str(mine))} +# .*\[{re.escape(str(known))}\]"
+            assert re.search(pattern, TEMPLATE, re.MULTILINE), key
     for name in Override.model_fields:
         assert f"# {name} = " in TEMPLATE
 
