@@ -1,0 +1,468 @@
+"""FLOPs and memory, held against counts written out by hand, product by product.
+
+A product of [m, k] and [k, n] is 2·m·k·n. LoRA on X W is X W + (X A) B, so training costs forward
+X W, X A, (X A) B; backward dB, d(X A), dA; and d X through W and A only where something below needs
+it. Nothing below the first block that trains has a backward pass.
+"""
+
+# ruff: noqa: ANN401 - stand-ins take whatever they are handed
+
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from triskel.bench import Bench
+from triskel.engines.local import LocalEngine
+from triskel.errors import MeterError
+from triskel.job import Adapter, Model
+from triskel.ledger import Ledger
+from triskel.model import cost
+from triskel.model.body import Body
+from triskel.model.cost import Costs, Piece, count
+from triskel.model.load import load
+from triskel.stages import MAKERS
+from triskel.types import Batch
+
+SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
+L, D, M, H, V, C, R = 3, 16, 24, 2, 46, 3, 2
+HEAD_DIM = D // H
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    room = tmp_path_factory.mktemp("cost")
+
+    def of(kind: str) -> Path:
+        place = room / kind
+        return place if place.exists() else SMALL.save_model(place, kind)
+
+    return of
+
+
+class Bodies:
+    """Bodies by what they are, loaded once."""
+
+    def __init__(self, folder: Callable[[str], Path]) -> None:
+        self.folder, self.known = folder, dict[Any, Body]()
+
+    def __call__(
+        self, kind: str, task: Any = "classify", blocks: str = "all", attention: Any = "eager"
+    ) -> Body:
+        key = (kind, task, blocks, attention)
+        if key not in self.known:
+            self.known[key] = load(
+                str(self.folder(kind)),
+                Model(dtype="float32", device="cpu", attention=attention),
+                Adapter(rank=R, alpha=4.0, blocks=blocks),
+                task=task,
+                classes=C if task == "classify" else 0,
+                seed=1,
+            )
+        return self.known[key]
+
+
+@pytest.fixture(scope="module")
+def bodies(folder: Callable[[str], Path]) -> Bodies:
+    return Bodies(folder)
+
+
+# --- by hand ----------------------------------------------------------------------------------
+
+
+def linear(rows: int, into: int, out: int, *, rank: int, backward: bool, below: bool) -> int:
+    """Return FLOPs of one frozen linear map, with LoRA where rank > 0.
+
+    Args:
+        rows: Rows of X.
+        into: Width of X.
+        out: Width of the output.
+        rank: r, or 0 without an adapter.
+        backward: Whether a backward pass comes through here.
+        below: Whether X needs a gradient.
+    """
+    base, a, b = 2 * rows * into * out, 2 * rows * into * rank, 2 * rows * rank * out
+    total = base + a + b
+    if backward:
+        total += (b + b + a) if rank else 0  # dB, d(X A), dA
+        total += (base + a) if below else 0
+    return total
+
+
+def attention(rows: int, tokens: int, *, grads: int) -> int:
+    """Return FLOPs of scores and mixture, with `grads` of the four backward products."""
+    product = 2 * rows * H * tokens * tokens * HEAD_DIM
+    return (2 + grads) * product
+
+
+def llama_block(rows: int, tokens: int, *, rank: int, backward: bool, below: bool) -> int:
+    n, narrow = rows * tokens, D // 2  # one key head of two
+    way = {"backward": backward, "below": below}
+    inside = {"backward": backward, "below": backward}
+    total = linear(n, D, D, rank=rank, **way)  # q
+    total += linear(n, D, narrow, rank=0, **way)  # k
+    total += linear(n, D, narrow, rank=rank, **way)  # v
+    total += attention(rows, tokens, grads=0 if not backward else 4 if below else 3)  # no dK
+    total += linear(n, D, D, rank=0, **inside)  # o
+    return total + 3 * linear(n, D, M, rank=0, **inside)  # gate, up, down
+
+
+def gpt2_block(rows: int, tokens: int, *, rank: int, backward: bool, below: bool) -> int:
+    n = rows * tokens
+    inside = {"backward": backward, "below": backward}
+    total = linear(n, D, 3 * D, rank=rank, backward=backward, below=below)
+    total += attention(rows, tokens, grads=4 if backward else 0)
+    total += linear(n, D, D, rank=0, **inside)
+    return total + 2 * linear(n, D, M, rank=0, **inside)
+
+
+def bert_block(rows: int, tokens: int, *, rank: int, backward: bool, below: bool) -> int:
+    n = rows * tokens
+    way = {"backward": backward, "below": below}
+    inside = {"backward": backward, "below": backward}
+    total = linear(n, D, D, rank=rank, **way) + linear(n, D, D, rank=rank, **way)  # query, value
+    total += linear(n, D, D, rank=0, **way)  # key
+    total += attention(rows, tokens, grads=0 if not backward else 4 if below else 3)
+    total += linear(n, D, D, rank=0, **inside)
+    return total + 2 * linear(n, D, M, rank=0, **inside)
+
+
+BLOCK = {"llama": llama_block, "gpt2": gpt2_block, "bert": bert_block}
+
+
+def head(kind: str, task: str, scored: int, *, backward: bool, below: bool) -> int:
+    if task == "causal":
+        return 2 * scored * D * V * (1 + (backward and below))
+    total = 2 * scored * D * C * (1 + backward + (backward and below))
+    if kind == "bert":  # the frozen pooler
+        total += 2 * scored * D * D * (1 + (backward and below))
+    return total
+
+
+def by_hand(kind: str, task: str, piece: Piece, trained: range, shape: tuple[int, int, int]) -> int:
+    """Return FLOPs of a piece on (rows, tokens, scored)."""
+    rows, tokens, scored = shape
+    low, high = piece.low, L
+    if piece.kind == "bottom":
+        high = piece.high
+    learns = piece.kind != "forward"
+    total, below = 0, piece.kind == "top" and piece.slope
+    if not piece.rows:
+        for index in range(low, high):
+            rank = R if index in trained else 0
+            total += BLOCK[kind](
+                rows,
+                tokens,
+                rank=rank,
+                backward=learns and (below or rank > 0),
+                below=below,
+            )
+            below = below or rank > 0
+    if piece.kind == "bottom":
+        return total
+    return total + head(kind, task, scored, backward=learns, below=below)
+
+
+PIECES = (
+    Piece("train"),
+    Piece("forward"),
+    Piece("bottom", high=0),
+    Piece("bottom", high=1),
+    Piece("bottom", high=2),
+    Piece("top", low=1),
+    Piece("top", low=2),
+    Piece("top", low=2, slope=False),
+    Piece("top", low=3),
+    Piece("top", low=3, rows=True),
+    Piece("top", low=3, rows=True, slope=False),
+)
+NEW = ((1, 1, 1), (1, 7, 1), (5, 11, 5), (7, 20, 7))
+BLOCKS = {"all": range(L), "top:2": range(1, L), "top:1": range(2, L), "0-0": range(1)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [("llama", "classify"), ("llama", "causal"), ("gpt2", "classify"), ("gpt2", "causal"),
+     ("bert", "classify")],
+)  # fmt: skip
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_flops_are_those_counted_by_hand(kind: str, task: str, blocks: str, bodies: Bodies) -> None:
+    body = bodies(kind, task, blocks)
+    for piece in PIECES:
+        if task == "causal" and piece.rows:
+            continue
+        found = count(body, piece)
+        for shape in NEW:
+            size = shape if task == "classify" else (*shape[:2], 2 * shape[2] + 1)
+            expected = by_hand(kind, task, piece, BLOCKS[blocks], size)
+            assert found.of(*size) == expected, (piece, size)
+
+
+def test_training_with_lora_is_near_four_flops_a_parameter_and_token(bodies: Bodies) -> None:
+    """Short texts, so that attention itself is small; 2 N forward, 2 N for activations."""
+    body = bodies("llama")
+    n = sum(p.numel() for name, p in body.blocks.list.named_parameters() if "lora" not in name)
+    ratio = count(body, Piece("train")).of(100, 2, 100) / (n * 200)
+    assert 3.5 < ratio < 5.5
+    frozen = count(bodies("llama", blocks="top:1"), Piece("bottom", high=2)).of(100, 2, 100)
+    assert 1.9 < frozen / (n * 2 / 3 * 200) < 2.2
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_sdpa_is_counted_by_its_own_formula(kind: str, bodies: Bodies) -> None:
+    """The kernel recomputes the scores, so its backward pass is five products, in every block."""
+    eager, fused = bodies(kind), bodies(kind, attention="sdpa")
+    for piece in (Piece("train"), Piece("forward"), Piece("bottom", high=2)):
+        for rows, tokens, scored in NEW[1:]:
+            blocks = piece.high or L
+            product = 2 * rows * H * tokens * tokens * HEAD_DIM
+            by_blocks = [4] * blocks if kind == "gpt2" else [3] + [4] * (blocks - 1)
+            more = sum(5 - grads for grads in by_blocks) if piece.kind != "forward" else 0
+            found = count(fused, piece).of(rows, tokens, scored)
+            assert found == count(eager, piece).of(rows, tokens, scored) + more * product
+
+
+# --- over a round -----------------------------------------------------------------------------
+
+
+def bench_of(folder: Callable[[str], Path], kind: str, tmp_path: Path, **sections: Any) -> Bench:
+    rows = SMALL.save_rows(tmp_path / "rows.csv", 40)
+    return SMALL.bench(SMALL.job(folder(kind), rows, **sections))
+
+
+def play(bench: Bench, mode: str) -> dict[str, Any]:
+    it, ledger = MAKERS[mode](bench, SMALL.watch), Ledger()
+    LocalEngine(bench.job).round(
+        it,
+        it.start(),
+        bench.active,
+        worker=lambda c: bench.worker(c, SMALL.watch),
+        mine={},
+        ledger=ledger,
+        watch=SMALL.watch,
+    )
+    return ledger.rows()
+
+
+@pytest.mark.parametrize("mode", ["params", "logits"])
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_a_round_costs_what_torch_counts_while_it_runs(
+    mode: str, task: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bench = bench_of(
+        folder, "llama", tmp_path, task=task, adapter={"dropout": 0.1}, logits={"student": False}
+    )
+    play(bench, mode)  # so that pieces are counted before the count begins
+    with FlopCounterMode(display=False) as counter:
+        rows = play(bench, mode)
+    assert sum(r["flops"] for r in rows.values()) == counter.get_total_flops()
+    assert len({r["flops"] for r in rows.values()}) > 1
+
+
+@pytest.mark.parametrize("cut", [(1, 2), (0, 3), (2, 3)])
+def test_split_counts_the_clients_part_of_each_padded_batch(
+    cut: tuple[int, int], folder: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    bench = bench_of(folder, "llama", tmp_path, split={"cut": cut})
+    shapes: dict[str, list[tuple[int, int, int]]] = {c: [] for c in bench.active}
+    batch_of = type(bench.worker("client-01", SMALL.watch)).batch
+
+    def seen(self: Any, examples: Any, rows: Any) -> Batch:
+        batch = batch_of(self, examples, rows)
+        shapes[self.client].append((*batch.ids.shape, len(batch.rows)))
+        return batch
+
+    monkeypatch.setattr("triskel.worker.Worker.batch", seen)
+    rows = play(bench, "split")
+    low, high = cut
+    pooled = high == L
+    for client, row in rows.items():
+        assert len(shapes[client]) > 1
+        expected = sum(
+            by_hand("llama", "classify", piece, range(L), shape)
+            for shape in shapes[client]
+            for piece in (
+                Piece("bottom", high=low),
+                Piece("top", low=high, rows=pooled, slope=True),
+            )
+        )
+        assert row["flops"] == expected
+
+
+def test_a_client_of_split_needs_less_memory_and_compute_than_one_of_params(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bench = bench_of(folder, "llama", tmp_path)
+    whole, part = play(bench, "params"), play(bench, "split")
+    for client, row in part.items():
+        assert 0 < row["peak_client_bytes"] < whole[client]["peak_client_bytes"]
+        assert 0 < row["flops"] < whole[client]["flops"]
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def saved_by(body: Body, run: Callable[[], Tensor]) -> int:
+    """Return bytes that autograd keeps while `run` runs, storages of the model left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*body.blocks.model.parameters(),
+                                                    *body.blocks.model.buffers())}  # fmt: skip
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = run()
+    assert out is not None
+    return sum(s.nbytes() for s in kept.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_bytes_saved_for_backward_are_predicted_for_shapes_never_seen(
+    kind: str, attention: str, bodies: Bodies
+) -> None:
+    body = bodies(kind, attention=attention)
+    found = count(body, Piece("train"))
+    for rows, tokens in ((4, 11), (6, 17), (16, 33)):
+        batch = Batch(
+            ids=torch.randint(3, V, (rows, tokens)),
+            lengths=torch.full((rows,), tokens),
+            rows=torch.arange(rows),
+            columns=torch.full((rows,), tokens - 1),
+            targets=torch.zeros(rows, dtype=torch.int64),
+        )
+        leaves = body.parameters(body.initial)
+        body.install(leaves, leaves)
+        real = saved_by(body, lambda b=batch, p=leaves: body.logits(p, b))
+        assert found.bytes_of(rows, tokens, rows) == pytest.approx(real, rel=0.01), (rows, tokens)
+
+
+def test_a_peak_is_weights_gradients_moments_and_saved_bytes(bodies: Bodies) -> None:
+    body = bodies("llama")
+    costs = Costs(body)
+    meter = costs.meter()
+    batch = Batch(
+        ids=torch.ones(4, 9, dtype=torch.int64),
+        lengths=torch.full((4,), 9),
+        rows=torch.arange(4),
+        columns=torch.full((4,), 8),
+        targets=torch.zeros(4, dtype=torch.int64),
+    )
+    leaves = body.parameters(body.initial)
+    meter.ran(batch, Piece("train"), training=leaves)
+    weights = 4 * sum(p.numel() for p in body.blocks.model.parameters())
+    trained = sum(t.numel() for t in body.initial.values())
+    saved = costs[Piece("train")].bytes_of(4, 9, 4)
+    assert meter.peak_bytes == weights + 12 * trained + saved
+    assert meter.tokens == 36
+    before = meter.peak_bytes
+    meter.ran(batch, Piece("forward"))
+    assert meter.peak_bytes == before, "the largest, not the last"
+    assert meter.tokens == 36
+
+
+def test_parts_that_two_pieces_share_are_resident_once(bodies: Bodies) -> None:
+    """The causal head of GPT-2 is its embedding."""
+    body, costs = bodies("gpt2", "causal"), Costs(bodies("gpt2", "causal"))
+    model = body.blocks.model
+    block = 4 * sum(p.numel() for p in body.blocks.list[0].parameters())
+    embeddings = 4 * (model.transformer.wte.weight.numel() + model.transformer.wpe.weight.numel())
+    norm = 4 * sum(p.numel() for p in body.blocks.norm.parameters())  # type: ignore[union-attr]
+    both = (Piece("bottom", high=1), Piece("top", low=2))
+    assert costs.resident(both) == 2 * block + embeddings + norm
+    assert costs.resident((Piece("bottom", high=1),)) == block + embeddings
+    assert costs.resident((Piece("train"),)) == 3 * block + embeddings + norm
+    assert costs.resident((Piece("train"), Piece("forward"))) == 3 * block + embeddings + norm
+
+
+# --- a wrong zero is worse than an error ------------------------------------------------------
+
+
+@pytest.fixture
+def llama(folder: Callable[[str], Path]) -> Body:
+    """One that a test may spoil."""
+    return Bodies(folder)("llama")
+
+
+@pytest.fixture
+def library() -> Iterator[torch.library.Library]:
+    it = torch.library.Library("small_test", "FRAGMENT")
+    yield it
+    it._destroy()
+
+
+def test_a_product_that_the_counter_does_not_know_raises(
+    llama: Body, library: torch.library.Library
+) -> None:
+    library.define("shadow_matmul(Tensor x, Tensor w) -> Tensor")
+    library.impl("shadow_matmul", torch.matmul, "CompositeExplicitAutograd")
+
+    class Shadow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.small_test.shadow_matmul(x.detach(), torch.eye(D))
+
+    llama.blocks.list[1].mlp = Shadow()
+    with pytest.raises(
+        MeterError, match=r"^operation small_test\.shadow_matmul is a product that "
+    ):
+        count(llama, Piece("train"))
+
+
+def test_a_cost_that_is_no_polynomial_of_its_shape_raises(llama: Body) -> None:
+    class Cubic(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            b, t, _ = x.shape
+            return x + (torch.ones(t * b, t) @ torch.ones(t, t)).sum() * 0
+
+    llama.blocks.list[1].mlp = Cubic()
+    with pytest.raises(MeterError, match=r"FLOPs of Piece\(kind='forward'.* use model.attention ="):
+        count(llama, Piece("forward"))
+
+
+def test_every_kernel_of_attention_that_torch_leaves_at_zero_is_registered() -> None:
+    names = {str(packet) for packet in cost._registry()}
+    assert names == {
+        "aten._scaled_dot_product_flash_attention_for_cpu",
+        "aten._scaled_dot_product_flash_attention_for_cpu_backward",
+    }
+
+
+def test_each_piece_is_counted_once(bodies: Bodies, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Piece] = []
+
+    def counting(body: Body, piece: Piece) -> Any:
+        calls.append(piece)
+        return real(body, piece)
+
+    real = cost.count
+    monkeypatch.setattr(cost, "count", counting)
+    costs = Costs(bodies("llama"))
+    assert costs[Piece("forward")] is costs[Piece("forward")]
+    assert calls == [Piece("forward")]
+    assert list(costs) == [Piece("forward")]
+    assert len(costs) == 1
+
+
+def test_counting_leaves_the_model_and_the_randomness_as_they_were(bodies: Bodies) -> None:
+    body = bodies("llama")
+    torch.manual_seed(4)
+    wanted = torch.rand(2)
+    torch.manual_seed(4)
+    before = {n: t.clone() for n, t in body.initial.items()}
+    mine = body.parameters(body.initial)
+    body.install(mine, mine)
+    count(body, Piece("train"))
+    assert all(torch.equal(t, before[n]) for n, t in body.initial.items())
+    assert all(p.grad is None for p in mine.values())
+    assert torch.equal(torch.rand(2), wanted)

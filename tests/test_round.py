@@ -1,0 +1,227 @@
+"""Rounds: who takes part, what is kept between them, and what a stopped stage goes on from."""
+
+# ruff: noqa: ANN401 - stand-ins take whatever they are handed
+
+import runpy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from triskel.checkpoint import read
+from triskel.errors import RoundError, TrainingError
+from triskel.job import Job
+from triskel.metrics import Score
+from triskel.model.body import Body
+from triskel.modes.params import Params
+from triskel.round import Scores, Stage, cohort, play, pooled, summary
+from triskel.types import ClientState
+
+SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
+NAMES = [f"client-{i:02d}" for i in range(1, 11)]
+
+
+def job_of(share: float, seed: int = 0, rounds: int = 3) -> Job:
+    return Job.model_validate({"seed": seed, "rounds": rounds, "clients": {"cohort": share}})
+
+
+# --- who takes part ---------------------------------------------------------------------------
+
+
+@given(st.floats(0.001, 1.0), st.integers(1, 30), st.integers(1, 99), st.integers(0, 9))
+def test_a_cohort_is_a_share_of_the_clients_rounded_up(
+    share: float, count: int, round_: int, seed: int
+) -> None:
+    names = [f"c{i:02d}" for i in range(count)]
+    found = cohort(job_of(share, seed), names, round_)
+    assert found == sorted(set(found))
+    assert set(found) <= set(names)
+    assert 1 <= len(found) <= count
+    assert share * count - 1e-6 <= len(found) < share * count + 1
+    assert found == cohort(job_of(share, seed), list(reversed(names)), round_)
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [(1.0, 7, 7), (0.3, 10, 3), (0.1, 10, 1), (0.07, 100, 7), (0.29, 100, 29), (0.01, 10, 1),
+     (0.5, 3, 2), (0.34, 3, 2), (0.33, 3, 1)],
+)  # fmt: skip
+def test_a_share_that_is_whole_stays_whole(share: float, count: int, expected: int) -> None:
+    assert len(cohort(job_of(share), [f"c{i}" for i in range(count)], 1)) == expected
+
+
+def test_cohorts_change_from_round_to_round_and_reach_everybody() -> None:
+    drawn = [tuple(cohort(job_of(0.3), NAMES, r)) for r in range(1, 41)]
+    assert len(set(drawn)) > 20
+    counts = [sum(name in c for c in drawn) for name in NAMES]
+    assert min(counts) >= 4
+    assert max(counts) <= 22
+    assert drawn != [tuple(cohort(job_of(0.3, seed=1), NAMES, r)) for r in range(1, 41)]
+
+
+def test_no_client_at_all_is_refused() -> None:
+    with pytest.raises(RoundError) as caught:
+        cohort(job_of(1.0), [], 1)
+    assert str(caught.value) == "no client holds a training example; look at clients.partition"
+
+
+# --- a stage ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Count:
+    """A server that counts."""
+
+    total: Mapping[str, Tensor]
+    closed: int = 0
+    graph: object = field(default=None, metadata={"open": True})
+
+
+class Counting(Params):
+    """A mode of which only the start is used."""
+
+    def start(self) -> Any:
+        return Count(total={"n": torch.zeros(1)})
+
+
+class Engine:
+    """Adds one for every client of a round; stops in the round it is told to."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.stop, self.rounds = stop, list[Any]()
+
+    def round(
+        self, mode: Any, state: Count, cohort: Sequence[str], **more: Any
+    ) -> tuple[Count, Mapping[str, ClientState]]:
+        del mode
+        self.rounds.append((state.closed + 1, tuple(cohort), dict(more["mine"])))
+        if state.closed + 1 == self.stop:
+            raise TrainingError("loss became nan")
+        mine, ledger = more["mine"], more["ledger"]
+        for client in cohort:
+            ledger.computed(client, flops=state.closed + 1, peak_bytes=5, seconds=0.1)
+            more["watch"]({"event": "step", "client": client})
+        after = {
+            c: ClientState(facts={"seen": int(mine.get(c, ClientState()).facts.get("seen", 0)) + 1})
+            for c in cohort
+        }
+        total = {"n": state.total["n"] + len(cohort)}
+        return Count(total=total, closed=state.closed + 1, graph=object()), after
+
+
+def score(right: int, count: int) -> Score:
+    table = torch.tensor([[right, count - right], [0, 0]])
+    return Score(confusion=table, loss_sum=float(count), correct=right, count=count)
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory: pytest.TempPathFactory) -> Body:
+    room = tmp_path_factory.mktemp("round")
+    job = SMALL.job(SMALL.save_model(room / "model"), SMALL.save_rows(room / "rows.csv", 20))
+    return SMALL.bench(job).body()
+
+
+@pytest.fixture
+def stage(body: Body) -> Stage[Any, Any]:
+    def evaluate(state: Count, mine: Mapping[str, ClientState]) -> Scores:
+        del state
+        each = {n: score(min(int(mine[n].facts["seen"]), 4), 4) for n in mine}
+        return pooled(each, 2)
+
+    return Stage(
+        name="toy",
+        mode=Counting(job=job_of(1.0), initial=body.initial, layout=body.layout),
+        clients=NAMES,
+        worker=lambda client, watch: (client, watch),
+        evaluate=evaluate,
+        body=body,
+    )
+
+
+def test_a_stage_plays_its_rounds_and_says_so(stage: Stage[Any, Any], tmp_path: Path) -> None:
+    events: list[Any] = []
+    engine = Engine()
+    out = play(stage, engine, job_of(0.2), folder=tmp_path, watch=events.append)
+    assert [r[0] for r in engine.rounds] == [1, 2, 3]
+    assert out.state.total["n"].tolist() == [6.0]
+    assert {(e["stage"], e["round"]) for e in events} == {("toy", 1), ("toy", 2), ("toy", 3)}
+    assert [e["event"] for e in events[:5]] == [
+        "round_start", "step", "step", "evaluate", "round_end",
+    ]  # fmt: skip
+    assert events[0]["clients"] == list(engine.rounds[0][1])
+    assert [row["round"] for row in out.rows] == [1, 2, 3]
+    assert [events[i]["flops"] for i in (4, 9, 14)] == [2, 4, 6]
+
+
+def test_a_client_that_sits_out_keeps_its_state(stage: Stage[Any, Any], tmp_path: Path) -> None:
+    engine = Engine()
+    out = play(stage, engine, job_of(0.3, rounds=6), folder=tmp_path, watch=SMALL.watch)
+    counts = {n: sum(n in names for _, names, _ in engine.rounds) for n in NAMES}
+    assert {c: s.facts["seen"] for c, s in out.clients.items()} == {
+        c: n for c, n in counts.items() if n
+    }
+    assert max(counts.values()) > 1, "somebody must come back"
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_stopped_stage_goes_on_from_its_last_closed_round(
+    stop: int, stage: Stage[Any, Any], tmp_path: Path
+) -> None:
+    whole = play(stage, Engine(), job_of(0.3), folder=tmp_path / "whole", watch=SMALL.watch)
+    with pytest.raises(TrainingError):
+        play(stage, Engine(stop), job_of(0.3), folder=tmp_path / "run", watch=SMALL.watch)
+    saved = read(tmp_path / "run")
+    assert (saved.closed if saved else 0) == stop - 1
+    engine = Engine()
+    again = play(stage, engine, job_of(0.3), folder=tmp_path / "run", watch=SMALL.watch)
+    assert [r[0] for r in engine.rounds] == list(range(stop, 4))
+    assert torch.equal(again.state.total["n"], whole.state.total["n"])
+    assert dict(again.clients) == dict(whole.clients)
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in again.rows]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.rows]
+
+
+def test_a_finished_stage_plays_nothing(stage: Stage[Any, Any], tmp_path: Path) -> None:
+    play(stage, Engine(), job_of(0.3), folder=tmp_path, watch=SMALL.watch)
+    engine = Engine()
+    out = play(stage, engine, job_of(0.3), folder=tmp_path, watch=SMALL.watch)
+    assert not engine.rounds
+    assert out.state.closed == 3
+
+
+def test_a_longer_job_goes_on_where_the_shorter_one_ended(
+    stage: Stage[Any, Any], tmp_path: Path
+) -> None:
+    play(stage, Engine(), job_of(0.3, rounds=2), folder=tmp_path, watch=SMALL.watch)
+    engine = Engine()
+    play(stage, engine, job_of(0.3, rounds=4), folder=tmp_path, watch=SMALL.watch)
+    assert [r[0] for r in engine.rounds] == [3, 4]
+
+
+def test_scores_are_pooled_over_examples_and_not_over_clients() -> None:
+    found = pooled({"a": score(1, 1), "b": score(0, 3)}, 2)
+    assert found.pooled.accuracy == 0.25
+    assert found.pooled.count == 4
+    assert found.each["a"].accuracy == 1.0
+
+
+def test_a_stage_without_test_examples_scores_nothing() -> None:
+    assert pooled({}, 3).pooled.count == 0
+
+
+def test_a_summary_ends_with_the_last_rounds_figures(
+    stage: Stage[Any, Any], tmp_path: Path
+) -> None:
+    out = play(stage, Engine(), job_of(1.0, rounds=2), folder=tmp_path, watch=SMALL.watch)
+    found = summary(out)
+    assert found["rounds"] == out.rows
+    assert found["final"] == {k: out.rows[-1][k] for k in ("accuracy", "macro_f1", "loss")}
+    assert found["totals"]["client_flops"] == 10 * 1 + 10 * 2
+    assert found["totals"]["seconds"] == sum(r["seconds"] for r in out.rows)
