@@ -211,3 +211,61 @@ def test_only_adapter_and_head_train() -> None:
             if "lora" not in n and not n.startswith(body.blocks.head_name)
         )
         assert bool(body.layout.head) == (task == "classify")
+
+
+@pytest.mark.parametrize("family", tiny.TARGETS)
+@pytest.mark.parametrize("kind", ["lora", "dora", "rslora", "ia3", "loha", "lokr"])
+def test_every_kind_of_adapter_can_be_cut_and_trains_in_every_block(kind: str, family: str) -> None:
+    job = tiny.job(adapter={"kind": kind})
+    model = tiny.model(family, dtype=torch.float64)
+    targets = () if kind == "ia3" else tiny.TARGETS[family]
+    adapter = job.adapter.model_copy(update={"targets": targets})
+    options = {"task": "classify", "classes": tiny.CLASSES, "adapter": adapter, "seed": job.seed}
+    if (kind, family) in {("loha", "gpt2"), ("lokr", "gpt2")}:
+        with pytest.raises(ModelError, match=f"'{kind}' cannot be put into a gpt2 model"):
+            Body(model, None, **options)
+        return
+    body = Body(model, None, **options)
+    batch = batch_of(tiny.examples(4), range(4), pool=body.blocks.pool)
+    start = {n: t + 0.1 * tiny.random_like({n: t}, 1)[n] for n, t in body.initial.items()}
+    tensors = body.parameters(start)
+    joined = body.logits(tensors, batch)
+    h = body.bottom(tensors, batch, 1)
+    u = body.middle(tensors, h, batch.lengths, low=1, high=3)
+    assert torch.equal(body.top(tensors, u, batch, 3), joined)
+    for name, slope in zip(
+        tensors, torch.autograd.grad(joined.sum(), tensors.values()), strict=True
+    ):
+        assert bool(slope.any()), name
+    assert set(body.layout.block.values()) == set(range(tiny.LAYERS))
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("lora", 6 / 2), ("rslora", 6 / 2**0.5)])
+def test_the_scale_on_the_wire_is_what_peft_multiplies_by(kind: str, scale: float) -> None:
+    body = tiny.body("llama", tiny.job(adapter={"kind": kind}))
+    assert body.layout.scale == pytest.approx(scale)
+    used = {
+        m.scaling["default"]
+        for m in body.blocks.model.modules()
+        if hasattr(m, "scaling") and isinstance(m.scaling, dict)
+    }
+    assert len(used) == 1
+    assert used.pop() == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "ia3", "loha"])
+def test_a_fresh_adapter_changes_nothing(kind: str) -> None:
+    for task in ("classify", "causal"):
+        job = tiny.job(task=task, adapter={"kind": kind})
+        targets = () if kind == "ia3" else tiny.TARGETS["llama"]
+        model = tiny.model("llama", task)
+        adapter = job.adapter.model_copy(update={"targets": targets})
+        body = Body(model, None, task=task, classes=0, adapter=adapter, seed=job.seed)
+        texts = tiny.examples(4, task)
+        batch = batch_of(texts, range(4))
+        with torch.no_grad():
+            h = body.bottom(body.parameters(body.initial), batch, tiny.LAYERS)
+            plain = tiny.model("llama", task)
+            wanted = plain.model(**tiny.called_with(batch, 0)).last_hidden_state
+            found = body.blocks.norm(h)[batch.rows, batch.columns]
+        torch.testing.assert_close(found, wanted[batch.rows, batch.columns], rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triskel import trunk
 from triskel.errors import JobError, MessageError, TrainingError
+from triskel.job import Train
 from triskel.ledger import Ledger
 from triskel.message import pack
 from triskel.model.train import Where
@@ -65,13 +66,13 @@ class Traced:
 class Joint:
     """All parties in one loop: θᵢ of each client, one φ, plain AdamW from torch."""
 
-    def __init__(self, plain: Any, start: Mapping[str, Tensor], rate: float) -> None:  # noqa: ANN401 - a Plain
-        self.plain, self.rate, self.trace = plain, rate, Traced()
+    def __init__(self, plain: Any, start: Mapping[str, Tensor], train: Train) -> None:  # noqa: ANN401 - a Plain
+        self.plain, self.train, self.rate, self.trace = plain, train, train.lr, Traced()
         self.phi = {n: t.clone().requires_grad_() for n, t in start.items()}
         self.adam = {n: self._adam([t]) for n, t in self.phi.items()}
 
     def _adam(self, tensors: Iterable[Tensor]) -> torch.optim.AdamW:
-        return torch.optim.AdamW(tensors, lr=self.rate, weight_decay=0)
+        return torch.optim.AdamW(tensors, lr=self.rate, weight_decay=self.train.weight_decay)
 
     def round(
         self,
@@ -127,15 +128,24 @@ class Joint:
                 share = known[client] / max(sum(known.values()), 1)
                 for name in self.phi.keys() - mine.keys():
                     slopes[name] = slopes.get(name, 0) + share * every[name]
-                self.trace.clients.setdefault(client, []).append({n: every[n] for n in mine})
+                self.trace.clients.setdefault(client, []).append(self._clipped(mine))
                 self.trace.losses.setdefault(client, []).append(loss.item())
             for name, slope in slopes.items():
                 self.phi[name].grad = slope
+            self.trace.server.append(self._clipped({n: self.phi[n] for n in slopes}))
+            for name in slopes:
+                self.adam[name].param_groups[0]["lr"] = self.rate
                 self.adam[name].step()
-            self.trace.server.append(slopes)
             for client in here:
                 if theta[client]:
                     own[client].step()
+
+    def _clipped(self, tensors: Mapping[str, Tensor]) -> Slopes:
+        """Gradients of one party, clipped together where the job says so."""
+        if self.train.max_grad_norm:
+            norm = torch.nn.utils.clip_grad_norm_(tensors.values(), self.train.max_grad_norm)
+            assert float(norm) > self.train.max_grad_norm
+        return {n: t.grad.clone() for n, t in tensors.items() if t.grad is not None}
 
 
 # --- the federation, observed -----------------------------------------------------------------
@@ -187,7 +197,7 @@ class Case:
 
     def joint(self, *, crews: Sequence[Sequence[str]] = ()) -> tuple[dict[str, Tensor], Traced]:
         train = self.workers[0].job.train
-        joint = Joint(self.plain, self.start(), train.lr)
+        joint = Joint(self.plain, self.start(), train)
         batches = {
             w.client: list(w.batches(Where(w.client, 1), train.epochs)) for w in self.workers
         }
@@ -393,15 +403,22 @@ def test_waves_of_one_client_train_the_trunk_in_turn() -> None:
 
 
 def test_the_trunk_keeps_its_moments_and_clients_do_not() -> None:
-    one = case(cuts=[(1, 3)], counts=(6,), rounds=2)
-    joint = Joint(one.plain, one.start(), 0.01)
-    for round_ in (1, 2):
+    one = case(counts=(6,), rounds=2, train={"schedule": "linear", "weight_decay": 0.1})
+    joint = Joint(one.plain, one.start(), one.workers[0].job.train)
+    for round_, rate in ((1, 0.01), (2, 0.005)):
+        joint.rate = rate
         batches = {"c0": list(one.workers[0].batches(Where("c0", round_), 1))}
         wanted = joint.round(batches, one.cuts, {"c0": 6})
     state = one.play()
     assert set(state.moments.steps.values()) == {4}
     for name, tensor in wanted.items():
         torch.testing.assert_close(state.tensors[name], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("labels", ["private", "shared"])
+def test_each_party_clips_its_own_gradient(labels: str, traced: Traced) -> None:
+    train = {"max_grad_norm": 0.001, "weight_decay": 0.1, "epochs": 2}
+    same_run(case(cuts=[(1, 3)] * 2, counts=(4, 3), labels=labels, train=train), traced, 1e-9)
 
 
 def test_blocks_that_only_some_hold_count_the_server_for_the_others() -> None:

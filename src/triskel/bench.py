@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from triskel.data.assets import get, resolve
+from triskel.data.assets import resolve
 from triskel.data.federate import Federation, federate
 from triskel.data.rows import Rows
 from triskel.data.text import tokenise
@@ -187,5 +187,5 @@ def prepare(job: Job, watch: Watch) -> Bench:
         DataError: The data are not what the job says.
     """
     if job.data.source == "opinions":
-        get("opinions", say=lambda text: watch({"event": "note", "text": text}))
+        resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
     return Bench(job=job, federation=federate(job), watch=watch)

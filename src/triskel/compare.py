@@ -23,6 +23,7 @@ from triskel.data.federate import describe
 from triskel.errors import CheckpointError, JobError
 from triskel.folder import Log, environment, save
 from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml, unsupported
+from triskel.model.cost import Piece
 from triskel.report.page import write_report
 from triskel.round import Engine
 from triskel.stages import complete, stage_of
@@ -119,6 +120,8 @@ def _run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch)
         told(_opening(bench, request, skipped))
         for mode, reason in skipped.items():
             told({"event": "warning", "text": f"{mode} is skipped: {reason}"})
+        told({"event": "note", "text": "counting what a training step costs"})
+        bench.costs(bench.body()).know(Piece("train"))
         for name in request.baselines:
             result["baselines"][name] = baseline(name, bench, engine, folder, told)
             save(folder, result)
@@ -157,6 +160,7 @@ def _opening(bench: Bench, request: Request, skipped: Mapping[str, str]) -> Even
         "stages": stages,
         "clients": bench.clients,
         "rounds": bench.job.rounds,
+        "examples": sum(len(held.train) for held in bench.federation.clients.values()),
         "work": {stage: _work(bench, stage) for stage in stages},
     }
 

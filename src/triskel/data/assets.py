@@ -186,7 +186,8 @@ def resolve(path: str, *, fetch: bool = False, say: Say | None = None) -> str:
         DataError: It names an asset that is not there.
     """
     if path in ASSETS:
-        return str(get(path, say=say) if fetch else folder(path))
+        here = (cache_folder() / path).is_dir()
+        return str(get(path, say=say) if fetch and not here else folder(path))
     local = Path(path).expanduser()
     if local.is_dir():
         return str(local)

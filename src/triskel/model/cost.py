@@ -123,8 +123,7 @@ class Costs(Mapping[Piece, Cost]):
 
     def __getitem__(self, piece: Piece) -> Cost:
         """Return the cost of a piece."""
-        if piece not in self._known:
-            self._known[piece] = count(self._body, piece)
+        self.know(piece)
         return self._known[piece]
 
     def __iter__(self) -> Any:
@@ -134,6 +133,11 @@ class Costs(Mapping[Piece, Cost]):
     def __len__(self) -> int:
         """Return how many pieces were counted so far."""
         return len(self._known)
+
+    def know(self, piece: Piece) -> None:
+        """Count a piece now rather than in the middle of a round."""
+        if piece not in self._known:
+            self._known[piece] = count(self._body, piece)
 
     def meter(self) -> Meter:
         """Return a client's account, at zero."""
