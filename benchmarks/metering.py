@@ -1,0 +1,99 @@
+"""How much of a round's time does metering take, once its formulas are known and the first time?
+
+The same round is played with the meter and with one that does nothing, in turn. `*_share` is
+metered / unmetered - 1; the design allows 0.02. `*_first_s` is what counting a mode's pieces costs
+once in a run, and `*_first_share` sets it against one round of this benchmark.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import measure
+
+from triskel.bench import Bench, prepare
+from triskel.cut import cut_of
+from triskel.data.assets import cache_folder
+from triskel.engines.local import LocalEngine
+from triskel.job import ModeName, load
+from triskel.ledger import Ledger
+from triskel.model.cost import Costs, Meter, Piece
+from triskel.stages import MAKERS
+from triskel.types import Batch
+from triskel.worker import Worker
+
+MODES: tuple[ModeName, ...] = ("params", "split")
+ASSET = "smollm2-135m"
+
+
+class Null(Meter):
+    """A meter that does nothing."""
+
+    def ran(self, batch: Batch, *pieces: Piece, training: object = None) -> None:
+        """Take no note."""
+
+
+def quiet(_: object) -> None:
+    """Tell nobody."""
+
+
+def played(bench: Bench, mode: ModeName, client: str, *, metered: bool) -> Callable[[], None]:
+    """Return one round of a mode with one client, as a call."""
+    it, engine, body = MAKERS[mode](bench, quiet), LocalEngine(bench.job), bench.body()
+
+    def worker(name: str) -> Worker:
+        hand = bench.worker(name, quiet)
+        return hand if metered else dataclasses.replace(hand, meter=Null(body, bench.costs(body)))
+
+    def work() -> None:
+        engine.round(it, it.start(), [client], worker=worker, mine={}, ledger=Ledger(), watch=quiet)
+
+    return work
+
+
+def first(bench: Bench, mode: ModeName, client: str) -> Callable[[], None]:
+    """Return the counting of all pieces of a mode, as a call."""
+    body = bench.body()
+    pieces: tuple[Piece, ...] = (Piece("train"),)
+    if mode == "split":
+        pieces = cut_of(bench.job, body, client).pieces(body.blocks.count)
+
+    def work() -> None:
+        costs = Costs(body)
+        for piece in pieces:
+            _ = costs[piece]
+
+    return work
+
+
+def main() -> None:
+    """Answer the question."""
+    options = measure.arguments(__doc__ or "")
+    options.add_argument("--client", default="films")
+    options.add_argument(
+        "--model", default="", help="a folder, where the asset is not in the cache"
+    )
+    options.add_argument("--set", action="append", default=[], help="section.key=value")
+    chosen = options.parse_args()
+    if not chosen.model and not (cache_folder() / ASSET).is_dir():
+        options.error(f"{ASSET} is not in {cache_folder()}; name a model folder with --model")
+    texts = 16 if chosen.quick else 192
+    sets = [f"clients.examples={texts}", f"seed={chosen.seed}"]
+    sets += [f"model.path={Path(chosen.model).resolve()}"] if chosen.model else []
+    bench = prepare(load(None, [*sets, *chosen.set]), quiet)
+    figures: dict[str, list[float]] = {}
+    for mode in MODES:
+        works = {
+            "on": played(bench, mode, chosen.client, metered=True),
+            "off": played(bench, mode, chosen.client, metered=False),
+        }
+        times = measure.in_turn(works, times=3 if chosen.quick else 11)
+        counting = [measure.seconds(first(bench, mode, chosen.client)) for _ in range(1 if chosen.quick else 3)]
+        figures[f"{mode}_share"] = [r - 1 for r in measure.ratios(times["on"], times["off"])]
+        figures[f"{mode}_first_s"] = counting
+        figures[f"{mode}_first_share"] = [c / min(times["off"]) for c in counting]
+    measure.report("metering", figures, seed=chosen.seed, out=chosen.out, texts=texts)
+
+
+if __name__ == "__main__":
+    main()
