@@ -74,9 +74,7 @@ def test_logits_are_averaged_as_they_are() -> None:
     [
         "logits",
         "probabilities",
-        pytest.param("confidence", marks=pytest.mark.xfail(
-            reason="entropy is taken over named tokens and one tail, not over the vocabulary",
-            strict=True)),
+        "confidence",
     ],
 )  # fmt: skip
 def test_sparse_predictions_are_averaged_as_if_spread_over_the_vocabulary(
@@ -101,8 +99,7 @@ def test_sparse_predictions_are_averaged_as_if_spread_over_the_vocabulary(
     [
         "logits",
         "probabilities",
-        pytest.param("confidence", marks=pytest.mark.xfail(
-            reason="an entropy over parties times k + 1 outcomes, not V", strict=True)),
+        "confidence",
     ],
 )  # fmt: skip
 def test_the_largest_v_of_v_are_all_predictions(way: str, temperature: float) -> None:

@@ -5,6 +5,7 @@ JSON with a SHA-256 over all of it. It is written beside its place, flushed, and
 at any moment leaves the last whole one. The last two rounds are kept.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -120,6 +121,7 @@ def write(folder: Path, saved: Saved) -> Path:
         "state": dict(saved.state.facts),
         "clients": clients,
         "rows": saved.rows,
+        "order": list(tensors),  # safetensors sorts names; a resumed run must not
     }
     text = json.dumps(facts, sort_keys=True)
     owned = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
@@ -134,7 +136,7 @@ def write(folder: Path, saved: Saved) -> Path:
         part.replace(place)
         _flush(folder)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        _drop(part)
         raise CheckpointError(
             f"checkpoint {place} cannot be written: {error}; free some space and resume the run"
         ) from error
@@ -167,10 +169,15 @@ def _read(place: Path) -> Saved:
         with safe_open(place, framework="pt") as file:
             metadata = cast("dict[str, str]", file.metadata() or {})
             tensors = {name: cast("Tensor", file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if metadata["format"] != str(FORMAT):
+            raise CheckpointError(
+                f"checkpoint {place} has format {metadata['format']}, this version reads {FORMAT}"
+            )
         text = metadata["facts"]
         if metadata["sha256"] != _digest(tensors, text):
             raise CheckpointError(f"checkpoint {place} is damaged: its SHA-256 does not match")
         facts = json.loads(text)
+        tensors = {name: tensors[name] for name in facts["order"]}
         return Saved(
             closed=facts["closed"],
             state=Frozen(tensors=_under(tensors, "server/"), facts=facts["state"]),
@@ -203,8 +210,14 @@ def write_text(place: Path, text: str) -> None:
         _flush(part)
         part.replace(place)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        _drop(part)
         raise CheckpointError(f"{place} cannot be written: {error}") from error
+
+
+def _drop(part: Path) -> None:
+    """Remove a half-written file, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        part.unlink()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -51,6 +51,8 @@ def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) 
     Raises:
         TriskelError: The job cannot run, or a stage failed; what was finished stays on disk.
     """
+    if folder.exists() and not folder.is_dir():
+        raise JobError(f"{folder} is a file; choose another --out")
     if folder.exists() and any(folder.iterdir()):
         raise JobError(
             f"{folder} is not empty; choose another --out, or resume it with "

@@ -113,23 +113,40 @@ def combine(parties: Sequence[Knowledge], way: Way, temperature: float) -> Knowl
     return _combine_top(parties, way, temperature)
 
 
-def _average(raw: Sequence[Tensor], logp: Sequence[Tensor], way: Way, temperature: float) -> Tensor:
+def _average(
+    raw: Sequence[Tensor],
+    logp: Sequence[Tensor],
+    way: Way,
+    temperature: float,
+    sure: Sequence[Tensor] = (),
+) -> Tensor:
     """Return log of the averaged distribution; rows need not be normalised for `logits`."""
     if way == "logits":
         return torch.stack(list(raw)).mean(0) / temperature
     p = torch.stack([x.exp() for x in logp])
     if way == "probabilities":
         return p.mean(0).clamp(min=TINY).log()
-    share = confidence(p)
+    share = torch.stack(list(sure) or [confidence(x) for x in p])
     return ((share[..., None] * p).sum(0) / share.sum(0)[..., None]).clamp(min=TINY).log()
 
 
 def confidence(
-    p: Float[Tensor, "*parties positions classes"],
-) -> Float[Tensor, "*parties positions"]:
-    """Return 1 - H(p)/log C + 1e-6: 1 for a sure prediction, near 0 for a uniform one."""
+    p: Float[Tensor, "positions outcomes"],
+    spread: Float[Tensor, " positions"] | None = None,
+    others: int = 0,
+) -> Float[Tensor, " positions"]:
+    """Return 1 - H(p)/log C + 1e-6: 1 for a sure prediction, near 0 for a uniform one.
+
+    Args:
+        p: Probabilities of the named outcomes.
+        spread: Mass shared evenly by `others` outcomes that are not named.
+        others: How many these are; C counts them.
+    """
     entropy = -(p * p.clamp(min=TINY).log()).sum(-1)
-    return (1 - entropy / math.log(max(p.shape[-1], 2))).clamp(min=0) + 1e-6
+    if spread is not None and others:
+        entropy = entropy - spread * (spread.clamp(min=TINY).log() - math.log(others))
+    outcomes = p.shape[-1] + others
+    return (1 - entropy / math.log(max(outcomes, 2))).clamp(min=0) + 1e-6
 
 
 def _combine_top(parties: Sequence[Knowledge], way: Way, temperature: float) -> Knowledge:
@@ -139,10 +156,12 @@ def _combine_top(parties: Sequence[Knowledge], way: Way, temperature: float) -> 
     union, member = _union([_ids(p) for p in parties])
     width = union.shape[1]
     columns: list[Tensor] = []
+    sure: list[Tensor] = []
     for party in parties:
         logp = party.values.double() / temperature
         rest = _tail(party).double() / temperature
         spread = rest - math.log(max(vocabulary - k, 1))
+        sure.append(confidence(logp.exp(), rest.exp(), vocabulary - k))
         row = spread[:, None].expand(-1, width).clone()
         at = torch.searchsorted(union, _ids(party).contiguous())
         row.scatter_(1, at, logp)
@@ -150,7 +169,7 @@ def _combine_top(parties: Sequence[Knowledge], way: Way, temperature: float) -> 
         left = (1 - row.exp().sum(-1)).clamp(min=TINY).log()
         columns.append(torch.cat([row, left[:, None]], dim=1))
     raw = [c * temperature for c in columns]
-    mean = torch.log_softmax(_average(raw, columns, way, temperature), dim=-1)
+    mean = torch.log_softmax(_average(raw, columns, way, temperature, sure), dim=-1)
     values, at = mean[:, :width].topk(k, dim=-1)
     return Knowledge(
         values=(temperature * values).float(),

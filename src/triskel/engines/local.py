@@ -18,6 +18,7 @@ from triskel.message import pack, unpack
 from triskel.types import (
     A,
     Ask,
+    AskStyle,
     ClientId,
     ClientState,
     Message,
@@ -48,6 +49,16 @@ class _Line:
     update: Message | None = None
     mine: ClientState | None = None
     seconds: float = 0.0
+
+
+def _due(
+    styles: Mapping[str, AskStyle], asks: Mapping[ClientId, Message], live: Sequence[ClientId]
+) -> dict[ClientId, Message]:
+    """Return the asks to answer now: streams at once, a barrier when all live clients are at it."""
+    waiting = {c for c, ask in asks.items() if styles.get(ask.topic) == "barrier"}
+    if waiting >= set(live):
+        return dict(asks)
+    return {c: ask for c, ask in asks.items() if c not in waiting}
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,7 @@ class LocalEngine:
         for client in sorted(lines):
             self._advance(lines[client], client, ledger, watch)
         asks = {c: line.asked[min(line.asked)] for c, line in sorted(lines.items()) if line.asked}
+        asks = _due(mode.asks, asks, live=[c for c, x in lines.items() if x.update is None])
         if not asks:
             return state
         state, answers = mode.answer(state, asks)
