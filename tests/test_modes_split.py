@@ -339,8 +339,9 @@ def test_clients_may_cut_in_different_places(labels: str, traced: Traced) -> Non
     same_run(case(cuts=cuts, counts=(7, 5, 4, 9), labels=labels), traced, 1e-9)
 
 
-def test_the_share_of_a_client_counts_known_labels_only(traced: Traced) -> None:
-    two = case(cuts=[(1, 3)] * 2, counts=(6, 6))
+@pytest.mark.parametrize("labels", ["private", "shared"])
+def test_the_share_of_a_client_counts_known_labels_only(labels: str, traced: Traced) -> None:
+    two = case(cuts=[(1, 3)] * 2, counts=(6, 6), labels=labels)
     first = tiny.relabelled(two.workers[0].train, [0, -1, -1, 1, -1, -1])
     nobody = tiny.relabelled(two.workers[1].train, [-1, -1, 1, 2, 0, -1])
     workers = [replace(two.workers[0], train=first), replace(two.workers[1], train=nobody)]
@@ -390,6 +391,24 @@ def test_clients_are_joined_by_cut_and_length() -> None:
     groups = trunk.group(asks, cuts)
     assert sorted(groups) == [["a", "b"], ["c"], ["d"]]
     assert sorted(c for g in groups for c in g) == list("abcd")
+
+
+def test_clients_of_one_joined_batch_may_come_back_one_by_one(traced: Traced) -> None:
+    two = case(cuts=[(1, 3)] * 2, counts=(3, 3))
+    mode, state = two.mode, SplitState(tensors=two.start())
+    talks = {w.client: mode.work(mode.task(state, w.client), w, ClientState()) for w in two.workers}
+    state, answers = mode.answer(state, {c: next(talk).ask for c, talk in talks.items()})
+    assert len(set(map(id, state.graphs.values()))) == 1
+    back = {c: talk.send(answers[c]).ask for c, talk in talks.items()}
+    for client, ask in back.items():
+        state, _ = mode.answer(state, {client: ask})
+    for steps, worker in zip(traced.server, two.workers, strict=True):
+        (batch,) = worker.batches(Where(worker.client, 1), 1)
+        leaves = {n: t.requires_grad_() for n, t in two.start().items()}
+        loss = two.plain.loss(batch, leaves)
+        names = list(steps)
+        wanted = torch.autograd.grad(loss, [leaves[n] for n in names])
+        agree([steps], [dict(zip(names, wanted, strict=True))], 1e-9)
 
 
 def test_waves_of_one_client_train_the_trunk_in_turn() -> None:
@@ -560,7 +579,6 @@ def test_dropout_of_clients_is_deterministic() -> None:
     assert tiny.apart(steady.play().tensors, first) > 1e-4
 
 
-@pytest.mark.xfail(reason="the trunk draws from the process's random state", strict=True)
 @pytest.mark.parametrize("labels", ["private", "shared"])
 def test_dropout_of_the_trunk_is_a_function_of_names_alone(labels: str) -> None:
     ends: list[Mapping[str, Tensor]] = []
@@ -576,7 +594,6 @@ def test_dropout_of_the_trunk_is_a_function_of_names_alone(labels: str) -> None:
     assert tiny.equal(*ends)
 
 
-@pytest.mark.xfail(reason="PEFT's layers start in training mode", strict=True)
 def test_a_server_that_never_trained_evaluates_without_dropout() -> None:
     one = case(cuts=[(1, 3)], adapter={"dropout": 0.5})
     assert not any(m.training for m in one.workers[0].body.blocks.model.modules())
@@ -609,6 +626,102 @@ def test_a_server_that_cuts_elsewhere_is_refused() -> None:
     task = other.mode.task(other.mode.start(), "c0")
     with pytest.raises(MessageError, match=r"server cuts at .*2, 3.*both need the same job"):
         next(one.mode.work(task, one.workers[0], ClientState()))
+
+
+def test_with_shared_labels_only_the_first_number_of_a_cut_counts() -> None:
+    found = [case(cuts=[cut], counts=(4,), labels="shared") for cut in ((2, 1), (2, 4), (2, 2))]
+    ends = [one.play().tensors for one in found]
+    assert tiny.equal(ends[0], ends[1])
+    assert tiny.equal(ends[2], ends[1])
+    assert found[0].mode.task(found[0].mode.start(), "c0").facts["cut"] == [2, 4]
+
+
+def changed(ask: Message, section: str, **facts: object) -> Message:
+    """The same message with other facts in a section."""
+    found = ask.sections[section]
+    found = replace(found, facts={**found.facts, **facts})  # type: ignore[arg-type]
+    return replace(ask, sections={**ask.sections, section: found})
+
+
+def opened(one: Case) -> tuple[Message, Any]:
+    """The first ask of a client, and its talk."""
+    talk = one.mode.work(one.mode.task(one.mode.start(), "c0"), one.workers[0], ClientState())
+    step = next(talk)
+    assert isinstance(step, Ask)
+    return step.ask, talk
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [-1, 2], None, "ab", [True], [1.0]])
+def test_lengths_that_are_none_are_refused(lengths: object) -> None:
+    one = case(counts=(3,))
+    ask, _ = opened(one)
+    with pytest.raises(MessageError):
+        one.mode.answer(one.mode.start(), {"c0": changed(ask, "activations", lengths=lengths)})
+
+
+def test_other_texts_than_were_asked_about_are_refused() -> None:
+    one = case(counts=(3,))
+    ask, talk = opened(one)
+    state, answers = one.mode.answer(one.mode.start(), {"c0": ask})
+    first, *rest = ask.sections["activations"].facts["lengths"]
+    other = [first + 1, *rest[:-1], rest[-1] - 1]
+    with pytest.raises(MessageError, match="other text lengths"):
+        talk.send(changed(answers["c0"], "activations", lengths=other))
+    _, talk = opened(one)
+    back = talk.send(answers["c0"]).ask
+    with pytest.raises(MessageError, match="other text lengths"):
+        one.mode.answer(state, {"c0": changed(back, "gradient", lengths=other)})
+
+
+@pytest.mark.parametrize(
+    "runs", [[0, 0], [0, 0, 99], [9, 0, 1], [-1, 0, 1], [0, -1, 1], [0, 2, 1], [0, 1, 1], None]
+)
+def test_scored_positions_beyond_what_was_sent_are_refused(runs: object) -> None:
+    one = case("llama", "causal", counts=(3,), labels="shared")
+    ask, _ = opened(one)
+    with pytest.raises(MessageError):
+        one.mode.answer(one.mode.start(), {"c0": changed(ask, "labels", runs=runs)})
+
+
+@pytest.mark.parametrize("task", ["classify", "causal"])
+@pytest.mark.parametrize("label", [-2, "classes"])
+def test_labels_that_do_not_exist_are_refused(task: str, label: object) -> None:
+    one = case("llama", task, counts=(3,), labels="shared")
+    ask, _ = opened(one)
+    section = ask.sections["labels"]
+    labels = section.tensors["labels"].clone()
+    most = tiny.CLASSES if task == "classify" else tiny.VOCABULARY
+    labels[0] = most if label == "classes" else label
+    bad = replace(section, tensors={"labels": labels})
+    lying = replace(ask, sections={**ask.sections, "labels": bad})
+    with pytest.raises(MessageError, match="labels do not fit"):
+        one.mode.answer(one.mode.start(), {"c0": lying})
+    fewer = replace(section, tensors={"labels": section.tensors["labels"][:-1]})
+    with pytest.raises(MessageError, match="labels do not fit"):
+        one.mode.answer(
+            one.mode.start(), {"c0": replace(ask, sections={**ask.sections, "labels": fewer})}
+        )
+
+
+def test_a_number_of_labels_that_is_not_what_was_sent_is_refused() -> None:
+    one = case(counts=(3,), labels="shared")
+    ask, _ = opened(one)
+    lying = replace(ask, facts={**ask.facts, "labelled": 1000})
+    with pytest.raises(MessageError, match="'labelled' is not the number"):
+        one.mode.answer(one.mode.start(), {"c0": lying})
+
+
+def test_scored_tokens_of_neighbouring_texts_are_never_one_run() -> None:
+    one = case("llama", "causal", counts=(3,), labels="shared")
+    ask, _ = opened(one)
+    (batch,) = one.workers[0].batches(Where("c0", 1), 1)
+    runs = ask.sections["labels"].facts["runs"]
+    places = [
+        (row, column)
+        for row, low, high in zip(runs[::3], runs[1::3], runs[2::3], strict=True)
+        for column in range(low, high)
+    ]
+    assert places == list(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True))
 
 
 def test_a_gradient_for_no_open_batch_is_refused() -> None:

@@ -236,6 +236,25 @@ def test_messages_of_another_round_are_refused(name: str, task: str) -> None:
             mode.answer(state, asks)
 
 
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("logits", "private"),
+        ("split", "shared"),
+        pytest.param("split", "private", marks=pytest.mark.xfail(
+            reason="split reads no round where it reads activations", strict=True)),
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_round_is_refused(name: str, labels: str) -> None:
+    mode, workers = built(name, split={"cut": (1, 3), "labels": labels})
+    seen = drive(mode, mode.start(), workers)
+    talk = mode.work(seen.tasks["ann"], workers[0], ClientState())
+    next(talk)
+    answer = seen.answers[0]["ann"]
+    with pytest.raises(MessageError, match="belongs to round 2"):
+        talk.send(replace(answer, facts={**answer.facts, "round": 2}))
+
+
 @each
 def test_an_ask_about_something_else_is_refused(name: str, task: str) -> None:
     mode, _ = built(name, task)
@@ -354,10 +373,8 @@ def test_a_message_of_another_kind_is_no_update(name: str, task: str, kind: str)
     ("name", "labels"),
     [
         ("logits", "private"),
-        pytest.param("split", "private", marks=pytest.mark.xfail(
-            reason="split answers a forward ask of any kind", strict=True)),
-        pytest.param("split", "shared", marks=pytest.mark.xfail(
-            reason="split takes a trunk step on a forward ask of any kind", strict=True)),
+        ("split", "private"),
+        ("split", "shared"),
     ],
 )  # fmt: skip
 def test_a_message_of_another_kind_is_no_ask(name: str, labels: str) -> None:
@@ -369,7 +386,6 @@ def test_a_message_of_another_kind_is_no_ask(name: str, labels: str) -> None:
             mode.answer(seen.before[0], lying)
 
 
-@pytest.mark.xfail(reason="an evaluation with shared labels takes a trunk step", strict=True)
 def test_an_evaluation_never_trains() -> None:
     mode, workers = built("split", split={"cut": (1, 3), "labels": "shared"})
     seen = drive(mode, mode.start(), workers)

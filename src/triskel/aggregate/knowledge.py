@@ -158,8 +158,9 @@ def _combine_top(parties: Sequence[Knowledge], way: Way, temperature: float) -> 
     columns: list[Tensor] = []
     sure: list[Tensor] = []
     for party in parties:
-        logp = party.values.double() / temperature
-        rest = _tail(party).double() / temperature
+        sent = torch.cat([party.values, _tail(party)[:, None]], dim=1).double()
+        sent = torch.log_softmax(sent / temperature, dim=-1)  # nobody counts for more than one
+        logp, rest = sent[:, :-1], sent[:, -1]
         spread = rest - math.log(max(vocabulary - k, 1))
         sure.append(confidence(logp.exp(), rest.exp(), vocabulary - k))
         row = spread[:, None].expand(-1, width).clone()

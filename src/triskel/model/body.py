@@ -82,6 +82,7 @@ class Body:
         self.adapter = adapter
         self.path = str(path)
         self._slots = insert(self.blocks, adapter, seed=seed)
+        model.eval()  # PEFT's own layers start in training mode
         self._dropouts = [
             m for n, m in model.named_modules() if "lora_dropout" in n and isinstance(m, nn.Dropout)
         ]

@@ -58,6 +58,8 @@ from triskel.worker import Worker
 WHOLE, AHEAD = Piece("train"), Piece("forward")
 PREDICT_TOKENS = 2048
 NARROW_IDS = 65_536
+ABOVE = 1e-3
+"""What rounding may add to a log-probability of 0."""
 OWN = "own"
 
 
@@ -348,9 +350,14 @@ def read_knowledge(message: Message, template: Knowledge, *, kind: MessageKind) 
             f"predictions speak of {vocabulary} classes or tokens, expected {template.vocabulary} "
             "and ids below that"
         )
+    if ids is not None and ids.numel() and bool((ids.sort(dim=1).values.diff(dim=1) == 0).any()):
+        raise MessageError("predictions name a token twice on one position")
+    tail = found.tensors.get("tail")
+    if tail is not None and tail.numel() and max(found.tensors["values"].max(), tail.max()) > ABOVE:
+        raise MessageError("log-probabilities above 0 would count for more than all there is")
     return Knowledge(
         values=found.tensors["values"],
         ids=ids,
-        tail=found.tensors.get("tail"),
+        tail=tail,
         vocabulary=vocabulary,
     )

@@ -49,6 +49,7 @@ from triskel.model.train import (
     learning_rate,
     optimiser,
 )
+from triskel.rng import derive
 from triskel.tensors import indices, select
 from triskel.trunk import Graph, backward, forward, group, learn, shares_in, summed
 from triskel.types import (
@@ -172,20 +173,16 @@ class Split:
     ) -> tuple[SplitState, Mapping[ClientId, Message]]:
         """Answer one wave: all forwards, or all backwards and one trunk step."""
         cuts = {c: cut_of(self.job, self.body, c) for c in sorted(asks)}
+        parts: dict[str, dict[ClientId, Message]] = {}
         for client, cut in cuts.items():
             same_round(asks[client], state.closed + 1)
-            if asks[client].topic not in self.asks or (
-                cut.shared and asks[client].topic != "forward"
-            ):
-                raise MessageError(f"client {client!r} asked for {asks[client].topic!r}")
-        returned = {c: asks[c] for c in cuts if asks[c].topic == "backward"}
-        shared = {c: asks[c] for c in cuts if cuts[c].shared}
-        private = {c: asks[c] for c in cuts if c not in returned and c not in shared}
+            parts.setdefault(_wanted(asks[client], client, cut), {})[client] = asks[client]
         answers: dict[ClientId, Message] = {}
-        for part, answered in (
-            (returned, self._backward), (shared, self._learn), (private, self._forward)
+        for wanted, answered in (
+            ("backward", self._backward), ("learn", self._learn), ("forward", self._forward),
+            ("evaluate", self._forward),
         ):  # fmt: skip
-            if part:
+            if part := parts.get(wanted):
                 state, more = answered(state, part, cuts)
                 answers |= more
         return state, answers
@@ -254,17 +251,25 @@ class Split:
         graphs, answers = dict(state.graphs), dict[ClientId, Message]()
         for clients in group(asks, cuts):
             cut, some = cuts[clients[0]], {c: asks[c] for c in clients}
-            learning = {c: a.kind == "ask" for c, a in some.items()}
-            graph = forward(self.body, state.tensors, some, cut, learn=any(learning.values()))
+            learning = some[clients[0]].kind == "ask"
+            self._dropout(state, some, on=learning)
+            graph = forward(self.body, state.tensors, some, cut, learn=learning)
+            self.body.dropout(None)
             for client in clients:
                 texts = graph.texts(client)
                 u = graph.u[graph.rows[client]]
                 section = packed(u if cut.pooled else u[:, : max(texts)], texts, pooled=cut.pooled)
-                kind: MessageKind = "answer" if learning[client] else "evaluate"
+                kind: MessageKind = "answer" if learning else "evaluate"
                 answers[client] = _answer(state, "forward", {"activations": section}, kind=kind)
-                if cut.inside and learning[client]:
+                if cut.inside and learning:
                     graphs[client] = graph
         return replace(state, graphs=graphs), answers
+
+    def _dropout(self, state: SplitState, asks: Mapping[ClientId, Message], *, on: bool) -> None:
+        """Switch the trunk's dropout on from a stream named by round, clients and their steps."""
+        steps = [f"{c}:{int(number(a.facts, 'step'))}" for c, a in asks.items()]
+        path = ("round", state.closed + 1, "trunk", *steps)
+        self.body.dropout(derive(self.job.seed, *path) if on else None)
 
     def _backward(
         self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
@@ -292,10 +297,13 @@ class Split:
         share = shares_in(asks)
         slopes, answers = list[Tensors](), dict[ClientId, Message]()
         for clients in group(asks, cuts):
+            some = {c: asks[c] for c in clients}
+            self._dropout(state, some, on=True)
             found, losses = learn(
-                self.body, state.tensors, {c: asks[c] for c in clients}, cuts[clients[0]],
+                self.body, state.tensors, some, cuts[clients[0]],
                 share=share, where=lambda client: Where(client, state.closed + 1),
             )  # fmt: skip
+            self.body.dropout(None)
             slopes.append(found.trunk)
             for client in clients:
                 down = {"gradient": found.down[client]} if client in found.down else {}
@@ -309,6 +317,24 @@ class Split:
         slopes = {n: s.cpu() for n, s in clipped(slopes, train).items()}
         tensors, moments = adamw_step(state.tensors, slopes, state.moments, train, rate)
         return replace(state, tensors=tensors, moments=moments)
+
+
+def _wanted(ask: Message, client: ClientId, cut: Cut) -> str:
+    """Return what an ask wants of the server.
+
+    Raises:
+        MessageError: It wants what this mode does not do.
+    """
+    if ask.kind == "ask" and ask.topic == "backward" and not cut.shared:
+        return "backward"
+    if ask.kind == "ask" and ask.topic == "forward":
+        return "learn" if cut.shared else "forward"
+    if ask.kind == "evaluate" and ask.topic == "forward" and not cut.shared:
+        return "evaluate"
+    raise MessageError(
+        f"client {client!r} asked for {ask.topic!r} with a message of kind {ask.kind!r}, which "
+        "split learning does not answer with this cut"
+    )
 
 
 def _opened(task: Message, worker: Worker) -> tuple[Cut, dict[str, Tensor]]:
