@@ -384,13 +384,31 @@ def ask_of(lengths: Sequence[int]) -> Message:
     return Message(kind="ask", topic="forward", sections={"activations": section})
 
 
-def test_clients_are_joined_by_cut_and_length() -> None:
-    asks = {"a": ask_of([9, 9]), "b": ask_of([8]), "c": ask_of([9]), "d": ask_of([400] * 2)}
-    one = case(cuts=[(1, 3), (1, 3), (0, 3), (1, 3)], counts=(1,) * 4)
-    cuts = {n: split.cut_of(one.mode.job, one.mode.body, f"c{i}") for i, n in enumerate("abcd")}
-    groups = trunk.group(asks, cuts)
-    assert sorted(groups) == [["a", "b"], ["c"], ["d"]]
-    assert sorted(c for g in groups for c in g) == list("abcd")
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ({"a": [9, 9], "b": [1]}, [["a", "b"]]),  # 27 tokens: small, though a third is padding
+        ({"a": [400, 400], "b": [390]}, [["a", "b"]]),  # 1,200 tokens for 1,190: tight
+        ({"a": [400, 400], "b": [200]}, [["a"], ["b"]]),  # 1,200 tokens for 1,000: neither
+        ({"a": [300], "b": [310], "c": [900]}, [["a", "b"], ["c"]]),
+        ({"b": [5], "a": [9], "c": [7]}, [["a", "b", "c"]]),
+    ],
+)
+def test_clients_are_joined_while_padding_is_cheap(
+    lengths: dict[str, list[int]], groups: list[list[str]]
+) -> None:
+    one = case()
+    cut = split.cut_of(one.mode.job, one.mode.body, "c0")
+    asks = {c: ask_of(n) for c, n in lengths.items()}
+    assert sorted(trunk.group(asks, dict.fromkeys(asks, cut))) == groups
+
+
+def test_only_clients_of_one_cut_are_joined() -> None:
+    one = case(cuts=[(1, 3), (0, 3), (1, 4)], counts=(1,) * 3)
+    cuts = {c: split.cut_of(one.mode.job, one.mode.body, c) for c in ("c0", "c1", "c2")}
+    cuts["c3"] = cuts["c0"]
+    groups = trunk.group({c: ask_of([5]) for c in cuts}, cuts)
+    assert sorted(groups) == [["c0", "c3"], ["c1"], ["c2"]]
 
 
 def test_clients_of_one_joined_batch_may_come_back_one_by_one(traced: Traced) -> None:
