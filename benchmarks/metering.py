@@ -88,7 +88,10 @@ def main() -> None:
             "off": played(bench, mode, chosen.client, metered=False),
         }
         times = measure.in_turn(works, times=3 if chosen.quick else 11)
-        counting = [measure.seconds(first(bench, mode, chosen.client)) for _ in range(1 if chosen.quick else 3)]
+        counting = [
+            measure.seconds(first(bench, mode, chosen.client))
+            for _ in range(1 if chosen.quick else 3)
+        ]
         figures[f"{mode}_share"] = [r - 1 for r in measure.ratios(times["on"], times["off"])]
         figures[f"{mode}_first_s"] = counting
         figures[f"{mode}_first_share"] = [c / min(times["off"]) for c in counting]

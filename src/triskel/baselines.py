@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triskel.bench import Bench
+from triskel.metrics import LARGEST_LOG
 from triskel.round import Engine
 from triskel.stages import alone, central, complete, everywhere
 from triskel.types import ClientId, Watch
@@ -56,7 +57,7 @@ def local_row(each: Mapping[ClientId, Mapping[str, Any]], classes: int) -> dict[
     row["global_accuracy"] = sum(e["global_accuracy"] for e in each.values()) / max(len(each), 1)
     if not classes:
         row["token_accuracy"] = row["accuracy"]
-        row["perplexity"] = math.exp(min(row["loss"], 700.0))
+        row["perplexity"] = math.exp(min(row["loss"], LARGEST_LOG))
     return {**row, "per_client": each}
 
 

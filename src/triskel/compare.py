@@ -8,6 +8,7 @@ as it ends, so that a killed comparison goes on where it was. A run folder holds
     stages/<stage>/         checkpoints, and done.json once the stage is over
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) 
     """
     if folder.exists() and not folder.is_dir():
         raise JobError(f"{folder} is a file; choose another --out")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and _used(folder):
         raise JobError(
             f"{folder} is not empty; choose another --out, or resume it with "
             f"`triskel run --resume {folder}`"
@@ -61,10 +62,22 @@ def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) 
     for mode in request.modes:
         if request.strict and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
-    write_text(folder / "job.toml", to_toml(job))
-    asked = {"modes": request.modes, "baselines": request.baselines, "strict": request.strict}
+    text = to_toml(job)
+    asked = {
+        "modes": request.modes,
+        "baselines": request.baselines,
+        "strict": request.strict,
+        "job_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    write_text(folder / "job.toml", text)
     write_text(folder / "request.json", json.dumps(asked, indent=1))
     return _run(job, request, folder, engine, watch)
+
+
+def _used(folder: Path) -> bool:
+    """Return whether a folder holds more than what a run killed in its first moments left."""
+    first = {"job.toml", "job.toml.part", "request.json.part"}
+    return bool({p.name for p in folder.iterdir()} - first)
 
 
 def resume(folder: Path, engine: Callable[[Job], Engine], watch: Watch) -> dict[str, Any]:
@@ -96,6 +109,11 @@ def read_run(folder: Path) -> tuple[Job, Request]:
         raise CheckpointError(
             f"{folder} is not a run folder: {error}; it needs job.toml and request.json"
         ) from error
+    if asked.get("job_sha256") != hashlib.sha256(text.encode()).hexdigest():
+        raise CheckpointError(
+            f"{folder / 'job.toml'} is not the job this run began with; put it back, or start a "
+            "new run with --out"
+        )
     return parse(text, where=str(folder / "job.toml")), request
 
 

@@ -398,9 +398,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise JobError(f"--set takes section.key=value, got {override!r}")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+        found = {"value": value.strip()}
+    if set(found) != {"value"}:
+        raise JobError(f"--set takes one section.key=value at a time, got {override!r}")
+    parsed = found["value"]
     place = raw
     for part in parts[:-1]:
         below = place.setdefault(part, {})

@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from triskel.types import Fact
 
+LARGEST_LOG = 700.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -40,8 +42,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the mean loss; infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf  # noqa: PLR2004 - e^709 is the end of float64
+        """The exponential of the mean loss, at most e^700, where float64 ends."""
+        return math.exp(min(self.loss, LARGEST_LOG))
 
     @property
     def macro_f1(self) -> float:

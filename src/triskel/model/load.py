@@ -47,7 +47,7 @@ def load(
     kind: Any = transformers.AutoModelForCausalLM
     if task == "classify":
         kind = transformers.AutoModelForSequenceClassification
-        options["num_labels"] = classes
+        options |= {"num_labels": classes, "ignore_mismatched_sizes": True}  # the head is new
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source)
