@@ -397,6 +397,15 @@ def test_dropout_is_a_function_of_names_alone() -> None:
     assert all(tiny.apart(x, y) > 1e-4 for x, y in zip(first[1:], other[1:], strict=True))
 
 
+def test_predictions_are_made_without_dropout() -> None:
+    _, (ann, _) = federation(adapter={"dropout": 0.5})
+    tensors = ann.body.parameters(tiny.random_like(ann.body.initial, 1))
+    ann.body.dropout(None)
+    wanted = predict(ann, tensors).values
+    ann.body.dropout(1)  # as training leaves it
+    assert torch.equal(predict(ann, tensors).values, wanted)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 
@@ -433,7 +442,7 @@ def test_predictions_of_another_shape_or_vocabulary_are_refused() -> None:
         changed(ask, "values", tensors["values"][:-1]),
         changed(ask, "values", tensors["values"][:, :3]),
         changed(ask, "ids", beyond),
-        changed(ask, "vocabulary", 36, fact=True),
+        changed(ask, "vocabulary", 38, fact=True),
         changed(ask, "vocabulary", None, fact=True),
     ):
         with pytest.raises(MessageError):

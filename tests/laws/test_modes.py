@@ -444,6 +444,15 @@ def test_evaluation_in_place_is_that_of_the_plain_model(task: str) -> None:
     assert found.loss_sum == pytest.approx(float(nats), rel=1e-5)
 
 
+def test_evaluation_is_without_dropout() -> None:
+    _, (ann, _) = built("params", adapter={"dropout": 0.5})
+    tensors = tiny.random_like(ann.body.initial, 1)
+    ann.body.dropout(None)
+    wanted = evaluate(ann.body, tensors, ann.test).loss_sum
+    ann.body.dropout(1)  # as training leaves it
+    assert evaluate(ann.body, tensors, ann.test).loss_sum == wanted
+
+
 def test_a_probe_with_shared_labels_is_refused() -> None:
     mode, workers = built("split", split={"cut": (1, 3), "labels": "shared"})
     with pytest.raises(MessageError, match="the server holds the head"):
