@@ -1,12 +1,14 @@
 """Parameter exchange is plain training where there is one client, and the mean of it elsewhere."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from triskel.errors import MessageError
 from triskel.exchange import adapter_sections
 from triskel.message import payload_bytes
 from triskel.model.train import Where
@@ -253,3 +255,14 @@ def test_an_update_without_examples_is_refused() -> None:
     mode = server(alone())
     with pytest.raises(Exception, match="'examples' must be a number of at least 1, got 0"):
         folded(mode, mode.start(), {"ann": (0, mode.initial)})
+
+
+@pytest.mark.parametrize("facts", [{"scale": 2.9}, {}, {"scale": 3.0, "more": 1}])
+def test_factors_of_another_scale_are_refused(facts: dict[str, float]) -> None:
+    ann = alone()
+    mode = server(ann)
+    message = mode.task(mode.start(), "ann")
+    other = replace(message.sections["adapter"], facts=facts)
+    lying = replace(message, sections={**message.sections, "adapter": other})
+    with pytest.raises(MessageError, match=r"'adapter' is lowrank with .*expected lowrank with"):
+        next(mode.work(lying, ann, ClientState()))

@@ -701,6 +701,16 @@ def test_scored_positions_beyond_what_was_sent_are_refused(runs: object) -> None
         one.mode.answer(one.mode.start(), {"c0": changed(ask, "labels", runs=runs)})
 
 
+def test_as_many_positions_in_the_wrong_place_are_refused() -> None:
+    one = case("llama", "causal", counts=(3,), labels="shared")
+    ask, _ = opened(one)
+    runs = list(ask.sections["labels"].facts["runs"])
+    for change in ((0, 9, 9), (0, -50, -50), (9, 0, 0), (-9, 0, 0)):
+        wrong = [x + y for x, y in zip(runs[:3], change, strict=True)] + runs[3:]
+        with pytest.raises(MessageError, match="beyond what was sent"):
+            one.mode.answer(one.mode.start(), {"c0": changed(ask, "labels", runs=wrong)})
+
+
 @pytest.mark.parametrize("task", ["classify", "causal"])
 @pytest.mark.parametrize("label", [-2, "classes"])
 def test_labels_that_do_not_exist_are_refused(task: str, label: object) -> None:
