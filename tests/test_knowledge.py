@@ -1,6 +1,7 @@
 """Averaged predictions, against formulas written over the whole vocabulary."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -195,3 +196,11 @@ def test_parties_who_speak_of_something_else_are_refused() -> None:
     other = top(logits(0, classes=9), 2, 1.0)
     with pytest.raises(MessageError, match=r"over 6 classes do not match .* over 9"):
         combine([other, top(logits(0), 2, 1.0)], "logits", 1.0)
+
+
+def test_all_predictions_and_the_largest_only_are_not_averaged() -> None:
+    known = top(logits(0), 6, 1.0)
+    with pytest.raises(MessageError, match="all predictions and another the largest only"):
+        combine([known, dense(logits(0))], "logits", 1.0)
+    with pytest.raises(MessageError, match="without the mass of the others"):
+        combine([replace(known, tail=None)], "logits", 1.0)

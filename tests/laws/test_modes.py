@@ -453,6 +453,27 @@ def test_evaluation_is_without_dropout() -> None:
     assert evaluate(ann.body, tensors, ann.test).loss_sum == wanted
 
 
+def test_no_test_texts_score_nothing_and_more_right_than_asked_is_no_score() -> None:
+    mode, (ann, _) = built("params")
+    found = evaluate(ann.body, mode.start().adapter, tiny.examples(0))
+    assert (found.count, found.loss_sum) == (0, 0)
+    message = drive(mode, mode.start(), [ann], probe=True).updates["ann"]
+    lying = replace(message, facts={**message.facts, "correct": 1000})
+    with pytest.raises(MessageError, match="1000 correct predictions out of"):
+        score_of(lying, ann.body.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("logits", "private"), ("split", "private"), ("split", "shared")]
+)
+def test_an_ask_that_is_answered_with_nothing_ends_the_talk(name: str, labels: str) -> None:
+    mode, workers = built(name, split={"cut": (1, 3), "labels": labels})
+    talk = mode.work(mode.task(mode.start(), "ann"), workers[0], ClientState())
+    next(talk)
+    with pytest.raises(TriskelError, match="answered with nothing"):
+        talk.send(None)
+
+
 def test_a_probe_with_shared_labels_is_refused() -> None:
     mode, workers = built("split", split={"cut": (1, 3), "labels": "shared"})
     with pytest.raises(MessageError, match="the server holds the head"):
