@@ -241,8 +241,7 @@ def test_messages_of_another_round_are_refused(name: str, task: str) -> None:
     [
         ("logits", "private"),
         ("split", "shared"),
-        pytest.param("split", "private", marks=pytest.mark.xfail(
-            reason="split reads no round where it reads activations", strict=True)),
+        ("split", "private"),
     ],
 )  # fmt: skip
 def test_an_answer_of_another_round_is_refused(name: str, labels: str) -> None:

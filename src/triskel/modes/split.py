@@ -13,7 +13,8 @@ head), server φ in [a, b). In a wave every active client i has one batch (xᵢ,
                                <-- ∂ℓ/∂h --   only where something in [0, a) trains
     θ ← AdamW(θ, ∂ℓ/∂θ)
 
-At the end of a round θ is averaged over clients, weighted by examples; blocks that only some
+With `train.max_grad_norm` client and server clip each on its own side. At the end of a round θ is
+averaged over clients, weighted by examples; blocks that only some
 clients hold also count the server's copy, by the examples of the others. With `labels = "shared"`
 the server has [a, L) and the head: h and y go up, ∂ℓ/∂h comes down. One client and one batch is one
 step of the joined model: the chain rule, cut (Gupta and Raskar 2018, arXiv:1810.06060, Algorithm 1
@@ -129,9 +130,9 @@ class Split:
         for step, batch in enumerate(worker.batches(where, train.epochs)):
             worker.dropout(where, step)
             h = body.bottom(parameters, batch, cut.low)
-            answer = yield Ask(_up(h, batch, cut, where, step, body))
+            answer = _received((yield Ask(_up(h, batch, cut, where, step, body))), where)
             if cut.shared:
-                value = _loss_in(answer, where)
+                value = number(answer.facts, "loss")
                 slope = _down(answer, "gradient", "forward", batch, body) if cut.below else None
             else:
                 u = _down(answer, "activations", "forward", batch, body, pooled=cut.pooled)
@@ -143,7 +144,7 @@ class Split:
                 if loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
                 if cut.inside:
-                    answer = yield Ask(_up_slope(u, batch, cut, where))
+                    answer = _received((yield Ask(_up_slope(u, batch, cut, where))), where)
                     slope = (
                         _down(answer, "gradient", "backward", batch, body) if cut.below else None
                     )
@@ -233,7 +234,7 @@ class Split:
             with torch.no_grad():
                 h = body.bottom(parameters, batch, cut.low)
                 ask = replace(_up(h, batch, cut, where, step, body), kind="evaluate")
-            answer = yield Ask(ask)
+            answer = _received((yield Ask(ask)), where)
             with torch.no_grad():
                 u = _down(
                     answer, "activations", "forward", batch, body, pooled=cut.pooled,
@@ -375,8 +376,16 @@ def _up_slope(u: Tensor, batch: Batch, cut: Cut, where: Where) -> Message:
     )
 
 
+def _received(reply: Reply, where: Where) -> Message:
+    """Return an answer that is one, and is of this round."""
+    if not isinstance(reply, Message):
+        raise MessageError("an ask was answered with nothing")
+    same_round(reply, where.round)
+    return reply
+
+
 def _down(  # noqa: PLR0913 - what an answer must be
-    answer: Reply,
+    answer: Message,
     section: str,
     topic: str,
     batch: Batch,
@@ -385,19 +394,10 @@ def _down(  # noqa: PLR0913 - what an answer must be
     pooled: bool = False,
     kind: MessageKind = "answer",
 ) -> Tensor:
-    if not isinstance(answer, Message):
-        raise MessageError("an ask was answered with nothing")
     return unpacked(
         answer, section, kind=kind, topic=topic, lengths=indices(batch.lengths), body=body,
         pooled=pooled,
     )  # fmt: skip
-
-
-def _loss_in(answer: Reply, where: Where) -> float:
-    if not isinstance(answer, Message):
-        raise MessageError("an ask was answered with nothing")
-    same_round(answer, where.round)
-    return number(answer.facts, "loss")
 
 
 def _answer(
