@@ -1,6 +1,7 @@
 """Evaluating a run again gives its own figures to the last bit, and new ones on another file."""
 
 import csv
+import hashlib
 import json
 import runpy
 import shutil
@@ -209,7 +210,13 @@ def test_what_is_not_there_is_listed(finished: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_job_is_refused(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "run")
-    job = copy / "job.toml"
-    job.write_text(job.read_text().replace("rank = 2", "rank = 3"))
+    job, request = copy / "job.toml", copy / "request.json"
+    text = job.read_text().replace("rank = 2", "rank = 3")
+    job.write_text(text)
+    with pytest.raises(CheckpointError, match="is not the job this run began with"):
+        assess(copy, mode="params", watch=ignore)
+    asked = json.loads(request.read_text())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    request.write_text(json.dumps({**asked, "job_sha256": digest}))
     with pytest.raises(ModelError, match="r = 2 and the job's adapter has 3"):
         assess(copy, mode="params", watch=ignore)

@@ -1,5 +1,6 @@
 """The command line: what it takes, what it refuses, and that a refusal is one sentence."""
 
+import hashlib
 import json
 import os
 import re
@@ -67,7 +68,8 @@ class Played:
             (folder / "stages").mkdir()
             (folder / "a-file").write_text("")
         (folder / "job.toml").write_text("")
-        asked = {"modes": ["params"], "baselines": [], "strict": False}
+        empty = hashlib.sha256(b"").hexdigest()
+        asked = {"modes": ["params"], "baselines": [], "strict": False, "job_sha256": empty}
         (folder / "request.json").write_text(json.dumps(asked))
         watch = given[-1]
         assert callable(watch)
@@ -85,6 +87,7 @@ class Played:
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # test workers set it
     for name in cli.QUIET:
         monkeypatch.setenv(name, os.environ.get(name, ""))
 

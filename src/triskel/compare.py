@@ -30,6 +30,9 @@ from triskel.round import Engine
 from triskel.stages import complete, stage_of
 from triskel.types import ClientId, Event, Watch
 
+UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
+"""What a kill can leave before a run is one that can be resumed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -54,7 +57,8 @@ def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) 
     """
     if folder.exists() and not folder.is_dir():
         raise JobError(f"{folder} is a file; choose another --out")
-    if folder.exists() and _used(folder):
+    text = to_toml(job)
+    if folder.exists() and _used(folder, text):
         raise JobError(
             f"{folder} is not empty; choose another --out, or resume it with "
             f"`triskel run --resume {folder}`"
@@ -62,7 +66,6 @@ def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) 
     for mode in request.modes:
         if request.strict and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
-    text = to_toml(job)
     asked = {
         "modes": request.modes,
         "baselines": request.baselines,
@@ -74,10 +77,12 @@ def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) 
     return _run(job, request, folder, engine, watch)
 
 
-def _used(folder: Path) -> bool:
-    """Return whether a folder holds more than what a run killed in its first moments left."""
-    first = {"job.toml", "job.toml.part", "request.json.part"}
-    return bool({p.name for p in folder.iterdir()} - first)
+def _used(folder: Path, text: str) -> bool:
+    """Return whether a folder holds more than a run of this very job leaves that never began."""
+    job = folder / "job.toml"
+    if {path.name for path in folder.iterdir()} - UNBEGUN:
+        return True
+    return job.exists() and job.read_text(encoding="utf-8", errors="replace") != text
 
 
 def resume(folder: Path, engine: Callable[[Job], Engine], watch: Watch) -> dict[str, Any]:
