@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate.mean import Mean, MeanTotal
-from triskel.cut import Cut, cut_of, labels_section, packed, unpacked
+from triskel.crossing import answer_of, ask_backward, ask_forward, came_down, received, wanted
+from triskel.cut import Cut, cut_of, packed
 from triskel.data.text import eval_plan, lengths_of
 from triskel.errors import MessageError
 from triskel.evaluate import BATCH_TOKENS, score_message
@@ -51,7 +52,7 @@ from triskel.model.train import (
     optimiser,
 )
 from triskel.rng import derive
-from triskel.tensors import indices, select
+from triskel.tensors import select
 from triskel.trunk import Graph, backward, forward, group, learn, shares_in, summed
 from triskel.types import (
     Ask,
@@ -61,8 +62,6 @@ from triskel.types import (
     ClientState,
     Message,
     MessageKind,
-    Reply,
-    Section,
     Talk,
     Tensors,
 )
@@ -121,8 +120,8 @@ class Split:
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Run the client's blocks batch by batch; ask the server for what lies between."""
         body, train = worker.body, worker.job.train
-        cut, received = _opened(task, worker)
-        parameters = body.parameters(received)
+        cut, sent = _opened(task, worker)
+        parameters = body.parameters(sent)
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         rate = learning_rate(train, where.round, worker.job.rounds)
         adam = optimiser(parameters, train, rate) if parameters else None
@@ -130,24 +129,22 @@ class Split:
         for step, batch in enumerate(worker.batches(where, train.epochs)):
             worker.dropout(where, step)
             h = body.bottom(parameters, batch, cut.low)
-            answer = _received((yield Ask(_up(h, batch, cut, where, step, body))), where)
+            answer = received((yield Ask(ask_forward(h, batch, cut, where, step, body))), where)
             if cut.shared:
                 value = number(answer.facts, "loss")
-                slope = _down(answer, "gradient", "forward", batch, body) if cut.below else None
+                slope = came_down(answer, "gradient", "forward", batch, body) if cut.below else None
             else:
-                u = _down(answer, "activations", "forward", batch, body, pooled=cut.pooled)
+                u = came_down(answer, "activations", "forward", batch, body, pooled=cut.pooled)
                 worker.dropout(replace(where, phase="top"), step)
-                loss = label_loss(
-                    _top(parameters, u.requires_grad_(cut.inside), batch, cut, body), batch
-                )
+                u.requires_grad_(cut.inside)
+                loss = label_loss(_top(parameters, u, batch, cut, body), batch)
                 value, slope = finite(loss, where, step), None
                 if loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
                 if cut.inside:
-                    answer = _received((yield Ask(_up_slope(u, batch, cut, where))), where)
-                    slope = (
-                        _down(answer, "gradient", "backward", batch, body) if cut.below else None
-                    )
+                    answer = received((yield Ask(ask_backward(u, batch, cut, where))), where)
+                    if cut.below:
+                        slope = came_down(answer, "gradient", "backward", batch, body)
             if slope is not None:
                 h.backward(slope)  # type: ignore[no-untyped-call]
             if adam is not None:
@@ -177,13 +174,13 @@ class Split:
         parts: dict[str, dict[ClientId, Message]] = {}
         for client, cut in cuts.items():
             same_round(asks[client], state.closed + 1)
-            parts.setdefault(_wanted(asks[client], client, cut), {})[client] = asks[client]
+            parts.setdefault(wanted(asks[client], client, cut), {})[client] = asks[client]
         answers: dict[ClientId, Message] = {}
-        for wanted, answered in (
+        for what, answered in (
             ("backward", self._backward), ("learn", self._learn), ("forward", self._forward),
             ("evaluate", self._forward),
         ):  # fmt: skip
-            if part := parts.get(wanted):
+            if part := parts.get(what):
                 state, more = answered(state, part, cuts)
                 answers |= more
         return state, answers
@@ -222,8 +219,8 @@ class Split:
     def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Evaluate on the client's own test share, the trunk running at the server."""
         body = worker.body
-        cut, received = _opened(task, worker)
-        parameters = body.parameters(received)
+        cut, sent = _opened(task, worker)
+        parameters = body.parameters(sent)
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         body.dropout(None)
         total = empty(body.classes)
@@ -233,10 +230,10 @@ class Split:
             batch = worker.batch(worker.test, rows)
             with torch.no_grad():
                 h = body.bottom(parameters, batch, cut.low)
-                ask = replace(_up(h, batch, cut, where, step, body), kind="evaluate")
-            answer = _received((yield Ask(ask)), where)
+                ask = replace(ask_forward(h, batch, cut, where, step, body), kind="evaluate")
+            answer = received((yield Ask(ask)), where)
             with torch.no_grad():
-                u = _down(
+                u = came_down(
                     answer, "activations", "forward", batch, body, pooled=cut.pooled,
                     kind="evaluate",
                 )  # fmt: skip
@@ -261,7 +258,9 @@ class Split:
                 u = graph.u[graph.rows[client]]
                 section = packed(u if cut.pooled else u[:, : max(texts)], texts, pooled=cut.pooled)
                 kind: MessageKind = "answer" if learning else "evaluate"
-                answers[client] = _answer(state, "forward", {"activations": section}, kind=kind)
+                answers[client] = answer_of(
+                    state.closed + 1, "forward", {"activations": section}, kind=kind
+                )
                 if cut.inside and learning:
                     graphs[client] = graph
         return replace(state, graphs=graphs), answers
@@ -279,7 +278,7 @@ class Split:
         graphs, share = dict(state.graphs), shares_in(asks)
         if strange := sorted(asks.keys() - graphs.keys()):
             raise MessageError(f"client {strange[0]!r} sent a gradient for no open batch")
-        answers = {c: _answer(state, "backward", {}) for c in asks}
+        answers = {c: answer_of(state.closed + 1, "backward", {}) for c in asks}
         slopes: list[Tensors] = []
         for graph in {id(graphs[c]): graphs[c] for c in asks}.values():
             some = {c: asks[c] for c in asks if graphs[c] is graph}
@@ -287,7 +286,7 @@ class Split:
             found = backward(self.body, graph, some, share, keep=waiting)
             slopes.append(found.trunk)
             for client, section in found.down.items():
-                answers[client] = _answer(state, "backward", {"gradient": section})
+                answers[client] = answer_of(state.closed + 1, "backward", {"gradient": section})
         for client in asks:
             del graphs[client]
         return replace(self._stepped(state, summed(slopes)), graphs=graphs), answers
@@ -308,7 +307,7 @@ class Split:
             slopes.append(found.trunk)
             for client in clients:
                 down = {"gradient": found.down[client]} if client in found.down else {}
-                answers[client] = _answer(state, "forward", down, loss=losses[client])
+                answers[client] = answer_of(state.closed + 1, "forward", down, loss=losses[client])
         return self._stepped(state, summed(slopes)), answers
 
     def _stepped(self, state: SplitState, slopes: Tensors) -> SplitState:
@@ -318,24 +317,6 @@ class Split:
         slopes = {n: s.cpu() for n, s in clipped(slopes, train).items()}
         tensors, moments = adamw_step(state.tensors, slopes, state.moments, train, rate)
         return replace(state, tensors=tensors, moments=moments)
-
-
-def _wanted(ask: Message, client: ClientId, cut: Cut) -> str:
-    """Return what an ask wants of the server.
-
-    Raises:
-        MessageError: It wants what this mode does not do.
-    """
-    if ask.kind == "ask" and ask.topic == "backward" and not cut.shared:
-        return "backward"
-    if ask.kind == "ask" and ask.topic == "forward":
-        return "learn" if cut.shared else "forward"
-    if ask.kind == "evaluate" and ask.topic == "forward" and not cut.shared:
-        return "evaluate"
-    raise MessageError(
-        f"client {client!r} asked for {ask.topic!r} with a message of kind {ask.kind!r}, which "
-        "split learning does not answer with this cut"
-    )
 
 
 def _opened(task: Message, worker: Worker) -> tuple[Cut, dict[str, Tensor]]:
@@ -355,58 +336,3 @@ def _top(parameters: Parameters, u: Tensor, batch: Batch, cut: Cut, body: Body) 
     if cut.pooled:
         return body.head(parameters, u)
     return body.top(parameters, u, batch, cut.high)
-
-
-def _up(h: Tensor, batch: Batch, cut: Cut, where: Where, step: int, body: Body) -> Message:
-    sections = {"activations": packed(h, indices(batch.lengths), pooled=False)}
-    facts = {"round": where.round, "step": step}
-    if cut.shared:
-        sections["labels"] = labels_section(batch, body)
-        facts["labelled"] = int((batch.targets >= 0).sum())
-    return Message(kind="ask", topic="forward", sections=sections, facts=facts)
-
-
-def _up_slope(u: Tensor, batch: Batch, cut: Cut, where: Where) -> Message:
-    slope = torch.zeros_like(u) if u.grad is None else u.grad
-    return Message(
-        kind="ask",
-        topic="backward",
-        sections={"gradient": packed(slope, indices(batch.lengths), pooled=cut.pooled)},
-        facts={"round": where.round, "labelled": int((batch.targets >= 0).sum())},
-    )
-
-
-def _received(reply: Reply, where: Where) -> Message:
-    """Return an answer that is one, and is of this round."""
-    if not isinstance(reply, Message):
-        raise MessageError("an ask was answered with nothing")
-    same_round(reply, where.round)
-    return reply
-
-
-def _down(  # noqa: PLR0913 - what an answer must be
-    answer: Message,
-    section: str,
-    topic: str,
-    batch: Batch,
-    body: Body,
-    *,
-    pooled: bool = False,
-    kind: MessageKind = "answer",
-) -> Tensor:
-    return unpacked(
-        answer, section, kind=kind, topic=topic, lengths=indices(batch.lengths), body=body,
-        pooled=pooled,
-    )  # fmt: skip
-
-
-def _answer(
-    state: SplitState,
-    topic: str,
-    sections: Mapping[str, Section],
-    *,
-    kind: MessageKind = "answer",
-    loss: float | None = None,
-) -> Message:
-    facts = {"round": state.closed + 1} | ({} if loss is None else {"loss": loss})
-    return Message(kind=kind, topic=topic, sections=sections, facts=facts)
