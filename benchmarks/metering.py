@@ -95,7 +95,8 @@ def main() -> None:
         figures[f"{mode}_share"] = [r - 1 for r in measure.ratios(times["on"], times["off"])]
         figures[f"{mode}_first_s"] = counting
         figures[f"{mode}_first_share"] = [c / min(times["off"]) for c in counting]
-    measure.report("metering", figures, seed=chosen.seed, out=chosen.out, texts=texts)
+    held = len(bench.share(chosen.client).train)
+    measure.report("metering", figures, seed=chosen.seed, out=chosen.out, texts=held)
 
 
 if __name__ == "__main__":
