@@ -46,7 +46,7 @@ QUIET = {
     "HF_HUB_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "DATASETS_VERBOSITY": "error",
-    "GOMP_SPINCOUNT": "2000",  # threads that wait give way: 8 times faster on a busy machine
+    "GOMP_SPINCOUNT": "2000",  # threads that wait give way on a busy machine
 }
 """What transformers, datasets, the hub and torch's threads read once, when they are imported."""
 
