@@ -46,7 +46,16 @@ def played(bench: Bench, mode: ModeName, client: str, *, metered: bool) -> Calla
         return hand if metered else dataclasses.replace(hand, meter=Null(body, bench.costs(body)))
 
     def work() -> None:
-        engine.round(it, it.start(), [client], worker=worker, mine={}, ledger=Ledger(), watch=quiet)
+        engine.round(
+            it,
+            it.start(),
+            [client],
+            worker=worker,
+            mine={},
+            keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
+            ledger=Ledger(),
+            watch=quiet,
+        )
 
     return work
 

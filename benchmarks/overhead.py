@@ -38,6 +38,7 @@ def ours(bench: Bench, client: str) -> Any:
             [client],
             worker=lambda name: bench.worker(name, quiet),
             mine={},
+            keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
             ledger=Ledger(),
             watch=quiet,
         )

@@ -129,6 +129,7 @@ class Play:
         job = Job.model_validate({**raw, "wire": wire, "split": {**raw["split"], "wave": wave}})
         self.ledger, self.events, self.toy = Ledger(), list[Any](), toy
         self.engine, self.worker = LocalEngine(job), worker
+        self.kept: dict[str, ClientState] = {}
 
     def round(self, *names: str, mine: Mapping[str, ClientState] | None = None) -> Any:
         return self.engine.round(
@@ -137,6 +138,7 @@ class Play:
             names or sorted(self.toy.works),
             worker=lambda c: dataclasses.replace(self.worker, client=c),
             mine=mine or {},
+            keep=self.kept.__setitem__,
             ledger=self.ledger,
             watch=self.events.append,
         )
@@ -321,8 +323,10 @@ def test_what_one_client_raises_stops_the_round_and_commits_nothing(worker: Work
 
     old = {"a": ClientState(facts={"old": 1})}
     it = toy(a=good, b=broken)
+    play = Play(worker, it)
     with pytest.raises(TrainingError, match=r"at client 'b'"):
-        Play(worker, it).round(mine=old)
+        play.round(mine=old)
+    assert not play.kept, "one wave: nobody is done before all are"
     assert old == {"a": ClientState(facts={"old": 1})}
     assert not [e for e in it.log if e[0] in {"add", "close"}]
 
@@ -337,9 +341,26 @@ def test_states_of_clients_come_back_and_those_of_others_stay(worker: Worker) ->
 
     it = toy({}, a=count, b=count, c=count)
     mine = {"a": ClientState(facts={"rounds": 4}), "c": ClientState(facts={"rounds": 9})}
-    state, after = Play(worker, it).round("a", "b", mine=mine)
-    assert state == 1
-    assert {c: dict(s.facts) for c, s in after.items()} == {"a": {"rounds": 5}, "b": {"rounds": 1}}
+    play = Play(worker, it)
+    assert play.round("a", "b", mine=mine) == 1
+    assert {c: dict(s.facts) for c, s in play.kept.items()} == {
+        "a": {"rounds": 5},
+        "b": {"rounds": 1},
+    }
+
+
+def test_a_state_is_kept_as_soon_as_its_client_is_done(worker: Worker) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def looks(task: Message, worker: Worker, mine: ClientState) -> Talk:
+        del task
+        seen.append((worker.client, sorted(play.kept)))
+        return done((), mine)
+        yield
+
+    play = Play(worker, toy({}, a=looks, b=looks, c=looks))
+    play.round()
+    assert seen == [("a", []), ("b", ["a"]), ("c", ["a", "b"])]
 
 
 def sender(value: torch.Tensor, heard: list[Message]) -> Work:

@@ -49,6 +49,7 @@ def play(bench: Bench, mode: str, **spoilt: Any) -> dict[str, Any]:
         bench.active,
         worker=lambda c: bench.worker(c, SMALL.watch),
         mine={},
+        keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
         ledger=ledger,
         watch=SMALL.watch,
     )

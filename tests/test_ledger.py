@@ -65,16 +65,16 @@ def play(bench: Bench, mode: str, rounds: int = 1) -> list[dict[str, Any]]:
     state = it.start()
     for _ in range(rounds):
         ledger = Ledger()
-        state, after = LocalEngine(bench.job).round(
+        state = LocalEngine(bench.job).round(
             it,
             state,
             bench.active,
             worker=lambda c: bench.worker(c, SMALL.watch),
             mine=mine,
+            keep=mine.__setitem__,
             ledger=ledger,
             watch=SMALL.watch,
         )
-        mine |= after
         found.append(ledger.rows())
     return found
 
@@ -346,6 +346,7 @@ def test_messages_above_100_kb_are_within_one_percent_of_their_payload(
         bench.active,
         worker=lambda c: bench.worker(c, SMALL.watch),
         mine={},
+        keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
         ledger=Books(),
         watch=SMALL.watch,
     )

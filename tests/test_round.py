@@ -97,9 +97,7 @@ class Engine:
     def __init__(self, stop: int = 0) -> None:
         self.stop, self.rounds = stop, list[Any]()
 
-    def round(
-        self, mode: Any, state: Count, cohort: Sequence[str], **more: Any
-    ) -> tuple[Count, Mapping[str, ClientState]]:
+    def round(self, mode: Any, state: Count, cohort: Sequence[str], **more: Any) -> Count:
         del mode
         self.rounds.append((state.closed + 1, tuple(cohort), dict(more["mine"])))
         if state.closed + 1 == self.stop:
@@ -108,12 +106,10 @@ class Engine:
         for client in cohort:
             ledger.computed(client, flops=state.closed + 1, peak_bytes=5, seconds=0.1)
             more["watch"]({"event": "step", "client": client})
-        after = {
-            c: ClientState(facts={"seen": int(mine.get(c, ClientState()).facts.get("seen", 0)) + 1})
-            for c in cohort
-        }
+            seen = int(mine.get(client, ClientState()).facts.get("seen", 0)) + 1
+            more["keep"](client, ClientState(facts={"seen": seen}))
         total = {"n": state.total["n"] + len(cohort)}
-        return Count(total=total, closed=state.closed + 1, graph=object()), after
+        return Count(total=total, closed=state.closed + 1, graph=object())
 
 
 def score(right: int, count: int) -> Score:

@@ -263,16 +263,16 @@ def play(  # noqa: PLR0913 - what a round is made of
     state = mode.start() if state is None else state
     kept = dict(mine or {})
     for _ in range(rounds or job.rounds):
-        state, after = LocalEngine(job).round(
+        state = LocalEngine(job).round(
             mode,
             state,
             sorted(known),
             worker=known.__getitem__,
             mine=kept,
+            keep=kept.__setitem__,
             ledger=ledger or Ledger(),
             watch=watch,
         )
-        kept |= after
     return state, kept
 
 

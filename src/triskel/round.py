@@ -37,10 +37,11 @@ class Engine(Protocol):
         *,
         worker: Callable[[ClientId], Worker],
         mine: Mapping[ClientId, ClientState],
+        keep: Callable[[ClientId, ClientState], None],
         ledger: Ledger,
         watch: Watch,
-    ) -> tuple[S, Mapping[ClientId, ClientState]]:
-        """Play one round and close it."""
+    ) -> S:
+        """Play one round and close it; `keep` takes each client's next state as it is done."""
         ...
 
 
@@ -123,12 +124,14 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
         chosen = cohort(job, stage.clients, round_)
         here({"event": "round_start", "clients": chosen})
         ledger, start = Ledger(), time.perf_counter()
-        state, after = engine.round(
+        after = dict[ClientId, ClientState]()
+        state = engine.round(
             stage.mode,
             state,
             chosen,
             worker=lambda client, told=here: stage.worker(client, told),
             mine=mine,
+            keep=after.__setitem__,
             ledger=ledger,
             watch=here,
         )

@@ -79,9 +79,10 @@ class LocalEngine:
         *,
         worker: Callable[[ClientId], Worker],
         mine: Mapping[ClientId, ClientState],
+        keep: Callable[[ClientId, ClientState], None],
         ledger: Ledger,
         watch: Watch,
-    ) -> tuple[S, Mapping[ClientId, ClientState]]:
+    ) -> S:
         """Play one round and close it.
 
         Args:
@@ -89,18 +90,18 @@ class LocalEngine:
             state: The server's state.
             cohort: Who takes part.
             worker: Makes a client's worker, with a fresh meter.
-            mine: What clients keep between rounds.
+            mine: What clients kept in earlier rounds.
+            keep: Handed each client's next state as soon as the client is done.
             ledger: Books messages and compute.
             watch: Told what happens.
 
         Returns:
-            The next server state, and the next states of those who took part.
+            The next server state.
 
         Raises:
-            TriskelError: Whatever stopped a client or the server; nothing is committed.
+            TriskelError: Whatever stopped a client or the server; what was kept does not count.
         """
         total = mode.zero(state)
-        after: dict[ClientId, ClientState] = {}
         for crew in self._crews(mode, sorted(cohort)):
             lines: dict[ClientId, _Line] = {}
             for client in crew:
@@ -113,16 +114,16 @@ class LocalEngine:
             while any(line.update is None for line in lines.values()):
                 state = self._wave(mode, state, lines, ledger, watch)
             for client in crew:
-                line = lines[client]
+                line = lines.pop(client)  # nothing of a client outlives its turn
                 if line.update is None or line.mine is None:
                     raise RoundError(f"client {client!r} ended without an update")
                 total = mode.add(state, total, client, line.update)
-                after[client] = line.mine
+                keep(client, line.mine)
                 meter = line.worker.meter
                 ledger.computed(
                     client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=line.seconds
                 )
-        return mode.close(state, total), after
+        return mode.close(state, total)
 
     def _crews(
         self, mode: Mode[S, A, Worker], cohort: Sequence[ClientId]
