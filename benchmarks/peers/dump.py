@@ -1,0 +1,73 @@
+"""Writes the work once, from Triskel's own reading of the texts, so that all peers train alike.
+
+Everything that could differ is fixed here: token ids, their order in each round, which examples
+share a batch, the adapter before round 1, and the test texts.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from ours import job_of, quiet
+from safetensors.torch import save_file
+from work import ADAPTER
+
+from triskel.bench import prepare
+from triskel.data.assets import resolve
+from triskel.model.peft_folder import padding_token, to_peft
+from triskel.model.train import Where
+from triskel.types import Examples
+
+
+def plain(examples: Examples) -> dict[str, list[Any]]:
+    """Return examples as lists of numbers."""
+    return {"ids": [row.tolist() for row in examples.ids], "labels": examples.labels.tolist()}
+
+
+def main() -> None:
+    """Write `work.json` and the common start."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("model")
+    options.add_argument("folder", type=Path)
+    chosen = options.parse_args()
+    job = job_of(chosen.model)
+    bench = prepare(job, quiet)
+    body = bench.body()
+    order: list[dict[str, list[int]]] = []
+    for round_ in range(1, job.rounds + 1):
+        plans = {
+            c: bench.worker(c, quiet).plan(bench.share(c).train, Where(c, round_), 1)
+            for c in bench.active
+        }
+        for batches in plans.values():  # so that consecutive runs of `batch` are the batches
+            if any(len(rows) != job.train.batch for rows in batches):
+                raise SystemExit("clients.examples must be a multiple of train.batch")
+        order.append({c: [i for rows in batches for i in rows] for c, batches in plans.items()})
+    tests = [bench.share(c).test for c in bench.clients]
+    facts = {
+        "model": str(Path(resolve(job.model.path)).resolve()),
+        "classes": len(bench.federation.classes),
+        "pad": body.tokenizer.convert_tokens_to_ids(padding_token(body.tokenizer)),
+        "rounds": job.rounds,
+        "batch": job.train.batch,
+        "lr": job.train.lr,
+    }
+    text = {
+        "facts": facts,
+        "train": {c: plain(bench.share(c).train) for c in bench.active},
+        "order": order,
+        "test": {
+            "ids": [row.tolist() for test in tests for row in test.ids],
+            "labels": torch.cat([test.labels for test in tests]).tolist(),
+        },
+    }
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    (chosen.folder / "work.json").write_text(json.dumps(text))
+    start = {to_peft(n): t.detach().clone() for n, t in body.initial.items()}
+    save_file(start, chosen.folder / ADAPTER)
+
+
+if __name__ == "__main__":
+    main()
