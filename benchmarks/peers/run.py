@@ -67,7 +67,7 @@ PEERS = {
     "flower-reload": Peer("flower", "flower.py", ("--reload",), at_once=2),
     "flare": Peer("flare", "flare.py", at_once=4, many=True),
 }
-KEEPS_THE_MODEL = ("plain", "trainer", "flower", "flower-one-actor", "flower-reload", "flare")
+OTHERS = tuple(name for name in PEERS if name != "triskel")
 COUNTS = (10, 100, 1_000, 10_000)
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -179,12 +179,14 @@ def equal_work(names: Sequence[str], chosen: Any, scratch: Path) -> dict[str, An
     figures: dict[str, list[float]] = {}
     evidence: dict[str, Any] = {}
     times: dict[str, list[float]] = {}
+    busy: list[float] = []  # processes that wanted a core in the last minute, ours among them
     for turn in range(chosen.turns):
         for name in names if turn % 2 == 0 else reversed(names):
             peer = PEERS[name]
             source = model if peer.environment == "triskel" else work
             out = scratch / "out" / name
             done = run(peer, source, out, cache=chosen.cache, sample=chosen.memory, limit=600)
+            busy.append(os.getloadavg()[0])
             print(f"{name}: {done.seconds:.2f} s {done.broke}", file=sys.stderr)
             if done.broke:
                 evidence[name] = {"broke": done.broke}
@@ -203,13 +205,13 @@ def equal_work(names: Sequence[str], chosen: Any, scratch: Path) -> dict[str, An
             figures.setdefault(f"{name}_second_round_s", []).append(last["wall"])
             figures.setdefault(f"{name}_overhead_ms", []).append(overhead_ms(peer, last))
     scored(names, evidence, work, scratch, chosen.cache)
-    for name in KEEPS_THE_MODEL:
+    for name in OTHERS:
         if "triskel" in times and len(times.get(name, [])) == len(times["triskel"]):
             figures[f"wall_{name}_over_triskel"] = measure.ratios(times[name], times["triskel"])
         mine, theirs = figures.get("triskel_peak_mb"), figures.get(f"{name}_peak_mb")
         if mine and theirs and len(mine) == len(theirs):
             figures[f"memory_triskel_over_{name}"] = measure.ratios(mine, theirs)
-    return {"figures": figures, "peers": evidence}
+    return {"figures": figures, "peers": evidence, "load": measure.spread(busy)}
 
 
 def scored(
@@ -235,11 +237,12 @@ def without_work(names: Sequence[str], chosen: Any, scratch: Path) -> dict[str, 
     work, model = dumped(chosen.many_model, scratch)
     figures: dict[str, list[float]] = {}
     broke: dict[str, str] = {}
+    busy: list[float] = []
     for count in [c for c in COUNTS if c <= chosen.most]:
         for name in [n for n in names if PEERS[n].many and n not in broke]:
             peer = PEERS[name]
             source = model if peer.environment == "triskel" else work
-            rounds = 6 if count <= 1000 else 3
+            rounds = 6 if count <= 1_000 else 2
             done = run(
                 peer,
                 source,
@@ -249,6 +252,7 @@ def without_work(names: Sequence[str], chosen: Any, scratch: Path) -> dict[str, 
                 limit=chosen.limit,
                 more=["--many", count, "--rounds", rounds],
             )
+            busy.append(os.getloadavg()[0])
             print(f"{name}, {count}: {done.seconds:.1f} s {done.broke}", file=sys.stderr)
             if done.broke:
                 broke[name] = f"at {count} clients: {done.broke}"
@@ -256,7 +260,13 @@ def without_work(names: Sequence[str], chosen: Any, scratch: Path) -> dict[str, 
             walls = [1000 * row["wall"] for row in done.rounds[1:]]  # the first one warms up
             figures[f"{name}_{count}_round_ms"] = walls
             figures[f"{name}_{count}_ms_a_client"] = [ms / count for ms in walls]
-    return {"figures": figures, "broke": broke}
+    for name in OTHERS:
+        for count in COUNTS:
+            mine, theirs = (f"{n}_{count}_round_ms" for n in ("triskel", name))
+            if mine in figures and theirs in figures:
+                ratios = measure.ratios(figures[theirs], figures[mine])
+                figures[f"{name}_over_triskel_{count}"] = ratios
+    return {"figures": figures, "broke": broke, "load": measure.spread(busy)}
 
 
 def dumped(model: str, scratch: Path) -> tuple[Path, str]:
