@@ -35,14 +35,12 @@ from triskel.evaluate import evaluate, probe_joined
 from triskel.exchange import number, same_round
 from triskel.job import Job, parse
 from triskel.message import expect
-from triskel.model.cost import Piece
-from triskel.model.train import Where, fit, label_loss, learning_rate
+from triskel.model.train import Learner, Term, Where, learning_rate
 from triskel.round import Scores, Stage, play, pooled, summary
 from triskel.types import (
     A,
     Aggregate,
     AskStyle,
-    Batch,
     ClientId,
     ClientState,
     Message,
@@ -128,33 +126,16 @@ class KeepB(Generic[A]):
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Train s and the client's own B together; the server is asked nothing."""
         body, train = worker.body, worker.job.train
-        parameters = body.parameters(_all_of(task, worker, mine))
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
-
-        def loss_of(batch: Batch, step: int) -> Tensor:
-            worker.dropout(where, step)
-            return label_loss(body.logits(parameters, batch), batch)
-
-        def after(batch: Batch, loss: float) -> None:
-            worker.meter.ran(batch, Piece("train"), training=parameters)
-            worker.told(where, batch, loss)
-
-        fit(
-            parameters,
-            worker.batches(where, train.epochs),
-            loss_of,
-            train=train,
-            lr=learning_rate(train, where.round, worker.job.rounds),
-            where=where,
-            after=after,
-        )
-        body.dropout(None)
-        trained = {n: p.detach().cpu().clone() for n, p in parameters.items()}
+        rate = learning_rate(train, where.round, worker.job.rounds)
+        learner = Learner(body, _all_of(task, worker, mine), train, rate)
+        steps = ([Term(batch)] for batch in worker.batches(where, train.epochs))
+        yield from worker.fit(learner, steps, where)
+        trained = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         shared = Section(kind="dense", tensors={n: t for n, t in trained.items() if not kept(n)})
         facts = {"round": where.round, "examples": len(worker.train)}
         update = Message(kind="update", sections={"shared": shared}, facts=facts)
         return update, ClientState(groups={OWN: trained})
-        yield  # a Talk that asks nothing
 
     def answer(
         self, state: KeepBState, asks: Mapping[ClientId, Message]

@@ -1,15 +1,24 @@
 """The paper's comparison on BANKING77: what each framework reaches, sends and computes, by setting.
 
 One axis is varied at a time around a centre, after the use case of arXiv:2501.04436: LoRA rank and
-number of adapted blocks (params), size of the public set (logits), cut (split), number of clients
-and how labels are spread (all three). One JSON file a setting, written when the setting is done, so
-the script can be stopped and started again at will; `--table` prints what is there.
+number of adapted blocks, size of the public set (logits), cut (split), number of clients and how
+labels are spread. Top-k belongs to causal models, so its settings learn the same task as an answer:
+text in, the words of the intent out.
 
-    python runs/banking77.py --data FOLDER --out benchmarks/results/banking77
+Learning rates are chosen first, for every mode and baseline of its own: `--tune` trains on four
+fifths of train.csv and scores on the other fifth; test.csv is never read for it. Then
+
+    python runs/banking77.py --data FOLDER --tune
+    python runs/banking77.py --data FOLDER
+
+write one JSON file a setting under `--out`, whenever a setting is done, so the script can be
+stopped and started again at will; `--share 1/2` and `--share 2/2` are two processes side by side.
+`--table` prints what is there.
 """
 
 import argparse
 import contextlib
+import csv
 import json
 import sys
 import tempfile
@@ -48,6 +57,12 @@ CENTRE: Mapping[str, Any] = {
     "logits.public": 400,
     "split.cut": [4, 28],
 }
+CAUSAL: Mapping[str, Any] = {
+    **{k: v for k, v in CENTRE.items() if k != "data.text"},
+    "data.task": "causal",
+    "data.prompt": "text",
+    "data.response": "category",
+}
 AXES: Mapping[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "adapter.rank": ((2, 8, 32), ("params", "split")),
     "adapter.blocks": (("all", "top:15", "top:5"), ("params", "logits", "split")),
@@ -57,42 +72,81 @@ AXES: Mapping[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "clients.partition": (("dirichlet", "iid"), ("params", "logits", "split")),
 }
 """For each axis the values tried and the modes it concerns; the centre is among the values."""
+TOP_K = (1, 8, 32)
+RATES = (1e-3, 2e-3, 4e-3)
+TUNED = ("central", "local", *MODE_NAMES)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One run: the centre with one key changed, in one mode or one baseline."""
+    """One run: a centre with one key changed, in one mode or one baseline."""
 
     key: str
     value: Any
     what: str
+    task: str = "classify"
 
     @property
     def name(self) -> str:
         """File name of the setting."""
         value = "-".join(map(str, self.value)) if isinstance(self.value, list) else self.value
-        return f"{self.what}.{self.key}.{value}".replace(":", "_")
+        task = "" if self.task == "classify" else f"{self.task}."
+        return f"{task}{self.what}.{self.key}.{value}".replace(":", "_")
 
 
 def settings() -> Iterator[Setting]:
-    """Return all settings once: the centre first, then axis by axis."""
-    for what in ("base", "central", "local", *MODE_NAMES):
+    """Return all settings once: the centre first, then axis by axis, then the causal ones."""
+    for what in ("base", *TUNED):
         yield Setting("centre", "", what)
     for key, (values, modes) in AXES.items():
         for value in values:
             if value != CENTRE[key]:
                 for mode in modes:
                     yield Setting(key, value, mode)
+    for what in ("base", "central", "params"):
+        yield Setting("centre", "", what, "causal")
+    for k in TOP_K:
+        yield Setting("logits.top_k", k, "logits", "causal")
 
 
-def overrides(setting: Setting, data: Path, seed: int) -> list[str]:
+def trials() -> Iterator[Setting]:
+    """Return the trials that choose learning rates."""
+    for rate in RATES:
+        for what in TUNED:
+            yield Setting("train.lr", rate, what)
+
+
+def best_rates(out: Path) -> Mapping[str, float]:
+    """Return the learning rate of highest accuracy for each mode and baseline that was tried."""
+    found: dict[str, tuple[float, float]] = {}
+    for row in rows(out / "tuning"):
+        accuracy = row.get("final", row)["accuracy"]
+        found[row["what"]] = max(found.get(row["what"], (0.0, 0.0)), (accuracy, row["value"]))
+    return {what: rate for what, (_, rate) in found.items()}
+
+
+def held_out(data: Path, out: Path) -> Path:
+    """Write four fifths of train.csv to train on and the rest to choose by; return the folder."""
+    with (data / "train.csv").open(encoding="utf-8", newline="") as file:
+        head, *lines = csv.reader(file)
+    # the file is sorted by intent, so every fifth line has all of them
+    train = [line for index, line in enumerate(lines) if index % 5]
+    for name, part in (("test", lines[::5]), ("train", train)):
+        with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([head, *part])
+    return out
+
+
+def overrides(setting: Setting, data: Path, seed: int, rates: Mapping[str, float]) -> list[str]:
     """Return a setting as `--set` pairs; total examples stay equal when clients are counted."""
+    centre = CENTRE if setting.task == "classify" else CAUSAL
     job = {
-        **CENTRE,
+        **centre,
         "seed": seed,
         "data.train": str(data / "train.csv"),
         "data.test": str(data / "test.csv"),
     }
+    job["train.lr"] = rates.get(setting.what, CENTRE["train.lr"])
     if setting.key != "centre":
         job[setting.key] = setting.value
     if setting.key == "clients.count":
@@ -101,9 +155,9 @@ def overrides(setting: Setting, data: Path, seed: int) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in job.items()]
 
 
-def play(setting: Setting, data: Path, seed: int, extra: list[str]) -> dict[str, Any]:
+def play(setting: Setting, pairs: list[str], seed: int) -> dict[str, Any]:
     """Run one setting, and return its row."""
-    job = load(None, [*overrides(setting, data, seed), *extra])
+    job = load(None, pairs)
     baseline = setting.what not in MODE_NAMES
     request = Request(
         modes=() if baseline else (setting.what,),  # type: ignore[arg-type]
@@ -113,15 +167,18 @@ def play(setting: Setting, data: Path, seed: int, extra: list[str]) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         result = run(job, request, Path(folder) / "run", LocalEngine(job), lambda _: None)
     found = result["baselines" if baseline else "modes"][setting.what]
+    described = result["job"]
+    described["data"] |= {"train": "train.csv", "test": "test.csv"}  # whose machine does not matter
     row: dict[str, Any] = {
         "what": setting.what,
+        "task": setting.task,
         "key": setting.key,
         "value": setting.value,
         "seed": seed,
         "wall_s": round(time.perf_counter() - start, 1),
         "clients": {c: one["train"] for c, one in result["data"]["clients"].items()},
         "environment": result["environment"],
-        "job": result["job"],
+        "job": described,
     }
     if baseline:
         return row | {k: v for k, v in found.items() if k not in {"rounds", "per_client"}}
@@ -144,6 +201,7 @@ def table(out: Path) -> None:
     print("|---|---|---|---|---|---|---|")
     for row in rows(out):
         where = "centre" if row["key"] == "centre" else f"{row['key']} = {row['value']}"
+        where = where if row["task"] == "classify" else f"{row['task']}, {where}"
         final, totals, clients = row.get("final", row), row.get("totals"), len(row["clients"])
         line = [where, row["what"], f"{final['accuracy']:.3f}"]
         line.append(f"{final['macro_f1']:.3f}" if "macro_f1" in final else "")
@@ -162,7 +220,10 @@ def main() -> int:
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/banking77"))
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--minutes", type=float, default=0, help="start nothing after this long")
+    options.add_argument("--only", default="", help="settings whose name begins so")
+    options.add_argument("--share", default="1/1", help="i/n: every n-th setting, from the i-th")
     options.add_argument("--set", action="append", default=[], help="section.key=value")
+    options.add_argument("--tune", action="store_true", help="choose learning rates")
     options.add_argument("--table", action="store_true", help="print what is there, and stop")
     chosen = options.parse_args()
     if chosen.table:
@@ -171,24 +232,34 @@ def main() -> int:
     if chosen.data is None or not (chosen.data / "train.csv").exists():
         print("name a folder that has train.csv and test.csv with --data", file=sys.stderr)
         return 2
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    for setting in settings():
-        place = chosen.out / f"{setting.name}.seed-{chosen.seed}.json"
-        late = chosen.minutes and time.perf_counter() - start > 60 * chosen.minutes
-        if place.exists() or late:
-            continue
-        try:
-            row = play(setting, chosen.data, chosen.seed, chosen.set)
-        except TriskelError as error:
-            print(f"{setting.name}: {error}", file=sys.stderr)
-            return error.exit_code
-        part = place.with_suffix(".part")
-        part.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-        part.replace(place)
-        accuracy = row.get("final", row)["accuracy"]
-        print(f"{setting.name}: accuracy {accuracy:.3f}, {row['wall_s']} s", flush=True)
+    index, shares = map(int, chosen.share.split("/"))
+    queue = [s for s in (trials() if chosen.tune else settings()) if s.name.startswith(chosen.only)]
+    end = time.perf_counter() + 60 * (chosen.minutes or 1e9)
+    with tempfile.TemporaryDirectory() as folder:
+        data = held_out(chosen.data, Path(folder)) if chosen.tune else chosen.data
+        out = chosen.out / "tuning" if chosen.tune else chosen.out
+        rates = {} if chosen.tune else best_rates(chosen.out)
+        for setting in queue[index - 1 :: shares]:
+            place = out / f"{setting.name}.seed-{chosen.seed}.json"
+            if place.exists() or time.perf_counter() > end:
+                continue
+            try:
+                pairs = [*overrides(setting, data, chosen.seed, rates), *chosen.set]
+                keep(place, play(setting, pairs, chosen.seed))
+            except TriskelError as error:
+                print(f"{setting.name}: {error}", file=sys.stderr)
+                return error.exit_code
     return 0
+
+
+def keep(place: Path, row: Mapping[str, Any]) -> None:
+    """Write a row whole or not at all, and say so."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_suffix(".part")
+    part.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    part.replace(place)
+    accuracy = row.get("final", row).get("accuracy", float("nan"))
+    print(f"{place.stem}: accuracy {accuracy:.3f}, {row['wall_s']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from triskel.errors import JobError, LimitError, MessageError, RoundError, Train
 from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
-from triskel.model.train import label_loss
+from triskel.model.train import Descent
 from triskel.stages import MAKERS
-from triskel.types import Message, Section
+from triskel.types import Ask, Message, Section
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 NAN = float("nan")
@@ -59,16 +59,16 @@ def play(bench: Bench, mode: str, **spoilt: Any) -> dict[str, Any]:
 # --- numbers that are none --------------------------------------------------------------------
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, mode: str, at: int) -> None:
-    """Make the loss of the `at`-th training batch of a mode NaN."""
-    calls = 0
+def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Make the loss of the `at`-th training step NaN."""
+    calls, losses = 0, Descent._losses
 
-    def poisoned(logits: Any, batch: Any) -> Any:
+    def poisoned(self: Descent, *rest: Any) -> Any:
         nonlocal calls
         calls += 1
-        return label_loss(logits * NAN if calls == at else logits, batch)
+        return [loss * NAN if calls == at else loss for loss in losses(self, *rest)]
 
-    monkeypatch.setattr(f"triskel.modes.{mode}.label_loss", poisoned)
+    monkeypatch.setattr(Descent, "_losses", poisoned)
 
 
 @pytest.mark.parametrize("mode", ["params", "logits"])
@@ -78,7 +78,7 @@ def test_a_loss_that_is_none_stops_with_client_round_and_step(
     bench = SMALL.bench(SMALL.job(model, rows))
     first = len(bench.share("client-01").train)
     steps = -(-first // bench.job.train.batch)
-    poison(monkeypatch, mode, steps + 2 if mode == "params" else 2)
+    poison(monkeypatch, steps + 2 if mode == "params" else 2)
     who, step = ("client-02", 1) if mode == "params" else ("client-01", 1)
     with pytest.raises(TrainingError) as caught:
         play(bench, mode)
@@ -157,7 +157,7 @@ def test_a_message_that_carries_nan_names_its_client(mode: str, model: Path, row
                 except StopIteration as end:
                     update, after = end.value
                     return (spoil(update) if worker.client == "client-02" else update), after
-                if worker.client == "client-02":
+                if worker.client == "client-02" and isinstance(step, Ask):
                     step = type(step)(spoil(step.ask))
                 reply = yield step
 

@@ -365,7 +365,7 @@ def test_the_answer_is_the_average_the_job_names(name: str) -> None:
     mine, asks = starts(workers), {}
     for worker in workers:
         talk = mode.work(mode.task(mode.start(), worker.client), worker, mine[worker.client])
-        step = next(talk)
+        step = tiny.until_ask(talk)
         assert isinstance(step, Ask)
         asks[worker.client] = step.ask
     z = [asks[c].sections["knowledge"].tensors["values"].double() for c in ("ann", "bob")]
@@ -413,11 +413,11 @@ def test_a_client_with_another_public_set_is_told() -> None:
     mode, (ann, _) = federation()
     short = replace(ann, public=tiny.examples(3))
     with pytest.raises(MessageError, match=r"7 public texts and client 'ann' holds 3"):
-        next(mode.work(mode.task(mode.start(), "ann"), short, ClientState()))
+        tiny.until_ask(mode.work(mode.task(mode.start(), "ann"), short, ClientState()))
 
 
 def asked(mode: Logits, worker: Worker) -> Message:
-    step = next(mode.work(mode.task(mode.start(), worker.client), worker, ClientState()))
+    step = tiny.until_ask(mode.work(mode.task(mode.start(), worker.client), worker, ClientState()))
     assert isinstance(step, Ask)
     return step.ask
 

@@ -16,6 +16,7 @@ from triskel.errors import JobError, MessageError, TrainingError
 from triskel.job import Train
 from triskel.ledger import Ledger
 from triskel.message import pack
+from triskel.model import train
 from triskel.model.train import Where
 from triskel.modes import split
 from triskel.modes.split import Split, SplitState
@@ -154,7 +155,7 @@ class Joint:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Traced:
     """Every gradient that an optimiser of split learning is given, in the order of its steps."""
-    trace, real_step, real_optimiser = Traced(), split.adamw_step, split.optimiser
+    trace, real_step, real_optimiser = Traced(), split.adamw_step, train.optimiser
 
     def step(tensors: Any, slopes: Any, *rest: Any) -> Any:  # noqa: ANN401 - as adamw_step
         trace.server.append({n: t.clone() for n, t in slopes.items()})
@@ -169,7 +170,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Traced:
         return adam
 
     monkeypatch.setattr(split, "adamw_step", step)
-    monkeypatch.setattr(split, "optimiser", optimiser)
+    monkeypatch.setattr(train, "optimiser", optimiser)
     return trace
 
 
@@ -415,9 +416,9 @@ def test_clients_of_one_joined_batch_may_come_back_one_by_one(traced: Traced) ->
     two = case(cuts=[(1, 3)] * 2, counts=(3, 3))
     mode, state = two.mode, SplitState(tensors=two.start())
     talks = {w.client: mode.work(mode.task(state, w.client), w, ClientState()) for w in two.workers}
-    state, answers = mode.answer(state, {c: next(talk).ask for c, talk in talks.items()})
+    state, answers = mode.answer(state, {c: tiny.until_ask(talk).ask for c, talk in talks.items()})
     assert len(set(map(id, state.graphs.values()))) == 1
-    back = {c: talk.send(answers[c]).ask for c, talk in talks.items()}
+    back = {c: tiny.until_ask(talk, answers[c]).ask for c, talk in talks.items()}
     for client, ask in back.items():
         state, _ = mode.answer(state, {client: ask})
     for steps, worker in zip(traced.server, two.workers, strict=True):
@@ -569,7 +570,7 @@ def first_ask(one: Case, train: Examples) -> bytes:
     worker = replace(one.workers[0], train=train)
     mode = one.mode
     state = SplitState(tensors=one.start())
-    step = next(mode.work(mode.task(state, "c0"), worker, ClientState()))
+    step = tiny.until_ask(mode.work(mode.task(state, "c0"), worker, ClientState()))
     assert isinstance(step, Ask)
     return pack(step.ask)
 
@@ -643,7 +644,7 @@ def test_a_server_that_cuts_elsewhere_is_refused() -> None:
     one, other = case(cuts=[(1, 3)]), case(cuts=[(2, 3)])
     task = other.mode.task(other.mode.start(), "c0")
     with pytest.raises(MessageError, match=r"server cuts at .*2, 3.*both need the same job"):
-        next(one.mode.work(task, one.workers[0], ClientState()))
+        tiny.until_ask(one.mode.work(task, one.workers[0], ClientState()))
 
 
 def test_with_shared_labels_only_the_first_number_of_a_cut_counts() -> None:
@@ -664,7 +665,7 @@ def changed(ask: Message, section: str, **facts: object) -> Message:
 def opened(one: Case) -> tuple[Message, Any]:
     """The first ask of a client, and its talk."""
     talk = one.mode.work(one.mode.task(one.mode.start(), "c0"), one.workers[0], ClientState())
-    step = next(talk)
+    step = tiny.until_ask(talk)
     assert isinstance(step, Ask)
     return step.ask, talk
 
@@ -684,9 +685,9 @@ def test_other_texts_than_were_asked_about_are_refused() -> None:
     first, *rest = ask.sections["activations"].facts["lengths"]
     other = [first + 1, *rest[:-1], rest[-1] - 1]
     with pytest.raises(MessageError, match="other text lengths"):
-        talk.send(changed(answers["c0"], "activations", lengths=other))
+        tiny.until_ask(talk, changed(answers["c0"], "activations", lengths=other))
     _, talk = opened(one)
-    back = talk.send(answers["c0"]).ask
+    back = tiny.until_ask(talk, answers["c0"]).ask
     with pytest.raises(MessageError, match="other text lengths"):
         one.mode.answer(state, {"c0": changed(back, "gradient", lengths=other)})
 

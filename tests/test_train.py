@@ -1,6 +1,7 @@
 """The local loop, against torch's own optimisers and formulas by hand."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -9,10 +10,14 @@ from torch.nn.functional import cross_entropy
 
 from triskel.errors import TrainingError
 from triskel.job import Train
+from triskel.model.body import Body, Choice
 from triskel.model.train import (
+    Learner,
     Moments,
+    Term,
     Where,
     adamw_step,
+    alone,
     clip,
     clipped,
     finite,
@@ -21,6 +26,7 @@ from triskel.model.train import (
     learning_rate,
     optimiser,
 )
+from triskel.rng import derive
 from triskel.types import Batch
 
 
@@ -164,20 +170,43 @@ def test_no_bound_clips_nothing() -> None:
     assert clipped({}, Train(max_grad_norm=1.0)) == {}
 
 
-def test_fitting_is_one_step_a_batch_and_returns_the_mean_loss() -> None:
-    leaf = nn.Parameter(torch.tensor([3.0]))
-    twin = nn.Parameter(torch.tensor([3.0]))
-    seen: list[tuple[int, float]] = []
+class Line(Body):
+    """A body of one number: every example's only logit is the leaf times the batch's size."""
+
+    def __init__(self) -> None:
+        self.choice = Choice()
+        self.seeds: list[int | None] = []
+
+    def parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        return {n: nn.Parameter(t.clone()) for n, t in tensors.items()}
+
+    def dropout(self, seed: int | None) -> None:
+        self.seeds.append(seed)
+
+    def label_losses(self, *_: object) -> None:
+        return None
+
+    def together(self, parties: list[Mapping[str, Tensor]], batches: list[Batch]) -> list[Tensor]:
+        return [p["a"] * len(b.ids) for p, b in zip(parties, batches, strict=True)]
+
+
+def learner(value: float, lr: float = 0.1) -> Learner:
+    return Learner(Line(), {"a": torch.tensor([value])}, Train(), lr)
+
+
+def square(logits: Tensor, _: Batch) -> Tensor:
+    return logits.square().sum()
+
+
+def test_fitting_is_one_step_an_item_and_returns_the_mean_loss() -> None:
+    it, twin = learner(3.0), nn.Parameter(torch.tensor([3.0]))
     batches = [batch([0]), batch([0, 0]), batch([0, 0, 0])]
-
-    def loss_of(each: Batch, step: int) -> Tensor:
-        seen.append((step, float(len(each.ids))))
-        return (leaf * len(each.ids)).square().sum()
-
     told: list[float] = []
-    mean = fit(
-        {"a": leaf}, batches, loss_of, train=Train(), lr=0.1, where=Where("ann", 1),
-        after=lambda _, value: told.append(value),
+    mean = alone(
+        fit(
+            it, ([Term(b, square)] for b in batches), seed=7, where=Where("ann", 1),
+            after=lambda _, value: told.append(value),
+        )
     )  # fmt: skip
     adam, losses = torch.optim.AdamW([twin], lr=0.1, weight_decay=0, fused=True), []
     for size in (1, 2, 3):
@@ -186,26 +215,36 @@ def test_fitting_is_one_step_a_batch_and_returns_the_mean_loss() -> None:
         loss.backward()
         adam.step()
         losses.append(loss.item())
-    assert torch.equal(leaf, twin)
-    assert seen == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    assert torch.equal(it.parameters["a"], twin)
+    assert isinstance(it.body, Line)
+    assert it.body.seeds == [derive(7, "round", 1, "train", "ann", s) for s in range(3)]
     assert told == losses
     assert mean == pytest.approx(sum(losses) / 3)
 
 
+def test_terms_are_weighted_and_added() -> None:
+    it, twin = learner(3.0), nn.Parameter(torch.tensor([3.0]))
+    one, two = batch([0]), batch([0, 0])
+    work = [[Term(one, square, 0.25), Term(two, lambda z, _: z.sum(), weight=0.75)]]
+    found = alone(fit(it, work, seed=0, where=Where("ann", 1)))
+    adam = torch.optim.AdamW([twin], lr=0.1, weight_decay=0, fused=True)
+    loss = 0.25 * twin.square().sum() + 0.75 * 2 * twin.sum()
+    loss.backward()
+    adam.step()
+    assert found == pytest.approx(0.25 * 9 + 0.75 * 6)
+    assert torch.equal(it.parameters["a"], twin)
+
+
 def test_fitting_nothing_is_no_loss() -> None:
-    leaf = nn.Parameter(torch.ones(1))
-    mean = fit({"a": leaf}, [], lambda *_: leaf.sum(), train=Train(), lr=1.0, where=Where("a", 1))
-    assert (mean, leaf.item()) == (0.0, 1.0)
+    it = learner(1.0)
+    assert alone(fit(it, [], seed=0, where=Where("a", 1))) == 0.0
+    assert it.parameters["a"].item() == 1.0
 
 
 def test_fitting_stops_before_a_step_on_a_loss_that_is_no_number() -> None:
-    leaf = nn.Parameter(torch.ones(1))
-
-    def loss_of(_: Batch, step: int) -> Tensor:
-        return leaf.sum() * (float("nan") if step == 1 else 1.0)
-
+    it = learner(1.0)
+    losses = [square, lambda z, _: z.sum() * math.nan, square]
+    work = [[Term(batch([0]), loss)] for loss in losses]
     with pytest.raises(TrainingError, match=r"'ann', round 2, train step 1"):
-        fit(
-            {"a": leaf}, [batch([0])] * 3, loss_of, train=Train(), lr=0.1, where=Where("ann", 2)
-        )  # fmt: skip
-    assert leaf.item() == pytest.approx(0.9)
+        alone(fit(it, work, seed=0, where=Where("ann", 2)))
+    assert it.parameters["a"].item() == pytest.approx(0.9)

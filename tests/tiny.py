@@ -24,7 +24,7 @@ from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
 from triskel.model.cost import Cost, Costs
-from triskel.types import Batch, ClientState, Examples, Message
+from triskel.types import Batch, ClientState, Examples, Local, Message
 from triskel.worker import Worker
 
 VOCABULARY, CLASSES, WINDOW, LAYERS = 37, 3, 4, 4
@@ -279,10 +279,19 @@ def play(  # noqa: PLR0913 - what a round is made of
 def end(talk: Any) -> tuple[Message, ClientState]:  # noqa: ANN401 - a generator
     """Return what a talk that asks nothing returns."""
     try:
-        step = next(talk)
+        step = until_ask(talk)
     except StopIteration as stop:
         return stop.value
     raise AssertionError(f"this talk asks: {step}")
+
+
+def until_ask(talk: Any, reply: Any = None) -> Any:  # noqa: ANN401 - a generator, and what it yields
+    """Return the next step of a talk that is not its own work; that is run one by one."""
+    step = talk.send(reply)
+    while isinstance(step, Local):
+        step.work.run()
+        step = talk.send(None)
+    return step
 
 
 # --- the plain thing --------------------------------------------------------------------------

@@ -4,23 +4,30 @@ One base model is loaded per distinct (model, rank); all clients and the server 
 Texts are tokenised once per client and model.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from triskel.data.assets import resolve
+from triskel.checkpoint import write_text
+from triskel.data.assets import cache_folder, resolve
 from triskel.data.federate import Federation, federate
 from triskel.data.rows import Rows
 from triskel.data.text import tokenise
 from triskel.job import Job
-from triskel.model.body import Body
+from triskel.model.body import Body, Choice
+from triskel.model.choose import choose
 from triskel.model.cost import Costs
 from triskel.model.load import load
+from triskel.model.prefix import Prefix
 from triskel.types import ClientId, Examples, Watch
 from triskel.worker import Worker
 
 SERVER = "server"
+MB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,13 @@ class Bench:
         job: The job.
         federation: Who holds what, as text.
         watch: Told about whatever a user should know.
+        choices: Where is written how each model computes, so that a resumed run does the same.
     """
 
     job: Job
     federation: Federation
     watch: Watch
+    choices: Path | None = None
     _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
     _costs: dict[int, Costs] = field(default_factory=dict[int, Costs])
     _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
@@ -69,7 +78,7 @@ class Bench:
         path = (own.model if own else None) or job.model.path
         rank = (own.rank if own else None) or job.adapter.rank
         if (path, rank) not in self._bodies:
-            self._bodies[path, rank] = load(
+            body = load(
                 resolve(path, fetch=True, say=self._say),
                 job.model,
                 job.adapter.model_copy(update={"rank": rank}),
@@ -77,7 +86,37 @@ class Bench:
                 classes=len(self.federation.classes),
                 seed=job.seed,
             )
+            body.use(self._choice(f"{path} rank {rank}", body))
+            if self._keeps(body):
+                body.prefix = Prefix()
+            self._bodies[path, rank] = body
         return self._bodies[path, rank]
+
+    def _choice(self, name: str, body: Body) -> Choice:
+        """Return how a model computes: as this run began, or as it does best on this machine."""
+        known: dict[str, Any] = {}
+        if self.choices is not None and self.choices.exists():
+            known = json.loads(self.choices.read_text(encoding="utf-8"))
+        if name in known:
+            return Choice(**known[name])
+        model = self.job.model
+        folder = cache_folder() / "choices"
+        choice = choose(body, model.compute, cache=folder, say=self._say)
+        if choice.path == "fast":
+            choice = replace(choice, recompute=model.recompute)
+        if self.choices is not None:
+            write_text(self.choices, json.dumps({**known, name: asdict(choice)}, indent=1))
+        return choice
+
+    def _keeps(self, body: Body) -> bool:
+        """Return whether hidden states below the first block that trains are kept.
+
+        A function of the job alone: at most so many tokens for every text that is held.
+        """
+        held = self.federation.clients.values()
+        texts = sum(len(one.train) + len(one.test) for one in held) + len(self.federation.public)
+        size = texts * self.job.train.max_tokens * body.blocks.width * body.dtype.itemsize
+        return body.frozen > 0 and size <= self.job.model.cache_mb * MB
 
     def costs(self, body: Body) -> Costs:
         """Return what pieces of a model cost, counted once."""
@@ -180,12 +219,17 @@ def concatenated(parts: list[Examples]) -> Examples:
     )
 
 
-def prepare(job: Job, watch: Watch) -> Bench:
+def prepare(job: Job, watch: Watch, *, choices: Path | None = None) -> Bench:
     """Read the data and deal them out.
+
+    Args:
+        job: The job.
+        watch: Told about whatever a user should know.
+        choices: A file of the run's folder, for how its models compute.
 
     Raises:
         DataError: The data are not what the job says.
     """
     if job.data.source == "opinions":
         resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
-    return Bench(job=job, federation=federate(job), watch=watch)
+    return Bench(job=job, federation=federate(job), watch=watch, choices=choices)

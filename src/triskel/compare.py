@@ -3,7 +3,7 @@
 A comparison is a list of stages, each played by `round.play` and written to the run folder as soon
 as it ends, so that a killed comparison goes on where it was. A run folder holds
 
-    job.toml  request.json  events.jsonl  result.json  report.html
+    job.toml  request.json  choices.json  events.jsonl  result.json  report.html
     adapters/<stage>/       PEFT folders
     stages/<stage>/         checkpoints, and done.json once the stage is over
 """
@@ -125,7 +125,7 @@ def read_run(folder: Path) -> tuple[Job, Request]:
 def _run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) -> dict[str, Any]:
     start = time.perf_counter()
     with Log(folder / "events.jsonl", watch) as told:
-        bench = prepare(job, told)
+        bench = prepare(job, told, choices=folder / "choices.json")
         skipped = _skipped(bench, request)
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))

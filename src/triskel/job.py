@@ -84,6 +84,9 @@ class Model(Part):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     device: str = "auto"
     attention: Literal["eager", "sdpa"] = "eager"
+    compute: Literal["auto", "fast", "reference"] = "auto"
+    recompute: bool = False
+    cache_mb: Count = 4096
 
 
 class Adapter(Part):

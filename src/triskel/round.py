@@ -129,7 +129,7 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
             stage.mode,
             state,
             chosen,
-            worker=lambda client, told=here: stage.worker(client, told),
+            worker=lambda client, told=here: _hand(stage, client, told, rows),
             mine=mine,
             keep=after.__setitem__,
             ledger=ledger,
@@ -143,6 +143,15 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
         write(folder, Saved(closed=round_, state=freeze(state), clients=mine, rows=rows))
         here(_summary(rows[-1]))
     return Outcome(state=state, clients=mine, rows=rows)
+
+
+def _hand(
+    stage: Stage[Any, Any], client: ClientId, watch: Watch, rows: Sequence[Mapping[str, Any]]
+) -> Worker:
+    """Return a client's worker, whose meter knows whether the client took part before."""
+    hand = stage.worker(client, watch)
+    hand.meter.returning = any(client in row["clients"] for row in rows)
+    return hand
 
 
 def pooled(each: Mapping[ClientId, Score], classes: int) -> Scores:

@@ -4,7 +4,7 @@ A federation is a server and clients that hand each other messages. A mode is bo
 algorithm; an engine is a driver of the mode's generators; a worker is what one client brings.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -102,7 +102,41 @@ class Ask:
     ask: Message
 
 
-Step = Post | Take | Ask
+@runtime_checkable
+class Work(Protocol):
+    """A piece of one client's own computation, which whoever drives the talk runs.
+
+    It is handed out rather than run by the client, so that an engine with many clients in one
+    process can run several clients' pieces in one pass. An engine with one client runs it alone.
+    """
+
+    @property
+    def kind(self) -> Hashable:
+        """What it may run together with: pieces of equal kind; None where it only runs alone."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How much it is, in padded tokens."""
+        ...
+
+    def beside(self, others: "Sequence[Work]") -> bool:
+        """Return whether running with these, of its kind, costs less than running apart."""
+        ...
+
+    def run(self, others: "Sequence[Work]" = ()) -> None:
+        """Run this piece, and these of its kind; each keeps its own result."""
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """Compute a piece of the client's own work; nothing is sent."""
+
+    work: Work
+
+
+Step = Post | Take | Ask | Local
 Reply = Message | int | None
 Talk = Generator[Step, Reply, tuple[Message, ClientState]]
 """A client's round: it yields steps, is sent their replies, and returns its update and the
@@ -145,6 +179,8 @@ class Batch:
         rows: Row of each scored position. For `classify` one position a row: the pooled token.
         columns: Column of each scored position: the token whose hidden state predicts.
         targets: Class index or token id to be predicted there; -1 where unknown.
+        examples: Whose rows these are, for caches of what is a function of the text alone.
+        indices: Which of them, row by row.
     """
 
     ids: Int[Tensor, "batch tokens"]
@@ -152,6 +188,8 @@ class Batch:
     rows: Int[Tensor, " scored"]
     columns: Int[Tensor, " scored"]
     targets: Int[Tensor, " scored"]
+    examples: Examples | None = None
+    indices: Sequence[int] = ()
 
 
 # --- A round ----------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
 """What one client brings to a round: its name, its own data, a model to run, and a meter."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from triskel.data.text import batch_of, lengths_of, plan
 from triskel.job import Job
 from triskel.model.body import Body
-from triskel.model.cost import Meter
-from triskel.model.train import Where
+from triskel.model.cost import Meter, Piece
+from triskel.model.train import Learner, Term, Where, fit
 from triskel.rng import derive
-from triskel.types import Batch, ClientId, Examples, Watch
+from triskel.types import Batch, ClientId, Examples, Local, Watch
+
+WHOLE = Piece("train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,20 @@ class Worker:
     def dropout(self, where: Where, step: int) -> None:
         """Switch the adapter's dropout on for one step, from the step's own stream."""
         self.body.dropout(derive(self.job.seed, *where.path(step)))
+
+    def fit(
+        self, learner: Learner, work: Iterable[Sequence[Term]], where: Where
+    ) -> Generator[Local, Any, float]:
+        """Train, step by step, with every batch metered and told of; return the mean loss."""
+
+        def after(terms: Sequence[Term], loss: float) -> None:
+            for term in terms:
+                self.meter.ran(term.batch, WHOLE, training=learner.parameters)
+            self.told(where, terms[0].batch, loss)
+
+        loss = yield from fit(learner, work, seed=self.job.seed, where=where, after=after)
+        self.body.dropout(None)
+        return loss
 
     def told(self, where: Where, batch: Batch, loss: float) -> None:
         """Tell whoever watches that a step was taken."""

@@ -91,7 +91,7 @@ def drive(
         asks: dict[str, Message] = {}
         for client, talk in list(talks.items()):
             try:
-                step = talk.send(replies.pop(client, None))
+                step = tiny.until_ask(talk, replies.pop(client, None))
             except StopIteration as end:
                 update, seen.kept[client] = end.value
                 seen.updates[client] = carry(update)
@@ -248,10 +248,10 @@ def test_an_answer_of_another_round_is_refused(name: str, labels: str) -> None:
     mode, workers = built(name, split={"cut": (1, 3), "labels": labels})
     seen = drive(mode, mode.start(), workers)
     talk = mode.work(seen.tasks["ann"], workers[0], ClientState())
-    next(talk)
+    tiny.until_ask(talk)
     answer = seen.answers[0]["ann"]
     with pytest.raises(MessageError, match="belongs to round 2"):
-        talk.send(replace(answer, facts={**answer.facts, "round": 2}))
+        tiny.until_ask(talk, replace(answer, facts={**answer.facts, "round": 2}))
 
 
 @each
@@ -348,10 +348,10 @@ def test_damaged_answers_are_refused(name: str, task: str) -> None:
         topics.add(answers["ann"].topic)
         for what, message in damaged(answers["ann"]):
             talk = mode.work(seen.tasks["ann"], workers[0], ClientState())
-            next(talk)
+            tiny.until_ask(talk)
             for earlier in range(step):
-                talk.send(seen.answers[earlier]["ann"])
-            refused(f"an answer with {what}", talk.send, message)
+                tiny.until_ask(talk, seen.answers[earlier]["ann"])
+            refused(f"an answer with {what}", tiny.until_ask, talk, message)
 
 
 @each
@@ -468,7 +468,7 @@ def test_no_test_texts_score_nothing_and_more_right_than_asked_is_no_score() -> 
 def test_an_ask_that_is_answered_with_nothing_ends_the_talk(name: str, labels: str) -> None:
     mode, workers = built(name, split={"cut": (1, 3), "labels": labels})
     talk = mode.work(mode.task(mode.start(), "ann"), workers[0], ClientState())
-    next(talk)
+    tiny.until_ask(talk)
     with pytest.raises(TriskelError, match="answered with nothing"):
         talk.send(None)
 

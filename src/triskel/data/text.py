@@ -88,6 +88,8 @@ def batch_of(
         rows=rows,
         columns=columns,
         targets=targets,
+        examples=examples,
+        indices=indices,
     )
 
 

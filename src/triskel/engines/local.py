@@ -6,7 +6,7 @@ of a wave are answered together, sorted by client name, and updates are folded i
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from triskel.types import (
     AskStyle,
     ClientId,
     ClientState,
+    Local,
     Message,
     Mode,
     Post,
@@ -28,10 +29,13 @@ from triskel.types import (
     S,
     Talk,
     Watch,
+    Work,
 )
 from triskel.worker import Worker
 
 MB = 1_000_000
+IN_FLIGHT = 16
+"""Clients that train side by side where nobody asks; fewer run in one pass when the model says."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class _Line:
     answered: dict[int, Message] = field(default_factory=dict[int, Message])
     wanted: int = -1
     tickets: int = 0
+    work: Work | None = None
     update: Message | None = None
     mine: ClientState | None = None
     seconds: float = 0.0
@@ -59,6 +64,38 @@ def _due(
     if waiting >= set(live):
         return dict(asks)
     return {c: ask for c, ask in asks.items() if c not in waiting}
+
+
+def _labour(lines: Mapping[ClientId, _Line]) -> bool:
+    """Run the work that clients handed out, in as few passes as pay; say whether there was any."""
+    waiting = {c: line.work for c, line in sorted(lines.items()) if line.work is not None}
+    for clients in _joined(waiting):
+        first, *others = [waiting[c] for c in clients]
+        start = time.perf_counter()
+        first.run(others)
+        seconds = time.perf_counter() - start
+        whole = sum(waiting[c].size for c in clients)
+        for client in clients:
+            lines[client].work = None
+            lines[client].seconds += seconds * waiting[client].size / max(whole, 1)
+    return bool(waiting)
+
+
+def _joined(works: Mapping[ClientId, Work]) -> list[list[ClientId]]:
+    """Return whose pieces run in one pass: alike in kind and size; a function of job and shapes."""
+    kinds: dict[Hashable, list[ClientId]] = {}
+    for client in sorted(works, key=lambda c: (works[c].size, c)):
+        kinds.setdefault(works[client].kind, []).append(client)
+    groups: list[list[ClientId]] = []
+    for clients in kinds.values():
+        group: list[ClientId] = []
+        for client in clients:
+            if group and works[client].beside([works[c] for c in group]):
+                group.append(client)
+            else:
+                group = [client]
+                groups.append(group)
+    return [sorted(group) for group in groups]
 
 
 @dataclass(frozen=True)
@@ -102,18 +139,12 @@ class LocalEngine:
             TriskelError: Whatever stopped a client or the server; what was kept does not count.
         """
         total = mode.zero(state)
-        for crew in self._crews(mode, sorted(cohort)):
-            lines: dict[ClientId, _Line] = {}
-            for client in crew:
-                hand = worker(client)
-                task = self._carry(mode.task(state, client), client, "down", ledger, watch)
-                talk = mode.work(task, hand, mine.get(client, ClientState()))
-                lines[client] = _Line(worker=hand, talk=talk)
-                if not mode.asks:
-                    self._advance(lines[client], client, ledger, watch)
-            while any(line.update is None for line in lines.values()):
-                state = self._wave(mode, state, lines, ledger, watch)
-            for client in crew:
+
+        def settle() -> None:
+            """Fold in the updates of those at the head of the line who are done, by name."""
+            nonlocal total
+            while lines and lines[min(lines)].update is not None:
+                client = min(lines)
                 line = lines.pop(client)  # nothing of a client outlives its turn
                 if line.update is None or line.mine is None:
                     raise RoundError(f"client {client!r} ended without an update")
@@ -123,13 +154,30 @@ class LocalEngine:
                 ledger.computed(
                     client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=line.seconds
                 )
+
+        for crew in self._crews(mode, sorted(cohort)):
+            lines: dict[ClientId, _Line] = {}
+            for client in crew:
+                hand = worker(client)
+                task = self._carry(mode.task(state, client), client, "down", ledger, watch)
+                talk = mode.work(task, hand, mine.get(client, ClientState()))
+                lines[client] = _Line(worker=hand, talk=talk)
+                if not mode.asks:
+                    self._advance(lines[client], client, ledger, watch)
+                    settle()
+            while any(line.update is None for line in lines.values()):
+                for client in sorted(lines):
+                    self._advance(lines[client], client, ledger, watch)
+                if not _labour(lines):
+                    state = self._wave(mode, state, lines, ledger, watch)
+            settle()
         return mode.close(state, total)
 
     def _crews(
         self, mode: Mode[S, A, Worker], cohort: Sequence[ClientId]
     ) -> Iterator[Sequence[ClientId]]:
-        """Return who is in flight together: one where nobody asks, all where all must have."""
-        size = 1
+        """Return who is in flight together: a few where nobody asks, all where all must have."""
+        size = IN_FLIGHT
         if mode.asks:
             barrier = "barrier" in mode.asks.values()
             size = len(cohort) if barrier or not self.job.split.wave else self.job.split.wave
@@ -144,9 +192,7 @@ class LocalEngine:
         ledger: Ledger,
         watch: Watch,
     ) -> S:
-        """Move every client to where it waits, then answer each one's oldest ask."""
-        for client in sorted(lines):
-            self._advance(lines[client], client, ledger, watch)
+        """Answer each client's oldest ask."""
         asks = {c: line.asked[min(line.asked)] for c, line in sorted(lines.items()) if line.asked}
         asks = _due(mode.asks, asks, live=[c for c, x in lines.items() if x.update is None])
         if not asks:
@@ -162,8 +208,8 @@ class LocalEngine:
         return state
 
     def _advance(self, line: _Line, client: ClientId, ledger: Ledger, watch: Watch) -> None:
-        """Run a client until it waits for an answer or is done."""
-        while line.update is None:
+        """Run a client until it waits for an answer, could work with others, or is done."""
+        while line.update is None and line.work is None:
             if line.wanted >= 0:
                 if line.wanted not in line.answered:
                     return
@@ -177,7 +223,15 @@ class LocalEngine:
                 update, line.mine = end.value
                 line.update = self._carry(update, client, "up", ledger, watch)
                 return
+            if isinstance(step, Local):
+                line.reply = None
+                if step.work.kind is None:
+                    step.work.run()
+                else:
+                    line.work = step.work
             line.seconds += time.perf_counter() - start
+            if isinstance(step, Local):
+                continue
             if isinstance(step, Ask | Post):
                 line.tickets += 1
                 line.asked[line.tickets] = self._carry(step.ask, client, "up", ledger, watch)

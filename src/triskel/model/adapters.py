@@ -103,6 +103,11 @@ def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:
     return kind(r=rank, alpha=cast("int", alpha), **common)
 
 
+def is_lowrank(adapter: Adapter) -> bool:
+    """Return whether an adapter adds s B A to a weight and does nothing else."""
+    return adapter.kind in {"lora", "rslora"}
+
+
 def scale_of(adapter: Adapter) -> float:
     """Return what the product B·A is multiplied by: alpha/r, or alpha/√r for rslora."""
     return adapter.alpha / (adapter.rank**0.5 if adapter.kind == "rslora" else adapter.rank)

@@ -196,6 +196,14 @@ class Blocks:
             h = self.list[index](h, attention_mask=mask)
         return h
 
+    def window(self, index: int, tokens: int) -> int:
+        """Return how many tokens a token of a block sees, itself included."""
+        return self._window(self._kind(index), tokens)
+
+    def _window(self, kind: str, tokens: int) -> int:
+        window = self.config.sliding_window if kind == "sliding_attention" else tokens
+        return min(window or tokens, tokens)
+
     def _kind(self, index: int) -> str:
         kinds = getattr(self.config, "layer_types", None)
         if kinds:
@@ -210,8 +218,7 @@ class Blocks:
 
     def _causal_mask(self, h: Tensor, kind: str) -> Mask:
         tokens = h.shape[1]
-        window = self.config.sliding_window if kind == "sliding_attention" else tokens
-        window = min(window or tokens, tokens)
+        window = self._window(kind, tokens)
         if self.config._attn_implementation == "sdpa" and window == tokens:  # noqa: SLF001 - where transformers keeps it
             return None  # the kernel masks by itself
         key = (tokens, window, h.dtype)
@@ -228,10 +235,13 @@ class Blocks:
         mask = torch.zeros(gap.shape, dtype=h.dtype, device=h.device)
         return mask.masked_fill(~allowed, torch.finfo(h.dtype).min)[None, None]
 
+    def normed(self, rows: Float[Tensor, "scored width"]) -> Float[Tensor, "scored width"]:
+        """Return chosen hidden states after the final norm, where there is one."""
+        return rows if self.norm is None else self.norm(rows)
+
     def finish(self, rows: Float[Tensor, "scored width"]) -> Float[Tensor, "scored classes"]:
         """Return logits of chosen hidden states: final norm, pooler, head."""
-        if self.norm is not None:
-            rows = self.norm(rows)
+        rows = self.normed(rows)
         if self.pooler is not None:
             rows = self.pooler.activation(self.pooler.dense(rows))
         weight = next(self.head.parameters())

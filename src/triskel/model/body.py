@@ -3,25 +3,32 @@
 A body has slots for the tensors that train. Every call installs the tensors it is given, by
 pointer, and runs a range of blocks: no adapter is ever copied into the model or left behind in it.
 A graph built for one client therefore keeps that client's tensors while another client runs.
+
+Blocks run on one of two paths. `reference` is the library's own code, block by block. `fast` is
+`model.fast`, the same function up to rounding, which can also run several parties' batches in one
+pass (`together`). A new body is on the reference path; `use` switches.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from triskel.errors import ModelError
 from triskel.job import Adapter
 from triskel.model.adapters import insert, scale_of
 from triskel.model.blocks import Blocks, Task
+from triskel.model.fast import Crew, FastBlocks, Parameters, why_not
+from triskel.model.prefix import Prefix
+from triskel.model.vocabulary import vocabulary_losses
 from triskel.types import Batch, Tensors
 
-Parameters = Mapping[str, nn.Parameter]
-"""One party's trainable tensors, as leaves autograd can differentiate by."""
+PathName = Literal["reference", "fast"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,24 @@ class Layout:
         return inside + (list(self.head) if head else [])
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a body computes; results do not depend on it beyond rounding.
+
+    Attributes:
+        path: `reference`, or `fast` where the model has fused blocks.
+        flash: From how many tokens on the fast path takes the library's fused attention.
+        join: Clients' batches of fewer padded tokens than this are run in one pass; 0 for never.
+        recompute: Whether the fast path keeps no activations inside a block for backward, and
+            computes them twice.
+    """
+
+    path: PathName = "reference"
+    flash: int = 1024
+    join: int = 0
+    recompute: bool = False
+
+
 class Body:
     """A base model with slots.
 
@@ -56,6 +81,9 @@ class Body:
         initial: The trainable tensors before any training; a function of the seed.
         path: Where the base model came from.
         adapter: The adapter's options.
+        choice: How it computes.
+        frozen: How many of the first blocks hold nothing that trains.
+        prefix: Where hidden states below those are kept, or None where nothing is kept.
     """
 
     def __init__(  # noqa: PLR0913 - what `load` found, handed over once
@@ -91,6 +119,22 @@ class Body:
             for name, (owner, attribute) in self._slots.items()
         }
         self.layout = self._layout()
+        self.frozen = min(self.layout.block.values(), default=self.blocks.count)
+        self.choice = Choice()
+        self.prefix: Prefix | None = None
+        self._fast: FastBlocks | None = None
+
+    def use(self, choice: Choice) -> None:
+        """Compute this way from here on.
+
+        Raises:
+            ModelError: The model or its adapter has no fused blocks; says why.
+        """
+        if choice.path == "fast" and self._fast is None:
+            if (reason := why_not(self.blocks, self.adapter)) is not None:
+                raise ModelError(f'model.compute = "fast" cannot be used: {reason}')
+            self._fast = FastBlocks(self.blocks, self.adapter)
+        self.choice = choice
 
     def _layout(self) -> Layout:
         head = tuple(n for n in self._slots if n.startswith(f"{self.blocks.head_name}."))
@@ -164,11 +208,10 @@ class Body:
         self, parameters: Parameters, batch: Batch, high: int
     ) -> Float[Tensor, "batch tokens width"]:
         """Return hidden states after the embeddings and blocks [0, high)."""
-        names = self.layout.within(0, high)
-        self.install(parameters, names)
-        with torch.set_grad_enabled(bool(names) and torch.is_grad_enabled()):
-            h = self.blocks.embed(batch.ids.to(self.device))
-            return self.blocks.run(h, batch.lengths.to(self.device), 0, high)
+        trains = any(block < high for block in self.layout.block.values())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            h, low = self._enter(batch, high)
+            return self._run(Crew([parameters], [len(h)]), h, batch.lengths, low, high)
 
     def middle(
         self,
@@ -180,8 +223,7 @@ class Body:
         high: int,
     ) -> Float[Tensor, "batch tokens width"]:
         """Return hidden states after blocks [low, high)."""
-        self.install(parameters, self.layout.within(low, high))
-        return self.blocks.run(h, lengths.to(self.device), low, high)
+        return self._run(Crew([parameters], [len(h)]), h, lengths, low, high)
 
     def top(
         self,
@@ -192,9 +234,9 @@ class Body:
     ) -> Float[Tensor, "scored classes"]:
         """Return logits at the scored positions after blocks [low, L), norm and head."""
         count = self.blocks.count
-        self.install(parameters, self.layout.within(low, count, head=True))
-        h = self.blocks.run(h, batch.lengths.to(self.device), low, count)
-        return self.blocks.finish(h[batch.rows.to(self.device), batch.columns.to(self.device)])
+        h = self._run(Crew([parameters], [len(h)]), h, batch.lengths, low, count)
+        rows = h[batch.rows.to(self.device), batch.columns.to(self.device)]
+        return self.head(parameters, rows)
 
     def head(
         self, parameters: Parameters, rows: Float[Tensor, "scored width"]
@@ -205,9 +247,84 @@ class Body:
 
     def logits(self, parameters: Parameters, batch: Batch) -> Float[Tensor, "scored classes"]:
         """Return logits at the scored positions: the joined model."""
-        high = self.blocks.count
-        names = self.layout.within(0, high, head=True)
-        self.install(parameters, names)
-        h = self.blocks.embed(batch.ids.to(self.device))
-        h = self.blocks.run(h, batch.lengths.to(self.device), 0, high)
-        return self.blocks.finish(h[batch.rows.to(self.device), batch.columns.to(self.device)])
+        return self.together([parameters], [batch])[0]
+
+    # --- several parties in one pass ----------------------------------------------------------
+
+    @property
+    def joins(self) -> bool:
+        """Whether batches of several parties can run in one pass."""
+        return self.choice.path == "fast" and self.choice.join > 0
+
+    def together(
+        self, parties: Sequence[Parameters], batches: Sequence[Batch]
+    ) -> list[Float[Tensor, "_scored classes"]]:
+        """Return each party's logits on its own batch; several parties need the fast path.
+
+        Every party's gradients are what they are when it runs alone, up to rounding.
+        """
+        rows = self._scored(parties, batches)
+        return [self.head(one, some) for one, some in zip(parties, rows, strict=True)]
+
+    def label_losses(
+        self, parties: Sequence[Parameters], batches: Sequence[Batch]
+    ) -> list[Float[Tensor, ""]] | None:
+        """Return each party's mean cross-entropy, without ever making all logits.
+
+        None where that is not to be had: on the reference path, and without a frozen linear head.
+        """
+        head = self.blocks.head
+        plain = self.task == "causal" and "bias" not in dict(head.named_parameters())
+        capped = getattr(self.blocks.config, "final_logit_softcapping", None)
+        if self.choice.path != "fast" or not plain or capped:
+            return None
+        rows = self._scored(parties, batches)
+        targets = torch.cat([b.targets for b in batches]).to(self.device)
+        losses = vocabulary_losses(self.blocks.normed(torch.cat(rows)), head.weight, targets)
+        parts = losses.split([len(b.targets) for b in batches])
+        known = [max(int((b.targets >= 0).sum()), 1) for b in batches]
+        return [part.sum() / count for part, count in zip(parts, known, strict=True)]
+
+    def _scored(
+        self, parties: Sequence[Parameters], batches: Sequence[Batch]
+    ) -> list[Float[Tensor, "_scored width"]]:
+        """Return each party's hidden states at its scored positions, out of the last block."""
+        entered = [self._enter(batch, self.blocks.count) for batch in batches]
+        h, low = entered[0]
+        if len(batches) > 1:
+            width = max(part.shape[1] for part, _ in entered)
+            h = torch.cat([pad(part, (0, 0, 0, width - part.shape[1])) for part, _ in entered])
+        crew = Crew(parties, [len(b.lengths) for b in batches])
+        lengths = torch.cat([b.lengths for b in batches])
+        h = self._run(crew, h, lengths, low, self.blocks.count)
+        parts = h.split(list(crew.rows))
+        return [
+            part[b.rows.to(self.device), b.columns.to(self.device)]
+            for part, b in zip(parts, batches, strict=True)
+        ]
+
+    def _enter(self, batch: Batch, high: int) -> tuple[Float[Tensor, "batch tokens width"], int]:
+        """Return what enters a block, and which: the first that trains where that is kept."""
+        depth = min(self.frozen, high)
+        if self.prefix is None or batch.examples is None or not depth:
+            return self.blocks.embed(batch.ids.to(self.device)), 0
+        kept = self.prefix.get(batch, depth)
+        if kept is None:
+            with torch.no_grad():
+                h = self.blocks.embed(batch.ids.to(self.device))
+                kept = self._run(Crew([{}], [len(h)]), h, batch.lengths, 0, depth)
+            self.prefix.put(batch, depth, kept)
+        return kept.to(self.device), depth
+
+    def _run(
+        self, crew: Crew, h: Tensor, lengths: Int[Tensor, " batch"], low: int, high: int
+    ) -> Tensor:
+        """Return hidden states after blocks [low, high), on the path that was chosen."""
+        if self._fast is not None and self.choice.path == "fast":
+            choice = self.choice
+            return self._fast.run(
+                h, crew, low, high, flash=choice.flash, recompute=choice.recompute
+            )
+        (parameters,) = crew.parties
+        self.install(parameters, self.layout.within(low, high))
+        return self.blocks.run(h, lengths.to(self.device), low, high)

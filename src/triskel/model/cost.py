@@ -12,8 +12,9 @@ terms that do not grow with B (rotary tables, masks).
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, cast
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from triskel.errors import MeterError
-from triskel.model.body import Body, Parameters
+from triskel.model.body import Body, Choice, Parameters
 from triskel.types import Batch
 
 PieceKind = Literal["train", "forward", "bottom", "top"]
@@ -44,7 +45,7 @@ class Piece:
         kind: `train` and `forward` run the joined model with and without backward; `bottom` runs
             embeddings and blocks [0, high), `top` blocks [low, L) with the head, both with
             backward where something there trains.
-        low: First block, for `top`.
+        low: First block, for `top`; elsewhere above 0 where what enters that block was kept.
         high: One past the last block, for `bottom`.
         rows: For `top` on a bare head: hidden states arrive one per scored position.
         slope: For `top`: whether the gradient of its input is wanted.
@@ -55,6 +56,16 @@ class Piece:
     high: int = 0
     rows: bool = False
     slope: bool = True
+
+    def beyond(self, depth: int) -> "Piece | None":
+        """Return what is left to run when what enters block `depth` is at hand; None for nothing.
+
+        A `top` starts above, and stays as it is.
+        """
+        if self.kind == "top":
+            return self
+        depth = min(depth, self.high) if self.kind == "bottom" else depth
+        return None if self.kind == "bottom" and depth == self.high else replace(self, low=depth)
 
 
 @dataclass(frozen=True)
@@ -78,10 +89,15 @@ class Cost:
 class Meter:
     """One client's account of compute, for one round.
 
+    Where the body keeps hidden states below the first block that trains, a batch costs all of its
+    blocks when a text of it runs for the first time at this client, and only those above from then
+    on: also where this process kept nothing, as a run that was killed and resumed.
+
     Attributes:
         flops: FLOPs so far.
         tokens: Padded tokens trained on so far.
         peak_bytes: Largest sum of weights, gradients, optimiser state and saved activations.
+        returning: Whether the client took part in an earlier round, so has run all its texts.
     """
 
     def __init__(self, body: Body, costs: "Costs") -> None:
@@ -91,6 +107,8 @@ class Meter:
         self.flops = 0
         self.tokens = 0
         self.peak_bytes = 0
+        self.returning = False
+        self._seen: set[tuple[int, int]] = set()
 
     def ran(self, batch: Batch, *pieces: Piece, training: Parameters | None = None) -> None:
         """Account for pieces that ran on a batch and were in memory together.
@@ -103,6 +121,7 @@ class Meter:
         rows, tokens = batch.ids.shape
         scored = len(batch.rows)
         saved = 0
+        pieces = self._left(batch, pieces)
         for piece in pieces:
             cost = self._costs[piece]
             self.flops += cost.of(rows, tokens, scored)
@@ -111,6 +130,17 @@ class Meter:
         self.tokens += rows * tokens if training else 0
         held = self._costs.resident(pieces) + trained * (GRADIENT_BYTES + ADAM_BYTES) + saved
         self.peak_bytes = max(self.peak_bytes, held)
+
+    def _left(self, batch: Batch, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """Return what of these pieces is not at hand from earlier."""
+        body = self._body
+        if body.prefix is None or not body.frozen or batch.examples is None:
+            return pieces
+        texts = {(id(batch.examples), index) for index in batch.indices}
+        known = self.returning or texts <= self._seen
+        self._seen |= texts
+        left = [piece.beyond(body.frozen) for piece in pieces] if known else pieces
+        return tuple(piece for piece in left if piece is not None)
 
 
 class Costs(Mapping[Piece, Cost]):
@@ -148,22 +178,14 @@ class Costs(Mapping[Piece, Cost]):
         modules: list[nn.Module] = []
         blocks = self._body.blocks
         for piece in pieces:
-            low, high = (0, blocks.count)
-            if piece.kind == "bottom":
-                high = piece.high
-            if piece.kind == "top":
-                low = piece.low
-            modules += list(blocks.list[low:high])
-            if piece.kind != "top":
+            high = piece.high if piece.kind == "bottom" else blocks.count
+            modules += list(blocks.list[piece.low : high])
+            if piece.kind != "top" and not piece.low:
                 modules.append(_embeddings(self._body))
             if piece.kind != "bottom":
                 modules += [m for m in (blocks.norm, blocks.pooler, blocks.head) if m is not None]
-        storages = {
-            p.untyped_storage().data_ptr(): p.numel() * p.element_size()
-            for m in modules
-            for p in m.parameters()
-        }
-        return sum(storages.values())
+        weights = {p.data_ptr(): p.nbytes for m in modules for p in m.parameters()}
+        return sum(weights.values())
 
 
 def count(body: Body, piece: Piece) -> Cost:
@@ -173,7 +195,7 @@ def count(body: Body, piece: Piece) -> Cost:
         MeterError: A product is unknown to the counter, or the polynomial misses the check shape.
     """
     shapes = [s if body.task == "causal" else (s[0], s[1], s[0]) for s in SHAPES]
-    seen = [_measure(body, piece, *shape) for shape in shapes]
+    seen = _both(body, piece, shapes)
     points = dict(zip(shapes, (flops for flops, _ in seen), strict=True))
     solved = _solve([_flop_terms(*s) for s in points], [Fraction(f) for f in points.values()])
     flops = tuple(int(c) for c in solved)
@@ -189,6 +211,22 @@ def count(body: Body, piece: Piece) -> Cost:
                 "use model.attention = eager"
             )
     return cost
+
+
+def _both(
+    body: Body, piece: Piece, shapes: Sequence[tuple[int, int, int]]
+) -> list[tuple[int, int]]:
+    """Return FLOPs of the library's own code, and bytes saved on the path in use."""
+    chosen = body.choice
+    body.use(Choice())
+    try:
+        seen = [_measure(body, piece, *shape) for shape in shapes]
+    finally:
+        body.use(chosen)
+    if chosen.path == "reference":
+        return seen
+    real = [_measure(body, piece, *shape)[1] for shape in shapes]
+    return [(flops, held) for (flops, _), held in zip(seen, real, strict=True)]
 
 
 def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
@@ -244,7 +282,8 @@ def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> t
         return tensor
 
     counter = FlopCounterMode(display=False, custom_mapping=_registry())
-    with _Uncounted(), counter:
+    plain = body.choice.path == "reference"  # fused blocks are not what is counted
+    with _Uncounted() if plain else nullcontext(), counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, _same):
             out, backward = _forward(body, piece, batch, parameters)
         if backward:
@@ -256,19 +295,27 @@ def _forward(
     body: Body, piece: Piece, batch: Batch, parameters: dict[str, nn.Parameter]
 ) -> tuple[Tensor, bool]:
     """Run a piece; say whether a backward pass follows."""
-    if piece.kind == "forward":
-        with torch.no_grad():
-            return body.logits(parameters, batch), False
-    if piece.kind == "train":
-        return body.logits(parameters, batch), True
-    if piece.kind == "bottom":
-        trains = bool(body.layout.within(0, piece.high))
-        return body.bottom(parameters, batch, piece.high), trains
     shape = (len(batch.rows),) if piece.rows else tuple(batch.ids.shape)
     h = torch.zeros(*shape, body.blocks.width, dtype=body.dtype, device=body.device)
-    h.requires_grad_(piece.slope)
-    out = body.head(parameters, h) if piece.rows else body.top(parameters, h, batch, piece.low)
-    return out, out.requires_grad
+    low, high = piece.low, piece.high
+    if piece.kind == "top":
+        h.requires_grad_(piece.slope)
+        out = body.head(parameters, h) if piece.rows else body.top(parameters, h, batch, low)
+        return out, out.requires_grad
+    if piece.kind == "bottom":
+        out = (
+            body.middle(parameters, h, batch.lengths, low=low, high=high)
+            if low
+            else body.bottom(parameters, batch, high)
+        )
+        return out, bool(body.layout.within(0, high))
+    trains = piece.kind == "train"
+    losses = body.label_losses([parameters], [batch]) if trains and not low else None
+    if losses is not None:
+        return losses[0], True
+    with torch.set_grad_enabled(trains):
+        out = body.top(parameters, h, batch, low) if low else body.logits(parameters, batch)
+    return out, trains
 
 
 def _embeddings(body: Body) -> nn.Module:

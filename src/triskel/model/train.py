@@ -5,8 +5,9 @@ at zero in every round, as a client that may sit rounds out keeps none.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -16,10 +17,18 @@ from torch.optim.adamw import adamw
 
 from triskel.errors import TrainingError
 from triskel.job import Train
-from triskel.types import Batch, Tensors
+from triskel.model.body import Body
+from triskel.model.fast import MAX_SIDE_BY_SIDE
+from triskel.rng import derive
+from triskel.types import Batch, Local, Tensors, Work
 
+R = TypeVar("R")
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+TIGHT = 1.15
+"""Clients are joined while padding costs at most this factor, ..."""
+SMALL = 512
+"""... or while the joined batch has at most this many padded tokens."""
 
 
 @dataclass(frozen=True)
@@ -137,46 +146,203 @@ def finite(loss: Tensor, where: Where, step: int) -> float:
     return value
 
 
-def fit(  # noqa: PLR0913 - a loop and what it reports to
-    parameters: Mapping[str, nn.Parameter],
-    batches: Iterable[Batch],
-    loss_of: Callable[[Batch, int], Float[Tensor, ""]],
+Loss = Callable[[Float[Tensor, "scored classes"], Batch], Float[Tensor, ""]]
+"""What is made small: a function of a batch's logits, in nats."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a step's loss.
+
+    Attributes:
+        batch: What the model runs on.
+        loss: A function of its logits.
+        weight: What the loss is multiplied by before terms are added.
+    """
+
+    batch: Batch
+    loss: Loss = label_loss
+    weight: float = 1.0
+
+
+class Learner:
+    """One party's tensors while they are trained: leaves, clipping and AdamW.
+
+    On the fast path all tensors and all gradients lie in one piece of memory each, so that a step
+    of AdamW is one call.
+
+    Attributes:
+        body: The model they belong to.
+        parameters: The leaves, by name.
+    """
+
+    def __init__(self, body: Body, tensors: Tensors, train: Train, lr: float) -> None:
+        """Copy the tensors; moments start at zero.
+
+        Raises:
+            ModelError: A name or shape is not this body's.
+        """
+        self.body = body
+        self.parameters = body.parameters(tensors)
+        self._train = train
+        self._slopes: Tensor | None = None
+        whole: Mapping[str, nn.Parameter] = self.parameters
+        if body.choice.path == "fast" and self.parameters:
+            whole = {"": self._flatten()}
+        self._adam = optimiser(whole, train, lr) if whole else None
+
+    def step(self) -> None:
+        """Take a step along the gradients, and forget them."""
+        if self._adam is None:
+            return
+        clip(self.parameters, self._train)
+        self._adam.step()
+        if self._slopes is None:
+            self._adam.zero_grad(set_to_none=True)
+        else:
+            self._slopes.zero_()
+
+    def _flatten(self) -> nn.Parameter:
+        """Make the leaves, and their gradients, views of one tensor each; return it."""
+        flat = torch.cat([p.detach().flatten() for p in self.parameters.values()])
+        self._slopes = torch.zeros_like(flat)
+        start = 0
+        for leaf in self.parameters.values():
+            end = start + leaf.numel()
+            leaf.data = flat[start:end].view(leaf.shape)
+            leaf.grad = self._slopes[start:end].view(leaf.shape)
+            start = end
+        whole = nn.Parameter(flat)
+        whole.grad = self._slopes
+        return whole
+
+
+@dataclass(eq=False)
+class Descent:
+    """One AdamW step of one party, alone or in one pass with other parties'; is a `types.Work`.
+
+    Attributes:
+        learner: What trains.
+        terms: The loss.
+        where: Names client and round in errors.
+        step: Which step of its phase it is.
+        seed: Of the adapter's dropout.
+        value: The loss in nats, once it ran.
+    """
+
+    learner: Learner
+    terms: Sequence[Term]
+    where: Where
+    step: int
+    seed: int
+    value: float = math.nan
+
+    @property
+    def kind(self) -> Hashable:
+        """Parties with the same model and as many terms go together."""
+        return (id(self.learner.body), len(self.terms)) if self.learner.body.joins else None
+
+    @property
+    def size(self) -> int:
+        """Padded tokens of all terms."""
+        return sum(term.batch.ids.numel() for term in self.terms)
+
+    def beside(self, others: Sequence[Work]) -> bool:
+        """Return whether one pass with these is cheaper: all small, and little padding between."""
+        all_ = [work for work in (self, *others) if isinstance(work, Descent)]
+        if len(all_) * self.learner.body.adapter.rank > MAX_SIDE_BY_SIDE:
+            return False
+        joined = 0
+        for place in range(len(self.terms)):
+            shapes = [work.terms[place].batch.ids.shape for work in all_]
+            joined += sum(rows for rows, _ in shapes) * max(tokens for _, tokens in shapes)
+        apart = sum(work.size for work in all_)
+        small = max(work.size for work in all_) < self.learner.body.choice.join
+        return small and (joined <= TIGHT * apart or joined <= SMALL)
+
+    def run(self, others: Sequence[Work] = ()) -> None:
+        """Run the model forward and back, and take the step of every party.
+
+        Raises:
+            TrainingError: A loss is not finite; no party took its step.
+        """
+        crew = [self, *(work for work in others if isinstance(work, Descent))]
+        self.learner.body.dropout(self.seed)  # who has dropout runs alone
+        total = self._forward(crew)
+        if len(crew) > 1 and not all(bool(loss.isfinite()) for loss in total):
+            total = [loss for work in crew for loss in self._forward([work])]  # whose is it?
+        for work, loss in zip(crew, total, strict=True):
+            work.value = finite(loss, work.where, work.step)
+        torch.autograd.backward(total)
+        for work in crew:
+            work.learner.step()
+
+    def _forward(self, crew: Sequence["Descent"]) -> list[Tensor]:
+        """Return everybody's loss."""
+        total: list[Tensor] = []
+        for place in range(len(self.terms)):
+            terms = [work.terms[place] for work in crew]
+            losses = self._losses(crew, terms)
+            parts = [
+                loss if term.weight == 1 else term.weight * loss
+                for term, loss in zip(terms, losses, strict=True)
+            ]
+            total = [x + y for x, y in zip(total, parts, strict=True)] if place else parts
+        return total
+
+    def _losses(self, crew: Sequence["Descent"], terms: Sequence[Term]) -> Sequence[Tensor]:
+        body = self.learner.body
+        parties = [work.learner.parameters for work in crew]
+        batches = [term.batch for term in terms]
+        if all(term.loss is label_loss for term in terms):
+            found = body.label_losses(parties, batches)
+            if found is not None:
+                return found
+        logits = body.together(parties, batches)
+        return [term.loss(z, term.batch) for term, z in zip(terms, logits, strict=True)]
+
+
+def fit(
+    learner: Learner,
+    work: Iterable[Sequence[Term]],
     *,
-    train: Train,
-    lr: float,
+    seed: int,
     where: Where,
-    after: Callable[[Batch, float], None] | None = None,
-) -> float:
-    """Take one AdamW step per batch, in place on `parameters`.
+    after: Callable[[Sequence[Term], float], None] | None = None,
+) -> Generator[Local, Any, float]:
+    """Take one AdamW step per item of `work`; whoever drives the generator runs the steps.
 
     Args:
-        parameters: What trains.
-        batches: What to train on, in order.
-        loss_of: Loss of a batch at a step, in nats.
-        train: Optimiser options.
-        lr: The learning rate of this round.
+        learner: What trains, in place.
+        work: The terms of each step's loss, in order.
+        seed: The job's seed, for the adapter's dropout.
         where: Names client and round in errors.
-        after: Called with each batch and its loss once the step is taken.
+        after: Called with each step's terms and loss once the step is taken.
 
     Returns:
-        The mean loss over batches; 0 without any.
+        The mean loss over steps; 0 without any.
 
     Raises:
         TrainingError: A loss is not finite.
     """
     steps, total = 0, 0.0
-    adam = optimiser(parameters, train, lr)
-    for step, batch in enumerate(batches):
-        loss = loss_of(batch, step)
-        value = finite(loss, where, step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        clip(parameters, train)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        steps, total = steps + 1, total + value
+    for step, terms in enumerate(work):
+        one = Descent(learner, terms, where, step, derive(seed, *where.path(step)))
+        yield Local(one)
+        steps, total = steps + 1, total + one.value
         if after is not None:
-            after(batch, value)
+            after(terms, one.value)
     return total / max(steps, 1)
+
+
+def alone(talk: Generator[Local, Any, R]) -> R:
+    """Run every piece of work by itself, and return what the generator returns."""
+    while True:
+        try:
+            step = next(talk)
+        except StopIteration as end:
+            return cast("R", end.value)
+        step.work.run()
 
 
 def clip(parameters: Mapping[str, nn.Parameter], train: Train) -> None:

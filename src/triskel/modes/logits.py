@@ -22,9 +22,10 @@ What leaves a client: predictions on public texts, never texts, labels or parame
 can still betray whether a text was trained on (docs/threats.md).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,7 @@ from triskel.exchange import number, same_round
 from triskel.message import expect
 from triskel.model.body import Parameters
 from triskel.model.cost import Piece
-from triskel.model.train import Where, fit, label_loss, learning_rate
+from triskel.model.train import Learner, Term, Where, alone, learning_rate
 from triskel.types import (
     Ask,
     AskStyle,
@@ -47,6 +48,7 @@ from triskel.types import (
     ClientId,
     ClientState,
     Examples,
+    Local,
     Message,
     MessageKind,
     Section,
@@ -55,7 +57,7 @@ from triskel.types import (
 )
 from triskel.worker import Worker
 
-WHOLE, AHEAD = Piece("train"), Piece("forward")
+AHEAD = Piece("forward")
 PREDICT_TOKENS = 2048
 NARROW_IDS = 65_536
 ABOVE = 1e-3
@@ -111,26 +113,18 @@ class Logits:
                 f"{worker.client!r} holds {len(worker.public)}"
             )
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        parameters = body.parameters(mine.groups.get(OWN, body.initial))
         rate = learning_rate(job.train, where.round, job.rounds)
-        loss = fit(
-            parameters,
-            worker.batches(where, job.train.epochs),
-            lambda batch, step: _private_loss(worker, parameters, where, batch, step),
-            train=job.train,
-            lr=rate,
-            where=where,
-            after=lambda batch, value: _after(worker, parameters, where, batch, value),
-        )
-        known = predict(worker, parameters)
+        learner = Learner(body, mine.groups.get(OWN, body.initial), job.train, rate)
+        steps = ([Term(batch)] for batch in worker.batches(where, job.train.epochs))
+        loss = yield from worker.fit(learner, steps, where)
+        known = predict(worker, learner.parameters)
         answer = yield Ask(knowledge_message(known, "ask", where.round))
         if not isinstance(answer, Message):
             raise RoundError("an ask was answered with nothing")
         same_round(answer, where.round)
         teacher = read_knowledge(answer, known, kind="answer")
-        distil(worker, parameters, teacher, rate, where, mix=job.logits.mix)
-        body.dropout(None)
-        own = {n: p.detach().cpu().clone() for n, p in parameters.items()}
+        learner = yield from distil(worker, learner.parameters, teacher, where, mix=job.logits.mix)
+        own = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         update = Message(
             kind="update",
             facts={"round": where.round, "examples": len(worker.train), "loss": loss},
@@ -174,11 +168,8 @@ class Logits:
         student, job = state.student, self.server.job
         if job.logits.student:
             where = Where(self.server.client, state.closed + 1)
-            parameters = self.server.body.parameters(student)
-            rate = learning_rate(job.train, where.round, job.rounds)
-            distil(self.server, parameters, state.teacher, rate, where, mix=1.0)
-            self.server.body.dropout(None)
-            student = {n: p.detach().cpu().clone() for n, p in parameters.items()}
+            learner = alone(distil(self.server, student, state.teacher, where, mix=1.0))
+            student = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         return LogitsState(student=student, closed=state.closed + 1)
 
     def served(self, state: LogitsState) -> Tensors | None:
@@ -234,40 +225,30 @@ def distil_loss(
 
 
 def distil(
-    worker: Worker,
-    parameters: Parameters,
-    teacher: Knowledge,
-    rate: float,
-    where: Where,
-    *,
-    mix: float,
-) -> None:
-    """Learn from the teacher on the public set, in place; keep to private labels by 1 - mix."""
-    body, job = worker.body, worker.job
+    worker: Worker, tensors: Tensors, teacher: Knowledge, where: Where, *, mix: float
+) -> Generator[Local, Any, Learner]:
+    """Learn from the teacher on the public set; keep to private labels by 1 - mix."""
+    job, public = worker.job, worker.public
     where = replace(where, phase="distil")
-    plan = worker.plan(worker.public, where, job.logits.epochs)
+    rate = learning_rate(job.train, where.round, job.rounds)
+    learner = Learner(worker.body, tensors, job.train, rate)
     rehearsal = _rehearsal(worker, where) if mix < 1 and len(worker.train) else None
 
-    def loss_of(batch: Batch, step: int) -> Tensor:
-        worker.dropout(where, step)
-        wanted = _rows_of(teacher, worker.public, plan[step])
-        loss = distil_loss(body.logits(parameters, batch), wanted, job.logits.temperature)
-        if rehearsal is None:
-            return loss
-        other = next(rehearsal)
-        own = label_loss(body.logits(parameters, other), other)
-        worker.meter.ran(other, WHOLE, training=parameters)
-        return mix * loss + (1 - mix) * own
+    def steps() -> Iterator[list[Term]]:
+        for rows in worker.plan(public, where, job.logits.epochs):
+            wanted = _rows_of(teacher, public, rows)
 
-    fit(
-        parameters,
-        (worker.batch(worker.public, rows) for rows in plan),
-        loss_of,
-        train=job.train,
-        lr=rate,
-        where=where,
-        after=lambda batch, value: _after(worker, parameters, where, batch, value),
-    )
+            def taught(logits: Tensor, _: Batch, wanted: Knowledge = wanted) -> Tensor:
+                return distil_loss(logits, wanted, job.logits.temperature)
+
+            batch = worker.batch(public, rows)
+            if rehearsal is None:
+                yield [Term(batch, taught)]
+            else:
+                yield [Term(batch, taught, mix), Term(next(rehearsal), weight=1 - mix)]
+
+    yield from worker.fit(learner, steps(), where)
+    return learner
 
 
 def predict(worker: Worker, parameters: Parameters) -> Knowledge:
@@ -286,18 +267,6 @@ def predict(worker: Worker, parameters: Parameters) -> Knowledge:
             for place, row in enumerate(rows):
                 found[row] = known.rows((batch.rows == place).to(logits.device))
     return stack([found[row] for row in range(len(public))])
-
-
-def _private_loss(
-    worker: Worker, parameters: Parameters, where: Where, batch: Batch, step: int
-) -> Tensor:
-    worker.dropout(where, step)
-    return label_loss(worker.body.logits(parameters, batch), batch)
-
-
-def _after(worker: Worker, parameters: Parameters, where: Where, batch: Batch, loss: float) -> None:
-    worker.meter.ran(batch, WHOLE, training=parameters)
-    worker.told(where, batch, loss)
 
 
 def _rehearsal(worker: Worker, where: Where) -> Iterator[Batch]:

@@ -27,14 +27,12 @@ from triskel.evaluate import probe_joined
 from triskel.exchange import adapter_of, adapter_sections, number, same_round
 from triskel.job import Job
 from triskel.model.body import Layout
-from triskel.model.cost import Piece
-from triskel.model.train import Where, fit, label_loss, learning_rate
+from triskel.model.train import Learner, Term, Where, learning_rate
 from triskel.tensors import blend
-from triskel.types import AskStyle, Batch, ClientId, ClientState, Message, Talk, Tensors
+from triskel.types import AskStyle, ClientId, ClientState, Message, Talk, Tensors
 from triskel.worker import Worker
 
 MEAN = Mean()
-WHOLE = Piece("train")
 
 
 @dataclass(frozen=True)
@@ -85,33 +83,16 @@ class Params:
         body, train = worker.body, worker.job.train
         received = adapter_of(task, body.initial, body.layout, kind="task")
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        parameters = body.parameters(received)
-
-        def loss_of(batch: Batch, step: int) -> Tensor:
-            worker.dropout(where, step)
-            return label_loss(body.logits(parameters, batch), batch)
-
-        def after(batch: Batch, loss: float) -> None:
-            worker.meter.ran(batch, WHOLE, training=parameters)
-            worker.told(where, batch, loss)
-
-        loss = fit(
-            parameters,
-            worker.batches(where, train.epochs),
-            loss_of,
-            train=train,
-            lr=learning_rate(train, where.round, worker.job.rounds),
-            where=where,
-            after=after,
-        )
-        body.dropout(None)
+        rate = learning_rate(train, where.round, worker.job.rounds)
+        learner = Learner(body, received, train, rate)
+        steps = ([Term(batch)] for batch in worker.batches(where, train.epochs))
+        loss = yield from worker.fit(learner, steps, where)
         update = Message(
             kind="update",
-            sections=adapter_sections(parameters, body.layout),
+            sections=adapter_sections(learner.parameters, body.layout),
             facts={"round": where.round, "examples": len(worker.train), "loss": loss},
         )
         return update, mine
-        yield  # a Talk that asks nothing
 
     def answer(
         self, state: ParamsState, asks: Mapping[ClientId, Message]

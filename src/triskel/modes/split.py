@@ -41,15 +41,14 @@ from triskel.job import Job
 from triskel.metrics import empty, merge, score
 from triskel.model.body import Body, Parameters
 from triskel.model.train import (
+    Learner,
     Moments,
     Where,
     adamw_step,
-    clip,
     clipped,
     finite,
     label_loss,
     learning_rate,
-    optimiser,
 )
 from triskel.rng import derive
 from triskel.tensors import select
@@ -121,10 +120,10 @@ class Split:
         """Run the client's blocks batch by batch; ask the server for what lies between."""
         body, train = worker.body, worker.job.train
         cut, sent = _opened(task, worker)
-        parameters = body.parameters(sent)
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         rate = learning_rate(train, where.round, worker.job.rounds)
-        adam = optimiser(parameters, train, rate) if parameters else None
+        learner = Learner(body, sent, train, rate)
+        parameters = learner.parameters
         total, steps = 0.0, 0
         for step, batch in enumerate(worker.batches(where, train.epochs)):
             worker.dropout(where, step)
@@ -147,10 +146,7 @@ class Split:
                         slope = came_down(answer, "gradient", "backward", batch, body)
             if slope is not None:
                 h.backward(slope)  # type: ignore[no-untyped-call]
-            if adam is not None:
-                clip(parameters, train)
-                adam.step()
-                adam.zero_grad(set_to_none=True)
+            learner.step()
             worker.meter.ran(batch, *cut.pieces(body.blocks.count), training=parameters)
             worker.told(where, batch, value)
             total, steps = total + value, steps + 1

@@ -1,0 +1,170 @@
+"""How a body computes on this machine: chosen by measuring once, and remembered.
+
+What is chosen changes speed, and results by no more than rounding. A large model is timed for some
+seconds the first time it runs on a machine; the outcome lies in the cache folder, by machine and
+model. A small model is not worth timing and takes the defaults.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from triskel.job import Train
+from triskel.model.body import Body, Choice
+from triskel.model.fast import why_not
+from triskel.model.load import versions
+from triskel.model.train import Descent, Learner, Term, Where
+from triskel.types import Batch
+
+Compute = Literal["auto", "fast", "reference"]
+WORTH_TIMING = 20_000_000
+"""Parameters from which a model is timed."""
+FAST = Choice(path="fast", flash=1024, join=512)
+"""What is taken without timing; flash on a GPU from the first token."""
+LONG = 512
+TURNS = 3
+GAIN = 1.02
+"""What a choice must gain over the plainer one to be taken."""
+
+
+def choose(
+    body: Body, compute: Compute, *, cache: Path | None, say: Callable[[str], None]
+) -> Choice:
+    """Return how a body should compute.
+
+    Args:
+        body: The model; left on the path it is on.
+        compute: `reference` or `fast` is taken at its word; `auto` measures.
+        cache: Where outcomes of measurements lie, or None to take the defaults.
+        say: Told when a measurement begins.
+
+    Raises:
+        ModelError: `fast` was asked for and cannot be.
+    """
+    if compute == "reference":
+        return Choice()
+    if compute == "auto" and why_not(body.blocks, body.adapter) is not None:
+        return Choice()
+    default = replace(FAST, flash=1) if body.device.type == "cuda" else FAST
+    before = body.choice
+    body.use(default)
+    body.use(before)
+    size = sum(p.numel() for p in body.blocks.model.parameters())
+    if compute == "fast" or cache is None or size < WORTH_TIMING:
+        return default
+    place = cache / f"{_key(body)}.json"
+    try:
+        return Choice(**json.loads(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        pass  # not measured yet, or by a version that chose between other things
+    say("timing how this model trains fastest on this machine; done once")
+    found = measured(body, default)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    part.replace(place)
+    return found
+
+
+def measured(body: Body, default: Choice) -> Choice:
+    """Return the fastest way, by timing training steps in turn on random tokens."""
+    before = body.choice
+    try:
+        plain, fast = _ratio(body, [Choice(), default], rows=8, tokens=48)
+        if plain < fast * GAIN:
+            return Choice()
+        held, flash = _ratio(
+            body,
+            [replace(default, flash=LONG + 1), replace(default, flash=1)],
+            rows=1,
+            tokens=LONG,
+        )
+        chosen = replace(default, flash=1 if flash * GAIN < held else default.flash)
+        apart, joined = _apart_and_joined(body, chosen)
+        return replace(chosen, join=default.join if joined * GAIN < apart else 0)
+    finally:
+        body.use(before)
+
+
+def machine() -> str:
+    """Return what a measurement depends on beside the model."""
+    words = [platform.machine(), str(os.cpu_count()), str(torch.get_num_threads())]
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        words += sorted({x for x in lines if x.startswith(("model name", "flags"))})
+    if torch.cuda.is_available():
+        words.append(torch.cuda.get_device_name())
+    return "\n".join([*words, *versions().values()])
+
+
+def _key(body: Body) -> str:
+    config: Any = body.blocks.config
+    parts = [
+        machine(),
+        json.dumps(config.to_dict(), sort_keys=True, default=str),
+        body.adapter.model_dump_json(),
+        f"{body.task} {body.dtype} {body.device} {body.classes}",
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _ratio(body: Body, ways: Sequence[Choice], *, rows: int, tokens: int) -> list[float]:
+    """Return the median seconds of a training step each way, timed in turn."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for turn in range(TURNS + 1):
+        for place, way in enumerate(ways):
+            body.use(way)
+            (one,) = _steps(body, 1, rows, tokens)
+            taken = _timed(one.run)
+            if turn:  # the first is to warm up
+                seconds[place].append(taken)
+    return [statistics.median(each) for each in seconds]
+
+
+def _apart_and_joined(body: Body, way: Choice) -> tuple[float, float]:
+    """Return the median seconds of four clients' small batches one by one, and in one pass."""
+    body.use(way)
+    apart: list[float] = []
+    joined: list[float] = []
+    for _ in range(TURNS):
+        alone = _steps(body, 4, 4, 32)
+        apart.append(sum(_timed(one.run) for one in alone))
+        first, *others = _steps(body, 4, 4, 32)
+        joined.append(_timed(lambda first=first, others=others: first.run(others)))
+    return statistics.median(apart), statistics.median(joined)
+
+
+def _steps(body: Body, parties: int, rows: int, tokens: int) -> list[Descent]:
+    words = int(body.blocks.config.vocab_size)
+    source = torch.Generator().manual_seed(0)
+    made: list[Descent] = []
+    for party in range(parties):
+        ids = torch.randint(0, words, (rows, tokens), generator=source)
+        batch = Batch(
+            ids=ids,
+            lengths=torch.full((rows,), tokens),
+            rows=torch.arange(rows),
+            columns=torch.full((rows,), tokens - 1),
+            targets=torch.zeros(rows, dtype=torch.int64),
+        )
+        learner = Learner(body, body.initial, Train(), 0.0)
+        made.append(Descent(learner, [Term(batch)], Where(f"probe-{party}", 1), 0, 0))
+    return made
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
