@@ -9,6 +9,7 @@ clients is its default, and the only way in which a client keeps its model betwe
 process that serves several clients starts anew for each. Each process has one torch thread, as
 there are as many processes as cores or more. Clients ask for a task every 0.1 s instead of every
 2 s, which alone would be most of a short round. The adapter travels as NumPy arrays, its default.
+`FedJob.simulator_run` refuses more than 100 clients; only its command line has an option for more.
 """
 
 import argparse

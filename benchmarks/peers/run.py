@@ -126,7 +126,7 @@ def run(  # noqa: PLR0913 - who, on what, and how it is watched
     rounds = out / "rounds.json"
     if not why and (process.returncode or not rounds.exists()):
         lines = (out / "log.txt").read_text(errors="replace").strip().splitlines()
-        why = next((x for x in reversed(lines) if "Error" in x), "no result")[-200:]
+        why = next((x for x in reversed(lines) if "error" in x.lower()), "no result")[-200:]
     found = json.loads(rounds.read_text()) if rounds.exists() and not why else []
     return Run(seconds, found, sampler, why)
 
