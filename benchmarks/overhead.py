@@ -26,7 +26,7 @@ def quiet(_: object) -> None:
     """Tell nobody."""
 
 
-def ours(bench: Bench, client: str) -> Any:
+def ours(bench: Bench, client: str, ledger: Ledger | None = None) -> Any:
     """Return one round of `params` with one client, as a call."""
     body, engine = bench.body(), LocalEngine(bench.job)
     mode = Params(job=bench.job, initial=body.initial, layout=body.layout)
@@ -39,7 +39,7 @@ def ours(bench: Bench, client: str) -> Any:
             worker=lambda name: bench.worker(name, quiet),
             mine={},
             keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
-            ledger=Ledger(),
+            ledger=ledger or Ledger(),
             watch=quiet,
         )
 

@@ -1,11 +1,13 @@
 """The fused blocks against the library's, and many parties in one pass against one by one."""
 
+import runpy
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tests import tiny
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -18,6 +20,7 @@ from triskel.model.train import Descent, Learner, Term, Where, label_loss
 from triskel.model.vocabulary import ROWS, vocabulary_losses
 from triskel.types import Batch, Tensors
 
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSED = ("llama", "mistral", "qwen2")
 FAR = 10**9

@@ -19,7 +19,7 @@ from triskel.data.rows import Rows
 from triskel.data.text import tokenise
 from triskel.job import Job
 from triskel.model.body import Body, Choice
-from triskel.model.choose import choose
+from triskel.model.choose import choose, short_of_memory
 from triskel.model.cost import Costs
 from triskel.model.load import load
 from triskel.model.prefix import Prefix
@@ -102,8 +102,13 @@ class Bench:
         model = self.job.model
         folder = cache_folder() / "choices"
         choice = choose(body, model.compute, cache=folder, say=self._say)
-        if choice.path == "fast":
-            choice = replace(choice, recompute=model.recompute)
+        if choice.path == "fast" and model.recompute != "never":
+            train = self.job.train
+            body.use(choice)
+            twice = model.recompute == "always" or short_of_memory(
+                body, self.costs(body), rows=train.batch, tokens=train.max_tokens
+            )
+            choice = replace(choice, recompute=twice)
         if self.choices is not None:
             write_text(self.choices, json.dumps({**known, name: asdict(choice)}, indent=1))
         return choice

@@ -85,7 +85,7 @@ class Model(Part):
     device: str = "auto"
     attention: Literal["eager", "sdpa"] = "eager"
     compute: Literal["auto", "fast", "reference"] = "auto"
-    recompute: bool = False
+    recompute: Literal["auto", "always", "never"] = "auto"
     cache_mb: Count = 4096
 
 

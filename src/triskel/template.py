@@ -21,7 +21,11 @@ path = "smollm2-135m"        # an asset, a local folder or a Hugging Face hub id
 dtype = "auto"               # auto (bfloat16 where the processor has it), float32, bfloat16
                              # or float64
 device = "auto"              # auto (a GPU where there is one), cpu, cuda, cuda:1, ...
-attention = "eager"          # eager or sdpa
+compute = "auto"             # auto (what is fastest here), fast or reference
+attention = "eager"          # eager or sdpa, on the reference path
+recompute = "auto"           # activations twice rather than kept: auto (where memory is short),
+                             # always or never
+cache_mb = 4096              # for hidden states below the first block that trains
 
 [adapter]                    # the tensors that train; the model itself stays frozen
 kind = "lora"                # lora, dora, rslora, ia3, loha or lokr

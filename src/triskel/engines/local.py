@@ -66,10 +66,10 @@ def _due(
     return {c: ask for c, ask in asks.items() if c not in waiting}
 
 
-def _labour(lines: Mapping[ClientId, _Line]) -> bool:
+def labour(lines: Mapping[ClientId, _Line]) -> bool:
     """Run the work that clients handed out, in as few passes as pay; say whether there was any."""
     waiting = {c: line.work for c, line in sorted(lines.items()) if line.work is not None}
-    for clients in _joined(waiting):
+    for clients in joined(waiting):
         first, *others = [waiting[c] for c in clients]
         start = time.perf_counter()
         first.run(others)
@@ -81,7 +81,7 @@ def _labour(lines: Mapping[ClientId, _Line]) -> bool:
     return bool(waiting)
 
 
-def _joined(works: Mapping[ClientId, Work]) -> list[list[ClientId]]:
+def joined(works: Mapping[ClientId, Work]) -> list[list[ClientId]]:
     """Return whose pieces run in one pass: alike in kind and size; a function of job and shapes."""
     kinds: dict[Hashable, list[ClientId]] = {}
     for client in sorted(works, key=lambda c: (works[c].size, c)):
@@ -168,7 +168,7 @@ class LocalEngine:
             while any(line.update is None for line in lines.values()):
                 for client in sorted(lines):
                     self._advance(lines[client], client, ledger, watch)
-                if not _labour(lines):
+                if not labour(lines):
                     state = self._wave(mode, state, lines, ledger, watch)
             settle()
         return mode.close(state, total)

@@ -5,20 +5,21 @@ text alone: the base is frozen and never has dropout. Keeping it costs 2 d bytes
 bfloat16, and saves the lower blocks from the second epoch on.
 """
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from triskel.errors import ModelError
 from triskel.types import Batch, Examples
 
 MEMORY = 1_000_000_000
-"""Bytes kept in memory; what comes later lies in files of a temporary folder."""
+"""Bytes kept in memory; what comes later lies in files."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class Prefix:
         self._memory = memory
         self._used = 0
         self._shelves: dict[tuple[int, int], _Shelf] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes kept, in memory and in files."""
+        return sum(shelf.values.nbytes for shelf in self._shelves.values())
 
     def get(self, batch: Batch, depth: int) -> Float[Tensor, "batch tokens width"] | None:
         """Return what enters block `depth`, padded as the batch is, where all rows are there."""
@@ -82,8 +87,24 @@ class Prefix:
             self._used += size
             values = torch.empty(count, dtype=h.dtype)
         else:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="triskel-prefix-")
-            file = Path(self._folder.name) / f"{len(self._shelves)}.bin"
-            values = torch.from_file(str(file), shared=True, size=count, dtype=h.dtype)
+            values = _on_disk(count, h.dtype)
         known = torch.zeros(len(lengths), dtype=torch.bool)
         return _Shelf(examples, ends, values.view(-1, h.shape[-1]), known)
+
+
+def _on_disk(count: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor that lies in a file without a name, gone when the tensor is.
+
+    Raises:
+        ModelError: There is no room for it.
+    """
+    size = count * dtype.itemsize
+    with tempfile.NamedTemporaryFile(prefix="triskel-") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk would kill us at a write
+        except OSError as error:
+            raise ModelError(
+                f"{size / 1e6:.0f} MB of hidden states do not fit into {tempfile.gettempdir()}: "
+                f"{error.strerror}; set TMPDIR to a larger place, or model.cache_mb = 0"
+            ) from error
+        return torch.from_file(file.name, shared=True, size=count, dtype=dtype)

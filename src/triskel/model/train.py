@@ -28,7 +28,9 @@ EPSILON = 1e-8
 TIGHT = 1.15
 """Clients are joined while padding costs at most this factor, ..."""
 SMALL = 512
-"""... or while the joined batch has at most this many padded tokens."""
+"""... or while the joined batch has at most this many padded tokens, ..."""
+MOST = 2048
+"""... and never beyond this many, whose activations all lie in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ class Descent:
             joined += sum(rows for rows, _ in shapes) * max(tokens for _, tokens in shapes)
         apart = sum(work.size for work in all_)
         small = max(work.size for work in all_) < self.learner.body.choice.join
-        return small and (joined <= TIGHT * apart or joined <= SMALL)
+        return small and joined <= MOST and (joined <= TIGHT * apart or joined <= SMALL)
 
     def run(self, others: Sequence[Work] = ()) -> None:
         """Run the model forward and back, and take the step of every party.

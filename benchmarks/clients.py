@@ -1,0 +1,108 @@
+"""What do many clients with small batches gain from one forward pass with per-client adapters?
+
+`tokens32`, `tokens128` and `tokens512` are the time of a training step of every client one by one
+over the time the engine takes with its own grouping (which may decide to run them one by one), for
+8 clients of 1 x 32 tokens, 8 of 4 x 32 and 4 of 16 x 32. `gradient_gap` is the largest norm-wise
+difference of a tensor's gradient between the two ways, in float32, over clients and tensors.
+`swap_share` is pointing a model's slots at another client's tensors, over that client's step.
+"""
+
+from collections.abc import Sequence
+
+import measure
+import torch
+from overhead import quiet
+
+from triskel.bench import prepare
+from triskel.engines.local import joined
+from triskel.job import Train, load
+from triskel.model.body import Body
+from triskel.model.train import Descent, Learner, Term, Where
+from triskel.types import Batch
+
+SHAPES = {"tokens32": (8, 1, 32), "tokens128": (8, 4, 32), "tokens512": (4, 16, 32)}
+
+
+def steps(body: Body, clients: int, rows: int, tokens: int, seed: int) -> list[Descent]:
+    """Return a training step of every client, each with its own tensors and texts."""
+    source = torch.Generator().manual_seed(seed)
+    vocabulary = int(body.blocks.config.vocab_size)
+    made: list[Descent] = []
+    for client in range(clients):
+        own = {
+            n: t + 0.02 * torch.randn(t.shape, generator=source) for n, t in body.initial.items()
+        }
+        batch = Batch(
+            ids=torch.randint(0, vocabulary, (rows, tokens), generator=source),
+            lengths=torch.full((rows,), tokens),
+            rows=torch.arange(rows),
+            columns=torch.full((rows,), tokens - 1),
+            targets=torch.randint(0, max(body.classes, 1), (rows,), generator=source),
+        )
+        learner = Learner(body, own, Train(), 1e-3)
+        made.append(Descent(learner, [Term(batch)], Where(f"c{client:02d}", 1), 0, 0))
+    return made
+
+
+def grouped(works: Sequence[Descent]) -> None:
+    """Run steps as the engine does."""
+    named = {work.where.client: work for work in works}
+    for clients in joined(named):
+        first, *others = [named[c] for c in clients]
+        first.run(others)
+
+
+def one_by_one(works: Sequence[Descent]) -> None:
+    """Run steps apart."""
+    for work in works:
+        work.run()
+
+
+def gradients(body: Body, works: Sequence[Descent], *, together: bool) -> list[torch.Tensor]:
+    """Return the gradient of every tensor of every client."""
+    parties = [work.learner.parameters for work in works]
+    batches = [work.terms[0].batch for work in works]
+    if together:
+        logits = body.together(parties, batches)
+    else:
+        logits = [body.logits(p, b) for p, b in zip(parties, batches, strict=True)]
+    losses = [w.terms[0].loss(z, b) for w, z, b in zip(works, logits, batches, strict=True)]
+    leaves = [leaf for party in parties for leaf in party.values()]
+    return list(torch.autograd.grad(losses, leaves))
+
+
+def main() -> None:
+    """Answer the question."""
+    options = measure.arguments(__doc__ or "")
+    chosen = options.parse_args()
+    body = prepare(load(None, ["model.compute=fast"]), quiet).body()
+    figures: dict[str, list[float]] = {}
+    for name, shape in SHAPES.items():
+        works = steps(body, *shape, chosen.seed)
+        calls = {
+            "joined": lambda works=works: grouped(works),
+            "apart": lambda works=works: one_by_one(works),
+        }
+        times = measure.in_turn(calls, times=3 if chosen.quick else 11)
+        figures[name] = measure.ratios(times["apart"], times["joined"])
+        if name == "tokens32":
+            one = [t / shape[0] for t in times["apart"]]
+            parties = [work.learner.parameters for work in works]
+            swaps: list[float] = []
+            for turn in range(len(one)):
+                party = parties[turn % len(parties)]
+                swaps.append(measure.seconds(lambda p=party: body.install(p, p)))
+            figures["swap_share"] = measure.ratios(swaps, one)
+    exact = prepare(load(None, ["model.compute=fast", "model.dtype=float32"]), quiet).body()
+    works = steps(exact, 4, 2, 16, chosen.seed)
+    pairs = zip(
+        gradients(exact, works, together=True),
+        gradients(exact, works, together=False),
+        strict=True,
+    )
+    figures["gradient_gap"] = [float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs]
+    measure.report("clients", figures, seed=chosen.seed, out=chosen.out, rank=body.adapter.rank)
+
+
+if __name__ == "__main__":
+    main()

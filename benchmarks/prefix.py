@@ -1,0 +1,81 @@
+"""What does keeping the hidden states below the first trained block gain, from the second epoch?
+
+The same `params` round with adapters in the top half (`half`) and the top quarter (`quarter`) of
+the blocks, with hidden states kept and computed again, in turn. `*_loss_gap` is the largest
+difference between the losses of the two, step by step, over three rounds from the same start;
+`*_bytes_per_token` is what is kept.
+"""
+
+from collections.abc import Callable
+
+import measure
+from overhead import quiet
+
+from triskel.bench import Bench, prepare
+from triskel.engines.local import LocalEngine
+from triskel.job import load
+from triskel.ledger import Ledger
+from triskel.model.prefix import Prefix
+from triskel.modes.params import Params
+from triskel.types import Event
+
+SHARES = {"half": 2, "quarter": 4}
+
+
+def rounds(bench: Bench, client: str, prefix: Prefix | None, times: int) -> list[float]:
+    """Play some rounds from the start; return the loss of every step."""
+    body = bench.body()
+    body.prefix = prefix
+    mode, losses = Params(job=bench.job, initial=body.initial, layout=body.layout), list[float]()
+
+    def watch(event: Event) -> None:
+        if event["event"] == "step":
+            losses.append(event["loss"])
+
+    state = mode.start()
+    for _ in range(times):
+        state = LocalEngine(bench.job).round(
+            mode,
+            state,
+            [client],
+            worker=lambda name: bench.worker(name, watch),
+            mine={},
+            keep=lambda *_: None,
+            ledger=Ledger(),
+            watch=quiet,
+        )
+    return losses
+
+
+def main() -> None:
+    """Answer the question."""
+    options = measure.arguments(__doc__ or "")
+    options.add_argument("--client", default="films")
+    chosen = options.parse_args()
+    texts = 32 if chosen.quick else 128
+    figures: dict[str, list[float]] = {}
+    for name, share in SHARES.items():
+        sets = [f"clients.examples={texts}", f"seed={chosen.seed}"]
+        bench = prepare(load(None, sets), quiet)
+        blocks = bench.body().blocks.count
+        top = -(-blocks // share)
+        bench = prepare(load(None, [*sets, f"adapter.blocks=top:{top}"]), quiet)
+        kept = Prefix()
+        with_, without = (rounds(bench, chosen.client, p, 3) for p in (kept, None))
+        examples = bench.share(chosen.client).train
+        tokens = sum(len(ids) for ids in examples.ids)
+
+        def work(prefix: Prefix | None, bench: Bench = bench) -> Callable[[], object]:
+            return lambda: rounds(bench, chosen.client, prefix, 1)
+
+        works = {"kept": work(kept), "again": work(None)}
+        times = measure.in_turn(works, times=3 if chosen.quick else 9)
+        figures[name] = measure.ratios(times["again"], times["kept"])
+        figures[f"{name}_loss_gap"] = [abs(a - b) for a, b in zip(with_, without, strict=True)]
+        figures[f"{name}_bytes_per_token"] = [kept.size / tokens]
+        figures[f"{name}_blocks"] = [float(top)]
+    measure.report("prefix", figures, seed=chosen.seed, out=chosen.out, texts=texts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""How fast is a `params` round beside the loops people write, and beside the processor's limit?
+
+`against_plain` sets it against the loop as it is usually written: float32 weights under bfloat16
+autocast, `sdpa` attention, random batches padded to their longest text, AdamW as it comes.
+`against_best` sets it against a plain loop with every trick a loop can have: bfloat16 weights,
+eager attention, the very batches of ours (alike in length), fused AdamW. Both are ratios of useful
+tokens a second, on the same texts. `gemm_share` is the share of the rate of a bare bfloat16 matrix
+product, measured between the turns, that the FLOPs of our round reach.
+
+`--accuracy` trains the four silos on three seeds, fast and as the usual loop computes (library
+blocks, `sdpa`, random batches), and prints both.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import measure
+import peft
+import torch
+import transformers
+from overhead import ours, plain, quiet
+
+import triskel.data.text
+from triskel.bench import prepare
+from triskel.data.assets import resolve
+from triskel.engines.local import LocalEngine
+from triskel.job import DEMO, Job, load, parse
+from triskel.ledger import Ledger
+from triskel.model.train import Where
+from triskel.rng import stream
+from triskel.stages import MAKERS, everywhere
+from triskel.types import Examples
+
+
+def usual(job: Job, examples: Examples, classes: int, seed: int) -> Any:
+    """Return one epoch of the loop as it is usually written, as a call."""
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        resolve(job.model.path),
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        num_labels=classes,
+    )
+    base.config.pad_token_id = base.config.eos_token_id
+    config = peft.LoraConfig(
+        r=job.adapter.rank,
+        lora_alpha=int(job.adapter.alpha),
+        target_modules=["q_proj", "v_proj"],
+        task_type=peft.TaskType.SEQ_CLS,
+    )
+    model = peft.get_peft_model(base, config)
+    order = torch.randperm(len(examples), generator=stream(seed, "usual")).tolist()
+    inputs: list[dict[str, torch.Tensor]] = []
+    for start in range(0, len(order), job.train.batch):
+        chosen = order[start : start + job.train.batch]
+        texts = [examples.ids[i].long() for i in chosen]
+        pad = torch.nn.utils.rnn.pad_sequence
+        inputs.append(
+            {
+                "input_ids": pad(texts, batch_first=True, padding_value=base.config.pad_token_id),
+                "attention_mask": pad([torch.ones_like(t) for t in texts], batch_first=True),
+                "labels": examples.labels[chosen],
+            }
+        )
+
+    def work() -> None:
+        model.train()
+        adam = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=job.train.lr
+        )
+        for one in inputs:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = model(**one).loss
+            loss.backward()
+            adam.step()
+            adam.zero_grad()
+
+    return work
+
+
+def product(tokens: int, width: int, wide: int) -> float:
+    """Return the FLOPs a second of a bfloat16 product of this shape."""
+    x = torch.randn(tokens, width, dtype=torch.bfloat16)
+    w = torch.randn(wide, width, dtype=torch.bfloat16)
+    times = 40
+    start = time.perf_counter()
+    for _ in range(times):
+        torch.nn.functional.linear(x, w)
+    return 2.0 * tokens * width * wide * times / (time.perf_counter() - start)
+
+
+def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
+    """Return the accuracy of `params` on the four silos by seed, fast and as usual."""
+    found: dict[str, list[float]] = {"fast": [], "usual": []}
+    window = triskel.data.text.WINDOW
+    for seed in seeds:
+        for name, sets in (
+            ("fast", ["model.compute=fast"]),
+            ("usual", ["model.compute=reference", "model.attention=sdpa"]),
+        ):
+            triskel.data.text.WINDOW = window if name == "fast" else 1
+            job = parse(DEMO, overrides=[*sets, f"seed={seed}", f"rounds={rounds}"])
+            bench = prepare(job, quiet)
+            mode, engine = MAKERS["params"](bench, quiet), LocalEngine(job)
+            state = mode.start()
+            for _ in range(rounds):
+                state = engine.round(
+                    mode,
+                    state,
+                    bench.active,
+                    worker=lambda client, bench=bench: bench.worker(client, quiet),
+                    mine={},
+                    keep=lambda *_: None,
+                    ledger=Ledger(),
+                    watch=quiet,
+                )
+            served = mode.served(state)
+            if served is None:
+                raise SystemExit("params serves no model")
+            found[name].append(everywhere(bench, bench.body(), served).pooled.accuracy)
+            print(f"seed {seed}, {name}: accuracy {found[name][-1]:.3f}", flush=True)
+    triskel.data.text.WINDOW = window
+    return found
+
+
+def main() -> None:
+    """Answer the question."""
+    options = measure.arguments(__doc__ or "")
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
+    options.add_argument("--client", default="films")
+    options.add_argument("--texts", type=int, default=0, help="training texts; 0 for the default")
+    options.add_argument("--accuracy", action="store_true", help="also train on three seeds")
+    chosen = options.parse_args()
+    texts = chosen.texts or (64 if chosen.quick else 192)
+    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", "model.dtype=bfloat16"])
+    bench = prepare(job, quiet)
+    worker = bench.worker(chosen.client, quiet)
+    batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))
+    tokens = sum(int(b.lengths.sum()) for b in batches)
+    classes = len(bench.federation.classes)
+    ledger = Ledger()
+    ours(bench, chosen.client, ledger)()
+    flops = ledger.rows()[chosen.client]["flops"]
+    rates: list[float] = []
+    padded = max(b.ids.numel() for b in batches)
+    works = {
+        "ours": ours(bench, chosen.client),
+        "usual": usual(job, worker.train, classes, chosen.seed),
+        "best": plain(job, batches, classes),
+        "product": lambda: rates.append(product(padded, bench.body().blocks.width, 1536)),
+    }
+    times = measure.in_turn(works, times=3 if chosen.quick else 9)
+    rates = rates[1:]  # the first is to warm up
+    figures = {
+        "against_plain": measure.ratios(times["usual"], times["ours"]),
+        "against_best": measure.ratios(times["best"], times["ours"]),
+        "gemm_share": [flops / t / rate for t, rate in zip(times["ours"], rates, strict=True)],
+        "ours_tokens_per_s": [tokens / t for t in times["ours"]],
+        "usual_tokens_per_s": [tokens / t for t in times["usual"]],
+        "best_tokens_per_s": [tokens / t for t in times["best"]],
+        "product_gflops": [rate / 1e9 for rate in rates],
+    }
+    more: dict[str, Any] = {"tokens": tokens, "texts": texts, "choice": vars(bench.body().choice)}
+    if chosen.accuracy:
+        more["accuracy"] = accuracy([0, 1, 2], 3)
+    measure.report("training", figures, seed=chosen.seed, out=chosen.out, **more)
+
+
+if __name__ == "__main__":
+    main()

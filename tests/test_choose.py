@@ -1,0 +1,127 @@
+"""How a body computes is chosen once, by measuring, and remembered."""
+
+import json
+import runpy
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from triskel.bench import prepare
+from triskel.errors import ModelError
+from triskel.model import choose as choosing
+from triskel.model.body import Body, Choice
+from triskel.model.choose import FAST, choose, measured
+
+here = Path(__file__)
+tiny = SimpleNamespace(**runpy.run_path(str(here.with_name("tiny.py"))))
+small = SimpleNamespace(**runpy.run_path(str(here.with_name("small.py"))))
+Say = Callable[[str], None]
+
+
+@pytest.fixture
+def body() -> Body:
+    return tiny.body("llama", tiny.job())
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every model be worth timing."""
+    monkeypatch.setattr(choosing, "WORTH_TIMING", 0)
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"nothing was to be timed: {text}")
+
+
+def test_what_is_asked_for_is_taken(body: Body, tmp_path: Path) -> None:
+    assert choose(body, "reference", cache=tmp_path, say=silent) == Choice()
+    assert choose(body, "fast", cache=tmp_path, say=silent) == FAST
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_fused_blocks_takes_the_reference_path(tmp_path: Path) -> None:
+    gpt2 = tiny.body("gpt2", tiny.job())
+    assert choose(gpt2, "auto", cache=tmp_path, say=silent) == Choice()
+    with pytest.raises(ModelError, match="gpt2 has no fused blocks"):
+        choose(gpt2, "fast", cache=tmp_path, say=silent)
+
+
+def test_a_small_model_is_not_timed(body: Body, tmp_path: Path) -> None:
+    assert choose(body, "auto", cache=tmp_path, say=silent) == FAST
+    assert body.choice == Choice(), "choosing leaves the body as it was"
+
+
+@pytest.mark.usefixtures("large")
+def test_a_measurement_is_made_once(body: Body, tmp_path: Path) -> None:
+    said: list[str] = []
+    found = choose(body, "auto", cache=tmp_path, say=said.append)
+    assert said == ["timing how this model trains fastest on this machine; done once"]
+    (place,) = tmp_path.iterdir()
+    assert Choice(**json.loads(place.read_text())) == found
+    assert choose(body, "auto", cache=tmp_path, say=silent) == found
+    assert body.choice == Choice()
+    place.write_text("{damaged", encoding="utf-8")
+    choose(body, "auto", cache=tmp_path, say=said.append)
+    assert len(said) == 2
+    other = tiny.body("llama", tiny.job(adapter={"rank": 4}))
+    choose(other, "auto", cache=tmp_path, say=said.append)
+    assert len(list(tmp_path.iterdir())) == 2, "another adapter is another measurement"
+
+
+@pytest.mark.parametrize(
+    ("plain", "fast", "held", "flash", "apart", "joined", "wanted"),
+    [
+        (1.0, 1.0, 1.0, 9.0, 1.0, 0.5, Choice()),
+        (1.2, 1.0, 1.0, 9.0, 1.0, 0.5, Choice(path="fast", flash=1024, join=512)),
+        (1.2, 1.0, 1.0, 9.0, 1.0, 1.0, Choice(path="fast", flash=1024, join=0)),
+        (1.2, 1.0, 9.0, 1.0, 1.0, 0.5, Choice(path="fast", flash=1, join=512)),
+    ],
+)
+def test_the_faster_way_is_taken_and_the_plainer_one_in_doubt(  # noqa: PLR0913, PLR0917 - six times and what follows
+    plain: float, fast: float, held: float, flash: float, apart: float, joined: float,
+    wanted: Choice, body: Body, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    times = iter([[plain, fast], [held, flash]])
+    monkeypatch.setattr(choosing, "_ratio", lambda *_, **__: next(times))
+    monkeypatch.setattr(choosing, "_apart_and_joined", lambda *_: (apart, joined))
+    assert measured(body, FAST) == wanted
+
+
+def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
+    model = small.save_model(tmp_path / "model")
+    rows = small.save_rows(tmp_path / "rows.csv", 30)
+    job, place = small.job(model, rows), tmp_path / "run" / "choices.json"
+    place.parent.mkdir()
+    assert prepare(job, small.watch, choices=place).body().choice == FAST
+    (name,) = json.loads(place.read_text())
+    other = Choice(path="fast", flash=7, join=3)
+    place.write_text(json.dumps({name: asdict(other)}), encoding="utf-8")
+    assert prepare(job, small.watch, choices=place).body().choice == other
+    again = job.model_copy(update={"model": job.model.model_copy(update={"recompute": "always"})})
+    assert prepare(again, small.watch).body().choice.recompute
+
+
+def test_activations_are_computed_twice_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.save_model(tmp_path / "model")
+    job = small.job(model, small.save_rows(tmp_path / "rows.csv", 30))
+    assert not prepare(job, small.watch).body().choice.recompute
+    assert 0 < choosing.free_memory(prepare(job, small.watch).body()) < 1e15
+    monkeypatch.setattr(choosing, "free_memory", lambda _: 1000.0)
+    assert prepare(job, small.watch).body().choice.recompute
+    never = job.model_copy(update={"model": job.model.model_copy(update={"recompute": "never"})})
+    assert not prepare(never, small.watch).body().choice.recompute
+
+
+def test_hidden_states_are_kept_where_they_fit(tmp_path: Path) -> None:
+    model = small.save_model(tmp_path / "model")
+    rows = small.save_rows(tmp_path / "rows.csv", 30)
+    for adapter, megabytes, kept in (({}, 4096, False), ({"blocks": "top:1"}, 4096, True),
+                                     ({"blocks": "top:1"}, 0, False)):  # fmt: skip
+        job = small.job(model, rows, adapter=adapter)
+        job = job.model_copy(update={"model": job.model.model_copy(update={"cache_mb": megabytes})})
+        assert (prepare(job, small.watch).body().prefix is not None) is kept
