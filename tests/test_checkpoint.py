@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from triskel import checkpoint
-from triskel.checkpoint import Frozen, Saved, freeze, read, thaw, write, write_text
+from triskel.checkpoint import Filed, Frozen, Saved, freeze, named, read, thaw, write, write_text
 from triskel.errors import CheckpointError
-from triskel.types import ClientState
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ FULL = State(
 
 def saved(closed: int = 1, state: State = FULL) -> Saved:
     clients = {
-        "ann/../b": ClientState(groups={"own": {"w": torch.full((2,), 1.0 * closed)}, "none": {}}),
-        "bob": ClientState(facts={"spent": 0.1 + 0.2, "names": ["a", "b"]}),
+        "ann/../b": Filed(round=closed, sha256="0" * 64),
+        "bob": Filed(round=1, sha256="f" * 64),
     }
     return Saved(closed=closed, state=freeze(state), clients=clients, rows=[{"loss": 1 / 3}])
 
@@ -74,11 +73,8 @@ def test_a_state_survives_freezing_and_a_file_with_names_in_their_order(tmp_path
     assert back.waiting == 3, "an open field is not saved; it stays as it is at the start"
     assert (found.closed, found.rows) == (1, [{"loss": 1 / 3}])
     assert list(found.clients) == ["ann/../b", "bob"]
-    assert found.clients["bob"].facts == {"spent": 0.1 + 0.2, "names": ["a", "b"]}
-    own = found.clients["ann/../b"].groups
-    assert list(own) == ["own", "none"]
-    assert own["own"]["w"].tolist() == [1.0, 1.0]
-    assert not own["none"]
+    assert found.clients["ann/../b"] == Filed(round=1, sha256="0" * 64)
+    assert found.clients["bob"] == Filed(round=1, sha256="f" * 64)
 
 
 names = st.text("abz_.10", min_size=1, max_size=8)
@@ -175,7 +171,7 @@ def damages(whole: bytes) -> dict[str, bytes]:
     meta = header["__metadata__"]
     facts = meta["facts"].replace('"closed": 2', '"closed": 1')
     fewer = {n: v for n, v in header.items() if n != "server/closed"}
-    fewer.pop("client-0/own/w")
+    fewer.pop("server/adapter/z.weight", None)
     return {
         "nothing left": b"",
         "cut short": whole[:-1],
@@ -192,12 +188,7 @@ def damages(whole: bytes) -> dict[str, bytes]:
     }
 
 
-KINDS = list(
-    damages(
-        struct.pack("<Q", 67)
-        + b'{"__metadata__": {"facts": "", "sha256": ""}, "client-0/own/w": {}}'
-    )
-)
+KINDS = list(damages(struct.pack("<Q", 67) + b'{"__metadata__": {"facts": "", "sha256": ""}}'))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,11 +223,36 @@ def test_a_checkpoint_of_another_format_is_not_read(
         read(tmp_path)
 
 
+def test_a_checkpoint_whose_files_are_damaged_is_passed_over_too(tmp_path: Path) -> None:
+    def check(one: Saved) -> None:
+        if one.closed > bad:
+            raise CheckpointError(f"a file of round {one.closed} is gone")
+
+    write(tmp_path, saved(1))
+    write(tmp_path, saved(2))
+    bad = 1
+    found = read(tmp_path, check)
+    assert found is not None
+    assert found.closed == 1
+    bad = 0
+    with pytest.raises(CheckpointError, match=r"^a file of round 2 is gone$"):
+        read(tmp_path, check)
+
+
+def test_the_files_that_checkpoints_name_are_known_of_each_that_can_be_read(tmp_path: Path) -> None:
+    assert named(tmp_path) == []
+    for closed in (1, 2, 3):
+        last = write(tmp_path, saved(closed))
+    assert named(tmp_path) == [saved(2).clients, saved(3).clients]
+    last.write_bytes(last.read_bytes()[:60])
+    assert named(tmp_path) == [saved(2).clients]
+
+
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("at", ["save_file", "_flush"])
+@pytest.mark.parametrize("at", ["save_file", "flush"])
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
     at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +311,7 @@ def test_a_text_is_written_whole_or_not_at_all(
     place = tmp_path / "deep" / "result.json"
     write_text(place, "première")
     assert place.read_text(encoding="utf-8") == "première"
-    monkeypatch.setattr(checkpoint, "_flush", full_disk)
+    monkeypatch.setattr(checkpoint, "flush", full_disk)
     with pytest.raises(CheckpointError, match=rf"^{place} cannot be written: \[Errno 28\] No spa"):
         write_text(place, "second")
     assert place.read_text(encoding="utf-8") == "première"

@@ -46,17 +46,18 @@ def test_a_run_folder_holds_job_request_log_result_report_adapters_and_stages(
 ) -> None:
     stages = {"central", "local-client-01", "local-client-02", "params", "logits", "split"}
     assert {p.name for p in whole.folder.iterdir()} == {
-        "job.toml", "request.json", "events.jsonl", "result.json", "report.html", "adapters",
-        "stages",
+        "job.toml", "request.json", "choices.json", "events.jsonl", "result.json", "report.html",
+        "adapters", "stages",
     }  # fmt: skip
     assert {p.name for p in (whole.folder / "stages").iterdir()} == stages
     assert {p.name for p in (whole.folder / "adapters").iterdir()} == stages | {
         "logits-client-01", "logits-client-02",
     }  # fmt: skip
     for stage in stages:
-        assert {p.name for p in (whole.folder / "stages" / stage).iterdir()} == {
+        assert {p.name for p in (whole.folder / "stages" / stage).iterdir()} - {"clients"} == {
             "done.json", "round-000001.safetensors", "round-000002.safetensors",
         }  # fmt: skip
+        assert (whole.folder / "stages" / stage / "clients").exists() == (stage == "logits")
     assert not list(whole.folder.rglob("*.part"))
 
 

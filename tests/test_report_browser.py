@@ -42,13 +42,14 @@ def shapes() -> dict[str, Any]:
         "whole": SAMPLES.result(),
         "causal": SAMPLES.result(causal=True),
         "many": SAMPLES.result(held, labels),
+        "thousands": SAMPLES.many(10_000, 77),
         "hostile": SAMPLES.result(evil, {c: {EVIL: 5} for c in evil}),
     }
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1366, 390])
-@pytest.mark.parametrize("name", ["whole", "causal", "many", "hostile"])
+@pytest.mark.parametrize("name", ["whole", "causal", "many", "thousands", "hostile"])
 def test_a_browser_draws_every_figure_and_complains_about_nothing(
     browser: "Browser", tmp_path: Path, name: str, width: int
 ) -> None:

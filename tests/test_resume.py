@@ -50,19 +50,20 @@ class Points:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def instrument(point: Points) -> Callable[[Mapping[str, Any]], None]:
+def instrument(point: Points) -> Callable[[Mapping[str, Any]], None]:  # noqa: C901 - one list
     """Put kill points before, in the middle of and after whatever touches the disk."""
     from triskel import checkpoint, stages  # noqa: PLC0415 - in the child only
 
     def halved(place: Path, label: str) -> None:
         whole = place.read_bytes()
-        place.write_bytes(whole[: len(whole) // 2])
+        write_bytes(place, whole[: len(whole) // 2])
         point(f"{label}.half")
-        place.write_bytes(whole)
+        write_bytes(place, whole)
         point(f"{label}.whole")
 
     save_file, save_adapter = checkpoint.save_file, stages.save_adapter
     write_text, replace, unlink, fsync = Path.write_text, Path.replace, Path.unlink, os.fsync
+    write_bytes = Path.write_bytes
 
     def saving(tensors: Any, place: Any, metadata: Any = None) -> None:
         point("checkpoint.before")
@@ -78,6 +79,12 @@ def instrument(point: Points) -> Callable[[Mapping[str, Any]], None]:
     def writing(self: Path, *rest: Any, **more: Any) -> int:
         found = write_text(self, *rest, **more)
         halved(self, f"text {self.name}")
+        return found
+
+    def storing(self: Path, data: Any) -> int:
+        found = write_bytes(self, data)
+        if self.suffix == ".part":
+            halved(self, "state")
         return found
 
     def replacing(self: Path, target: Path) -> Path:
@@ -96,6 +103,7 @@ def instrument(point: Points) -> Callable[[Mapping[str, Any]], None]:
 
     checkpoint.save_file, stages.save_adapter = saving, exporting
     Path.write_text, Path.replace, Path.unlink = writing, replacing, unlinking  # type: ignore[method-assign]
+    Path.write_bytes = storing  # type: ignore[method-assign]
     os.fsync = flushing  # type: ignore[assignment]
 
     def watch(event: Mapping[str, Any]) -> None:
@@ -245,7 +253,8 @@ def fingerprint(folder: Path) -> dict[str, Any]:
             continue
         if name.startswith("stages") and place.suffix == ".safetensors":
             with safe_open(place, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
+                metadata = file.metadata()
+                facts = json.loads(metadata.get("facts") or metadata["state"])
                 found[name] = {
                     "facts": timeless(facts),
                     **{n: file.get_tensor(n).numpy().tobytes() for n in file.keys()},  # noqa: SIM118 - no mapping
@@ -263,7 +272,7 @@ def same(folder: Path, case: Case) -> None:
     for name, value in case.whole.items():
         assert found[name] == value, name
     more = set(found) - set(case.whole)  # a kill between writing and clearing up leaves one
-    assert all(re.fullmatch(r"stages/.*/round-000001.safetensors", name) for name in more), more
+    assert all(re.fullmatch(r"stages/.*-000001.safetensors", name) for name in more), more
     for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
         assert isinstance(json.loads(line), dict)
 
@@ -276,12 +285,14 @@ def test_the_job_of_these_tests_uses_all_that_a_checkpoint_must_carry(classify: 
     split = classify.whole["stages/split/round-000003.safetensors"]
     assert any(n.startswith("server/moments.square/") for n in split)
     assert any(steps > 3 for steps in split["facts"]["state"]["moments.steps"].values())
-    logits = classify.whole["stages/logits/round-000003.safetensors"]
-    assert {n.split("/")[0] for n in logits if n.startswith("client")} == {
-        "client-0",
-        "client-1",
-        "client-2",
-    }
+    last = classify.whole["stages/logits/round-000003.safetensors"]["facts"]["clients"]
+    before = classify.whole["stages/logits/round-000002.safetensors"]["facts"]["clients"]
+    assert sorted(last) == ["client-01", "client-02", "client-03"]
+    assert len({round_ for round_, _ in last.values()}) > 1, "somebody sat the last round out"
+    files = [n for n in classify.whole if n.startswith("stages/logits/clients/")]
+    counts = {(c, r) for one in (last, before) for c, (r, _) in one.items()}
+    assert len(files) == len(counts), "a file for each state that a kept checkpoint names"
+    assert not [n for n in classify.whole if n.startswith("stages/params/clients/")]
     cohorts = [sorted(r["clients"]) for r in modes["params"]["rounds"]]
     assert all(len(c) == 2 for c in cohorts)
     assert len({tuple(c) for c in cohorts}) > 1, "somebody must sit a round out and come back"
@@ -302,6 +313,12 @@ EXACT = (
     ("message logits 2 ask", 2),
     ("round_end logits", 1),
     ("message logits 3 answer", 1),
+    ("state.half", 1),
+    ("replace.before [0-9a-f]{24}-000003", 2),  # the round's last state, not yet in place
+    ("replace.after [0-9a-f]{24}-000003", 2),  # all states of the round, and no checkpoint of it
+    ("unlink [0-9a-f]{24}-000003", 1),  # states that no checkpoint names are being cleared
+    ("replace.before round-000003", 1),
+    ("unlink [0-9a-f]{24}-00000[12]", 1),  # the checkpoint is there, old states are being cleared
     ("message split 1 ask", 5),
     ("message split 2 answer", 4),
     ("step split 3", 1),
@@ -385,6 +402,45 @@ def test_a_damaged_last_checkpoint_costs_one_round_and_no_bit(
     last.write_bytes(raw)
     server.fine("resume", folder)
     same(folder, classify)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "bit", "another client's"])
+def test_a_damaged_state_of_a_client_costs_one_round_and_no_bit(
+    damage: str, server: Server, classify: Case, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    label = "replace.before done.json"
+    code = server("run", folder, job=str(classify.job), label=label, n=3)  # central, params, logits
+    assert code == DIED
+    states = sorted((folder / "stages" / "logits" / "clients").glob("*-000003.safetensors"))
+    assert len(states) == 2
+    raw = states[0].read_bytes()
+    if damage == "missing":
+        states[0].unlink()
+    else:
+        bit = raw[:-1] + bytes([raw[-1] ^ 1])
+        other = {"cut": raw[:-4], "bit": bit, "another client's": states[1].read_bytes()}
+        states[0].write_bytes(other[damage])
+    server.fine("resume", folder)
+    same(folder, classify)
+
+
+def test_a_stage_whose_states_are_all_damaged_is_refused_in_a_sentence(
+    server: Server, classify: Case, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    code = server("run", folder, job=str(classify.job), label="replace.before done.json", n=3)
+    assert code == DIED
+    for place in (folder / "stages" / "logits" / "clients").iterdir():
+        place.write_bytes(place.read_bytes()[:-4])
+    assert server("resume", folder) == 1
+    said = server.said.read_text(encoding="utf-8")
+    assert re.fullmatch(
+        r"CheckpointError: state of client 'client-0\d' in \S+ is damaged: its SHA-256 does not "
+        r"match; resume the run to go on from the round before, or delete \S+ to play the stage "
+        r"anew",
+        said,
+    ), said
 
 
 def test_a_stage_whose_checkpoints_are_all_damaged_is_refused_by_name(

@@ -205,7 +205,11 @@ def test_scores_are_pooled_over_examples_and_not_over_clients() -> None:
     found = pooled({"a": score(1, 1), "b": score(0, 3)}, 2)
     assert found.pooled.accuracy == 0.25
     assert found.pooled.count == 4
-    assert found.each["a"].accuracy == 1.0
+    assert found.each["a"]["accuracy"] == 1.0
+    assert found.each["b"]["examples"] == 3
+    one_by_one = pooled(iter([("a", score(1, 1)), ("b", score(0, 3))]), 2)
+    assert one_by_one.each == found.each
+    assert one_by_one.pooled.row() == found.pooled.row()
 
 
 def test_a_stage_without_test_examples_scores_nothing() -> None:

@@ -125,7 +125,7 @@ def _on_file(run: Path, bench: Bench, stage: StageName, data: Path) -> Scores:
         if stage == "local" or not bench.job.logits.student:
             return pooled(each, classes)
         together = _each_shared(bench, _shared(run, bench, stage), parts)
-        return replace(pooled(together, classes), each=each)
+        return replace(pooled(together, classes), each=pooled(each, classes).each)
     return pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
 
 
@@ -194,8 +194,5 @@ def _row(scores: Scores) -> dict[str, Any]:
     return {
         **scores.pooled.row(),
         "examples": scores.pooled.count,
-        "per_client": {
-            client: {**score.row(), "examples": score.count}
-            for client, score in sorted(scores.each.items())
-        },
+        "per_client": scores.each,
     }

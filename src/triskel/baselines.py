@@ -72,7 +72,7 @@ def _base(bench: Bench, watch: Watch) -> dict[str, Any]:
         row: dict[str, Any] = {
             **scores.pooled.row(),
             "what": "zero-shot",
-            "per_client": {c: s.row() for c, s in scores.each.items()},
+            "per_client": scores.each,
         }
     watch({"event": "stage_end", "stage": "base", "accuracy": row["accuracy"]})
     return row

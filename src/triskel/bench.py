@@ -5,18 +5,18 @@ Texts are tokenised once per client and model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from triskel.checkpoint import write_text
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.federate import Federation, federate
 from triskel.data.rows import Rows
 from triskel.data.text import tokenise
+from triskel.data.tokens import concatenated
+from triskel.evaluate import Group, grouped
 from triskel.job import Job
 from triskel.model.body import Body, Choice
 from triskel.model.choose import choose, short_of_memory
@@ -59,6 +59,7 @@ class Bench:
     _tests: dict[int, Mapping[ClientId, Examples]] = field(
         default_factory=dict[int, Mapping[ClientId, Examples]]
     )
+    _groups: dict[int, Sequence[Group]] = field(default_factory=dict[int, Sequence[Group]])
     _public: dict[int, Examples] = field(default_factory=dict[int, Examples])
 
     @property
@@ -147,6 +148,12 @@ class Bench:
             }
         return self._tests[id(body)]
 
+    def groups(self, body: Body) -> Sequence[Group]:
+        """Return every client's test share as one model's tokens, small ones together."""
+        if id(body) not in self._groups:
+            self._groups[id(body)] = grouped(self.tests(body))
+        return self._groups[id(body)]
+
     def public(self, body: Body) -> Examples:
         """Return the public set as a model's tokens; its labels are unknown."""
         if id(body) not in self._public:
@@ -211,17 +218,6 @@ class Bench:
 
     def _say(self, text: str) -> None:
         self.watch({"event": "note", "text": text})
-
-
-def concatenated(parts: list[Examples]) -> Examples:
-    """Return the examples of all parts, one part after the other."""
-    first = parts[0]
-    return replace(
-        first,
-        ids=[ids for p in parts for ids in p.ids],
-        labels=torch.cat([p.labels for p in parts]),
-        scored=[s for p in parts for s in p.scored],
-    )
 
 
 def prepare(job: Job, watch: Watch, *, choices: Path | None = None) -> Bench:

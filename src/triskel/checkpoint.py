@@ -2,7 +2,8 @@
 
 A checkpoint is one safetensors file: tensors by `part/group/name`, and in its metadata the facts as
 JSON with a SHA-256 over all of it. It is written beside its place, flushed, and renamed, so a kill
-at any moment leaves the last whole one. The last two rounds are kept.
+at any moment leaves the last whole one. The last two rounds are kept. What clients keep is not in
+it: it names the file of `store` that counts for each of them.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,11 +22,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from triskel.errors import CheckpointError
-from triskel.types import ClientId, ClientState
+from triskel.types import ClientId
 
 KEPT = 2
-FORMAT = 1
+FORMAT = 2
 S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filed:
+    """Which file holds what a client keeps.
+
+    Attributes:
+        round: The round that left it.
+        sha256: Of the whole file.
+    """
+
+    round: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +49,13 @@ class Saved:
     Attributes:
         closed: Rounds that are closed.
         state: The server's state, as `freeze` made it.
-        clients: What each client keeps.
+        clients: Which file holds what each client keeps; those that keep nothing are left out.
         rows: What the closed rounds cost and reached, as JSON values.
     """
 
     closed: int
     state: "Frozen"
-    clients: Mapping[ClientId, ClientState]
+    clients: Mapping[ClientId, Filed]
     rows: list[dict[str, Any]]
 
 
@@ -111,15 +125,10 @@ def write(folder: Path, saved: Saved) -> Path:
         CheckpointError: The disk is full or not writable; the last checkpoint stays.
     """
     tensors = {f"server/{name}": t for name, t in saved.state.tensors.items()}
-    clients: dict[str, Any] = {}
-    for index, (client, mine) in enumerate(sorted(saved.clients.items())):
-        clients[client] = {"index": index, "facts": dict(mine.facts), "groups": list(mine.groups)}
-        for group, named in mine.groups.items():
-            tensors |= {f"client-{index}/{group}/{name}": t for name, t in named.items()}
     facts = {
         "closed": saved.closed,
         "state": dict(saved.state.facts),
-        "clients": clients,
+        "clients": {c: [filed.round, filed.sha256] for c, filed in saved.clients.items()},
         "rows": saved.rows,
         "order": list(tensors),  # safetensors sorts names; a resumed run must not
     }
@@ -132,11 +141,11 @@ def write(folder: Path, saved: Saved) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(owned, part, metadata=metadata)
-        _flush(part)
+        flush(part)
         part.replace(place)
-        _flush(folder)
+        flush(folder)
     except (OSError, SafetensorError) as error:
-        _drop(part)
+        drop(part)
         raise CheckpointError(
             f"checkpoint {place} cannot be written: {error}; free some space and resume the run"
         ) from error
@@ -145,10 +154,18 @@ def write(folder: Path, saved: Saved) -> Path:
     return place
 
 
-def read(folder: Path) -> Saved | None:
+def _sound(_saved: Saved) -> None:
+    """Find nothing wrong."""
+
+
+def read(folder: Path, check: Callable[[Saved], None] = _sound) -> Saved | None:
     """Return the last checkpoint of a folder, or None where there is none.
 
     A damaged last one is passed over for the one before it.
+
+    Args:
+        folder: Where the checkpoints are.
+        check: Raises a `CheckpointError` where something that a checkpoint names is damaged.
 
     Raises:
         CheckpointError: There are checkpoints, and all of them are damaged.
@@ -156,12 +173,26 @@ def read(folder: Path) -> Saved | None:
     damage: CheckpointError | None = None
     for place in reversed(_all(folder)):
         try:
-            return _read(place)
+            saved = _read(place)
+            check(saved)
         except CheckpointError as error:
             damage = damage or error
+        else:
+            return saved
     if damage is not None:
         raise damage
     return None
+
+
+def named(folder: Path) -> list[Mapping[ClientId, Filed]]:
+    """Return the files that each checkpoint on disk names; one that cannot be read names none."""
+    found: list[Mapping[ClientId, Filed]] = []
+    for place in _all(folder):
+        with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
+            with safe_open(place, framework="pt") as file:
+                facts = json.loads(cast("dict[str, str]", file.metadata())["facts"])
+            found.append(_filed(facts))
+    return found
 
 
 def _read(place: Path) -> Saved:
@@ -181,20 +212,15 @@ def _read(place: Path) -> Saved:
         return Saved(
             closed=facts["closed"],
             state=Frozen(tensors=_under(tensors, "server/"), facts=facts["state"]),
-            clients={
-                client: ClientState(
-                    groups={
-                        group: _under(tensors, f"client-{one['index']}/{group}/")
-                        for group in one["groups"]
-                    },
-                    facts=one["facts"],
-                )
-                for client, one in facts["clients"].items()
-            },
+            clients=_filed(facts),
             rows=facts["rows"],
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {place} is damaged: {error}") from error
+
+
+def _filed(facts: Mapping[str, Any]) -> dict[ClientId, Filed]:
+    return {c: Filed(round=r, sha256=sha) for c, (r, sha) in facts["clients"].items()}
 
 
 def write_text(place: Path, text: str) -> None:
@@ -207,15 +233,15 @@ def write_text(place: Path, text: str) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")
-        _flush(part)
+        flush(part)
         part.replace(place)
     except OSError as error:
-        _drop(part)
+        drop(part)
         raise CheckpointError(f"{place} cannot be written: {error}") from error
 
 
-def _drop(part: Path) -> None:
-    """Remove a half-written file, as far as that is possible."""
+def drop(part: Path) -> None:
+    """Remove a file, as far as that is possible."""
     with contextlib.suppress(OSError):
         part.unlink()
 
@@ -239,7 +265,7 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     return sha.hexdigest()
 
 
-def _flush(place: Path) -> None:
+def flush(place: Path) -> None:
     """Ask the system to bring a file or a folder's list of names to the disk."""
     handle = os.open(place, os.O_RDONLY)
     try:

@@ -1,14 +1,18 @@
 """Evaluation, forward only: what a model scores on a set of examples, and as a message."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 
 from triskel.data.text import batch_of, eval_plan, lengths_of
+from triskel.data.tokens import concatenated
 from triskel.errors import MessageError
 from triskel.exchange import number
 from triskel.message import expect
 from triskel.metrics import Score, empty, merge, score
 from triskel.model.body import Body
-from triskel.types import Examples, Message, Section, Tensors
+from triskel.types import ClientId, Examples, Message, Section, Tensors
 from triskel.worker import Worker
 
 BATCH_TOKENS = 2048
@@ -28,6 +32,76 @@ def evaluate(body: Body, tensors: Tensors, examples: Examples) -> Score:
             logits = body.logits(parameters, batch)
             total = merge(total, score(logits, batch.targets.to(logits.device), body.classes))
     return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Clients whose examples are scored together.
+
+    Attributes:
+        clients: Who.
+        examples: Everybody's examples, in the order of the clients.
+        owners: For each example, whose it is: a place among the clients.
+    """
+
+    clients: tuple[ClientId, ...]
+    examples: Examples
+    owners: tuple[int, ...]
+
+
+def grouped(shares: Mapping[ClientId, Examples]) -> list[Group]:
+    """Return clients in groups, in their order: small shares together, up to `BATCH_TOKENS`."""
+    found: list[list[ClientId]] = []
+    tokens = 0
+    for client, examples in shares.items():
+        size = sum(lengths_of(examples))
+        if not found or tokens + size > BATCH_TOKENS:
+            found.append([])
+            tokens = 0
+        found[-1].append(client)
+        tokens += size
+    return [_group(tuple(clients), [shares[c] for c in clients]) for clients in found]
+
+
+def _group(clients: tuple[ClientId, ...], parts: Sequence[Examples]) -> Group:
+    owners = tuple(place for place, part in enumerate(parts) for _ in range(len(part)))
+    examples = parts[0] if len(parts) == 1 else concatenated(parts)
+    return Group(clients=clients, examples=examples, owners=owners)
+
+
+def evaluate_each(
+    body: Body, tensors: Tensors, groups: Iterable[Group]
+) -> Iterator[tuple[ClientId, Score]]:
+    """Return the score of a body with these tensors on each client's examples, one by one.
+
+    A group runs in batches of its own, and each client counts its own predictions. A client that
+    is a group by itself is scored as in `evaluate`, to the last bit.
+    """
+    for group in groups:
+        if len(group.clients) == 1:
+            yield group.clients[0], evaluate(body, tensors, group.examples)
+        else:
+            yield from zip(group.clients, _together(body, tensors, group), strict=True)
+
+
+def _together(body: Body, tensors: Tensors, group: Group) -> list[Score]:
+    found = [empty(body.classes) for _ in group.clients]
+    if not len(group.examples):
+        return found
+    parameters = body.parameters(tensors)
+    body.dropout(None)
+    with torch.no_grad():
+        for rows in eval_plan(lengths_of(group.examples), tokens=BATCH_TOKENS):
+            batch = batch_of(group.examples, rows, pool=body.blocks.pool)
+            logits = body.logits(parameters, batch)
+            targets = batch.targets.to(logits.device)
+            owners = [group.owners[i] for i in rows]
+            whose = torch.tensor(owners)[batch.rows].to(logits.device)
+            for owner in dict.fromkeys(owners):
+                mine = whose == owner
+                part = score(logits[mine], targets[mine], body.classes)
+                found[owner] = merge(found[owner], part)
+    return found
 
 
 def probe_joined(worker: Worker, tensors: Tensors) -> Message:

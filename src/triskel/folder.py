@@ -17,6 +17,8 @@ from triskel.errors import TriskelError
 from triskel.model.load import versions
 from triskel.types import Event, Watch
 
+LISTED = 100
+"""Longer lists are written to the log as their length."""
 QUIET = {"step", "message"}
 """Events too frequent for the log file."""
 
@@ -40,7 +42,7 @@ class Log(AbstractContextManager["Log"]):
         """Write an event down, unless it is one of thousands, and pass it on."""
         self._watch(event)
         if event.get("event") not in QUIET:
-            line = json.dumps({"time": round(time.time(), 3), **event})
+            line = json.dumps({"time": round(time.time(), 3), **_short(event)})
             self._file.write(f"{line}\n")
             self._file.flush()
 
@@ -51,6 +53,14 @@ class Log(AbstractContextManager["Log"]):
         elif error is not None:
             self({"event": "failed", "text": f"{type(error).__name__}"})
         self._file.close()
+
+
+def _short(event: Event) -> dict[str, Any]:
+    """Return an event with its long lists counted: 10,000 names are no line of a log."""
+    return {
+        k: len(v) if isinstance(v, list | tuple) and len(v) > LISTED else v
+        for k, v in event.items()
+    }
 
 
 def safe(name: str) -> str:

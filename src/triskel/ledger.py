@@ -5,23 +5,42 @@ what `pack` returned after codecs. Evaluation messages are kept out of the total
 """
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from triskel.message import payload_bytes
 from triskel.types import ClientId, Message
 
 Direction = Literal["up", "down"]
+COLUMNS = (
+    *(f"{way}.{what}" for way in ("up", "down") for what in ("payload_bytes", "message_bytes")),
+    "up.messages",
+    "down.messages",
+    "flops",
+    "peak_client_bytes",
+    "compute_s",
+)
+"""Of the table of a round of many clients."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Way:
     """One direction of one client: running sums over messages."""
 
     payload_bytes: int = 0
     message_bytes: int = 0
     messages: int = 0
-    sections: dict[str, int] = field(default_factory=lambda: defaultdict[str, int](int))
+    sections: dict[str, int] = field(default_factory=dict[str, int])
+
+    def add(self, other: "Way") -> None:
+        """Add what another way counted."""
+        self.payload_bytes += other.payload_bytes
+        self.message_bytes += other.message_bytes
+        self.messages += other.messages
+        for name, size in other.sections.items():
+            self.sections[name] = self.sections.get(name, 0) + size
 
     def row(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -33,15 +52,23 @@ class Way:
         }
 
 
-@dataclass
+@dataclass(slots=True)
 class Account:
-    """One client in one round."""
+    """One client in one round, or several added up."""
 
     up: Way = field(default_factory=Way)
     down: Way = field(default_factory=Way)
     flops: int = 0
     peak_client_bytes: int = 0
     compute_s: float = 0.0
+
+    def add(self, other: "Account") -> None:
+        """Add what another account says; memory is the larger of both."""
+        self.up.add(other.up)
+        self.down.add(other.down)
+        self.flops += other.flops
+        self.peak_client_bytes = max(self.peak_client_bytes, other.peak_client_bytes)
+        self.compute_s += other.compute_s
 
     def row(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -81,7 +108,7 @@ class Ledger:
         for name, section in message.sections.items():
             size = payload_bytes(section)
             way.payload_bytes += size
-            way.sections[name] += size
+            way.sections[name] = way.sections.get(name, 0) + size
 
     def computed(self, client: ClientId, *, flops: int, peak_bytes: int, seconds: float) -> None:
         """Book a client's compute."""
@@ -94,14 +121,30 @@ class Ledger:
         """Return JSON values by client name."""
         return {client: self.accounts[client].row() for client in sorted(self.accounts)}
 
+    def total(self) -> Account:
+        """Return the sums over all clients; memory is the largest of any."""
+        found = Account()
+        for account in self.accounts.values():
+            found.add(account)
+        return found
+
+    def table(self) -> Iterator[str]:
+        """Return the lines of a table with one line a client, the first naming its columns."""
+        yield f"client,{','.join(COLUMNS)}\n"
+        take = attrgetter(*COLUMNS)
+        for client in sorted(self.accounts):
+            name = client.replace('"', '""')
+            yield f'"{name}",{",".join(map(str, take(self.accounts[client])))}\n'
+
 
 def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Return sums over rounds and clients; memory is the largest of any.
 
     Args:
-        rounds: Rows with `clients` as `Ledger.rows` returns them, and `seconds`.
+        rounds: Rows with `seconds`, and either `clients` as `Ledger.rows` returns them or `sum`,
+            the row of `Ledger.total`.
     """
-    rows = [row for one in rounds for row in one["clients"].values()]
+    rows = [row for one in rounds for row in costs(one)]
     both = {
         way: {
             key: sum(row[way][key] for row in rows)
@@ -115,3 +158,8 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_client_bytes": max((row["peak_client_bytes"] for row in rows), default=0),
         "seconds": sum(one["seconds"] for one in rounds),
     }
+
+
+def costs(round_: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a round's figures add up from: the row of each client, or one of them all."""
+    return [round_["sum"]] if "sum" in round_ else list(round_["clients"].values())

@@ -2,26 +2,30 @@
 
 A stage is one mode on one set of clients. After every round the server's state, the clients' states
 and the rows of figures are checkpointed; a resumed stage starts at the last closed round and gives
-the same bits, as all randomness is derived from names.
+the same bits, as all randomness is derived from names. What clients keep goes to the disk one by
+one, and comes back one by one.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 import torch
 
-from triskel.checkpoint import Saved, freeze, read, thaw, write
+from triskel.checkpoint import Saved, freeze, named, read, thaw, write, write_text
 from triskel.errors import RoundError
 from triskel.job import Job
-from triskel.ledger import Ledger, totals
+from triskel.ledger import Account, Ledger, costs, totals
 from triskel.metrics import Score, empty, merge
 from triskel.model.body import Body
+from triskel.report.links import LINKS, Link
+from triskel.report.links import seconds as on_link
 from triskel.rng import stream
-from triskel.types import A, ClientId, ClientState, Mode, S, Watch
+from triskel.store import Store
+from triskel.types import A, ClientId, ClientState, Fact, Mode, S, Watch
 from triskel.worker import Worker
 
 
@@ -45,12 +49,24 @@ class Engine(Protocol):
         ...
 
 
+CLIENTS = "clients"
+"""Folder of a stage with what its clients keep."""
+EACH = 100
+"""Up to how many clients a round's row holds what each of them spent. Beyond, it holds the sum and
+the slowest, what each spent is a table of its own, and only the last round has all scores."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a state reaches: pooled over test examples, and on each client's own share."""
+    """What a state reaches: pooled over test examples, and on each client's own share.
+
+    Attributes:
+        pooled: Over all test examples.
+        each: The figures of each client as a result holds them, `examples` among them.
+    """
 
     pooled: Score
-    each: Mapping[ClientId, Score]
+    each: Mapping[ClientId, Mapping[str, Fact]]
 
 
 def _nothing(_state: object) -> Mapping[str, Any]:
@@ -87,7 +103,7 @@ class Outcome(Generic[S]):
 
     Attributes:
         state: The server's last state.
-        clients: The clients' last states.
+        clients: The clients' last states, read from the stage's folder when asked for.
         rows: One row of figures a round.
     """
 
@@ -116,50 +132,72 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
     Raises:
         TriskelError: Whatever stopped a round; closed rounds are on disk.
     """
-    state, mine, rows = stage.mode.start(), dict[ClientId, ClientState](), list[dict[str, Any]]()
-    if (saved := read(folder)) is not None:
-        state, mine, rows = thaw(state, saved.state), dict(saved.clients), saved.rows
+    state, rows, store = stage.mode.start(), list[dict[str, Any]](), Store(folder / CLIENTS)
+    if (saved := read(folder, lambda one: store.check(one.clients))) is not None:
+        state, rows = thaw(state, saved.state), saved.rows
+        store = Store(folder / CLIENTS, saved.clients)
+        store.sweep(named(folder))
+    seen = {c for r in range(1, len(rows) + 1) for c in cohort(job, stage.clients, r)}
     for round_ in range(len(rows) + 1, job.rounds + 1):
         here = _named(watch, stage.name, round_)
         chosen = cohort(job, stage.clients, round_)
         here({"event": "round_start", "clients": chosen})
         ledger, start = Ledger(), time.perf_counter()
-        after = dict[ClientId, ClientState]()
         state = engine.round(
             stage.mode,
             state,
             chosen,
-            worker=lambda client, told=here: _hand(stage, client, told, rows),
-            mine=mine,
-            keep=after.__setitem__,
+            worker=lambda client, told=here: _hand(stage, client, told, seen),
+            mine=store,
+            keep=lambda client, mine, now=round_: store.keep(client, mine, now),
             ledger=ledger,
             watch=here,
         )
-        mine |= after
         seconds = time.perf_counter() - start
         here({"event": "evaluate"})
-        scores = stage.evaluate(state, mine)
-        rows.append(_row(round_, scores, ledger, seconds))
-        write(folder, Saved(closed=round_, state=freeze(state), clients=mine, rows=rows))
+        scores = stage.evaluate(state, store)
+        row = _row(round_, scores, seconds)
+        seen.update(chosen)
+        if len(stage.clients) > EACH:
+            write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
+            for one in rows:
+                one.pop("per_client", None)
+            row |= _crowd(ledger, len(seen))
+        else:
+            row["clients"] = ledger.rows()
+        rows.append(row)
+        store.flush()
+        write(folder, Saved(closed=round_, state=freeze(state), clients=store.filed, rows=rows))
+        store.sweep(named(folder))
         here(_summary(rows[-1]))
-    return Outcome(state=state, clients=mine, rows=rows)
+    return Outcome(state=state, clients=store, rows=rows)
 
 
 def _hand(
-    stage: Stage[Any, Any], client: ClientId, watch: Watch, rows: Sequence[Mapping[str, Any]]
+    stage: Stage[Any, Any], client: ClientId, watch: Watch, seen: Collection[ClientId]
 ) -> Worker:
     """Return a client's worker, whose meter knows whether the client took part before."""
     hand = stage.worker(client, watch)
-    hand.meter.returning = any(client in row["clients"] for row in rows)
+    hand.meter.returning = client in seen
     return hand
 
 
-def pooled(each: Mapping[ClientId, Score], classes: int) -> Scores:
-    """Return scores on each client's share with their sum over clients."""
-    total = empty(classes)
-    for client in sorted(each):
-        total = merge(total, each[client])
-    return Scores(pooled=total, each=each)
+def pooled(
+    each: Mapping[ClientId, Score] | Iterable[tuple[ClientId, Score]], classes: int
+) -> Scores:
+    """Return the figures of each client's share, and of all shares together.
+
+    Args:
+        each: Scores by client, or one after the other in the order of their names.
+        classes: Classes of a `classify` task, or 0 for `causal`.
+    """
+    if isinstance(each, Mapping):
+        each = sorted(cast("Mapping[ClientId, Score]", each).items())
+    total, rows = empty(classes), dict[ClientId, Mapping[str, Fact]]()
+    for client, one in each:
+        total = merge(total, one)
+        rows[client] = {**one.row(), "examples": one.count}
+    return Scores(pooled=total, each=rows)
 
 
 def summary(outcome: Outcome[Any]) -> dict[str, Any]:
@@ -173,25 +211,42 @@ def summary(outcome: Outcome[Any]) -> dict[str, Any]:
     return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
 
 
-def _row(round_: int, scores: Scores, ledger: Ledger, seconds: float) -> dict[str, Any]:
+def _row(round_: int, scores: Scores, seconds: float) -> dict[str, Any]:
     return {
         "round": round_,
         **scores.pooled.row(),
-        "per_client": {
-            client: {**score.row(), "examples": score.count}
-            for client, score in sorted(scores.each.items())
-        },
-        "clients": ledger.rows(),
+        "per_client": scores.each,
         "seconds": seconds,
     }
+
+
+def _crowd(ledger: Ledger, seen: int) -> dict[str, Any]:
+    """Return what many clients spent in a round: together, and the slowest on each link."""
+    accounts = ledger.accounts
+    slowest = {max(sorted(accounts), key=lambda c: _waited(accounts[c], link)) for link in LINKS}
+    return {
+        "sum": {**ledger.total().row(), "clients": len(accounts), "seen": seen},
+        "slowest": {client: accounts[client].row() for client in sorted(slowest)},
+    }
+
+
+def _waited(account: Account, link: Link) -> float:
+    up, down = account.up, account.down
+    return on_link(
+        link,
+        compute_s=account.compute_s,
+        up=up.message_bytes,
+        down=down.message_bytes,
+        messages=up.messages + down.messages,
+    )
 
 
 def _summary(row: dict[str, Any]) -> dict[str, Any]:
     note: dict[str, Any] = {"event": "round_end"}
     note |= {k: v for k, v in row.items() if isinstance(v, int | float)}
     for way in ("up", "down"):
-        note[f"{way}_bytes"] = sum(c[way]["message_bytes"] for c in row["clients"].values())
-    note["flops"] = sum(c["flops"] for c in row["clients"].values())
+        note[f"{way}_bytes"] = sum(one[way]["message_bytes"] for one in costs(row))
+    note["flops"] = sum(one["flops"] for one in costs(row))
     return note
 
 

@@ -5,16 +5,17 @@ the same machinery: `params` with one client only.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
-from triskel.evaluate import evaluate
+from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
 from triskel.folder import safe, stamped
 from triskel.job import ModeName
+from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.modes.logits import Logits
 from triskel.modes.params import Params, ParamsState
@@ -137,8 +138,7 @@ def complete(
 
 def everywhere(bench: Bench, body: Body, tensors: Tensors) -> Scores:
     """Score one model on every client's own test share."""
-    each = {c: evaluate(body, tensors, test) for c, test in bench.tests(body).items()}
-    return pooled(each, body.classes)
+    return pooled(evaluate_each(body, tensors, bench.groups(body)), body.classes)
 
 
 def _scores(
@@ -150,29 +150,32 @@ def _scores(
     """Score the server's model on all shares, and clients' own models on their own."""
     served = mode.served(state)
     together = None if served is None else everywhere(bench, bench.body(), served)
-    found = {c: mode.own(mine.get(c, ClientState())) for c in bench.clients}
-    own = {c: tensors for c, tensors in found.items() if tensors is not None}
-    if together is not None and not own:
+    if together is not None and all(mode.own(kept) is None for kept in mine.values()):
         return together
-    each = {
-        c: evaluate(bench.body(c), own.get(c, bench.body(c).initial), bench.share(c).test)
-        for c in bench.clients
-    }
-    alone_ = pooled(each, bench.body().classes)
-    return alone_ if together is None else Scores(pooled=together.pooled, each=each)
+    alone_ = pooled(_own_scores(bench, mode, mine), bench.body().classes)
+    return alone_ if together is None else Scores(pooled=together.pooled, each=alone_.each)
+
+
+def _own_scores(
+    bench: Bench, mode: Mode[Any, Any, Worker], mine: Mapping[ClientId, ClientState]
+) -> Iterator[tuple[ClientId, Score]]:
+    """Score clients' own models, of which one is in memory at a time."""
+    for client in bench.clients:
+        body, own = bench.body(client), mode.own(mine.get(client, ClientState()))
+        yield client, evaluate(body, body.initial if own is None else own, bench.share(client).test)
 
 
 def _left(
     stage: Stage[Any, Any], outcome: Outcome[Any], bench: Bench
-) -> list[tuple[str, Body, Tensors, bool]]:
-    """Return the models a stage leaves, and which are a client's own."""
+) -> Iterator[tuple[str, Body, Tensors, bool]]:
+    """Return the models a stage leaves, one at a time, and which are a client's own."""
     name, served = safe(stage.name), stage.mode.served(outcome.state)
-    found = [] if served is None else [(name, stage.body, served, False)]
-    for client, mine in sorted(outcome.clients.items()):
-        own = stage.mode.own(mine)
+    if served is not None:
+        yield name, stage.body, served, False
+    for client in outcome.clients:
+        own = stage.mode.own(outcome.clients[client])
         if own is not None:
-            found.append((f"{name}-{safe(client)}", bench.body(client), own, True))
-    return found
+            yield f"{name}-{safe(client)}", bench.body(client), own, True
 
 
 def _training(

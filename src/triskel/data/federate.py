@@ -18,6 +18,8 @@ from triskel.errors import DataError
 from triskel.job import Job
 from triskel.types import ClientId
 
+EACH = 100
+"""More clients than this are many."""
 SHOWN = 12
 """Client ids listed in an error."""
 
@@ -73,7 +75,7 @@ def describe(federation: Federation) -> dict[str, Any]:
     """Return a table, as JSON values, of what every client holds.
 
     `words` is the mean number of words of a training text, prompt and response together; `labels`
-    counts training rows.
+    counts training rows; where clients are many, labels that one does not hold are left out.
     """
     held = federation.clients
     seen = sorted({label for h in held.values() for label in h.train.label})
@@ -84,7 +86,9 @@ def describe(federation: Federation) -> dict[str, Any]:
             name: {
                 "train": len(holding.train),
                 "test": len(holding.test),
-                "labels": _counts(holding.train, federation.classes or tuple(seen)),
+                "labels": _counts(
+                    holding.train, federation.classes or tuple(seen), held_only=len(held) > EACH
+                ),
                 "words": _mean_words(holding.train),
             }
             for name, holding in held.items()
@@ -107,9 +111,9 @@ def _capped(job: Job, rows: Rows, cap: int, *path: str) -> Rows:
     return rows.take(sorted(shuffled(range(len(rows)), job.seed, "cap", *path)[:cap]))
 
 
-def _counts(rows: Rows, names: tuple[str, ...]) -> dict[str, int]:
+def _counts(rows: Rows, names: tuple[str, ...], *, held_only: bool) -> dict[str, int]:
     counted = Counter(rows.label)
-    return {name: counted[name] for name in names}
+    return {name: counted[name] for name in names if counted[name] or not held_only}
 
 
 def _mean_words(rows: Rows) -> float:

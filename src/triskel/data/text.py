@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from triskel.data.holdout import permutation
 from triskel.data.rows import Rows
+from triskel.data.tokens import Ragged
 from triskel.errors import DataError
 from triskel.job import Job
 from triskel.rng import stream
@@ -155,9 +156,7 @@ def _classify(
             tokenizer(list(rows.text), truncation=True, max_length=limit)["input_ids"],
         )
     blank = _blank(tokenizer)
-    return Examples(
-        ids=[torch.tensor(row or [blank]) for row in ids], labels=_labels(rows, classes)
-    )
+    return Examples(ids=Ragged.ids([row or [blank] for row in ids]), labels=_labels(rows, classes))
 
 
 def _blank(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -192,17 +191,19 @@ def _causal(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, job: Job) -> Exam
         encoded = tokenizer(
             texts, return_offsets_mapping=True, add_special_tokens=not chat, verbose=False
         )
-    kept_ids: list[Tensor] = []
-    kept_scored: list[Tensor] = []
+    kept_ids: list[list[int]] = []
+    kept_scored: list[list[bool]] = []
     for ids, offsets, start in zip(
         encoded["input_ids"], encoded["offset_mapping"], starts, strict=True
     ):
         row, scored = _scored(ids, [last for _, last in offsets], start, end)
         if any(scored[: job.train.max_tokens]):
-            kept_ids.append(torch.tensor(row[: job.train.max_tokens]))
-            kept_scored.append(torch.tensor(scored[: job.train.max_tokens]))
+            kept_ids.append(row[: job.train.max_tokens])
+            kept_scored.append(scored[: job.train.max_tokens])
     return Examples(
-        ids=kept_ids, labels=torch.zeros(0, dtype=torch.int64), scored=tuple(kept_scored)
+        ids=Ragged.ids(kept_ids),
+        labels=torch.zeros(0, dtype=torch.int64),
+        scored=Ragged.marks(kept_scored),
     )
 
 

@@ -5,7 +5,7 @@ Positions on category axes are numbers and the names are tick texts, so that a c
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from triskel.report import units
 from triskel.report.holdings import labels
@@ -28,6 +28,10 @@ from triskel.report.words import NAMES, named
 
 BARS = 12
 """Up to how many clients have bars of their own; beyond, the spread is drawn."""
+DOTS = 200
+"""Up to how many clients have a dot each in the spread; beyond, only the ends have."""
+ENDS = 10
+"""Dots at either end."""
 
 
 def draw(result: Result) -> dict[str, Figure]:
@@ -104,7 +108,7 @@ def per_client(result: Result) -> Figure:
     clients = [c for c in result.clients if any(c in values for _, _, values in series)]
     yaxis = {"title": titled("accuracy"), "range": [0, 1], "tickformat": ".1f"}
     if len(clients) > BARS:
-        spread = [_spread(name, colour, values) for name, colour, values in series]
+        spread = [trace for one in series for trace in _spread(*one)]
         return canvas(
             spread, xaxis={"type": "category", "showgrid": False}, yaxis=yaxis, legend=False
         )
@@ -274,8 +278,9 @@ def _accuracies(run: Baseline | ModeRun) -> dict[str, float]:
     return {c: s.accuracy for c, s in run.per_client.items() if s.accuracy is not None}
 
 
-def _spread(name: str, colour: str, values: Mapping[str, float]) -> Json:
-    return {
+def _spread(name: str, colour: str, values: Mapping[str, float]) -> list[Json]:
+    """Return a box with every client's dot, or where they are many, the ends' dots only."""
+    box: Json = {
         "type": "box",
         "name": name,
         "y": list(values.values()),
@@ -287,12 +292,45 @@ def _spread(name: str, colour: str, values: Mapping[str, float]) -> Json:
         "line": {"color": colour},
         "hovertemplate": "%{text}: %{y:.3f}<extra></extra>",
     }
+    if len(values) <= DOTS:
+        return [box]
+    order = sorted(values, key=lambda c: values[c])
+    low, *quarters, high = _quantiles([values[c] for c in order])
+    shape: Json = {
+        "type": "box",
+        "name": name,
+        "x": [name],
+        "lowerfence": [low],
+        "q1": [quarters[0]],
+        "median": [quarters[1]],
+        "q3": [quarters[2]],
+        "upperfence": [high],
+        "marker": {"color": colour},
+        "line": {"color": colour},
+        "hoverinfo": "y",
+    }
+    ends = [*order[:ENDS], *order[-ENDS:]]
+    dots: Json = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [name] * len(ends),
+        "y": [values[c] for c in ends],
+        "text": [label(c) for c in ends],
+        "marker": {"color": colour, "size": 5, "opacity": 0.55},
+        "hovertemplate": "%{text}: %{y:.3f}<extra></extra>",
+    }
+    return [shape, dots]
+
+
+def _quantiles(ordered: Sequence[float]) -> list[float]:
+    """Return what 5, 25, 50, 75 and 95 % of the values do not exceed."""
+    last = len(ordered) - 1
+    return [ordered[round(share * last)] for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
 
 
 def _round_bytes(one: Round) -> float | None:
-    sums = [
-        cost.up.message_bytes + cost.down.message_bytes
-        for cost in one.costs.values()
-        if cost.up.message_bytes is not None and cost.down.message_bytes is not None
-    ]
-    return sum(sums) / len(sums) if sums and len(sums) == len(one.costs) else None
+    if one.each is None:
+        return None
+    up, down = one.each.up.message_bytes, one.each.down.message_bytes
+    return None if up is None or down is None else up + down

@@ -1,6 +1,6 @@
 """Who holds how many examples of which label: the counts, and their figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from triskel.report.marks import LABELS, OTHER, Json, canvas, titled
 from triskel.report.markup import Figure, label
@@ -8,6 +8,8 @@ from triskel.report.result import Result
 
 ROWS = 24
 """Up to how many clients have a named row; beyond, they are thin columns by size."""
+COLUMNS = 200
+"""Up to how many clients have a column; beyond, a column is the mean of as many as it takes."""
 
 
 def labels(result: Result) -> Figure:
@@ -20,10 +22,13 @@ def labels(result: Result) -> Figure:
     if many:
         order.sort(key=lambda c: -holdings[c].train)
     counts = shown_labels(result)
+    wide = -(-len(order) // COLUMNS)
     palette = (*LABELS[: len(counts)],) if len(counts) <= len(LABELS) else (*LABELS, OTHER)
     data: list[Json] = []
     for colour, (name, per) in zip(palette, counts.items(), strict=True):
-        places, values = list(range(len(order))), [per.get(c, 0) for c in order]
+        runs = [order[i : i + wide] for i in range(0, len(order), wide)]
+        places: list[int] = list(range(len(runs)))
+        values: list[float] = [sum(per.get(c, 0) for c in run) / len(run) for run in runs]
         across = {"x": places, "y": values} if many else {"y": places, "x": values}
         data.append(
             {
@@ -32,8 +37,8 @@ def labels(result: Result) -> Figure:
                 "name": label(name, 22),
                 "marker": {"color": colour},
                 "hovertext": [
-                    f"{label(c)}<br>{label(name)}: {v:,}"
-                    for c, v in zip(order, values, strict=True)
+                    f"{_called(run)}<br>{label(name)}: {v:,.4g}"
+                    for run, v in zip(runs, values, strict=True)
                 ],
                 "hoverinfo": "text",
                 **across,
@@ -42,7 +47,10 @@ def labels(result: Result) -> Figure:
     amount: Json = {"title": titled("training examples"), "nticks": 6}
     if many:
         names: Json = {
-            "title": titled(f"{len(order)} clients, largest first"),
+            "title": titled(
+                f"{len(order):,} clients, largest first"
+                + (f"; a column is the mean of {wide}" if wide > 1 else "")
+            ),
             "showticklabels": False,
             "showgrid": False,
         }
@@ -65,6 +73,10 @@ def labels(result: Result) -> Figure:
         height=height,
         legend=len(counts) > 1,
     )
+
+
+def _called(run: Sequence[str]) -> str:
+    return label(run[0]) if len(run) == 1 else f"{len(run)} clients, mean"
 
 
 def shown_labels(result: Result) -> dict[str, Mapping[str, int]]:

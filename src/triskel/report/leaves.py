@@ -6,7 +6,6 @@ be learnt". A section this page does not know is shown under its own name, not d
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 
 from triskel.report.result import Json, ModeRun, Traffic, inner
 from triskel.report.units import DASH
@@ -99,19 +98,18 @@ SHARED_RESPONSES = (
 
 def left(run: ModeRun) -> list[Left]:
     """Return what crossed, section by section, largest first."""
-    ups = [cost.up for cost in run.spent.values()]
-    downs = [cost.down for cost in run.spent.values()]
-    names = dict.fromkeys(name for traffic in (*ups, *downs) for name in traffic.sections)
+    if run.each is None:
+        return []
+    ups, downs = run.each.up, run.each.down
+    names = dict.fromkeys([*ups.sections, *downs.sections])
     if not names:
-        if not run.spent:
-            return []
         return [
             Left(
                 name=UNNAMED,
                 up_words="everything this mode sends",
                 down_words="everything this mode receives",
-                up=_whole(ups),
-                down=_whole(downs),
+                up=ups.payload_bytes,
+                down=downs.payload_bytes,
             )
         ]
     rows = [_row(name, ups, downs) for name in names]
@@ -152,11 +150,10 @@ def _labels(job: Json) -> str:
     return "shared" if inner(job, "split").get("labels") == "shared" else "private"
 
 
-def _row(name: str, ups: list[Traffic], downs: list[Traffic]) -> Left:
+def _row(name: str, ups: Traffic, downs: Traffic) -> Left:
     lowered = name.lower()
     words = next((row[1:] for row in SECTIONS if row[0] in lowered), ("data", "data"))
-    up = fmean([traffic.sections.get(name, 0.0) for traffic in ups])
-    down = fmean([traffic.sections.get(name, 0.0) for traffic in downs])
+    up, down = ups.sections.get(name, 0.0), downs.sections.get(name, 0.0)
     return Left(
         name=name,
         up_words=words[0] if up else DASH,
@@ -164,8 +161,3 @@ def _row(name: str, ups: list[Traffic], downs: list[Traffic]) -> Left:
         up=up,
         down=down,
     )
-
-
-def _whole(traffic: list[Traffic]) -> float | None:
-    known = [t.payload_bytes for t in traffic if t.payload_bytes is not None]
-    return fmean(known) if known and len(known) == len(traffic) else None

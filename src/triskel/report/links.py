@@ -59,6 +59,12 @@ class Wait:
         return self.compute + self.transfer + (self.delay or 0.0)
 
 
+def seconds(link: Link, *, compute_s: float, up: float, down: float, messages: float) -> float:
+    """Return the time of one client's round on a link; `up` and `down` in bytes."""
+    sent = 8 * up / link.up_bits + 8 * down / link.down_bits
+    return compute_s + sent + messages * link.delay_s
+
+
 def wait(run: ModeRun, link: Link) -> Wait | None:
     """Return how long a mode's rounds take on a link, or None where a measurement is missing."""
     compute = transfer = 0.0

@@ -58,7 +58,7 @@ def data(result: Result, drawn: Drawn) -> str:
         line = [client, f"{held.train:,}", f"{held.test:,}", words]
         body.append(line + ([f"{c[client]:,}" for c in counts.values()] if len(counts) > 1 else []))
     more = len(order) - len(names)
-    note = f"The {LIMIT} largest; {more} more are in result.json. " if more else ""
+    note = f"The {LIMIT} largest; {more:,} more are in result.json. " if more else ""
     if result.public:
         note += f"Beside these, {result.public:,} public texts that everybody may see."
     total = sum(held.train for held in result.holdings.values())

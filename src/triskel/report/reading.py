@@ -4,6 +4,8 @@ A run may be interrupted, a mode skipped, a baseline left out. Reading never inv
 never fails over a missing one; it refuses only what is not a result at all.
 """
 
+from collections.abc import Iterable, Sequence
+
 from triskel.errors import CheckpointError
 from triskel.report.result import (
     Baseline,
@@ -118,12 +120,17 @@ def _cost(raw: Json) -> Cost:
 
 
 def _round(raw: Json, place: int) -> Round:
-    clients = inner(raw, "clients")
+    together, clients = inner(raw, "sum"), inner(raw, "slowest" if "sum" in raw else "clients")
+    costs = {str(c): _cost(inner(clients, c)) for c in clients}
+    whole, many = _sum(costs.values()), len(costs)
+    if together:
+        whole, many = _cost(together), _whole(together, "clients") or 0
     return Round(
         number=_whole(raw, "round") or place,
         score=_score(raw),
         per_client=_scores(inner(raw, "per_client")),
-        costs={str(c): _cost(inner(clients, c)) for c in clients},
+        costs=costs,
+        each=_mean(whole, many),
         seconds=number(raw, "seconds"),
     )
 
@@ -135,13 +142,7 @@ def _mode(name: str, raw: Json, planned: int) -> ModeRun:
         sorted({one.number: one for one in read_rounds}.values(), key=lambda r: r.number)
     )
     totals = inner(raw, "totals")
-    spent: dict[str, Cost] = {}
-    for one in rounds:
-        for client, cost in one.costs.items():
-            spent[client] = _plus(spent[client], cost) if client in spent else cost
-    whole: Cost | None = None
-    for cost in spent.values():
-        whole = cost if whole is None else _plus(whole, cost)
+    whole, members = _spent(items(raw.get("rounds")), rounds)
     closing = _score(inner(raw, "final"))
     seconds = [one.seconds for one in rounds if one.seconds is not None]
     return ModeRun(
@@ -149,9 +150,52 @@ def _mode(name: str, raw: Json, planned: int) -> ModeRun:
         rounds=rounds,
         planned=planned or len(rounds),
         final=rounds[-1].score if closing == Score() and rounds else closing,
-        spent=spent,
+        each=_mean(whole, members),
+        members=members or None,
         total=_stated(totals, whole or _cost({})),
         seconds=_first(number(totals, "seconds"), sum(seconds) if seconds else None),
+    )
+
+
+def _spent(raw: Sequence[Json], rounds: Sequence[Round]) -> tuple[Cost | None, int]:
+    """Return what all clients spent in all rounds, and how many clients took part."""
+    counted = {_whole(one, "round") or place: inner(one, "sum") for place, one in enumerate(raw, 1)}
+    if any(counted.values()):
+        whole = _sum(_cost(counted[one.number]) for one in rounds)
+        return whole, max(_whole(one, "seen") or 0 for one in counted.values())
+    whole = _sum(cost for one in rounds for cost in one.costs.values())
+    return whole, len({client for one in rounds for client in one.costs})
+
+
+def _sum(costs: Iterable[Cost]) -> Cost | None:
+    whole: Cost | None = None
+    for cost in costs:
+        whole = cost if whole is None else _plus(whole, cost)
+    return whole
+
+
+def _mean(whole: Cost | None, many: int) -> Cost | None:
+    """Return one of `many` equal parts; memory is the largest of any, and stays."""
+    if whole is None or not many:
+        return None
+
+    def part(value: float | None) -> float | None:
+        return None if value is None else value / many
+
+    def way(traffic: Traffic) -> Traffic:
+        return Traffic(
+            payload_bytes=part(traffic.payload_bytes),
+            message_bytes=part(traffic.message_bytes),
+            messages=part(traffic.messages),
+            sections={name: size / many for name, size in traffic.sections.items()},
+        )
+
+    return Cost(
+        up=way(whole.up),
+        down=way(whole.down),
+        flops=part(whole.flops),
+        peak_bytes=whole.peak_bytes,
+        compute_s=part(whole.compute_s),
     )
 
 

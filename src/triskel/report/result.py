@@ -42,25 +42,35 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One round of one mode."""
+    """One round of one mode.
+
+    `costs` are those of every client, or of the slowest on each link where clients are many; `each`
+    is the mean over all who took part.
+    """
 
     number: int
     score: Score
     per_client: Mapping[str, Score]
     costs: Mapping[str, Cost]
+    each: Cost | None = None
     seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModeRun:
-    """All rounds of one mode; `total` is over all, `spent` per client over rounds."""
+    """All rounds of one mode.
+
+    `total` is over all clients, `each` the mean over those who took part at all, and `members` how
+    many that were, where it is known.
+    """
 
     name: str
     rounds: tuple[Round, ...]
     planned: int
     final: Score
-    spent: Mapping[str, Cost]
     total: Cost
+    each: Cost | None = None
+    members: int | None = None
     seconds: float | None = None
 
     @property
@@ -70,11 +80,6 @@ class ModeRun:
         for one in self.rounds:
             latest |= one.per_client
         return latest
-
-    @property
-    def members(self) -> int | None:
-        """How many clients took part, where it is known."""
-        return len(self.spent) or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +136,9 @@ class Result:
         """Every client that is mentioned, in the order of the data."""
         names: dict[str, None] = dict.fromkeys(self.holdings)
         for run in self.modes.values():
-            names |= dict.fromkeys(run.per_client) | dict.fromkeys(run.spent)
+            names |= dict.fromkeys(run.per_client)
+            for one in run.rounds:
+                names |= dict.fromkeys(one.costs)
         for base in self.baselines.values():
             names |= dict.fromkeys(base.per_client)
         return tuple(names)

@@ -6,7 +6,7 @@ A section that has no numbers says so.
 from collections.abc import Mapping
 
 from triskel.report import units
-from triskel.report.figures import BARS
+from triskel.report.figures import BARS, DOTS, ENDS
 from triskel.report.markup import Figure, bound, cell, figure, scrolling, table, text
 from triskel.report.result import ModeRun, Result, Score, final
 from triskel.report.tables import Row, headings, rows
@@ -106,6 +106,11 @@ def clients(result: Result, drawn: Drawn) -> str:
     spread = (
         "" if len(result.clients) <= BARS else " Every dot is a client; the box is the middle half."
     )
+    if len(result.clients) > DOTS:
+        spread = (
+            " The box is the middle half of the clients, and 5 % lie beyond each whisker; the dots "
+            f"are the {ENDS} best and the {ENDS} worst."
+        )
     note = f"Each client's own test texts.{spread}"
     if "logits" in result.modes:
         note += " In logits every client keeps a model of its own, and that model is scored."
@@ -184,6 +189,6 @@ def _worth_naming(result: Result, best: ModeRun | None) -> tuple[list[str], str]
         return names[:LIMIT], f"The first {LIMIT} of {len(names)} clients; all are in result.json."
     order = sorted(change, key=lambda c: -change[c])
     return [*order[:half], *order[-half:]], (
-        f"The {half} clients that gain most and the {half} that gain least, of {len(names)}; "
+        f"The {half} clients that gain most and the {half} that gain least, of {len(names):,}; "
         "all are in result.json."
     )

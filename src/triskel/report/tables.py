@@ -5,7 +5,6 @@ All three are made of the same cells, so they cannot disagree.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from rich.markup import escape
@@ -138,8 +137,7 @@ def _costs(run: Baseline | ModeRun) -> tuple[Cell, ...]:
 
 def flops_each(run: ModeRun) -> float | None:
     """Return the mean FLOPs of a client, all rounds together."""
-    known = [cost.flops for cost in run.spent.values() if cost.flops is not None]
-    return fmean(known) if known and len(known) == len(run.spent) else None
+    return run.each.flops if run.each else None
 
 
 def _each(run: ModeRun, direction: str) -> float | None:

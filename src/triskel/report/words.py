@@ -6,7 +6,6 @@ A difference counts only when it exceeds what two scores on n test examples may 
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 
 from triskel.report.markup import shortened
 from triskel.report.result import Baseline, ModeRun, Result, final
@@ -53,9 +52,9 @@ def margin(share: float, examples: int) -> float:
 
 def per_client_bytes(run: ModeRun, direction: str) -> float | None:
     """Return the mean over clients of what crossed in one direction, all rounds together."""
-    values = [(c.up if direction == "up" else c.down).message_bytes for c in run.spent.values()]
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+    if run.each is None:
+        return None
+    return (run.each.up if direction == "up" else run.each.down).message_bytes
 
 
 def ranked(result: Result) -> list[ModeRun]:
@@ -234,7 +233,8 @@ def _who_should_join(result: Result, best: ModeRun) -> list[str]:
     lines = [f"{text}{'; '.join(parts)}."]
     local = result.baselines["local"]
     if total >= TWENTY and not result.causal:
-        lines.append(f"Of {total} clients about {total // 20} cross that line by chance alone.")
+        by_chance = f"Of {total:,} clients about {total // 20:,} cross that line by chance alone."
+        lines.append(by_chance)
     alone, elsewhere, after = local.score.accuracy, local.global_accuracy, best.final.accuracy
     if alone is not None and after is not None:
         lines.append(
@@ -249,7 +249,7 @@ def _who(clients: list[str], total: int) -> str:
     if len(clients) == total:
         return f"all {plural(total, 'client')}" if total > 1 else shortened(clients[0])
     if len(clients) > MANY:
-        return f"{len(clients)} of {plural(total, 'client')}"
+        return f"{len(clients):,} of {plural(total, 'client')}"
     return joined([shortened(client) for client in clients])
 
 
