@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from triskel.engines.local import LocalEngine
+from triskel.engines.local import LocalEngine, alike
 from triskel.errors import LimitError, MessageError, RoundError, TrainingError
 from triskel.job import Job
 from triskel.ledger import Ledger
+from triskel.message import pack
+from triskel.model.body import Choice
+from triskel.model.train import Descent
+from triskel.modes.params import Params
 from triskel.types import (
     Ask,
     AskStyle,
@@ -28,6 +32,7 @@ from triskel.types import (
 )
 from triskel.worker import Worker
 
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 STREAM: Mapping[str, AskStyle] = {"x": "stream"}
 BARRIER: Mapping[str, AskStyle] = {"x": "barrier"}
@@ -441,3 +446,67 @@ def test_numbers_that_are_none_are_traced_to_their_client(bad: float, worker: Wo
         "message from client 'b' (ask): section 's', tensor 'w' holds NaN or infinity, which "
         "would spoil every sum it enters; look for what made it, or leave this client's round out"
     )
+
+
+def test_what_goes_to_all_alike_is_packed_once_unless_somebody_writes_into_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[Message] = []
+
+    def pack_(message: Message) -> bytes:
+        packed.append(message)
+        return pack(message)
+
+    monkeypatch.setattr("triskel.engines.local.pack", pack_)
+    value, read = torch.ones(3), list[torch.Tensor]()
+
+    def reads(task: Message, worker: Worker, mine: ClientState) -> Talk:
+        read.append(task.sections["s"].tensors["w"].clone())
+        if worker.client == "b":
+            task.sections["s"].tensors["w"].zero_()
+        return done((), mine)
+        yield
+
+    class Sends(Toy):
+        def task(self, state: Any, client: str) -> Message:
+            del state, client
+            section = Section(kind="dense", tensors={"w": value})
+            return Message(kind="task", sections={"s": section}, facts={"round": 1})
+
+    Play(worker, Sends(dict.fromkeys("abcd", reads), {}, [])).round()
+    assert [x.tolist() for x in read] == [[1, 1, 1]] * 4
+    assert len([m for m in packed if m.kind == "task"]) == 2, "for a and b, and again for c and d"
+
+
+def test_facts_that_are_equal_and_not_alike_are_told_apart() -> None:
+    one, two = (Message(kind="task", facts={"x": x}) for x in (1, True))
+    assert alike(one, dataclasses.replace(one))
+    assert not alike(one, two)
+
+
+def test_small_batches_of_clients_on_the_fast_path_end_as_one_by_one() -> None:
+    job, found = tiny.job(rounds=2), list[Any]()
+    for join in (0, 10_000):
+        body = tiny.body("llama", job)
+        body.use(Choice(path="fast", join=join))
+        workers = [
+            tiny.worker(name, job, body, tiny.examples(size, seed=size))
+            for name, size in (("a", 7), ("b", 3), ("c", 5))
+        ]
+        mode = Params(job=job, initial=tiny.random_like(body.initial, 1), layout=body.layout)
+        ran: list[int] = []
+        run = Descent.run
+
+        def counted(self: Descent, others: Any = (), ran: Any = ran, run: Any = run) -> None:
+            ran.append(1 + len(others))
+            run(self, others)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Descent, "run", counted)
+            found.append((tiny.play(mode, job, workers)[0].adapter, ran))
+    (apart, ones), (together, groups) = found
+    assert set(ones) == {1}
+    assert sum(groups) == sum(ones) == 2 * (3 + 1 + 2)
+    assert groups[:2] == [3, 2]
+    for name, tensor in apart.items():
+        assert float((together[name] - tensor).norm() / tensor.norm()) < 1e-3, name

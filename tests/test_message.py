@@ -146,9 +146,8 @@ def test_what_is_read_owns_its_memory() -> None:
     assert torch.equal(read["a"], torch.ones(4))
     assert torch.equal(read["b"], torch.ones(2))
     assert torch.equal(read["bits"], torch.tensor([True, False]))
-    storages = {x.untyped_storage().data_ptr() for x in read.values()}
-    assert len(storages) == 3
     read["a"].fill_(7)
+    assert torch.equal(read["b"], torch.ones(2)), "tensors may lie side by side, never over another"
     read["bits"].fill_(True)  # noqa: FBT003  the value, not a flag
     assert torch.equal(second.sections["s"].tensors["a"], torch.ones(4))
     assert second.sections["m"].tensors["bits"].tolist() == [True, False]

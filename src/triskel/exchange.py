@@ -15,8 +15,9 @@ def adapter_sections(tensors: Tensors, layout: Layout) -> dict[str, Section]:
 
     LoRA factors travel as `lowrank`, with the scale of their product; other adapters as `dense`.
     """
-    adapter = {n: t.detach().cpu() for n, t in tensors.items() if n not in layout.head}
-    head = {n: t.detach().cpu() for n, t in tensors.items() if n in layout.head}
+    plain = {n: t.detach().cpu() if t.requires_grad or t.is_cuda else t for n, t in tensors.items()}
+    adapter = {n: t for n, t in plain.items() if n not in layout.head}
+    head = {n: t for n, t in plain.items() if n in layout.head}
     sections: dict[str, Section] = {}
     if adapter:
         factors = all(".lora_A." in n or ".lora_B." in n for n in adapter)

@@ -48,13 +48,18 @@ class Mean:
         """
         if not (math.isfinite(weight) and weight > 0):
             raise RoundError(f"an update must rest on a positive number of examples, got {weight}")
-        one = MeanTotal(
-            sums={n: t.detach().double() * weight for n, t in tensors.items()},
-            held=dict.fromkeys(tensors, weight),
-            weight=weight,
-            dtypes={n: t.dtype for n, t in tensors.items()},
+        sums, held = dict(total.sums), dict(total.held)
+        for name, tensor in tensors.items():
+            wide = tensor.detach().double()
+            known = sums.get(name)
+            sums[name] = wide * weight if known is None else known.add(wide, alpha=weight)
+            held[name] = held.get(name, 0.0) + weight
+        return MeanTotal(
+            sums=sums,
+            held=held,
+            weight=total.weight + weight,
+            dtypes={**total.dtypes, **{n: t.dtype for n, t in tensors.items()}},
         )
-        return self.merge(total, one)
 
     def merge(self, left: MeanTotal, right: MeanTotal) -> MeanTotal:
         """Return the total of both totals."""

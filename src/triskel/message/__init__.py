@@ -7,6 +7,7 @@ that are there: a refusal costs a bounded amount of memory.
 """
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -73,16 +74,26 @@ Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies, in bytes from the start of the payload's data."""
+class _Span:
+    """Where the tensors of one section and dtype lie, end to end.
+
+    Attributes:
+        section: Its section.
+        dtype: Their dtype.
+        begin: First byte, from the start of the payload's data.
+        end: One past the last.
+        shapes: Shape of each tensor by name, in order.
+    """
 
     section: str
-    tensor: str
+    dtype: torch.dtype
     begin: int
     end: int
+    shapes: Mapping[str, tuple[int, ...]]
 
-    def __str__(self) -> str:
-        return f"section {self.section!r}, tensor {self.tensor!r}"
+    def named(self, tensor: str) -> str:
+        """Return how an error names one of the tensors."""
+        return f"section {self.section!r}, tensor {tensor!r}"
 
 
 def pack(message: Message) -> bytes:
@@ -96,13 +107,13 @@ def pack(message: Message) -> bytes:
     check(message)
     text = dump(header)
     deflated = zlib.compress(text)
-    inner, places = _layout(header.sections)
-    body = [_bytes_of(message.sections[p.section].tensors[p.tensor], p) for p in places]
+    inner, spans = _layout(header.sections)
+    body = [part for span in spans for part in _bytes_of(message.sections[span.section], span)]
     return b"".join([PREFIX.pack(MAGIC, VERSION, len(deflated)), deflated, inner, *body])
 
 
 def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Message:
-    """Read what `pack` wrote; every tensor owns fresh memory, lists of facts become tuples.
+    """Read what `pack` wrote; tensors lie in fresh memory, lists of facts become tuples.
 
     Args:
         data: One whole message.
@@ -119,8 +130,8 @@ def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Messag
         )
     text, start = _inflate(data)
     header = read_header(parse(text))
-    inner, places = _layout(header.sections)
-    size = places[-1].end if places else 0
+    inner, spans = _layout(header.sections)
+    size = spans[-1].end if spans else 0
     if len(data) - start != len(inner) + size:
         raise MessageError(
             f"payload has {len(data) - start} bytes, and the table claims {len(inner) + size}; "
@@ -135,9 +146,8 @@ def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Messag
         )
     whole = np.frombuffer(data, np.uint8)[start + len(inner) :]
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in header.sections}
-    for place in places:
-        dtype, shape = header.sections[place.section].tensors[place.tensor]
-        tensors[place.section][place.tensor] = _tensor(whole, place, DTYPES[dtype], shape)
+    for span in spans:
+        tensors[span.section] |= _tensors(whole[span.begin : span.end], span)
     message = Message(
         kind=header.kind,
         topic=header.topic,
@@ -159,60 +169,70 @@ def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Messag
 # --- Tensors and their bytes ------------------------------------------------------------------
 
 
-def _layout(sections: Mapping[str, Entry]) -> tuple[bytes, list[_Place]]:
-    """Return the payload's header, length included, and where each tensor lies, in order."""
-    spans: dict[str, object] = {}
-    places: list[_Place] = []
+def _layout(sections: Mapping[str, Entry]) -> tuple[bytes, list[_Span]]:
+    """Return the payload's header, length included, and where tensors lie, in order."""
+    table: dict[str, object] = {}
+    spans: list[_Span] = []
     end = 0
     for section, entry in sections.items():
         for dtype in dict.fromkeys(dtype for dtype, _ in entry.tensors.values()):
-            begin = end
-            for tensor, (own, shape) in entry.tensors.items():
-                if own == dtype:
-                    size = tensor_bytes(DTYPES[dtype], shape)
-                    places.append(_Place(section, tensor, end, end + size))
-                    end += size
+            begin, own = end, DTYPES[dtype]
+            shapes = {n: shape for n, (name, shape) in entry.tensors.items() if name == dtype}
+            end += sum(tensor_bytes(own, shape) for shape in shapes.values())
+            spans.append(_Span(section, own, begin, end, shapes))
             stored = "U8" if dtype == "BOOL" else dtype  # bools travel as bits
-            spans[f"{section}/{dtype}"] = {
+            table[f"{section}/{dtype}"] = {
                 "dtype": stored,
                 "shape": [(end - begin) // DTYPES[stored].itemsize],
                 "data_offsets": [begin, end],
             }
-    text = json.dumps(spans, separators=(",", ":")).encode("ascii")
+    text = json.dumps(table, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, places
+    return len(text).to_bytes(8, "little") + text, spans
 
 
-def _bytes_of(x: Tensor, place: _Place) -> memoryview:
-    flat = x.detach().reshape(-1)
-    if not is_finite(flat):
+def _bytes_of(section: Section, span: _Span) -> list[memoryview]:
+    flat = [section.tensors[name].detach().reshape(-1) for name in span.shapes]
+    if span.dtype == torch.bool:
+        return [np.packbits(x.numpy(), bitorder="little").data for x in flat]
+    whole = torch.cat(flat) if len(flat) > 1 else flat[0].contiguous()
+    if not is_finite(whole):
+        name = next(n for n, x in zip(span.shapes, flat, strict=True) if not is_finite(x))
         raise MessageError(
-            f"{place} holds NaN or infinity, which would spoil every sum it enters; "
+            f"{span.named(name)} holds NaN or infinity, which would spoil every sum it enters; "
             "look for what made it, or leave this client's round out"
         )
-    if x.dtype == torch.bool:
-        return np.packbits(flat.numpy(), bitorder="little").data
-    return flat.contiguous().view(torch.uint8).numpy().data
+    return [whole.view(torch.uint8).numpy().data]
 
 
-def _tensor(
-    whole: Bytes,
-    place: _Place,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-) -> Tensor:
-    there = whole[place.begin : place.end]
-    x = torch.empty(shape, dtype=dtype)
-    own = x.reshape(-1).view(torch.uint8).numpy()  # the same memory
-    if dtype == torch.bool:
-        if x.numel() % 8 and there[-1] >> x.numel() % 8:
-            raise MessageError(f"{place} has bits set past its {x.numel()} entries")
-        own[:] = np.unpackbits(there, count=x.numel(), bitorder="little")
-        return x
-    own[:] = there
-    if not is_finite(x):
-        raise MessageError(f"{place} holds NaN or infinity; leave this peer's round out")
-    return x
+def _tensors(there: Bytes, span: _Span) -> dict[str, Tensor]:
+    if span.dtype == torch.bool:
+        return _bools(there, span)
+    whole = torch.empty(len(there) // span.dtype.itemsize, dtype=span.dtype)
+    whole.view(torch.uint8).numpy()[:] = there  # the same memory
+    parts = whole.split([math.prod(shape) for shape in span.shapes.values()])
+    if not is_finite(whole):
+        name = next(n for n, x in zip(span.shapes, parts, strict=True) if not is_finite(x))
+        raise MessageError(f"{span.named(name)} holds NaN or infinity; leave this peer's round out")
+    return {
+        name: part.view(shape)
+        for (name, shape), part in zip(span.shapes.items(), parts, strict=True)
+    }
+
+
+def _bools(there: Bytes, span: _Span) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    start = 0
+    for name, shape in span.shapes.items():
+        x = torch.empty(shape, dtype=torch.bool)
+        bits = there[start : start + tensor_bytes(torch.bool, shape)]
+        start += len(bits)
+        if x.numel() % 8 and bits[-1] >> x.numel() % 8:
+            raise MessageError(f"{span.named(name)} has bits set past its {x.numel()} entries")
+        own = x.reshape(-1).view(torch.uint8).numpy()  # the same memory
+        own[:] = np.unpackbits(bits, count=x.numel(), bitorder="little")
+        found[name] = x
+    return found
 
 
 # --- The prefix and the header ----------------------------------------------------------------

@@ -37,6 +37,8 @@ def check_section(name: str, section: Section) -> None:
 
 def unlike(x: Tensor, like: Tensor | Shape) -> str | None:
     """Return in what `x` differs from a tensor, or from a shape in which -1 is any size."""
+    if isinstance(like, Tensor) and x.shape == like.shape and x.dtype == like.dtype:
+        return None
     shape = tuple(like.shape if isinstance(like, Tensor) else like)
     fits = len(shape) == x.dim() and all(w in (-1, n) for w, n in zip(shape, x.shape, strict=True))
     if not fits:
