@@ -13,7 +13,7 @@ terms that do not grow with B (rotary tables, masks).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -217,16 +217,19 @@ def _both(
     body: Body, piece: Piece, shapes: Sequence[tuple[int, int, int]]
 ) -> list[tuple[int, int]]:
     """Return FLOPs of the library's own code, and bytes saved on the path in use."""
-    chosen = body.choice
-    body.use(Choice())
+    chosen, threads = body.choice, torch.get_num_threads()
+    torch.set_num_threads(1)  # for shapes this small, others only wait
     try:
+        body.use(Choice())
         seen = [_measure(body, piece, *shape) for shape in shapes]
+        body.use(chosen)
+        if chosen.path == "reference":
+            return seen
+        real = [_measure(body, piece, *shape)[1] for shape in shapes]
+        return [(flops, held) for (flops, _), held in zip(seen, real, strict=True)]
     finally:
         body.use(chosen)
-    if chosen.path == "reference":
-        return seen
-    real = [_measure(body, piece, *shape)[1] for shape in shapes]
-    return [(flops, held) for (flops, _), held in zip(seen, real, strict=True)]
+        torch.set_num_threads(threads)
 
 
 def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
@@ -282,8 +285,10 @@ def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> t
         return tensor
 
     counter = FlopCounterMode(display=False, custom_mapping=_registry())
-    plain = body.choice.path == "reference"  # fused blocks are not what is counted
-    with _Uncounted() if plain else nullcontext(), counter:
+    with ExitStack() as stack:
+        if body.choice.path == "reference":  # fused blocks are not what is counted
+            stack.enter_context(_Uncounted())
+            stack.enter_context(counter)
         with torch.autograd.graph.saved_tensors_hooks(keep, _same):
             out, backward = _forward(body, piece, batch, parameters)
         if backward:
