@@ -48,13 +48,13 @@ CENTRE: Mapping[str, Any] = {
     "clients.partition": "dirichlet",
     "clients.alpha": 0.5,
     "clients.count": 4,
-    "clients.examples": 400,
+    "clients.examples": 200,
     "clients.test_examples": 150,
     "train.epochs": 1,
     "train.batch": 16,
     "train.lr": 2e-3,
     "train.max_tokens": 48,
-    "logits.public": 400,
+    "logits.public": 200,
     "split.cut": [4, 28],
 }
 CAUSAL: Mapping[str, Any] = {
@@ -66,14 +66,14 @@ CAUSAL: Mapping[str, Any] = {
 AXES: Mapping[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "adapter.rank": ((2, 8, 32), ("params", "split")),
     "adapter.blocks": (("all", "top:15", "top:5"), ("params", "logits", "split")),
-    "logits.public": ((100, 400, 1600), ("logits",)),
+    "logits.public": ((50, 200, 800), ("logits",)),
     "split.cut": (([1, 29], [4, 28], [10, 25]), ("split",)),
     "clients.count": ((2, 4, 8), ("params", "logits", "split")),
     "clients.partition": (("dirichlet", "iid"), ("params", "logits", "split")),
 }
 """For each axis the values tried and the modes it concerns; the centre is among the values."""
 TOP_K = (1, 8, 32)
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TUNED = ("central", "local", *MODE_NAMES)
 
 

@@ -217,8 +217,7 @@ def _both(
     body: Body, piece: Piece, shapes: Sequence[tuple[int, int, int]]
 ) -> list[tuple[int, int]]:
     """Return FLOPs of the library's own code, and bytes saved on the path in use."""
-    chosen, threads = body.choice, torch.get_num_threads()
-    torch.set_num_threads(1)  # for shapes this small, others only wait
+    chosen = body.choice
     try:
         body.use(Choice())
         seen = [_measure(body, piece, *shape) for shape in shapes]
@@ -229,7 +228,6 @@ def _both(
         return [(flops, held) for (flops, _), held in zip(seen, real, strict=True)]
     finally:
         body.use(chosen)
-        torch.set_num_threads(threads)
 
 
 def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
