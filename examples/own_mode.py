@@ -192,14 +192,10 @@ def keep_b_stage(bench: Bench, aggregate: Aggregate[Any]) -> Stage[Any, Any]:
     body = bench.body()
 
     def scores(state: KeepBState, mine: Mapping[ClientId, ClientState]) -> Scores:
-        each = {
-            c: evaluate(
-                body,
-                {**mine.get(c, ClientState()).groups.get(OWN, body.initial), **state.shared},
-                bench.share(c).test,
-            )
-            for c in bench.clients
-        }
+        def own(client: ClientId) -> Tensors:
+            return {**mine.get(client, ClientState()).groups.get(OWN, body.initial), **state.shared}
+
+        each = ((c, evaluate(body, own(c), bench.share(c).test)) for c in bench.clients)
         return pooled(each, body.classes)
 
     return Stage(

@@ -30,7 +30,7 @@ SERVER = "server"
 MB = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Share:
     """One client's tokenised examples."""
 

@@ -24,7 +24,7 @@ SHOWN = 12
 """Client ids listed in an error."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
     """What one client holds, as text; `train` may be empty, and then it never joins a cohort."""
 

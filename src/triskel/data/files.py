@@ -99,6 +99,9 @@ def _texts(columns: Columns, name: str, *, role: Role, where: str) -> tuple[str,
                 f"{where} row {number} holds a {kind} in column {name!r}, and a text or a number "
                 "is needed; name a column of texts"
             )
+    if role in {"label", "group"}:  # few values, each held once
+        known: dict[str, str] = {}
+        return tuple(known.setdefault(value, value) for value in map(str, values))
     return tuple(map(str, values))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
     """Examples as text; a column that the task does not use is empty.
 
