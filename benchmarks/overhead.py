@@ -46,13 +46,10 @@ def ours(bench: Bench, client: str, ledger: Ledger | None = None) -> Any:
     return work
 
 
-def plain(job: Job, batches: list[Batch], classes: int) -> Any:
-    """Return one epoch of the loop people write, as a call."""
+def adapted(job: Job, classes: int, *, dtype: torch.dtype, attention: str) -> Any:
+    """Return the job's model with a PEFT adapter, as a plain loop has it."""
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
-        resolve(job.model.path),
-        dtype=torch.bfloat16,
-        attn_implementation="eager",
-        num_labels=classes,
+        resolve(job.model.path), dtype=dtype, attn_implementation=attention, num_labels=classes
     )
     base.config.pad_token_id = base.config.eos_token_id
     config = peft.LoraConfig(
@@ -61,11 +58,17 @@ def plain(job: Job, batches: list[Batch], classes: int) -> Any:
         target_modules=["q_proj", "v_proj"],
         task_type=peft.TaskType.SEQ_CLS,
     )
-    model = peft.get_peft_model(base, config)
+    return peft.get_peft_model(base, config)
+
+
+def plain(job: Job, batches: list[Batch], classes: int) -> Any:
+    """Return one epoch of a loop with every trick a plain loop can have, as a call."""
+    model = adapted(job, classes, dtype=torch.bfloat16, attention="eager")
+    padding = model.config.pad_token_id
     inputs = [
         {
             "input_ids": b.ids.masked_fill(
-                torch.arange(b.ids.shape[1])[None] >= b.lengths[:, None], base.config.pad_token_id
+                torch.arange(b.ids.shape[1])[None] >= b.lengths[:, None], padding
             ),
             "attention_mask": (torch.arange(b.ids.shape[1])[None] < b.lengths[:, None]).long(),
             "labels": b.targets,

@@ -1,7 +1,7 @@
 """What do thousands of virtual clients in one process cost beside their own work?
 
 Federations of 100, 1,000 and 10,000 clients, each with a few texts of its own and a random model of
-a few thousand parameters, are played in processes of their own, in turn. `keep-b` (a mode of
+260,000 parameters, are played in processes of their own, in turn. `keep-b` (a mode of
 `examples/own_mode.py`) leaves a state with every client and scores personalised models; `params`
 leaves none. A client's work is what the ledger says, `compute_s`. Memory is the process's peak.
 """
@@ -51,12 +51,12 @@ def model(folder: Path) -> Path:
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=len(known),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
         max_position_embeddings=64,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
@@ -91,7 +91,7 @@ def job_of(room: Path, clients: int, rounds: int, seed: int) -> Job:
                 "test_share": TESTS / (TEXTS + TESTS),
             },
             "clients": {"partition": "iid", "count": clients},
-            "train": {"batch": 4, "max_tokens": 32},
+            "train": {"batch": 4, "epochs": 2, "max_tokens": 32},
             "logits": {"public": 0},
         }
     )

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from triskel.engines.local import LocalEngine, alike
+from triskel.engines.local import LocalEngine
+from triskel.engines.wire import alike
 from triskel.errors import LimitError, MessageError, RoundError, TrainingError
 from triskel.job import Job
 from triskel.ledger import Ledger
@@ -457,7 +458,7 @@ def test_what_goes_to_all_alike_is_packed_once_unless_somebody_writes_into_it(
         packed.append(message)
         return pack(message)
 
-    monkeypatch.setattr("triskel.engines.local.pack", pack_)
+    monkeypatch.setattr("triskel.engines.wire.pack", pack_)
     value, read = torch.ones(3), list[torch.Tensor]()
 
     def reads(task: Message, worker: Worker, mine: ClientState) -> Talk:

@@ -75,7 +75,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 def test_a_loss_that_is_none_stops_with_client_round_and_step(
     mode: str, model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = SMALL.bench(SMALL.job(model, rows))
+    bench = SMALL.bench(SMALL.job(model, rows, model={"compute": "reference"}))
     first = len(bench.share("client-01").train)
     steps = -(-first // bench.job.train.batch)
     poison(monkeypatch, steps + 2 if mode == "params" else 2)

@@ -92,7 +92,7 @@ def test_a_disk_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("os.posix_fallocate", full)
     batch = batch_of(tiny.examples(4), range(4))
-    with pytest.raises(ModelError, match=r"No space left .*; set TMPDIR .* cache_mb = 0"):
+    with pytest.raises(ModelError, match=r"No space left .*; set TMPDIR .*cache_mb = 0"):
         Prefix(memory=0).put(batch, 2, torch.zeros(*batch.ids.shape, 16))
 
 

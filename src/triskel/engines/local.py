@@ -8,13 +8,11 @@ of a wave are answered together, sorted by client name, and updates are folded i
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from triskel.codec import decode, encode
-from triskel.errors import MessageError, RoundError
+from triskel.engines.wire import Wire
+from triskel.errors import RoundError
 from triskel.job import Job
-from triskel.ledger import Direction, Ledger
-from triskel.message import pack, unpack
+from triskel.ledger import Ledger
 from triskel.types import (
     A,
     Ask,
@@ -33,7 +31,6 @@ from triskel.types import (
 )
 from triskel.worker import Worker
 
-MB = 1_000_000
 IN_FLIGHT = 16
 """Clients that train side by side where nobody asks; fewer run in one pass when the model says."""
 
@@ -64,81 +61,6 @@ def _due(
     if waiting >= set(live):
         return dict(asks)
     return {c: ask for c, ask in asks.items() if c not in waiting}
-
-
-@dataclass
-class _Wire:
-    """The wire a real federation would use: every message becomes bytes and is booked.
-
-    What is sent to many clients alike is packed and read once, as long as nobody wrote into it.
-    """
-
-    job: Job
-    ledger: Ledger
-    watch: Watch
-    _last: tuple[Message, int, Message, list[int]] | None = None
-
-    def carry(self, message: Message, client: ClientId, direction: Direction) -> Message:
-        """Return what arrives at the other side."""
-        received, size = self._across(message, client, direction)
-        self.ledger.sent(client, direction, message, size)
-        note: dict[str, Any] = {
-            "event": "message",
-            "client": client,
-            "direction": direction,
-            "kind": message.kind,
-            "topic": message.topic,
-            "bytes": size,
-        }
-        self.watch(note)
-        return received
-
-    def _across(
-        self, message: Message, client: ClientId, direction: Direction
-    ) -> tuple[Message, int]:
-        if direction == "down" and self._last is not None:
-            sent, size, received, versions = self._last
-            if alike(sent, message) and _versions(sent, received) == versions:
-                return received, size
-        options = self.job.wire
-        codec = options.up if direction == "up" else options.down
-        try:
-            data = pack(encode(message, codec))
-            received = decode(unpack(data, limit_bytes=int(options.max_mb * MB)))
-        except MessageError as error:
-            way = "from" if direction == "up" else "to"
-            raise type(error)(
-                f"message {way} client {client!r} ({message.kind}): {error}"
-            ) from error
-        if direction == "down":
-            self._last = message, len(data), received, _versions(message, received)
-        return received, len(data)
-
-
-def alike(one: Message, two: Message) -> bool:
-    """Return whether messages say the same with the very same tensors."""
-    if one is two:
-        return True
-    if (one.kind, one.topic) != (two.kind, two.topic) or one.sections.keys() != two.sections.keys():
-        return False
-    pairs = [(section, two.sections[name]) for name, section in one.sections.items()]
-    return all(
-        (a.kind, a.codec) == (b.kind, b.codec)
-        and a.tensors.keys() == b.tensors.keys()
-        and all(x is b.tensors[n] for n, x in a.tensors.items())
-        and repr(a.facts) == repr(b.facts)  # 1, 1.0 and True are equal, and not alike
-        for a, b in pairs
-    ) and repr(one.facts) == repr(two.facts)
-
-
-def _versions(*messages: Message) -> list[int]:
-    """Return how often each tensor was written to."""
-    return [
-        x._version  # noqa: SLF001 - torch's own count
-        for message in messages
-        for section in message.sections.values()
-        for x in section.tensors.values()
-    ]
 
 
 def labour(lines: Mapping[ClientId, _Line]) -> bool:
@@ -213,7 +135,7 @@ class LocalEngine:
         Raises:
             TriskelError: Whatever stopped a client or the server; what was kept does not count.
         """
-        total, wire = mode.zero(state), _Wire(self.job, ledger, watch)
+        total, wire = mode.zero(state), Wire(self.job, ledger, watch)
 
         def settle() -> None:
             """Fold in the updates of those at the head of the line who are done, by name."""
@@ -264,7 +186,7 @@ class LocalEngine:
         mode: Mode[S, A, Worker],
         state: S,
         lines: Mapping[ClientId, _Line],
-        wire: "_Wire",
+        wire: Wire,
     ) -> S:
         """Answer each client's oldest ask."""
         asks = {c: line.asked[min(line.asked)] for c, line in sorted(lines.items()) if line.asked}
@@ -282,7 +204,7 @@ class LocalEngine:
         return state
 
 
-def _advance(line: _Line, client: ClientId, wire: _Wire) -> None:
+def _advance(line: _Line, client: ClientId, wire: Wire) -> None:
     """Run a client until it waits for an answer, could work with others, or is done."""
     while line.update is None and line.work is None:
         if line.wanted >= 0:

@@ -150,6 +150,7 @@ class Costs(Mapping[Piece, Cost]):
         """Remember the body; count nothing yet."""
         self._body = body
         self._known: dict[Piece, Cost] = {}
+        self._resident: dict[tuple[Piece, ...], int] = {}
 
     def __getitem__(self, piece: Piece) -> Cost:
         """Return the cost of a piece."""
@@ -175,6 +176,11 @@ class Costs(Mapping[Piece, Cost]):
 
     def resident(self, pieces: tuple[Piece, ...]) -> int:
         """Return bytes of the weights these pieces need, shared ones counted once."""
+        if pieces not in self._resident:
+            self._resident[pieces] = self._weigh(pieces)
+        return self._resident[pieces]
+
+    def _weigh(self, pieces: tuple[Piece, ...]) -> int:
         modules: list[nn.Module] = []
         blocks = self._body.blocks
         for piece in pieces:

@@ -60,13 +60,14 @@ class _Site:
     Attributes:
         weight: [out, in], frozen.
         bias: [out], frozen, or None.
-        adapted: For each adapted map the stem of its factors' names, and its first and one past
-            its last output.
+        factors: Names of the adapted maps' factors, all A before all B.
+        spans: First and one past the last output of each adapted map.
     """
 
     weight: Tensor
     bias: Tensor | None
-    adapted: Sequence[tuple[str, int, int]]
+    factors: Sequence[str]
+    spans: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -178,15 +179,9 @@ class FastBlocks:
         self, site: _Site, x: Tensor, residual: Tensor | None, crew: Crew, mask: Tensor | None
     ) -> Tensor:
         """Return W x + s B (M ∘ A x), plus the residual."""
-        factors = [
-            party[f"{stem}.lora_{letter}.weight"]
-            for letter in "AB"
-            for stem, _, _ in site.adapted
-            for party in crew.parties
-        ]
-        spans = tuple((first, last) for _, first, last in site.adapted)
+        factors = [party[name] for name in site.factors for party in crew.parties]
         return _LowRank.apply(  # type: ignore[no-any-return]
-            x, site.weight, site.bias, residual, self._scale, mask, spans, *factors
+            x, site.weight, site.bias, residual, self._scale, mask, site.spans, *factors
         )
 
     def _owners(self, h: Tensor, crew: Crew) -> Tensor | None:
@@ -240,15 +235,18 @@ def _site(owner: Any, prefix: str, names: Iterable[str]) -> _Site:
             weight.new_zeros(len(base.weight)) if base.bias is None else base.bias.detach()
             for base in bases
         ])  # fmt: skip
-    adapted: list[tuple[str, int, int]] = []
+    adapted: list[str] = []
+    spans: list[tuple[int, int]] = []
     start = 0
     for name, one, base in zip(names, maps, bases, strict=True):
         end = start + len(base.weight)
         base.weight = nn.Parameter(weight[start:end], requires_grad=False)
         if one is not base:
-            adapted.append((f"{prefix}.{name}", start, end))
+            adapted.append(f"{prefix}.{name}")
+            spans.append((start, end))
         start = end
-    return _Site(weight=weight, bias=bias, adapted=adapted)
+    factors = [f"{stem}.lora_{letter}.weight" for letter in "AB" for stem in adapted]
+    return _Site(weight=weight, bias=bias, factors=factors, spans=tuple(spans))
 
 
 # --- pieces with backward passes of their own -------------------------------------------------
