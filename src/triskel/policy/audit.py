@@ -1,0 +1,100 @@
+"""What a site writes to its log: decisions, and everything that leaves.
+
+A message is logged before it is sent, so that nothing leaves unless its line is on disk; a line
+says that the site was about to send it. Facts are named and not shown: a loss is about the data.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from triskel.job import Job, to_toml
+from triskel.message import DTYPE_NAMES, section_bytes
+from triskel.policy.chain import Chain, now
+from triskel.policy.decide import Refusal
+from triskel.types import Message, Section
+
+LONGEST = 200
+"""Characters of a name that somebody else chose."""
+
+
+class Audit:
+    """The site's log, as an engine writes it.
+
+    Args:
+        path: The log; several writers may share it.
+        clock: What time it is.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], datetime] = now) -> None:
+        self._chain = Chain(path, clock)
+
+    def decided(
+        self,
+        job: Job,
+        refusals: Sequence[Refusal],
+        *,
+        policy_sha256: str,
+        submitter: str | None = None,
+    ) -> str:
+        """Log a decision; return the hash of its line.
+
+        Args:
+            job: The job, as it was decided on.
+            refusals: What `decide` returned.
+            policy_sha256: The policy it was decided by, as `load` returned it.
+            submitter: Who submitted the job.
+
+        Raises:
+            AuditError: The line cannot be written.
+        """
+        about = {
+            "allowed": not refusals,
+            "job": job.name[:LONGEST],
+            "mode": job.mode,
+            "by": None if submitter is None else submitter[:LONGEST],
+            "job_sha256": hashlib.sha256(to_toml(job).encode()).hexdigest(),
+            "policy_sha256": policy_sha256,
+            "refusals": [str(refusal) for refusal in refusals],
+        }
+        return self._chain.append("decided", about)
+
+    def left(self, message: Message, data: bytes) -> str:
+        """Log a message that is about to be sent; return the hash of its line.
+
+        Args:
+            message: What was packed, codecs applied.
+            data: What `pack` made of it.
+
+        Raises:
+            AuditError: The line cannot be written; do not send the message.
+        """
+        about: dict[str, object] = {
+            "kind": message.kind,
+            "topic": message.topic,
+            "facts": sorted(message.facts),
+            "sections": {name: _row(section) for name, section in message.sections.items()},
+            "bytes": len(data),
+            "message_sha256": hashlib.sha256(data).hexdigest(),
+        }
+        if type(message.facts.get("round")) is int:
+            about["round"] = message.facts["round"]
+        return self._chain.append("left", about)
+
+
+def _row(section: Section) -> dict[str, Any]:
+    """Return what a section holds: tensors of one dtype and shape are counted together."""
+    shapes = Counter(
+        f"{DTYPE_NAMES.get(x.dtype, str(x.dtype))} {list(x.shape)}"
+        for x in section.tensors.values()
+    )
+    return {
+        "kind": section.kind,
+        "codec": list(section.codec),
+        "facts": sorted(section.facts),
+        "tensors": dict(shapes),
+        "bytes": section_bytes(section),
+    }

@@ -1,0 +1,313 @@
+"""Whether a job may run at a site: a pure function of policy, job and circumstances.
+
+No clock, no disk and no network in here; whoever asks says what time it is, who submits the job and
+what model it names. What a limit needs to know and nobody can say is refused: a site that sets a
+limit wants it held.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from triskel.job import Job, default_cut
+from triskel.policy.rules import DAYS, Hours, Policy
+
+MB = 1_000_000
+FEW = 8
+"""Names that a refusal lists before it says how many more there are."""
+LONGEST = 100
+"""Characters of somebody else's word that a refusal repeats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What a decision needs beside policy and job; None is "not known".
+
+    Attributes:
+        now: The time, with its zone.
+        submitter: Who submits the job, as whoever authenticated them says.
+        model_sha256: SHA-256 of the weights that the job's model has at this site.
+        blocks: How many blocks that model has.
+        clients: How many clients the federation has.
+        round_bytes: What this site would send in a round, as `expected.round_bytes` says.
+    """
+
+    now: datetime
+    submitter: str | None = None
+    model_sha256: str | None = None
+    blocks: int | None = None
+    clients: int | None = None
+    round_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One reason why a job may not run.
+
+    Attributes:
+        key: The key of the policy that refuses.
+        asks: What the job asks, or what is not known of it.
+        allows: What the policy allows.
+    """
+
+    key: str
+    asks: str
+    allows: str
+
+    def __str__(self) -> str:
+        """Return it as one sentence."""
+        return f"{self.key}: the job {self.asks}; this site {self.allows}"
+
+
+def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refusal]:
+    """Return every reason why the job may not run at the site; none if it may.
+
+    Raises:
+        ValueError: The time has no zone.
+    """
+    if circumstances.now.tzinfo is None:
+        raise ValueError("circumstances.now must carry its time zone, got a naive time")
+    return [
+        *_who_and_when(policy, circumstances),
+        *_mode(policy, job),
+        *_model(policy, circumstances),
+        *_data(policy, job),
+        *_leaving(policy, job),
+        *_cut(policy, job, circumstances),
+        *_limits(policy, job, circumstances),
+        *_codecs(policy, job),
+        *_privacy(policy),
+    ]
+
+
+# --- One rule for each key --------------------------------------------------------------------
+
+
+def _who_and_when(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
+    if here.submitter not in policy.submitters:
+        who = "nobody known" if here.submitter is None else _show(here.submitter)
+        yield Refusal(
+            key="submitters",
+            asks=f"is submitted by {who}",
+            allows=f"takes jobs from {_names(policy.submitters, 'nobody')}",
+        )
+    if policy.hours is not None and not _open(policy.hours, here.now):
+        hours = policy.hours
+        local = here.now.astimezone(hours.zone)
+        yield Refusal(
+            key="hours",
+            asks=f"would start on {DAYS[local.weekday()]} at {local:%H:%M} ({hours.zone.key})",
+            allows=f"runs jobs from {hours.opens:%H:%M} to {hours.closes:%H:%M} on "
+            f"{', '.join(day for day in DAYS if day in hours.days)}",
+        )
+
+
+def _open(hours: Hours, now: datetime) -> bool:
+    """Return whether a window is open; one over midnight belongs to the day it opens on."""
+    local = now.astimezone(hours.zone)
+    clock, day = local.time(), local
+    if hours.opens < hours.closes:
+        inside = hours.opens <= clock < hours.closes
+    else:
+        inside = clock >= hours.opens or clock < hours.closes
+        if clock < hours.closes:
+            day = local - timedelta(days=1)
+    return inside and DAYS[day.weekday()] in hours.days
+
+
+def _mode(policy: Policy, job: Job) -> Iterator[Refusal]:
+    if job.mode not in policy.modes:
+        yield Refusal(
+            key="modes",
+            asks=f"runs in mode {_show(job.mode)}",
+            allows=f"allows {_names(policy.modes)}",
+        )
+
+
+def _model(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
+    if here.model_sha256 is None or here.model_sha256 not in policy.models.values():
+        got = here.model_sha256
+        yield Refusal(
+            key="models",
+            asks="names a model whose weights are not on this machine"
+            if got is None
+            else f"names a model whose weights have SHA-256 {_show(got)}",
+            allows=f"allows {_names(policy.models)}, each by its SHA-256",
+        )
+
+
+def _data(policy: Policy, job: Job) -> Iterator[Refusal]:
+    if job.data.source == "hub":
+        yield Refusal(
+            key="datasets",
+            asks=f"reads {_show(job.data.hub)} from the hub",
+            allows=f"gives named datasets only: {_names(policy.datasets)}",
+        )
+        return
+    for name, columns in sorted(wanted(job).items()):
+        dataset = policy.datasets.get(name)
+        if dataset is None:
+            yield Refusal(
+                key="datasets",
+                asks=f"reads dataset {_show(name)}",
+                allows=f"gives {_names(policy.datasets)}",
+            )
+            continue
+        for column in sorted(columns - set(dataset.columns)):
+            yield Refusal(
+                key=f"datasets.{name}.columns",
+                asks=f"reads column {_show(column)} of dataset {_show(name)}",
+                allows=f"gives {_names(dataset.columns)}",
+            )
+
+
+def wanted(job: Job) -> dict[str, set[str]]:
+    """Return the datasets that a job names, and the columns it reads of each.
+
+    Under a policy `data.train`, `data.test` and `data.public` name datasets of the site, and the
+    demo's texts are the dataset `opinions`. Labels of public texts are never read.
+    """
+    data = job.data
+    if data.source == "opinions":
+        texts, more = {data.text or "text"}, {data.label or "label", job.clients.by or "silo"}
+        named = {"opinions"}
+    else:
+        texts = {data.prompt, data.response} if data.prompt else {data.text}
+        more = {data.label, "" if data.source == "clients" else job.clients.by}
+        named = {data.train, data.test}
+    found = {name: (texts | more) - {""} for name in named if name}
+    if data.public:
+        found[data.public] = found.get(data.public, set()) | (texts - {""})
+    return found
+
+
+def _leaving(policy: Policy, job: Job) -> Iterator[Refusal]:
+    keeps = "keeps them"
+    if job.mode == "split" and not policy.leave.activations:
+        yield Refusal(
+            key="leave.activations",
+            asks="sends hidden states of every training text (mode 'split')",
+            allows=keeps,
+        )
+    if job.mode == "split" and job.split.labels == "shared" and not policy.leave.labels:
+        yield Refusal(
+            key="leave.labels", asks="sends every label (split.labels is 'shared')", allows=keeps
+        )
+    if job.mode == "logits" and not job.data.public and not policy.leave.texts:
+        yield Refusal(
+            key="leave.texts",
+            asks="makes training texts public (mode 'logits' without data.public)",
+            allows=keeps,
+        )
+
+
+def _cut(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
+    if job.mode != "split":
+        return
+    cut = job.client(policy.site).cut or job.split.cut
+    if cut is None and here.blocks is not None:
+        cut = default_cut(here.blocks)
+    first, last = policy.split.first, policy.split.last
+    if first and (cut is None or cut[0] < first):
+        asks = "leaves the cut to the model, which is not known here"
+        yield Refusal(
+            key="split.first",
+            asks=asks if cut is None else f"leaves the site the first {cut[0]} blocks",
+            allows=f"keeps at least the first {first}",
+        )
+    if not last:
+        return
+    stay = None
+    if job.split.labels == "shared":
+        stay = 0
+    elif cut is not None and here.blocks is not None:
+        stay = here.blocks - cut[1]
+    if stay is None or stay < last:
+        asks = "leaves the site a number of last blocks that is not known here"
+        yield Refusal(
+            key="split.last",
+            asks=asks if stay is None else f"leaves the site the last {stay} blocks",
+            allows=f"keeps at least the last {last}",
+        )
+
+
+def _limits(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
+    limits, size = policy.limits, here.round_bytes
+    if size is None or size > limits.round_mb * MB:
+        yield Refusal(
+            key="limits.round_mb",
+            asks="sends a number of bytes in a round that is not known here"
+            if size is None
+            else f"sends {size:,} bytes in a round",
+            allows=f"allows {limits.round_mb * MB:,.0f}",
+        )
+    if job.wire.max_mb > limits.message_mb:
+        yield Refusal(
+            key="limits.message_mb",
+            asks=f"allows messages of {job.wire.max_mb * MB:,.0f} bytes (wire.max_mb)",
+            allows=f"allows {limits.message_mb * MB:,.0f}",
+        )
+    together = None if here.clients is None else cohort_of(job, here.clients)
+    if limits.cohort > 1 and (together is None or together < limits.cohort):
+        yield Refusal(
+            key="limits.cohort",
+            asks="has a number of clients that is not known here"
+            if together is None
+            else f"has {together} clients in a round",
+            allows=f"takes part among at least {limits.cohort}",
+        )
+
+
+def cohort_of(job: Job, clients: int) -> int:
+    """Return how many of so many clients take part in a round, as `round.cohort` draws them."""
+    return max(1, math.ceil(job.clients.cohort * clients - 1e-9)) if clients else 0
+
+
+def _codecs(policy: Policy, job: Job) -> Iterator[Refusal]:
+    for key, codec in (("wire.up", job.wire.up), ("wire.down", job.wire.down)):
+        if codec not in policy.codecs:
+            yield Refusal(
+                key="codecs",
+                asks=f"travels as {_show(codec)} ({key})",
+                allows=f"allows {_names(policy.codecs)}",
+            )
+
+
+def _privacy(policy: Policy) -> Iterator[Refusal]:
+    """Refuse what no job of this version has: train.max_grad_norm bounds no client's update."""
+    privacy = policy.privacy
+    if privacy.clip is not None:
+        yield Refusal(
+            key="privacy.clip",
+            asks="clips nothing that leaves, as this version of Triskel cannot",
+            allows=f"requires clipping to at most {privacy.clip:g}",
+        )
+    if privacy.noise is not None:
+        yield Refusal(
+            key="privacy.noise",
+            asks="adds no noise to what leaves, as this version of Triskel cannot",
+            allows=f"requires a noise multiplier of at least {privacy.noise:g}",
+        )
+    if privacy.secure_aggregation:
+        yield Refusal(
+            key="privacy.secure_aggregation",
+            asks="shows the server each update, as this version of Triskel always does",
+            allows="requires that it sees sums only",
+        )
+
+
+# --- Words ------------------------------------------------------------------------------------
+
+
+def _show(value: str) -> str:
+    """Return a word that somebody else chose: quoted, escaped, and of bounded length."""
+    text = ascii(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _names(names: Iterable[str], nothing: str = "none") -> str:
+    """Return names in order of the alphabet; a long list is cut."""
+    found = sorted(set(names))
+    more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
+    return ", ".join(found[:FEW]) + more if found else nothing

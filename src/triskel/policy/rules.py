@@ -1,0 +1,239 @@
+"""The site's policy as a file: what an organisation lets a job do with its data, typed and checked.
+
+A policy is a TOML file that belongs to the site and never travels. What it does not name, it does
+not allow: an empty policy refuses every job. `decide` holds a job against it.
+"""
+
+import difflib
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar, cast
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.types import Strict
+
+from triskel.errors import TriskelError
+from triskel.job import CodecName, ModeName, Part
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+# A policy is read strictly: true is not 1, and "yes" is not true.
+Number = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Least = Annotated[int, Strict(), Field(ge=1)]
+Count = Annotated[int, Strict(), Field(ge=0)]
+Name = Annotated[StrictStr, Field(min_length=1)]
+
+
+class PolicyError(TriskelError):
+    """A policy file cannot be read, or does not say what it means."""
+
+    exit_code = 2
+
+
+def _clock(value: object) -> object:
+    """Return a time of day out of TOML's own or of `"18:00"`."""
+    try:
+        found = time.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, time) or found.tzinfo is not None:
+        raise ValueError(f'must be a time of day such as "18:00", got {str(value)!r}')
+    return found
+
+
+def _zone(value: object) -> object:
+    """Return a time zone by its name; it is loaded here, so that deciding reads no file."""
+    try:
+        return ZoneInfo(cast("str", value))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        raise ValueError(
+            f'must be a time zone such as "Europe/Zurich" or "UTC", got {value!r}; where none is '
+            "known, install the package tzdata"
+        ) from None
+
+
+Clock = Annotated[time, BeforeValidator(_clock)]
+Zone = Annotated[ZoneInfo, BeforeValidator(_zone)]
+
+
+class Dataset(Part):
+    """Where a named dataset lies, and which of its columns a job may name."""
+
+    paths: Annotated[tuple[Name, ...], Field(min_length=1)]
+    columns: Annotated[Mapping[Name, Name], Field(min_length=1)]
+
+
+class Leave(Part):
+    """What may leave the site, beyond what the allowed modes always send."""
+
+    activations: StrictBool = False
+    labels: StrictBool = False
+    texts: StrictBool = False
+
+
+class SplitLimits(Part):
+    """How many blocks stay at the site in `split`."""
+
+    first: Count = 1
+    last: Count = 0
+
+
+class Limits(Part):
+    """How much may leave, and among how many."""
+
+    round_mb: Number = 100.0
+    message_mb: Number = 100.0
+    cohort: Least = 3
+
+
+class Privacy(Part):
+    """What a job must do to what leaves."""
+
+    clip: Number | None = None
+    noise: Number | None = None
+    secure_aggregation: StrictBool = False
+
+
+class Hours(Part):
+    """When a job may start; a window that ends before it opens ends on the next day."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    zone: Zone
+    opens: Clock
+    closes: Clock
+    days: Annotated[tuple[Day, ...], Field(min_length=1)] = DAYS
+
+    @model_validator(mode="after")
+    def _a_window(self) -> Self:
+        if self.opens == self.closes:
+            raise ValueError("opens and closes are equal; leave [hours] out to allow any time")
+        return self
+
+
+class Policy(Part):
+    """What a site allows."""
+
+    site: StrictStr = ""
+    modes: tuple[ModeName, ...] = ()
+    submitters: tuple[Name, ...] = ()
+    codecs: tuple[CodecName, ...] = ("fp32",)
+    models: Mapping[Name, StrictStr] = Field(default_factory=dict)
+    datasets: Mapping[Name, Dataset] = Field(default_factory=dict)
+    leave: Leave = Leave()
+    split: SplitLimits = SplitLimits()
+    limits: Limits = Limits()
+    privacy: Privacy = Privacy()
+    hours: Hours | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _checksums(cls, models: Mapping[str, str]) -> Mapping[str, str]:
+        for name, sha256 in models.items():
+            if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+                raise ValueError(
+                    f"names {name!r} with {sha256!r}, and a SHA-256 has 64 hexadecimal digits; "
+                    "`sha256sum model.safetensors` shows it"
+                )
+        return {name: sha256.lower() for name, sha256 in models.items()}
+
+
+# --- Reading ----------------------------------------------------------------------------------
+
+
+def load(path: Path) -> tuple[Policy, str]:
+    """Read a policy file; relative paths of datasets are relative to its folder.
+
+    Returns:
+        The policy, and the SHA-256 of the file as it was read, for the audit log.
+
+    Raises:
+        PolicyError: The file is missing, is not TOML, or is not a policy.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except FileNotFoundError:
+        raise PolicyError(
+            f"policy file {path} does not exist; `triskel site init` writes one"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"policy file {path} is not UTF-8 text: {error.reason}") from error
+    except OSError as error:
+        raise PolicyError(f"policy file {path} cannot be read: {error.strerror}") from error
+    policy = parse(text, where=str(path))
+    base = path.resolve().parent
+    rooted = {
+        name: dataset.model_copy(update={"paths": tuple(str(base / p) for p in dataset.paths)})
+        for name, dataset in policy.datasets.items()
+    }
+    return policy.model_copy(update={"datasets": rooted}), hashlib.sha256(data).hexdigest()
+
+
+def parse(text: str, *, where: str = "policy") -> Policy:
+    """Read a policy from TOML text.
+
+    >>> parse('modes = ["params"]').modes
+    ('params',)
+
+    Raises:
+        PolicyError: The text is not TOML, or is not a policy.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise PolicyError(f"{where} is not valid TOML: {error}") from error
+    try:
+        return Policy.model_validate(raw)
+    except ValidationError as error:
+        raise PolicyError(f"{where}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    key, text = ".".join(place), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = _known(place[:-1])
+        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{key} is missing; give it, or leave {'.'.join(place[:-1])} out"
+    if first["type"] == "value_error":
+        return f"{key} {text}"
+    return f"{key}: {text[0].lower()}{text[1:]}, got {first.get('input')!r}"
+
+
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "leave": Leave,
+    "split": SplitLimits,
+    "limits": Limits,
+    "privacy": Privacy,
+    "hours": Hours,
+    "datasets": Dataset,
+}
+"""Every table of a policy whose keys are fixed; a dataset stands under its name."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _known(place: Sequence[str]) -> list[str]:
+    part = SECTIONS[place[0]] if place else Policy
+    return sorted(part.model_fields)

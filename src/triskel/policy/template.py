@@ -1,0 +1,49 @@
+"""The policy file that `triskel site init` writes: every key, its default and what it means.
+
+It reads back to a policy that refuses every job. Keys without a default stand behind a `#`.
+"""
+
+TEMPLATE = """\
+# A Triskel site policy: what jobs may do with the data of this site. It stays at this site.
+# What is not named is not allowed: as it stands, this policy refuses every job. A line left out
+# takes the value that stands here.
+# Try it: triskel site check THIS_FILE JOB
+
+site = ""                    # what federations call this site
+modes = []                   # params, logits, split
+submitters = []              # who may submit jobs, by the exact name on their certificate
+codecs = ["fp32"]            # how floats may travel: raw, fp32, bf16, fp16, int8, int4
+
+[models]                     # a name of yours = SHA-256 of the weights, as sha256sum prints it
+# "SmolLM2-135M" = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+
+# A job says data.train = "tickets" and data.text = "text"; only this file says where that is.
+# [datasets.tickets]
+# paths = ["tickets.csv"]    # relative to this file
+# columns = { text = "message", label = "team" }    # what jobs say = what the file says
+
+[leave]                      # what may leave, beyond what an allowed mode always sends
+activations = false          # hidden states of texts: the mode split; treat them as the texts
+labels = false               # labels: split.labels = "shared"; for causal, the responses
+texts = false                # texts that logits makes public when the job names no data.public
+
+[split]                      # where the model may be cut
+first = 1                    # blocks at the start that stay here, at least; 0 shows the tokens
+last = 0                     # blocks at the end that stay here, at least
+
+[limits]
+round_mb = 100.0             # most megabytes (10^6 bytes) that leave in a round
+message_mb = 100.0           # most in a message: the job's wire.max_mb
+cohort = 3                   # fewest clients in a round, this one included
+
+[privacy]                    # Triskel has none of these yet: each one refuses every job
+# clip = 1.0                 # what leaves is clipped to this norm or a smaller one
+# noise = 1.0                # and carries noise of this multiplier or a larger one
+secure_aggregation = false   # true: the server must see sums only
+
+# [hours]                    # when jobs may start; left out: at any time
+# zone = "Europe/Zurich"
+# opens = "18:00"
+# closes = "06:00"           # of the next day, where it is the earlier one
+# days = ["mon", "tue", "wed", "thu", "fri"]    # on which it opens; left out: all
+"""

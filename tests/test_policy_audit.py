@@ -1,0 +1,422 @@
+"""The site's audit log: what was decided and what left, in a chain that shows an edit."""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from triskel.codec import encode
+from triskel.errors import DataError
+from triskel.job import Job
+from triskel.message import pack
+from triskel.policy import chain
+from triskel.policy.audit import Audit
+from triskel.policy.chain import AuditError, Chain, read
+from triskel.policy.decide import Refusal
+from triskel.policy.listing import line_of
+from triskel.types import Message, Section
+
+NOON = datetime(2026, 11, 16, 12, tzinfo=UTC)
+ADAPTER = Section(
+    kind="lowrank",
+    tensors={
+        f"{i}.lora_{side}": torch.randn(*shape)
+        for i in range(3)
+        for side, shape in (("A", (2, 8)), ("B", (6, 2)))
+    },
+    facts={"scale": 2.0},
+)
+UPDATE = Message(
+    kind="update", sections={"adapter": ADAPTER}, facts={"round": 7, "examples": 31, "loss": 0.125}
+)
+
+
+def noon() -> datetime:
+    return NOON
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+def written(log: Path, count: int = 4) -> list[str]:
+    """Write some lines; return their hashes."""
+    writer = Chain(log, noon)
+    return [writer.append("note", {"i": i}) for i in range(count)]
+
+
+def kinds(log: Path) -> list[str]:
+    return [entry["what"] for entry in read(log)]
+
+
+def broken_at(log: Path) -> int:
+    """At which line the log is said to be broken, which is after all lines above were read."""
+    entries: list[Any] = []
+    with pytest.raises(AuditError, match="is broken at line") as caught:
+        entries.extend(read(log))
+    number = int(str(caught.value).partition("at line ")[2].partition(":")[0])
+    assert number == len(entries) + 1
+    return number
+
+
+# --- What a line says -------------------------------------------------------------------------
+
+
+def test_what_leaves_is_logged_by_shape_bytes_and_hash_and_never_by_value(log: Path) -> None:
+    coded = encode(UPDATE, "bf16")
+    data = pack(coded)
+    noted = Audit(log, noon).left(coded, data)
+    (line,) = read(log)
+    assert line == {
+        "n": 1,
+        "at": "2026-11-16T12:00:00.000+00:00",
+        "what": "left",
+        "previous": "0" * 64,
+        "kind": "update",
+        "topic": "",
+        "round": 7,
+        "facts": ["examples", "loss", "round"],
+        "sections": {
+            "adapter": {
+                "kind": "lowrank",
+                "codec": ["bf16"],
+                "facts": ["bf16:dtype", "scale"],
+                "tensors": {"BF16 [2, 8]": 3, "BF16 [6, 2]": 3},
+                "bytes": 3 * 2 * (16 + 12),
+            }
+        },
+        "bytes": len(data),
+        "message_sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": noted,
+    }
+    assert "0.125" not in log.read_text()
+    assert line_of(line) == (
+        "    1 2026-11-16T12:00:00.000+00:00 left    update of round 7: adapter (lowrank: 3 of "
+        f"BF16 [2, 8] + 3 of BF16 [6, 2]); {len(data)} bytes, SHA-256 {line['message_sha256']}"
+    )
+
+
+def test_a_decision_is_logged_with_who_asked_for_what_and_every_refusal(log: Path) -> None:
+    audit = Audit(log, noon)
+    why = Refusal(key="modes", asks="runs", allows="allows none")
+    audit.decided(Job(name="t" * 999), [why], policy_sha256="ab" * 32, submitter="\x1b[2Jeve\n")
+    audit.decided(Job(), [], policy_sha256="ab" * 32)
+    refused, allowed = read(log)
+    assert (refused["allowed"], allowed["allowed"]) == (False, True)
+    assert refused["refusals"] == ["modes: the job runs; this site allows none"]
+    assert (len(refused["job"]), refused["mode"], allowed["by"]) == (200, "params", None)
+    assert refused["policy_sha256"] == "ab" * 32
+    assert refused["job_sha256"] != allowed["job_sha256"]
+    shown = line_of(refused)
+    assert shown.isprintable()
+    assert shown.endswith("of '\\x1b[2Jeve\\n'; modes: the job runs; this site allows none")
+    assert " refused job 'ttt" in shown
+    assert line_of(allowed).endswith("allowed job 'opinions' (mode params) of None")
+
+
+def test_the_log_is_its_owners_alone_and_its_hashes_are_recomputed_by_anyone(log: Path) -> None:
+    hashes = written(log)
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    previous = "0" * 64
+    for number, (line, noted) in enumerate(zip(log.read_text().splitlines(), hashes, strict=True)):
+        body, _, seal = line.rpartition(',"sha256":')
+        assert seal == f'"{noted}"}}'
+        assert hashlib.sha256((body + "}").encode()).hexdigest() == noted
+        assert json.loads(line)["previous"] == previous
+        assert json.loads(line)["n"] == number + 1
+        previous = noted
+
+
+def test_what_a_line_is_about_cannot_forge_its_number_time_or_chain(log: Path) -> None:
+    about = {"n": 9, "at": "never", "what": "left", "previous": "f" * 64}
+    Chain(log, noon).append("note", about)
+    (line,) = read(log)
+    assert (line["n"], line["what"], line["previous"]) == (1, "note", "0" * 64)
+
+
+# --- Edits ------------------------------------------------------------------------------------
+
+
+def test_an_edited_line_is_found_wherever_it_is(log: Path) -> None:
+    written(log)
+    whole = log.read_bytes()
+    for number in range(1, 5):
+        log.write_bytes(whole.replace(f'"i":{number - 1}'.encode(), b'"i":8'))
+        assert broken_at(log) == number
+        with pytest.raises(AuditError, match=f"at line {number}"):
+            Chain(log).append("note", {})
+        assert log.read_bytes().count(b"\n") == 4, "nothing is added to a broken log"
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_no_byte_can_be_changed_unseen(log: Path, place: float, byte: int) -> None:
+    log.unlink(missing_ok=True)
+    written(log, 3)
+    data = bytearray(log.read_bytes())
+    at = int(place * len(data))
+    if data[at] == byte or at == len(data) - 1:  # the last newline is a kill's to take
+        return
+    data[at] = byte
+    log.write_bytes(data)
+    assert broken_at(log) <= 3
+
+
+@pytest.mark.parametrize(
+    ("order", "line"),
+    [
+        ([0, 2, 3], 2),
+        ([1, 2, 3], 1),
+        ([0, 1, 1, 2, 3], 3),
+        ([0, 2, 1, 3], 2),
+        ([0, b"\n", 1, 2], 2),
+        ([0, b" ", 1, 2], 2),
+        ([0, b"[" * 90_000 + b"\n", 1], 2),
+        ([0, 1, 2, b"x" * (5 << 20)], 4),
+        ([0, b"\xff\xfe\n"], 2),
+    ],
+)
+def test_a_line_removed_inserted_moved_or_foreign_is_found(
+    log: Path, order: list[int | bytes], line: int
+) -> None:
+    written(log)
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[one] if isinstance(one, int) else one for one in order))
+    assert broken_at(log) == line
+
+
+def test_a_line_with_a_right_hash_and_wrong_content_is_refused(log: Path) -> None:
+    for body in (
+        b'{"n":1',
+        b'{"n":1,"x":' + b"[" * 9999,
+        b'{"n":1,"previous":"' + b"0" * 64 + b'"',
+    ):
+        sha256 = hashlib.sha256(body + b"}").hexdigest().encode()
+        log.write_bytes(body + b',"sha256":"' + sha256 + b'"}\n')
+        assert broken_at(log) == 1
+
+
+def test_a_hash_noted_elsewhere_shows_that_the_end_was_cut_off_or_all_written_anew(
+    log: Path, tmp_path: Path
+) -> None:
+    hashes = written(log)
+    assert len(list(read(log, seen=hashes[3]))) == 4
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:3]))
+    assert len(list(read(log))) == 3, "the chain alone cannot show it"
+    with pytest.raises(AuditError, match="no longer holds"):
+        list(read(log, seen=hashes[3]))
+    forged = tmp_path / "forged.jsonl"
+    Chain(forged, noon).append("note", {"i": 9})
+    with pytest.raises(AuditError, match="no longer holds"):
+        list(read(forged, seen=hashes[0]))
+
+
+# --- Kills, full disks, several writers -------------------------------------------------------
+
+
+def test_a_log_cut_at_any_byte_is_read_and_gone_on_with(log: Path) -> None:
+    written(log, 3)
+    whole = log.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for size in range(len(whole)):
+        log.write_bytes(whole[:size])
+        lines = sum(end <= size + 1 for end in ends)  # a lacking newline loses nothing
+        piece = size not in {0, *ends, *(end - 1 for end in ends)}
+        assert kinds(log) == ["note"] * lines + ["cut"] * piece
+        Chain(log, noon).append("after", {})
+        assert kinds(log) == ["note"] * lines + ["torn"] * piece + ["after"]
+        assert log.read_bytes().startswith(whole[:size]), "nothing was taken away"
+
+
+def test_a_second_kill_in_the_line_that_notes_the_first_is_noted_too(log: Path) -> None:
+    written(log, 2)
+    log.write_bytes(log.read_bytes()[:-9])
+    before = log.stat().st_size
+    Chain(log, noon).append("after", {})
+    whole = log.read_bytes()
+    for size in range(before + 1, len(whole)):
+        log.write_bytes(whole[:size])
+        Chain(log, noon).append("again", {})
+        assert kinds(log)[0] == "note"
+        assert kinds(log)[-1] == "again"
+
+
+def test_a_piece_that_is_edited_after_it_was_noted_is_found(log: Path) -> None:
+    written(log, 2)
+    log.write_bytes(log.read_bytes()[:-9])
+    Chain(log, noon).append("after", {})
+    log.write_bytes(log.read_bytes().replace(b'"i":1', b'"i":7'))
+    assert broken_at(log) == 2
+
+
+def test_a_cut_end_is_told_in_words(log: Path) -> None:
+    written(log, 1)
+    log.write_bytes(log.read_bytes()[:-9])
+    said = [line_of(entry) for entry in read(log)]
+    assert said[0].endswith("as a kill leaves it")
+    Chain(log, noon).append("after", {})
+    assert "bytes of a line that was not finished" in line_of(next(iter(read(log))))
+
+
+def test_on_a_full_disk_nothing_is_said_to_be_written_and_later_lines_go_on(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Chain(log, noon)
+    writer.append("note", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.os, "write", _filling(100))
+        with pytest.raises(AuditError, match=r"No space left on device; nothing may leave"):
+            writer.append("lost", {"text": "x" * 500})
+    assert kinds(log) == ["note", "cut"]
+    writer.append("note", {})
+    assert kinds(log) == ["note", "torn", "note"]
+
+
+def _filling(room: int) -> Callable[[int, bytes], int]:
+    """Stand in for os.write on a disk with so many bytes left."""
+    real, left = os.write, [room]
+
+    def write(handle: int, data: bytes) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = real(handle, data[: left[0]])
+        left[0] -= done
+        return done
+
+    return write
+
+
+def test_a_line_that_may_not_be_on_disk_is_not_said_to_be(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    writer = Chain(log, noon)
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.os, "fsync", fails)
+        with pytest.raises(AuditError, match="nothing may leave"):
+            writer.append("note", {})
+    writer.append("note", {})
+    assert kinds(log) == ["note", "note"]
+
+
+def test_a_line_is_on_disk_before_its_writer_returns(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(chain.os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    writer = Chain(log, noon)
+    for _ in range(2):
+        writer.append("note", {})
+        assert log.stat().st_size in synced
+    assert len(synced) == 3, "the folder too, once"
+
+
+@pytest.mark.parametrize("place", ["a-file/log", "."])
+def test_a_place_that_cannot_be_written_or_read_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a-file").touch()
+    with pytest.raises(AuditError, match="cannot be written"):
+        Chain(tmp_path / place).append("note", {})
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read(tmp_path / place))
+
+
+def test_a_line_that_is_far_too_long_is_refused_and_leaves_no_trace(log: Path) -> None:
+    writer = Chain(log, noon)
+    writer.append("note", {})
+    with pytest.raises(AuditError, match="at most 1048576 bytes"):
+        writer.append("note", {"text": "x" * (1 << 20)})
+    assert kinds(log) == ["note"]
+
+
+@pytest.mark.parametrize("how", ["cut", "replaced", "gone"])
+def test_a_log_that_is_cut_or_replaced_under_its_writer_is_noticed(log: Path, how: str) -> None:
+    writer = Chain(log, noon)
+    writer.append("note", {})
+    writer.append("note", {})
+    if how == "cut":
+        log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    else:
+        other = log.with_name("other")
+        written(other, 5 if how == "replaced" else 0)
+        other.touch()
+        other.replace(log)
+    with pytest.raises(AuditError, match="was cut or replaced"):
+        writer.append("note", {})
+
+
+def test_writers_that_take_turns_make_one_chain(log: Path) -> None:
+    one, two = Chain(log, noon), Chain(log, noon)
+    for i in range(3):
+        one.append("one", {"i": i})
+        two.append("two", {"i": i})
+    assert kinds(log) == ["one", "two"] * 3
+
+
+def test_threads_and_processes_at_once_lose_no_line(log: Path) -> None:
+    shared = Chain(log)
+    script = (
+        "import sys, pathlib; from triskel.policy.chain import Chain\n"
+        "log = Chain(pathlib.Path(sys.argv[1]))\n"
+        "for i in range(20): log.append('process', {'i': i})\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(log)])
+    own = [
+        threading.Thread(target=lambda w=w: [w.append("thread", {}) for _ in range(10)])
+        for w in (shared, shared, Chain(log))
+    ]
+    for thread in own:
+        thread.start()
+    for thread in own:
+        thread.join()
+    assert other.wait(60) == 0
+    found = kinds(log)
+    assert (found.count("process"), found.count("thread"), len(found)) == (20, 30, 50)
+
+
+def test_a_writer_that_never_lets_go_stops_what_would_leave(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "PATIENCE_S", 0.05)
+    with FileLock(f"{log}.lock"), pytest.raises(AuditError, match="held by another process"):
+        Chain(log).append("note", {})
+    assert Chain(log).append("note", {})
+
+
+# --- Lists for people -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"sections": [], "topic": 3, "round": []},
+        {"sections": {"a": 3, "\x1b": {"tensors": 4}, "b": {"tensors": {"\n": []}}}},
+        {"refusals": 3, "job": ["\x1b"]},
+        {"refusals": ["\x1b[2J\n", 4]},
+    ],
+)
+@pytest.mark.parametrize("what", ["left", "decided", "\x1b[2J"])
+def test_a_line_somebody_else_wrote_is_listed_without_harm(
+    log: Path, what: str, about: dict[str, Any]
+) -> None:
+    Chain(log, noon).append(what, about)
+    (entry,) = read(log)
+    assert line_of(entry).isprintable()
