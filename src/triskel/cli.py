@@ -6,6 +6,7 @@ that help, typing mistakes and mistakes in a job are answered at once.
 """
 
 import difflib
+import math
 import os
 import re
 import signal
@@ -13,9 +14,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -24,8 +26,11 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from triskel import __version__
-from triskel.errors import JobError, TriskelError
-from triskel.job import MODE_NAMES, Job, ModeName, load
+from triskel.errors import DataError, JobError, TriskelError
+from triskel.job import MODE_NAMES, Job, ModeName, load, parse
+
+if TYPE_CHECKING:
+    from triskel.policy.weights import Weights
 
 # `types` and `compare` load torch, so what is needed of them is said again here
 Event = Mapping[str, Any]
@@ -86,6 +91,8 @@ app = typer.Typer(
 )
 assets_app = typer.Typer(no_args_is_help=True, help="The model and the texts of the demo.")
 app.add_typer(assets_app, name="assets")
+site_app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
+app.add_typer(site_app, name="site")
 
 
 def main() -> None:
@@ -409,13 +416,7 @@ def init(
     """Write a job file that holds every key, its default and what it means."""
     from triskel.template import TEMPLATE
 
-    if file.exists() and not force:
-        raise JobError(f"{file} exists; --force replaces it")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(TEMPLATE, encoding="utf-8")
-    except OSError as error:
-        raise JobError(f"{file} cannot be written: {error.strerror}") from error
+    _write(file, TEMPLATE, force=force)
     typer.echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")
 
 
@@ -446,6 +447,105 @@ def get_assets(
 
     for name in _names("asset", ",".join(names), tuple(ASSETS)) if names else ASSETS:
         get(name, say=typer.echo)
+
+
+# --- A site's policy --------------------------------------------------------------------------
+
+
+@site_app.command("init")
+def site_init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
+        "policy.toml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a policy that allows nothing yet, with every key and what it means."""
+    from triskel.policy.template import TEMPLATE
+
+    _write(file, TEMPLATE, force=force)
+    typer.echo(f"{file} allows nothing yet; edit it, then run `triskel site check {file} JOB`")
+
+
+@site_app.command("check")
+def site_check(
+    policy: Annotated[
+        Path, typer.Argument(metavar="POLICY", help="A site's policy.", show_default=False)
+    ],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file.", show_default=False)],
+    by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who would submit the job.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(min=1, help="How many clients the federation has.")
+    ] = None,
+    up_mb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Megabytes that this site would send in a round."),
+    ] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="When it would start, in UTC.", show_default="now")
+    ] = None,
+) -> None:
+    """Say whether a job may run at a site, or everything that the policy has against it."""
+    from triskel.policy.decide import MB, Circumstances, decide, wanted
+    from triskel.policy.rules import load as load_policy
+
+    rules, _ = load_policy(policy)
+    load(job)  # refuses what cannot be read; the names of datasets are not paths, so again:
+    asked = parse(job.read_text(encoding="utf-8"), where=str(job))
+    found = _weights(asked.client(rules.site).model or asked.model.path, job.parent)
+    when = datetime.now(UTC) if at is None else at.replace(tzinfo=UTC)
+    here = Circumstances(
+        now=when,
+        submitter=by,
+        model_sha256=None if found is None else found.sha256,
+        blocks=None if found is None else found.blocks,
+        clients=clients,
+        round_bytes=None if up_mb is None else math.ceil(up_mb * MB),
+    )
+    refusals = decide(rules, asked, here)
+    for refusal in refusals:
+        typer.echo(str(refusal))
+    if refusals:
+        raise typer.Exit(1)
+    typer.echo(
+        f"{job} may run here: mode {asked.mode}, datasets {', '.join(sorted(wanted(asked)))}"
+    )
+
+
+@site_app.command("audit")
+def site_audit(
+    log: Annotated[
+        Path, typer.Argument(metavar="LOG", help="A site's audit log.", show_default=False)
+    ],
+    seen: Annotated[
+        str | None,
+        typer.Option(metavar="SHA256", help="A hash noted earlier, which must still be there."),
+    ] = None,
+) -> None:
+    """List what a site decided and what left it, and verify that no line was changed."""
+    from triskel.policy.chain import START, read
+    from triskel.policy.listing import line_of
+
+    last, count = START, 0
+    for entry in read(log, seen=seen):
+        typer.echo(line_of(entry))
+        last, count = entry.get("sha256", last), entry.get("n", count)
+    typer.echo(f"{count} lines, none changed; the last one's SHA-256: {last}")
+
+
+def _weights(path: str, base: Path) -> "Weights | None":
+    """Return what is known of the job's model on this machine, None where it is not here."""
+    from triskel.data.assets import resolve
+    from triskel.policy.weights import weights
+
+    if (base / path).is_dir():
+        return weights(base / path)
+    try:
+        folder = Path(resolve(path))
+    except DataError:
+        return None
+    return weights(folder) if folder.is_dir() else None
 
 
 # --- Small things -----------------------------------------------------------------------------
@@ -495,6 +595,16 @@ def _next_folder(name: str) -> Path:
     there: Iterable[Path] = runs.iterdir() if runs.is_dir() else ()
     taken = [int(found[1]) for path in there if (found := numbered.fullmatch(path.name))]
     return runs / f"{safe}-{max(taken, default=0) + 1}"
+
+
+def _write(file: Path, text: str, *, force: bool) -> None:
+    if file.exists() and not force:
+        raise JobError(f"{file} exists; --force replaces it")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"{file} cannot be written: {error.strerror}") from error
 
 
 def _clear(folder: Path) -> None:

@@ -1,0 +1,193 @@
+"""`triskel site`: a policy is written, a job is held against it, a log is verified."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from triskel import cli
+from triskel.policy.chain import Chain
+from triskel.policy.rules import Policy, load
+from triskel.policy.template import TEMPLATE
+
+RUNNER = CliRunner()
+SHA = hashlib.sha256(b"weights").hexdigest()
+POLICY = f"""
+modes = ["params", "split"]
+submitters = ["ann"]
+[models]
+small = "{SHA}"
+[datasets.tickets]
+paths = ["secret.csv"]
+columns = {{ text = "message", label = "team" }}
+[leave]
+activations = true
+[split]
+first = 4
+last = 2
+[limits]
+round_mb = 1.9
+message_mb = 256
+[hours]
+zone = "UTC"
+opens = "18:00"
+closes = "20:00"
+"""
+JOB = """
+[model]
+path = "small"
+[data]
+source = "csv"
+train = "tickets"
+text = "text"
+label = "label"
+"""
+GOOD = ["--by", "ann", "--clients", "4", "--up-mb", "1.9", "--at", "2026-11-16T18:00:00"]
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRISKEL_CACHE", str(tmp_path / "cache"))
+    Path("jobs").mkdir()
+    Path("jobs/small").mkdir()
+    Path("jobs/small/model.safetensors").write_bytes(b"weights")
+    Path("jobs/small/config.json").write_text('{"num_hidden_layers": 30}', encoding="utf-8")
+    Path("jobs/job.toml").write_text(JOB, encoding="utf-8")
+    Path("policy.toml").write_text(POLICY, encoding="utf-8")
+
+
+def site(*words: str) -> tuple[int, str, str]:
+    got = RUNNER.invoke(cli.app, ["site", *words])
+    return got.exit_code, got.stdout, got.stderr
+
+
+def check(*more: str, job: str = "jobs/job.toml") -> tuple[int, str, str]:
+    return site("check", "policy.toml", job, *GOOD, *more)
+
+
+def test_a_job_that_may_run_is_told_so_in_one_line() -> None:
+    said = "jobs/job.toml may run here: mode params, datasets tickets\n"
+    assert check() == (0, said, "")
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        (["--by", "eve"], "submitters"),
+        (["--clients", "2"], "limits.cohort"),
+        (["--up-mb", "1.900001"], "limits.round_mb"),
+        (["--at", "2026-11-16T20:00:00"], "hours"),
+    ],
+)
+def test_each_option_is_held_against_its_key(more: list[str], key: str) -> None:
+    code, out, said = check(*more)
+    assert (code, said) == (1, "")
+    assert [line.partition(":")[0] for line in out.splitlines()] == [key]
+
+
+def test_every_refusal_is_a_line_and_what_is_left_out_counts_as_not_known() -> None:
+    job = JOB.replace('"tickets"', '"letters"').replace('"small"', '"org/elsewhere"')
+    Path("jobs/job.toml").write_text('mode = "logits"\n' + job, encoding="utf-8")
+    code, out, said = site("check", "policy.toml", "jobs/job.toml", "--at", "2026-11-16T18:00:00")
+    assert (code, said) == (1, "")
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        *("submitters", "modes", "models", "datasets", "leave.texts", "limits.round_mb"),
+        "limits.cohort",
+    ]
+    assert "secret" not in out
+
+
+def test_without_a_time_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    class At(cli.datetime):
+        hour_ = 19
+
+        @classmethod
+        def now(cls, tz: object = None) -> cli.datetime:  # type: ignore[override]
+            assert tz is cli.UTC
+            return cli.datetime(2026, 11, 16, cls.hour_, tzinfo=cli.UTC)
+
+    monkeypatch.setattr(cli, "datetime", At)
+    words = ("check", "policy.toml", "jobs/job.toml", *GOOD[:-2])
+    assert site(*words)[0] == 0
+    At.hour_ = 21
+    assert site(*words)[1].startswith("hours: ")
+
+
+def test_the_cut_that_the_job_leaves_open_is_that_of_the_model_on_this_machine() -> None:
+    Path("jobs/job.toml").write_text('mode = "split"\n' + JOB, encoding="utf-8")
+    assert check()[0] == 0, "[4, 28] of 30 blocks"
+    Path("jobs/small/config.json").write_text('{"num_hidden_layers": 12}', encoding="utf-8")
+    assert [line.partition(":")[0] for line in check()[1].splitlines()] == [
+        *("split.first", "split.last"),
+    ]
+
+
+def test_an_asset_that_is_not_here_is_a_model_that_is_not_here() -> None:
+    Path("jobs/job.toml").write_text(JOB.replace('"small"', '"smollm2-135m"'), encoding="utf-8")
+    code, out, _ = check()
+    assert code == 1
+    assert out.startswith("models: the job names a model whose weights are not on this machine;")
+
+
+@pytest.mark.parametrize(
+    ("policy", "job", "sentence"),
+    [
+        ("none.toml", "jobs/job.toml", "policy file none.toml does not exist"),
+        ("policy.toml", "none.toml", "job file none.toml does not exist"),
+        ("bad.toml", "jobs/job.toml", "bad.toml: unknown key 'mods'; did you mean 'modes'?"),
+        ("policy.toml", "bad.toml", "bad.toml: unknown key 'mods'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence_and_code_2(
+    policy: str, job: str, sentence: str
+) -> None:
+    Path("bad.toml").write_text("mods = 1\n", encoding="utf-8")
+    code, out, said = site("check", policy, job)
+    assert (code, out) == (2, "")
+    assert said.startswith(f"error: {sentence}")
+    assert said.count("\n") == 1
+
+
+def test_a_policy_is_written_once_and_allows_nothing() -> None:
+    code, out, _ = site("init", "here/policy.toml")
+    assert code == 0
+    assert out.startswith("here/policy.toml allows nothing yet")
+    assert Path("here/policy.toml").read_text(encoding="utf-8") == TEMPLATE
+    assert load(Path("here/policy.toml"))[0] == Policy()
+    code, _, said = site("init")
+    assert (code, said) == (2, "error: policy.toml exists; --force replaces it\n")
+    assert site("init", "--force")[0] == 0
+    assert site("check", "policy.toml", "jobs/job.toml", *GOOD)[0] == 1
+
+
+def test_a_log_is_listed_and_verified() -> None:
+    log = Chain(Path("audit.jsonl"))
+    first = log.append("note", {})
+    last = log.append("note", {})
+    code, out, said = site("audit", "audit.jsonl", "--seen", first)
+    assert (code, said) == (0, "")
+    assert out.splitlines()[-1].endswith(f"2 lines, none changed; the last one's SHA-256: {last}")
+    assert len(out.splitlines()) == 3
+    code, _, said = site("audit", "audit.jsonl", "--seen", "5f0c")
+    assert code == 1
+    assert said.startswith("error: audit log audit.jsonl no longer holds 5f0c")
+
+
+def test_a_changed_log_is_listed_up_to_the_change() -> None:
+    for _ in range(3):
+        Chain(Path("audit.jsonl")).append("note", {})
+    text = Path("audit.jsonl").read_text(encoding="utf-8")
+    Path("audit.jsonl").write_text(text.replace('{"n":2', '{"n":7'), encoding="utf-8")
+    code, out, said = site("audit", "audit.jsonl")
+    assert code == 1
+    assert len(out.splitlines()) == 1
+    assert said.startswith("error: audit log audit.jsonl is broken at line 2: ")
+    assert said.count("\n") == 1
+
+
+def test_a_log_that_is_not_there_is_code_2() -> None:
+    code, _, said = site("audit", "none.jsonl")
+    assert code == 2
+    assert said == "error: audit log none.jsonl cannot be read: No such file or directory\n"
