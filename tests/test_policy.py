@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import tomli_w
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from triskel.errors import DataError
 from triskel.job import Job
 from triskel.job import parse as parse_job
 from triskel.ledger import Ledger
@@ -44,6 +45,7 @@ columns = {{ text = "message", label = "team", branch = "house" }}
 [datasets.open]
 paths = ["/secret/place/open.csv"]
 columns = {{ text = "line" }}
+public = true
 [leave]
 activations = true
 labels = true
@@ -255,6 +257,12 @@ REFUSED: list[tuple[Mapping[str, str], tuple[str, ...], Mapping[str, Any], list[
     ({}, ("data.label=diagnosis",), {}, [
         ("datasets.tickets.columns: the job reads column 'diagnosis' of dataset 'tickets'; this "
         "site gives branch, label, text")]),
+    ({}, ("data.prompt=diagnosis", "data.response=text"), {}, [
+        ("datasets.tickets.columns: the job reads column 'diagnosis' of dataset 'tickets'; this "
+        "site gives branch, label, text")]),
+    ({}, ("data.public=tickets",), {}, [
+        ("datasets.tickets.public: the job uses dataset 'tickets' as its public texts; this site "
+        "keeps its texts private")]),
     ({}, ("clients.partition=natural", "clients.by=ward"), {}, [
         ("datasets.tickets.columns: the job reads column 'ward' of dataset 'tickets'; this site "
         "gives branch, label, text")]),
@@ -335,6 +343,7 @@ def test_each_key_refuses_by_itself_in_one_sentence(case: int) -> None:
         (("clients.cohort=0.3",), {"clients": 10}),  # 3 of 10, whatever a float says
         (("split.cut=[0, 6]",), {"blocks": None}),  # not in the mode that runs
         ((), {"now": MONDAY - timedelta(hours=3)}),
+        (("data.task=causal", "data.label=''"), {}),
     ],
 )
 def test_what_the_policy_names_may_run(job: tuple[str, ...], here: Mapping[str, Any]) -> None:
@@ -358,7 +367,7 @@ def test_every_key_that_can_refuse_is_tested() -> None:
         for name in ("leave", "split", "limits", "privacy")
         for key in SECTIONS[name].model_fields
     }
-    assert keys | {"datasets.tickets.columns"} == tested
+    assert keys | {"datasets.tickets.columns", "datasets.tickets.public"} == tested
 
 
 @pytest.mark.parametrize(
@@ -495,6 +504,7 @@ TIGHTER = [
     _less("hours", "days"),
     lambda raw, n: _less("datasets", "tickets", "columns")(raw, n) if "tickets" in raw["datasets"]
     else None,
+    lambda raw, _: raw["datasets"].get("open", {}).update(public=False),
     _set("leave", "activations", _never), _set("leave", "labels", _never),
     _set("leave", "texts", _never),
     _set("split", "first", lambda old, n: old + n % 3),
@@ -518,6 +528,7 @@ def _reasons(raw: Raw) -> list[list[str]]:
     ]
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, len(TIGHTER) - 1), st.integers(0, 9)), max_size=6))
 def test_a_stricter_policy_refuses_whatever_a_laxer_one_does(steps: list[tuple[int, int]]) -> None:
     raw = tomllib.loads(POLICY)
@@ -530,6 +541,7 @@ def test_a_stricter_policy_refuses_whatever_a_laxer_one_does(steps: list[tuple[i
         before = after
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_a_policy_file_does_not_matter(random: Any) -> None:  # noqa: ANN401
     def shuffled(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
@@ -543,9 +555,9 @@ def test_the_order_of_a_policy_file_does_not_matter(random: Any) -> None:  # noq
 
     raw = tomllib.loads(POLICY)
     other = tomllib.loads(tomli_w.dumps(shuffled(raw)))
+    one, two = Policy.model_validate(raw), Policy.model_validate(other)
     for job, here in itertools.product(JOBS, PLACES):
-        first, second = (decide(Policy.model_validate(r), job, here) for r in (raw, other))
-        assert first == second == decide(Policy.model_validate(raw), job, here)
+        assert decide(one, job, here) == decide(two, job, here)
 
 
 # --- What a limit needs to know ---------------------------------------------------------------
@@ -622,6 +634,12 @@ def test_a_configuration_without_a_number_of_blocks_names_none(tmp_path: Path, t
     found = weights(tmp_path)
     assert found is not None
     assert found.blocks is None
+
+
+def test_a_model_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(DataError, match=r"model folder .* cannot be read: Is a directory"):
+        weights(tmp_path)
 
 
 # --- The page ---------------------------------------------------------------------------------

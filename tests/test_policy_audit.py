@@ -111,6 +111,14 @@ def test_what_leaves_is_logged_by_shape_bytes_and_hash_and_never_by_value(log: P
     )
 
 
+def test_a_message_without_round_or_sections_is_logged_all_the_same(log: Path) -> None:
+    message = Message(kind="ask", topic="knowledge", facts={"round": "\x1b[2J"})
+    Audit(log, noon).left(message, pack(message))
+    (line,) = read(log)
+    assert "round" not in line
+    assert " left    ask knowledge of round -: no section; " in line_of(line)
+
+
 def test_a_decision_is_logged_with_who_asked_for_what_and_every_refusal(log: Path) -> None:
     audit = Audit(log, noon)
     why = Refusal(key="modes", asks="runs", allows="allows none")
@@ -163,7 +171,9 @@ def test_an_edited_line_is_found_wherever_it_is(log: Path) -> None:
         assert log.read_bytes().count(b"\n") == 4, "nothing is added to a broken log"
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
 def test_no_byte_can_be_changed_unseen(log: Path, place: float, byte: int) -> None:
     log.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ that help, typing mistakes and mistakes in a job are answered at once.
 """
 
 import difflib
-import math
 import os
 import re
 import signal
@@ -501,7 +500,7 @@ def site_check(
         model_sha256=None if found is None else found.sha256,
         blocks=None if found is None else found.blocks,
         clients=clients,
-        round_bytes=None if up_mb is None else math.ceil(up_mb * MB),
+        round_bytes=None if up_mb is None else round(up_mb * MB),
     )
     refusals = decide(rules, asked, here)
     for refusal in refusals:

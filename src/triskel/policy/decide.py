@@ -154,6 +154,12 @@ def _data(policy: Policy, job: Job) -> Iterator[Refusal]:
                 allows=f"gives {_names(policy.datasets)}",
             )
             continue
+        if name == job.data.public and not dataset.public:
+            yield Refusal(
+                key=f"datasets.{name}.public",
+                asks=f"uses dataset {_show(name)} as its public texts",
+                allows="keeps its texts private",
+            )
         for column in sorted(columns - set(dataset.columns)):
             yield Refusal(
                 key=f"datasets.{name}.columns",
@@ -166,16 +172,15 @@ def wanted(job: Job) -> dict[str, set[str]]:
     """Return the datasets that a job names, and the columns it reads of each.
 
     Under a policy `data.train`, `data.test` and `data.public` name datasets of the site, and the
-    demo's texts are the dataset `opinions`. Labels of public texts are never read.
+    demo's texts are the dataset `opinions`. Every column counts that the job names, read or not;
+    labels of public texts are never read.
     """
     data = job.data
+    texts, more = {data.text, data.prompt, data.response}, {data.label, job.clients.by}
+    named = {data.train, data.test}
     if data.source == "opinions":
-        texts, more = {data.text or "text"}, {data.label or "label", job.clients.by or "silo"}
-        named = {"opinions"}
-    else:
-        texts = {data.prompt, data.response} if data.prompt else {data.text}
-        more = {data.label, "" if data.source == "clients" else job.clients.by}
-        named = {data.train, data.test}
+        texts, more = texts | {"text"}, more | {"label", "silo"}
+        named |= {"opinions"}
     found = {name: (texts | more) - {""} for name in named if name}
     if data.public:
         found[data.public] = found.get(data.public, set()) | (texts - {""})
@@ -234,7 +239,7 @@ def _cut(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
 
 def _limits(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
     limits, size = policy.limits, here.round_bytes
-    if size is None or size > limits.round_mb * MB:
+    if size is None or size > round(limits.round_mb * MB):
         yield Refusal(
             key="limits.round_mb",
             asks="sends a number of bytes in a round that is not known here"

@@ -73,10 +73,11 @@ Zone = Annotated[ZoneInfo, BeforeValidator(_zone)]
 
 
 class Dataset(Part):
-    """Where a named dataset lies, and which of its columns a job may name."""
+    """Where a named dataset lies, which of its columns a job may name, and who may read it."""
 
     paths: Annotated[tuple[Name, ...], Field(min_length=1)]
     columns: Annotated[Mapping[Name, Name], Field(min_length=1)]
+    public: StrictBool = False
 
 
 class Leave(Part):

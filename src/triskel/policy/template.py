@@ -21,6 +21,7 @@ codecs = ["fp32"]            # how floats may travel: raw, fp32, bf16, fp16, int
 # [datasets.tickets]
 # paths = ["tickets.csv"]    # relative to this file
 # columns = { text = "message", label = "team" }    # what jobs say = what the file says
+# public = false             # true: a job may use it as the texts that all parties read
 
 [leave]                      # what may leave, beyond what an allowed mode always sends
 activations = false          # hidden states of texts: the mode split; treat them as the texts
