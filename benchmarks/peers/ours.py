@@ -116,6 +116,13 @@ def played(bench: Bench, out: Path, *, idle: bool) -> tuple[Any, Any, Losses]:
     return stage, outcome, losses
 
 
+def trained(row: Mapping[str, Any]) -> list[float]:
+    """Return the seconds of each client's own work, or of all where there are many."""
+    if "clients" in row:
+        return [one["compute_s"] for one in row["clients"].values()]
+    return [row["sum"]["compute_s"]]
+
+
 def main() -> None:
     """Run, and write rounds and adapter."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -132,11 +139,11 @@ def main() -> None:
     stage, outcome, losses = played(bench, chosen.out, idle=bool(chosen.many))
     rounds: list[dict[str, Any]] = []
     for row in outcome.rows:
-        mine = [losses[row["round"], c] for c in row["clients"] if not chosen.many]
+        mine = [] if chosen.many else [losses[row["round"], c] for c in row["clients"]]
         rounds.append(
             {
                 "wall": row["seconds"],
-                "train": [one["compute_s"] for one in row["clients"].values()],
+                "train": trained(row),
                 "loss": [sum(one) / len(one) for one in mine],
                 "steps": sum(len(one) for one in mine),
             }
