@@ -3,7 +3,8 @@
 `tokens32`, `tokens128` and `tokens512` are the time of a training step of every client one by one
 over the time the engine takes with its own grouping (which may decide to run them one by one), for
 8 clients of 1 x 32 tokens, 8 of 4 x 32 and 4 of 16 x 32. `gradient_gap` is the largest norm-wise
-difference of a tensor's gradient between the two ways, in float32, over clients and tensors.
+difference of a tensor's gradient between the two ways, in float32, over clients and tensors, for
+batches of one shape; `gradient_gap_ragged` for clients whose batches differ in rows and length.
 `swap_share` is what it takes to go from one client to the next, over a step of 16 x 32 tokens:
 pointing every slot of the library's blocks at the next client's tensors. (Fused blocks are handed
 the tensors of the client that runs, and only the head's slots are pointed.)
@@ -96,13 +97,15 @@ def main() -> None:
                 swaps.append(measure.seconds(lambda p=party: body.install(p, p)))
             figures["swap_share"] = measure.ratios(swaps, one)
     exact = prepare(load(None, ["model.compute=fast", "model.dtype=float32"]), quiet).body()
-    works = steps(exact, 4, 3, 19, chosen.seed)
-    pairs = zip(
-        gradients(exact, works, together=True),
-        gradients(exact, works, together=False),
-        strict=True,
-    )
-    figures["gradient_gap"] = [float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs]
+    even = steps(exact, 4, 3, 19, chosen.seed)
+    ragged = [*steps(exact, 2, 3, 19, chosen.seed), *steps(exact, 2, 5, 13, chosen.seed + 1)]
+    for name, works in (("gradient_gap", even), ("gradient_gap_ragged", ragged)):
+        pairs = zip(
+            gradients(exact, works, together=True),
+            gradients(exact, works, together=False),
+            strict=True,
+        )
+        figures[name] = [float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs]
     measure.report("clients", figures, seed=chosen.seed, out=chosen.out, rank=body.adapter.rank)
 
 

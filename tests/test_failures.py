@@ -75,7 +75,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 def test_a_loss_that_is_none_stops_with_client_round_and_step(
     mode: str, model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = SMALL.bench(SMALL.job(model, rows, model={"compute": "reference"}))
+    job = SMALL.job(model, rows)  # on the reference path, so one client after the other
+    plain = job.model.model_copy(update={"compute": "reference"})
+    bench = SMALL.bench(job.model_copy(update={"model": plain}))
     first = len(bench.share("client-01").train)
     steps = -(-first // bench.job.train.batch)
     poison(monkeypatch, steps + 2 if mode == "params" else 2)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ANN401 - stand-ins take whatever they are handed
 
+import copy
 import csv
 import json
 import runpy
@@ -169,7 +170,7 @@ def test_a_run_of_many_that_was_stopped_ends_with_the_same_numbers(
             run(job, request, tmp_path / "run", Stops(job), SMALL.watch)
         found = resume(tmp_path / "run", LocalEngine, SMALL.watch)
     for mode in ("params", "logits", "split"):
-        stop, whole = found["modes"][mode], both.many["modes"][mode]
+        stop, whole = found["modes"][mode], copy.deepcopy(both.many["modes"][mode])
         for one in (*stop["rounds"], *whole["rounds"]):
             one.pop("slowest", None)  # which it is depends on times
         assert timeless(stop) == timeless(whole)
