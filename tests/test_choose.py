@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from triskel.bench import prepare
-from triskel.errors import ModelError
+from triskel.errors import CheckpointError, ModelError
 from triskel.model import choose as choosing
 from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST, choose, measured
+from triskel.model.cost import Piece
 
 here = Path(__file__)
 tiny = SimpleNamespace(**runpy.run_path(str(here.with_name("tiny.py"))))
@@ -97,6 +98,9 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
     place.parent.mkdir()
     assert prepare(job, small.watch, choices=place).body().choice == FAST
     (name,) = json.loads(place.read_text())
+    place.write_text("{cut", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"choices.json does not say how .*delete it"):
+        prepare(job, small.watch, choices=place).body()
     other = Choice(path="fast", flash=7, join=3)
     place.write_text(json.dumps({name: asdict(other)}), encoding="utf-8")
     assert prepare(job, small.watch, choices=place).body().choice == other
@@ -112,7 +116,13 @@ def test_activations_are_computed_twice_where_memory_is_short(
     assert not prepare(job, small.watch).body().choice.recompute
     assert 0 < choosing.free_memory(prepare(job, small.watch).body()) < 1e15
     monkeypatch.setattr(choosing, "free_memory", lambda _: 1000.0)
-    assert prepare(job, small.watch).body().choice.recompute
+    place = tmp_path / "choices.json"
+    first = prepare(job, small.watch, choices=place)
+    body = first.body()
+    assert body.choice.recompute
+    again = prepare(job, small.watch, choices=place)  # as a resumed run finds it
+    bytes_of = [it.costs(it.body())[Piece("train")].bytes_of(4, 12, 4) for it in (first, again)]
+    assert bytes_of[0] == bytes_of[1]
     never = job.model_copy(update={"model": job.model.model_copy(update={"recompute": "never"})})
     assert not prepare(never, small.watch).body().choice.recompute
 

@@ -218,6 +218,24 @@ def test_a_partys_loss_that_is_none_is_named_and_nobody_steps() -> None:
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
+def test_an_infinite_gradient_of_one_party_spoils_nobody_else() -> None:
+    _, quick = pair("llama")
+    together, apart = crew(quick, (2, 2, 2), "classify"), crew(quick, (2, 2, 2), "classify")
+
+    def steep(logits: Tensor, _: Batch) -> Tensor:
+        return (logits - logits.detach()).sum().sqrt()  # 0, with an infinite slope
+
+    for made in (together, apart):
+        made[1].terms = [Term(made[1].terms[0].batch, steep)]
+    together[0].run(together[1:])
+    for one in apart:
+        one.run()
+    for place in (0, 2):
+        for name, leaf in together[place].learner.parameters.items():
+            assert leaf.isfinite().all(), name
+            assert torch.equal(leaf, apart[place].learner.parameters[name]), name
+
+
 def test_who_runs_beside_whom() -> None:
     _, quick = pair("llama", adapter={"rank": MAX_SIDE_BY_SIDE // 2})
     one, two, three = crew(quick, (2, 2, 2), "classify")

@@ -16,6 +16,7 @@ from triskel.data.federate import Federation, federate
 from triskel.data.rows import Rows
 from triskel.data.text import tokenise
 from triskel.data.tokens import concatenated
+from triskel.errors import CheckpointError
 from triskel.evaluate import Group, grouped
 from triskel.job import Job
 from triskel.model.body import Body, Choice
@@ -97,9 +98,15 @@ class Bench:
         """Return how a model computes: as this run began, or as it does best on this machine."""
         known: dict[str, Any] = {}
         if self.choices is not None and self.choices.exists():
-            known = json.loads(self.choices.read_text(encoding="utf-8"))
-        if name in known:
-            return Choice(**known[name])
+            try:
+                known = json.loads(self.choices.read_text(encoding="utf-8"))
+                if name in known:
+                    return Choice(**known[name])
+            except (OSError, ValueError, TypeError) as error:
+                raise CheckpointError(
+                    f"{self.choices} does not say how the run began to compute: {error}; put it "
+                    "back, or delete it to choose anew (results may differ by rounding)"
+                ) from error
         model = self.job.model
         folder = cache_folder() / "choices"
         choice = choose(body, model.compute, cache=folder, say=self._say)
@@ -110,6 +117,8 @@ class Bench:
                 body, self.costs(body), rows=train.batch, tokens=train.max_tokens
             )
             choice = replace(choice, recompute=twice)
+            if twice:
+                self._costs.pop(id(body), None)  # it was weighed as if activations were kept
         if self.choices is not None:
             write_text(self.choices, json.dumps({**known, name: asdict(choice)}, indent=1))
         return choice

@@ -199,10 +199,19 @@ class Learner:
             return
         clip(self.parameters, self._train)
         self._adam.step()
-        if self._slopes is None:
-            self._adam.zero_grad(set_to_none=True)
-        else:
+        self.forget()
+
+    @property
+    def sound(self) -> bool:
+        """Whether all gradients are finite; on the fast path only."""
+        return self._slopes is None or bool(self._slopes.sum().isfinite())
+
+    def forget(self) -> None:
+        """Set the gradients back."""
+        if self._slopes is not None:
             self._slopes.zero_()
+        elif self._adam is not None:
+            self._adam.zero_grad(set_to_none=True)
 
     def _flatten(self) -> nn.Parameter:
         """Make the leaves, and their gradients, views of one tensor each; return it."""
@@ -276,6 +285,11 @@ class Descent:
         for work, loss in zip(crew, total, strict=True):
             work.value = finite(loss, work.where, work.step)
         torch.autograd.backward(total)
+        if len(crew) > 1 and not all(work.learner.sound for work in crew):
+            for work in crew:  # an infinite gradient of one is NaN in all: take each alone
+                work.learner.forget()
+                work.run()
+            return
         for work in crew:
             work.learner.step()
 
