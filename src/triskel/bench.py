@@ -25,7 +25,7 @@ from triskel.model.cost import Costs
 from triskel.model.load import load
 from triskel.model.prefix import Prefix
 from triskel.types import ClientId, Examples, Watch
-from triskel.worker import Worker
+from triskel.worker import WHOLE, Worker
 
 SERVER = "server"
 MB = 1_000_000
@@ -222,6 +222,11 @@ class Bench:
         """Return training tokens of one epoch of each client."""
         return {c: sum(len(ids) for ids in self.share(c).train.ids) for c in clients}
 
+    def count(self) -> None:
+        """Count what a training step costs, before anything is timed."""
+        self._say("counting what a training step costs")
+        self.costs(self.body()).know(WHOLE)
+
     def _tokens(self, rows: Rows, body: Body) -> Examples:
         return tokenise(rows, body.tokenizer, job=self.job, classes=self.federation.classes)
 
@@ -229,7 +234,7 @@ class Bench:
         self.watch({"event": "note", "text": text})
 
 
-def prepare(job: Job, watch: Watch, *, choices: Path | None = None) -> Bench:
+def prepare(job: Job, watch: Watch, choices: Path | None = None) -> Bench:
     """Read the data and deal them out.
 
     Args:

@@ -24,9 +24,8 @@ from triskel.data.federate import describe
 from triskel.errors import CheckpointError, JobError
 from triskel.folder import Log, environment, save
 from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml, unsupported
-from triskel.model.cost import Piece
 from triskel.report.page import write_report
-from triskel.round import Engine
+from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
 from triskel.types import ClientId, Event, Watch
 
@@ -49,7 +48,36 @@ class Request:
     strict: bool = False
 
 
-def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) -> dict[str, Any]:
+def _described(bench: Bench) -> dict[str, Any]:
+    return describe(bench.federation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Venue:
+    """Where a job is played: in one process, or between organisations.
+
+    Attributes:
+        prepare: Reads what the job needs here.
+        stage: What a mode is here.
+        data: Says who holds what, as far as it is known here.
+    """
+
+    prepare: Callable[[Job, Watch, Path], Bench] = prepare
+    stage: Callable[[ModeName, Bench, Watch], Stage[Any, Any]] = stage_of
+    data: Callable[[Bench], dict[str, Any]] = _described
+
+
+HERE = Venue()
+
+
+def run(
+    job: Job,
+    request: Request,
+    folder: Path,
+    engine: Engine,
+    watch: Watch,
+    venue: Venue = HERE,
+) -> dict[str, Any]:
     """Play a job in a new run folder, and return its result.
 
     Raises:
@@ -74,7 +102,7 @@ def run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) 
     }
     write_text(folder / "job.toml", text)
     write_text(folder / "request.json", json.dumps(asked, indent=1))
-    return _run(job, request, folder, engine, watch)
+    return _run(job, request, folder, engine, watch, venue)
 
 
 def _used(folder: Path, text: str) -> bool:
@@ -85,7 +113,9 @@ def _used(folder: Path, text: str) -> bool:
     return job.exists() and job.read_text(encoding="utf-8", errors="replace") != text
 
 
-def resume(folder: Path, engine: Callable[[Job], Engine], watch: Watch) -> dict[str, Any]:
+def resume(
+    folder: Path, engine: Callable[[Job], Engine], watch: Watch, venue: Venue = HERE
+) -> dict[str, Any]:
     """Go on with a run folder from its last checkpoint, and return its result.
 
     Raises:
@@ -93,7 +123,7 @@ def resume(folder: Path, engine: Callable[[Job], Engine], watch: Watch) -> dict[
         TriskelError: A stage failed.
     """
     job, request = read_run(folder)
-    return _run(job, request, folder, engine(job), watch)
+    return _run(job, request, folder, engine(job), watch, venue)
 
 
 def read_run(folder: Path) -> tuple[Job, Request]:
@@ -122,10 +152,12 @@ def read_run(folder: Path) -> tuple[Job, Request]:
     return parse(text, where=str(folder / "job.toml")), request
 
 
-def _run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch) -> dict[str, Any]:
+def _run(
+    job: Job, request: Request, folder: Path, engine: Engine, watch: Watch, venue: Venue
+) -> dict[str, Any]:
     start = time.perf_counter()
     with Log(folder / "events.jsonl", watch) as told:
-        bench = prepare(job, told, choices=folder / "choices.json")
+        bench = venue.prepare(job, told, folder / "choices.json")
         skipped = _skipped(bench, request)
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))
@@ -135,7 +167,7 @@ def _run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch)
             "triskel": __version__,
             "job": dump(job),
             "environment": environment(bench),
-            "data": describe(bench.federation),
+            "data": venue.data(bench),
             "baselines": {},
             "skipped": skipped,
             "modes": {},
@@ -145,15 +177,14 @@ def _run(job: Job, request: Request, folder: Path, engine: Engine, watch: Watch)
         told(_opening(bench, request, skipped))
         for mode, reason in skipped.items():
             told({"event": "warning", "text": f"{mode} is skipped: {reason}"})
-        told({"event": "note", "text": "counting what a training step costs"})
-        bench.costs(bench.body()).know(Piece("train"))
+        bench.count()
         for name in request.baselines:
             result["baselines"][name] = baseline(name, bench, engine, folder, told)
             save(folder, result)
         for name in request.modes:
             if name not in skipped:
                 result["modes"][name] = complete(
-                    stage_of(name, bench, told), bench, engine, folder, told
+                    venue.stage(name, bench, told), bench, engine, folder, told
                 )
                 save(folder, result)
         save(folder, result)

@@ -24,8 +24,8 @@ def wanted(ask: Message, client: ClientId, cut: Cut) -> str:
         return "backward"
     if ask.kind == "ask" and ask.topic == "forward":
         return "learn" if cut.shared else "forward"
-    if ask.kind == "evaluate" and ask.topic == "forward" and not cut.shared:
-        return "evaluate"
+    if ask.kind == "evaluate" and ask.topic == "forward":
+        return "score" if cut.shared else "evaluate"
     raise MessageError(
         f"client {client!r} asked for {ask.topic!r} with a message of kind {ask.kind!r}, which "
         "split learning does not answer with this cut"

@@ -201,6 +201,16 @@ class Wire(Part):
     max_mb: Rate = 256.0
 
 
+class Between(Part):
+    """How rounds go where clients are organisations with machines of their own."""
+
+    quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
+    patience_s: Rate = 60.0
+    deadline_s: Annotated[float, Field(ge=0)] = 0.0
+    order: Literal["wave", "arrival"] = "wave"
+    window_s: Rate = 0.02
+
+
 class Job(Part):
     """Everything a run depends on."""
 
@@ -217,6 +227,7 @@ class Job(Part):
     logits: LogitsOptions = LogitsOptions()
     split: SplitOptions = SplitOptions()
     wire: Wire = Wire()
+    federation: Between = Between()
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:

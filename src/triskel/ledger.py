@@ -87,6 +87,7 @@ class Ledger:
     def __init__(self) -> None:
         """Start empty."""
         self.accounts: dict[ClientId, Account] = defaultdict(Account)
+        self.absent: dict[ClientId, str] = {}
 
     def sent(
         self, client: ClientId, direction: Direction, message: Message, message_bytes: int
@@ -116,6 +117,10 @@ class Ledger:
         account.flops += flops
         account.peak_client_bytes = max(account.peak_client_bytes, peak_bytes)
         account.compute_s += seconds
+
+    def left_out(self, client: ClientId, why: str) -> None:
+        """Note that a client of the cohort has no part in the round's result."""
+        self.absent[client] = why
 
     def rows(self) -> dict[ClientId, dict[str, Any]]:
         """Return JSON values by client name."""

@@ -16,6 +16,7 @@ from triskel.cut import Cut, labelled, lengths_in, packed, shares, unpacked
 from triskel.errors import MessageError
 from triskel.exchange import number
 from triskel.message import expect
+from triskel.metrics import Score, score
 from triskel.model.body import Body, Parameters
 from triskel.model.train import Where, finite, label_loss
 from triskel.tensors import select
@@ -156,6 +157,22 @@ def learn(
     weights = [torch.full_like(x, share[c]) for c, x in zip(asks, losses, strict=True)]
     slopes = _slopes(graph, losses, weights, share, list(asks), keep=False)
     return slopes, {c: x.item() for c, x in zip(asks, losses, strict=True)}
+
+
+def scored(
+    body: Body, tensors: Tensors, asks: Mapping[ClientId, Message], cut: Cut
+) -> dict[ClientId, Score]:
+    """With shared labels: run [a, L) and the head forward, and count what each client's reaches."""
+    h, lengths, rows = joined(body, asks, cut)
+    leaves = body.parameters(select(tensors, cut.theirs))
+    batches = {c: _labelled(body, asks[c], lengths[rows[c]]) for c in asks}
+    joint = _merged([batches[c] for c in asks], [rows[c].start for c in asks], lengths)
+    with torch.no_grad():
+        parts = body.top(leaves, h, joint, cut.low).split([len(b.rows) for b in batches.values()])
+    return {
+        client: score(logits, batch.targets.to(logits.device), body.classes)
+        for (client, batch), logits in zip(batches.items(), parts, strict=True)
+    }
 
 
 def joined(

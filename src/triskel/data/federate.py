@@ -6,14 +6,14 @@ Caps come last: `clients.examples` and `clients.test_examples` keep a random sam
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from triskel.data.holdout import public_from, shuffled
 from triskel.data.partition import partition
 from triskel.data.rows import Rows
-from triskel.data.sources import read
+from triskel.data.sources import Dataset, named_public, read, read_own
 from triskel.errors import DataError
 from triskel.job import Job
 from triskel.types import ClientId
@@ -69,6 +69,40 @@ def federate(job: Job) -> Federation:
     _check_each(job, clients)
     unlabelled = replace(public, label=())
     return Federation(clients=clients, public=unlabelled, classes=table.classes)
+
+
+def federate_own(job: Job, client: ClientId, datasets: Mapping[str, Dataset]) -> Federation:
+    """Return what one party holds of a job whose data are named, and the public set.
+
+    Raises:
+        DataError: The data are not what the job says, or too few for it.
+    """
+    table = read_own(job, client, datasets)
+    holding = Holding(
+        train=_capped(job, table.train, job.clients.examples, client, "train"),
+        test=_capped(job, table.test, job.clients.test_examples, client, "test"),
+    )
+    public = table.public or Rows()
+    return Federation(
+        clients={client: holding}, public=replace(public, label=()), classes=table.classes
+    )
+
+
+def federate_none(
+    job: Job, clients: Iterable[ClientId], datasets: Mapping[str, Dataset]
+) -> Federation:
+    """Return what a server knows of a job whose data are named: who there is, and the public set.
+
+    Raises:
+        DataError: The public set is not what the job says.
+    """
+    empty = Holding(train=Rows(), test=Rows())
+    classes = job.data.classes if job.data.task == "classify" else ()
+    return Federation(
+        clients=dict.fromkeys(sorted(clients), empty),
+        public=replace(named_public(job, datasets), label=()),
+        classes=classes,
+    )
 
 
 def describe(federation: Federation) -> dict[str, Any]:

@@ -8,7 +8,7 @@ training rows. Source `clients` must be given `data.classes`, since no party see
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,19 @@ from triskel.errors import DataError
 from triskel.job import Job
 
 TEST_SUFFIX = ".test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Where one party keeps what a job knows by a name.
+
+    Attributes:
+        paths: Its files, read one after the other.
+        columns: What the job calls a column = what the files do; the others are not read.
+    """
+
+    paths: Sequence[Path]
+    columns: Mapping[str, str]
 
 
 def read(job: Job) -> Table:
@@ -42,6 +55,55 @@ def read(job: Job) -> Table:
     classes = _classes(job, train)
     _check_labels(test, classes, where="the test rows", given=bool(data.classes))
     return Table(train=train, test=test, public=_public(job), classes=classes)
+
+
+def read_own(job: Job, client: str, datasets: Mapping[str, Dataset]) -> Table:
+    """Read what one party holds of a job whose data are named; nobody else's are there.
+
+    What it holds is dealt as `read` deals one file per client: the same rows, held out alike.
+
+    Args:
+        job: The job; `data.train`, `data.test` and `data.public` are names.
+        client: Whose rows these are.
+        datasets: Where the names lie here.
+
+    Raises:
+        DataError: A dataset, column, label or row is not what the job says.
+    """
+    data, wanted = job.data, columns_of(job, labelled=True)
+    _refuse_unused(job)
+
+    def rows(name: str) -> Rows:
+        found = _named_rows(name, datasets, wanted)
+        return replace(found, group=(client,) * len(found))
+
+    train = rows(data.train)
+    if data.test:
+        test = rows(data.test)
+    else:
+        train, test = hold_out(train, share=data.test_share, seed=job.seed)
+    classes = _classes(job, train)
+    _check_labels(test, classes, where="the test rows", given=True)
+    return Table(train=train, test=test, public=named_public(job, datasets), classes=classes)
+
+
+def named_public(job: Job, datasets: Mapping[str, Dataset]) -> Rows:
+    """Return the public set of a job whose data are named; empty where the job has none."""
+    if not job.data.public:
+        return Rows()
+    rows = _named_rows(job.data.public, datasets, columns_of(job, labelled=False))
+    return _drawn(rows, job)
+
+
+def _named_rows(name: str, datasets: Mapping[str, Dataset], wanted: Mapping[Role, str]) -> Rows:
+    if name not in datasets:
+        raise DataError(f"there is no dataset {name!r} here; there are {', '.join(datasets)}")
+    one, parts = datasets[name], list[Rows]()
+    for path in one.paths:
+        columns = load(path)
+        own = {job: columns[file] for job, file in one.columns.items() if file in columns}
+        parts.append(select(own, wanted, where=f"dataset {name} in {path.name}"))
+    return join(parts)
 
 
 def columns_of(job: Job, *, labelled: bool) -> Mapping[Role, str]:
@@ -259,7 +321,7 @@ def _check_labels(rows: Rows, classes: Sequence[str], *, where: str, given: bool
 
 
 def _public(job: Job) -> Rows | None:
-    data, count = job.data, job.logits.public
+    data = job.data
     if not data.public:
         return None
     wanted = columns_of(job, labelled=False)
@@ -268,6 +330,12 @@ def _public(job: Job) -> Rows | None:
     else:
         fallback = data.source if data.source in {"csv", "jsonl", "parquet"} else None
         rows = select(load(Path(data.public), fallback), wanted, where=f"data file {data.public}")
+    return _drawn(rows, job)
+
+
+def _drawn(rows: Rows, job: Job) -> Rows:
+    """Return as many public rows as the job asks for, drawn by its seed."""
+    count = job.logits.public
     if len(rows) < count:
         raise DataError(
             f"data.public holds {len(rows)} rows and logits.public asks for {count}; lower "

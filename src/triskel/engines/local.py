@@ -6,9 +6,10 @@ of a wave are answered together, sorted by client name, and updates are folded i
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from triskel.engines.wave import crews, due
 from triskel.engines.wire import Wire
 from triskel.errors import RoundError
 from triskel.job import Job
@@ -16,7 +17,6 @@ from triskel.ledger import Ledger
 from triskel.types import (
     A,
     Ask,
-    AskStyle,
     ClientId,
     ClientState,
     Local,
@@ -42,7 +42,6 @@ class _Line:
     worker: Worker
     talk: Talk
     reply: Reply = None
-    ready: bool = True
     asked: dict[int, Message] = field(default_factory=dict[int, Message])
     answered: dict[int, Message] = field(default_factory=dict[int, Message])
     wanted: int = -1
@@ -51,16 +50,6 @@ class _Line:
     update: Message | None = None
     mine: ClientState | None = None
     seconds: float = 0.0
-
-
-def _due(
-    styles: Mapping[str, AskStyle], asks: Mapping[ClientId, Message], live: Sequence[ClientId]
-) -> dict[ClientId, Message]:
-    """Return the asks to answer now: streams at once, a barrier when all live clients are at it."""
-    waiting = {c for c, ask in asks.items() if styles.get(ask.topic) == "barrier"}
-    if waiting >= set(live):
-        return dict(asks)
-    return {c: ask for c, ask in asks.items() if c not in waiting}
 
 
 def labour(lines: Mapping[ClientId, _Line]) -> bool:
@@ -152,7 +141,7 @@ class LocalEngine:
                     client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=line.seconds
                 )
 
-        for crew in self._crews(mode, sorted(cohort)):
+        for crew in crews(mode.asks, sorted(cohort), self.job, free=IN_FLIGHT):
             lines: dict[ClientId, _Line] = {}
             for client in crew:
                 hand = worker(client)
@@ -170,17 +159,6 @@ class LocalEngine:
             settle()
         return mode.close(state, total)
 
-    def _crews(
-        self, mode: Mode[S, A, Worker], cohort: Sequence[ClientId]
-    ) -> Iterator[Sequence[ClientId]]:
-        """Return who is in flight together: a few where nobody asks, all where all must have."""
-        size = IN_FLIGHT
-        if mode.asks:
-            barrier = "barrier" in mode.asks.values()
-            size = len(cohort) if barrier or not self.job.split.wave else self.job.split.wave
-        for start in range(0, len(cohort), size):
-            yield cohort[start : start + size]
-
     def _wave(
         self,
         mode: Mode[S, A, Worker],
@@ -190,7 +168,7 @@ class LocalEngine:
     ) -> S:
         """Answer each client's oldest ask."""
         asks = {c: line.asked[min(line.asked)] for c, line in sorted(lines.items()) if line.asked}
-        asks = _due(mode.asks, asks, live=[c for c, x in lines.items() if x.update is None])
+        asks = due(mode.asks, asks, live=[c for c, x in lines.items() if x.update is None])
         if not asks:
             return state
         state, answers = mode.answer(state, asks)

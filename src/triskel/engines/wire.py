@@ -36,6 +36,40 @@ class Wire:
     def carry(self, message: Message, client: ClientId, direction: Direction) -> Message:
         """Return what arrives at the other side."""
         received, size = self._across(message, client, direction)
+        self.book(message, size, client, direction)
+        return received
+
+    def pack(self, message: Message, client: ClientId, direction: Direction) -> bytes:
+        """Return a message as it travels.
+
+        Raises:
+            MessageError: It cannot; the sentence names the client.
+        """
+        options = self.job.wire
+        try:
+            return pack(encode(message, options.up if direction == "up" else options.down))
+        except MessageError as error:
+            raise _placed(error, client, direction, message.kind) from error
+
+    def read(self, data: bytes, client: ClientId, direction: Direction, kind: str = "") -> Message:
+        """Return what travelled as the message it was, up to the codec's error.
+
+        Args:
+            data: What arrived.
+            client: Who sent it, or to whom it was sent.
+            direction: `up` is towards the server.
+            kind: What it was sent as, for the sentence of an error.
+
+        Raises:
+            MessageError: The bytes are no message; the sentence names the client.
+        """
+        try:
+            return decode(unpack(data, limit_bytes=int(self.job.wire.max_mb * MB)))
+        except MessageError as error:
+            raise _placed(error, client, direction, kind) from error
+
+    def book(self, message: Message, size: int, client: ClientId, direction: Direction) -> None:
+        """Enter a message into the ledger, and tell of it."""
         self.ledger.sent(client, direction, message, size)
         note: dict[str, Any] = {
             "event": "message",
@@ -46,7 +80,6 @@ class Wire:
             "bytes": size,
         }
         self.watch(note)
-        return received
 
     def _across(
         self, message: Message, client: ClientId, direction: Direction
@@ -55,19 +88,18 @@ class Wire:
             sent, size, received, versions = self._last
             if alike(sent, message) and _versions(sent, received) == versions:
                 return received, size
-        options = self.job.wire
-        codec = options.up if direction == "up" else options.down
-        try:
-            data = pack(encode(message, codec))
-            received = decode(unpack(data, limit_bytes=int(options.max_mb * MB)))
-        except MessageError as error:
-            way = "from" if direction == "up" else "to"
-            raise type(error)(
-                f"message {way} client {client!r} ({message.kind}): {error}"
-            ) from error
+        data = self.pack(message, client, direction)
+        received = self.read(data, client, direction, message.kind)
         if direction == "down":
             self._last = message, len(data), received, _versions(message, received)
         return received, len(data)
+
+
+def _placed(
+    error: MessageError, client: ClientId, direction: Direction, kind: str = ""
+) -> MessageError:
+    way, what = "from" if direction == "up" else "to", f" ({kind})" if kind else ""
+    return type(error)(f"message {way} client {client!r}{what}: {error}")
 
 
 def alike(one: Message, two: Message) -> bool:

@@ -35,7 +35,7 @@ from triskel.crossing import answer_of, ask_backward, ask_forward, came_down, re
 from triskel.cut import Cut, cut_of, packed
 from triskel.data.text import eval_plan, lengths_of
 from triskel.errors import MessageError
-from triskel.evaluate import BATCH_TOKENS, score_message
+from triskel.evaluate import BATCH_TOKENS, score_message, score_of
 from triskel.exchange import adapter_of, adapter_sections, integers, number, same_round
 from triskel.job import Job
 from triskel.metrics import empty, merge, score
@@ -52,7 +52,7 @@ from triskel.model.train import (
 )
 from triskel.rng import derive
 from triskel.tensors import select
-from triskel.trunk import Graph, backward, forward, group, learn, shares_in, summed
+from triskel.trunk import Graph, backward, forward, group, learn, scored, shares_in, summed
 from triskel.types import (
     Ask,
     AskStyle,
@@ -174,7 +174,7 @@ class Split:
         answers: dict[ClientId, Message] = {}
         for what, answered in (
             ("backward", self._backward), ("learn", self._learn), ("forward", self._forward),
-            ("evaluate", self._forward),
+            ("evaluate", self._forward), ("score", self._score),
         ):  # fmt: skip
             if part := parts.get(what):
                 state, more = answered(state, part, cuts)
@@ -220,14 +220,15 @@ class Split:
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         body.dropout(None)
         total = empty(body.classes)
-        if cut.shared:
-            raise MessageError("with shared labels the server holds the head; evaluate there")
         for step, rows in enumerate(eval_plan(lengths_of(worker.test), tokens=BATCH_TOKENS)):
             batch = worker.batch(worker.test, rows)
             with torch.no_grad():
                 h = body.bottom(parameters, batch, cut.low)
                 ask = replace(ask_forward(h, batch, cut, where, step, body), kind="evaluate")
             answer = received((yield Ask(ask)), where)
+            if cut.shared:  # the server has the head, and counts
+                total = merge(total, score_of(answer, body.classes))
+                continue
             with torch.no_grad():
                 u = came_down(
                     answer, "activations", "forward", batch, body, pooled=cut.pooled,
@@ -305,6 +306,19 @@ class Split:
                 down = {"gradient": found.down[client]} if client in found.down else {}
                 answers[client] = answer_of(state.closed + 1, "forward", down, loss=losses[client])
         return self._stepped(state, summed(slopes)), answers
+
+    def _score(
+        self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
+    ) -> tuple[SplitState, dict[ClientId, Message]]:
+        answers = dict[ClientId, Message]()
+        self.body.dropout(None)
+        for clients in group(asks, cuts):
+            some = {c: asks[c] for c in clients}
+            for client, found in scored(self.body, state.tensors, some, cuts[clients[0]]).items():
+                told = score_message(found)
+                facts = {**told.facts, "round": state.closed + 1}
+                answers[client] = replace(told, facts=facts)
+        return state, answers
 
     def _stepped(self, state: SplitState, slopes: Tensors) -> SplitState:
         """Take one AdamW step of φ."""

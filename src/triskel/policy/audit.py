@@ -6,7 +6,7 @@ says that the site was about to send it. Facts are named and not shown: a loss i
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ class Audit:
             "refusals": [str(refusal) for refusal in refusals],
         }
         return self._chain.append("decided", about)
+
+    def told(self, facts: Mapping[str, int]) -> str:
+        """Log what the server is told of the site before the first round; return the line's hash.
+
+        Raises:
+            AuditError: The line cannot be written; do not tell it.
+        """
+        return self._chain.append("told", {"facts": dict(facts)})
 
     def left(self, message: Message, data: bytes) -> str:
         """Log a message that is about to be sent; return the hash of its line.

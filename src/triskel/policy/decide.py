@@ -6,7 +6,7 @@ limit wants it held.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -81,6 +81,25 @@ def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refus
     ]
 
 
+def decide_for_server(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refusal]:
+    """Return every reason why the job may not run at a server, which has no texts but public ones.
+
+    Raises:
+        ValueError: The time has no zone.
+    """
+    if circumstances.now.tzinfo is None:
+        raise ValueError("circumstances.now must carry its time zone, got a naive time")
+    named = {job.data.public: wanted(job)[job.data.public]} if job.data.public else {}
+    return [
+        *_who_and_when(policy, circumstances),
+        *_mode(policy, job),
+        *_model(policy, circumstances),
+        *_named(policy, job, named),
+        *_limits(policy, job, circumstances),
+        *_codecs(policy, job),
+    ]
+
+
 # --- One rule for each key --------------------------------------------------------------------
 
 
@@ -145,7 +164,11 @@ def _data(policy: Policy, job: Job) -> Iterator[Refusal]:
             allows=f"gives named datasets only: {_names(policy.datasets)}",
         )
         return
-    for name, columns in sorted(wanted(job).items()):
+    yield from _named(policy, job, wanted(job))
+
+
+def _named(policy: Policy, job: Job, named: Mapping[str, set[str]]) -> Iterator[Refusal]:
+    for name, columns in sorted(named.items()):
         dataset = policy.datasets.get(name)
         if dataset is None:
             yield Refusal(

@@ -1,0 +1,210 @@
+"""A job between organisations, on NVIDIA FLARE.
+
+`Server` and `Client` are what FLARE makes on each side out of a job's configuration; no code comes
+with a job. FLARE brings transport, certificates, mutual TLS and who is who; the rest is here:
+`host` and `remote` at the server, `site` at each organisation, `board` where asks wait, `calls`
+what is said. Nothing below this file knows FLARE.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.collab import CollabCallError, collab
+
+from triskel.engines.flare.calls import Lost, Reply, text, whole
+from triskel.engines.flare.host import Host
+from triskel.engines.flare.site import Site
+from triskel.errors import MessageError, TriskelError
+
+LOGGER = logging.getLogger("triskel.flare")
+STATUS = "triskel.status"
+SERVER = "server"
+
+
+class _Proxy:
+    """The way to a peer through FLARE; usable from any thread."""
+
+    def __init__(self, proxy: Any) -> None:  # noqa: ANN401 - FLARE's own
+        self._proxy = proxy
+
+    def call(self, method: str, timeout_s: float, arguments: Mapping[str, Any]) -> Reply:
+        """Call a published method.
+
+        Raises:
+            Lost: No reply came, or none that is one.
+        """
+        try:
+            reply = getattr(self._proxy(timeout=timeout_s), method)(**arguments)
+        except CollabCallError as error:
+            raise Lost(str(error)) from error
+        if not isinstance(reply, dict):
+            raise Lost(f"{method} was answered with {type(reply).__name__}")
+        return cast("Reply", reply)
+
+
+def _answered(what: Callable[[], Reply], caller: str) -> Reply:
+    """Return a reply whatever happens: an exception would travel with its trace."""
+    try:
+        return what()
+    except MessageError as error:
+        LOGGER.warning("a call of %s was refused: %s", caller, error)
+        return {"state": "failed", "gone": str(error), "error": str(error)}
+    except TriskelError as error:
+        LOGGER.error("a call of %s failed: %s", caller, error)  # noqa: TRY400 - one sentence
+        kind = type(error).__name__
+        return {"state": "failed", "gone": kind, "error": kind}
+    except Exception as error:
+        LOGGER.exception("a call of %s failed", caller)
+        kind = type(error).__name__
+        return {"state": "failed", "gone": kind, "error": kind}
+
+
+def _submitter() -> str | None:
+    """Return who submitted the job, as the server authenticated them."""
+    meta = collab.fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+    name = meta.get("submitter_name")
+    return name if type(name) is str else None
+
+
+class Server:
+    """The server's object in a FLARE job.
+
+    Args:
+        spec: What was submitted.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._spec = spec
+        self._host: Host | None = None
+
+    @collab.main
+    def play(self) -> None:
+        """Play the job; what came of it is in the run folder, whatever it is."""
+        workspace, fl_ctx, signal = collab.workspace, collab.fl_ctx, collab.context.abort_signal
+        job = fl_ctx.get_job_id()
+        out = Path(workspace.get_run_dir(job)) / "triskel"
+        peers = {proxy.name: _Proxy(proxy) for proxy in collab.clients}
+        wanted = set(self._spec.get("sites") or peers)
+        host = Host(
+            Path(workspace.get_root_dir()),
+            self._spec,
+            {name: peer for name, peer in peers.items() if name in wanted},
+            _submitter(),
+            lambda: "the job was aborted" if signal.triggered else "",
+        )
+        self._host = host
+
+        def status(topic: str, data: object) -> dict[str, Any]:
+            del topic, data
+            return host.status()
+
+        fl_ctx.get_engine().register_app_command(STATUS, status)
+        LOGGER.info("%s", host.play(out))
+        if host.engine is not None and host.engine.absent:
+            signal.trigger(True)  # noqa: FBT003 - FLARE waits for calls to those that are gone
+
+    @collab.publish
+    def fetch(self, play: str) -> Reply:
+        """Return the calling site's task."""
+        caller = collab.caller
+        return _answered(lambda: self._board().fetch(caller, text({"play": play}, "play")), caller)
+
+    @collab.publish
+    def ask(self, play: str, ticket: int, taken: int, waits: bool, data: bytes) -> Reply:  # noqa: FBT001
+        """Take an ask of the calling site, and answer it when it is due."""
+        caller = collab.caller
+
+        def taken_in() -> Reply:
+            told = {"play": play, "ticket": ticket, "taken": taken}
+            if type(data) is not bytes or type(waits) is not bool:
+                raise MessageError(f"an ask is made of bytes, got {type(data).__name__}")
+            return self._board().ask(
+                caller, text(told, "play"), ticket=whole(told, "ticket", most=2**31),
+                taken=whole(told, "taken", most=2**31), waits=waits, data=data,
+            )  # fmt: skip
+
+        return _answered(taken_in, caller)
+
+    def _board(self) -> Any:  # noqa: ANN401
+        engine = self._host.engine if self._host is not None else None
+        board = engine.board if engine is not None else None
+        if board is None:
+            raise MessageError("no play is open")
+        return board
+
+
+class Client:
+    """A site's object in a FLARE job.
+
+    Args:
+        spec: What was submitted.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._spec = spec
+        self._site: Site | None = None
+        self._lock = threading.Lock()
+
+    @collab.publish
+    def hello(self, about: dict[str, Any]) -> Reply:
+        """Say who this is and what it holds."""
+        return self._called(lambda site: site.hello(_table(about)))
+
+    @collab.publish
+    def begin(self, order: dict[str, Any]) -> Reply:
+        """Start a part."""
+        return self._called(lambda site: site.begin(_table(order)))
+
+    @collab.publish
+    def collect(self, play: str, hold_s: float) -> Reply:
+        """Say how far a part is."""
+        return self._called(lambda site: site.collect(text({"play": play}, "play"), hold_s))
+
+    @collab.publish
+    def hand_over(self, play: str) -> Reply:
+        """Return the update of a part that is done."""
+        return self._called(lambda site: site.hand_over(text({"play": play}, "play")))
+
+    @collab.publish
+    def ping(self) -> Reply:
+        """Say that the site is there."""
+        return self._called(lambda site: site.ping())
+
+    @collab.publish
+    def finish(self, stage: str) -> Reply:
+        """Keep the site's own model of a stage."""
+        return self._called(lambda site: site.finish(text({"stage": stage}, "stage")))
+
+    @collab.final
+    def end(self) -> None:
+        """Stop whatever is played."""
+        if self._site is not None:
+            self._site.close()
+
+    def _called(self, what: Callable[[Site], Reply]) -> Reply:
+        """Serve the server, and nobody else."""
+        caller = collab.caller
+        if caller != SERVER:
+            LOGGER.warning("a call of %s was refused: only the server calls a site", caller)
+            return {"state": "failed", "error": "only the server calls a site"}
+        with self._lock:
+            if self._site is None:
+                self._site = Site(
+                    collab.site_name,
+                    Path(collab.workspace.get_root_dir()),
+                    self._spec,
+                    _Proxy(collab.server),
+                    _submitter(),
+                )
+        site = self._site
+        return _answered(lambda: what(site), caller)
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise MessageError(f"expected a table, got {type(value).__name__}")
+    return cast("Mapping[str, Any]", value)

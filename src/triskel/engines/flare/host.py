@@ -1,0 +1,332 @@
+"""The server's side of a job between organisations: from a submission to a run folder.
+
+Rounds, checkpoints and the run folder are those of a comparison in one process; only the engine
+differs, and who holds what is known as numbers the sites tell. The run folder lies in the node's
+own storage, so that a job that was cut off goes on there when it is submitted again.
+"""
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from triskel.bench import Bench
+from triskel.checkpoint import write_text
+from triskel.compare import Request, Venue, resume, run
+from triskel.data.federate import federate_none
+from triskel.engines.flare.about import job_of, other_code, own_code, run_of
+from triskel.engines.flare.calls import Lost, Peer, patience, text, whole
+from triskel.engines.flare.remote import Remote, nobody
+from triskel.errors import JobError, MessageError, RoundError, TriskelError
+from triskel.job import Job, ModeName
+from triskel.policy.chain import now
+from triskel.policy.decide import Circumstances, decide_for_server
+from triskel.policy.place import datasets, placed, weights_of
+from triskel.policy.rules import Policy, load
+from triskel.round import Scores, Stage
+from triskel.stages import MAKERS
+from triskel.types import ClientId, ClientState, Event, Watch
+from triskel.worker import Worker
+
+LOGGER = logging.getLogger("triskel.server")
+SILENT = {"step", "message"}
+AGAIN_S = 1.0
+READY_S = 600.0
+"""How long sites have to read their data and load their models."""
+ENDED = "ended.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """What a site says it holds.
+
+    Attributes:
+        examples: Its training examples.
+        tests: Its test examples.
+        tokens: Of its training examples together.
+    """
+
+    examples: int
+    tests: int
+    tokens: int
+
+
+@dataclass
+class HostBench(Bench):
+    """A job, loaded at a server: its model and the public set; of the sites, numbers only.
+
+    Attributes:
+        present: What each site says it holds.
+    """
+
+    present: Mapping[ClientId, Present] = field(default_factory=dict[ClientId, Present])
+
+    @property
+    def active(self) -> list[ClientId]:
+        """Sites that say they hold a training example, by name."""
+        return [client for client in self.clients if self.present[client].examples]
+
+    def work(self, clients: list[ClientId]) -> Mapping[ClientId, int]:
+        """Return training tokens of one epoch of each site, as it says."""
+        return {client: self.present[client].tokens for client in clients}
+
+    def same_tokens(self) -> None:
+        """Return None: each site compares its tokenizer with the server's itself."""
+
+    def count(self) -> None:
+        """Count nothing: what training costs is counted where it is done."""
+
+    def held(self) -> dict[str, Any]:
+        """Return a table, as JSON values, of what every site says it holds."""
+        return {
+            "classes": list(self.federation.classes),
+            "public": len(self.federation.public),
+            "clients": {
+                client: {"train": one.examples, "test": one.tests}
+                for client, one in sorted(self.present.items())
+            },
+        }
+
+
+class Host:
+    """One job at a server.
+
+    Args:
+        root: The folder of its node: `local/policy.toml` is read, `triskel/` is written.
+        spec: What was submitted: the run's name, the job as TOML, its modes.
+        peers: The way to each site of the job.
+        submitter: Who submitted it, as the engine below authenticated them.
+        stopped: Says why the job must stop, or nothing.
+        clock: What time it is.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        spec: Mapping[str, Any],
+        peers: Mapping[ClientId, Peer],
+        submitter: str | None,
+        stopped: Callable[[], str] = nobody,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._policy_file = root / "local" / "policy.toml"
+        self._spec, self._peers, self._submitter = spec, peers, submitter
+        self._stopped, self._clock = stopped, clock
+        self._root = root
+        self._told: dict[str, Any] = {"run": spec.get("run"), "text": "asking the sites"}
+        self._lock = threading.Lock()
+        self.engine: Remote | None = None
+
+    def play(self, out: Path) -> dict[str, Any]:
+        """Play the job to its end, whatever that is; the run folder is copied to `out`.
+
+        Returns:
+            What `ended.json` says: `done`, and if not, `error` and whether it was `refused`.
+        """
+        ended: dict[str, Any] = {"done": False, "refused": False}
+        folder: Path | None = None
+        try:
+            folder = self._root / "triskel" / "runs" / run_of(self._spec)
+            refusal = self._admitted()
+            if refusal:
+                ended |= {"error": refusal, "refused": True}
+            else:
+                self._compared(folder)
+                ended["done"] = True
+        except TriskelError as error:
+            ended |= {"error": str(error), "refused": isinstance(error, JobError)}
+            LOGGER.error("%s: %s", type(error).__name__, error)  # noqa: TRY400 - one sentence
+        except Exception as error:
+            LOGGER.exception("the job stopped")
+            ended["error"] = f"{type(error).__name__}; the server's log says more"
+        with self._lock:
+            self._told["text"] = ended.get("error", "done")
+        if folder is not None and folder.is_dir():
+            shutil.copytree(folder, out, dirs_exist_ok=True, ignore=_checkpoints)
+        write_text(out / ENDED, json.dumps(ended, indent=1))
+        return ended
+
+    def status(self) -> dict[str, Any]:
+        """Return how far the job is, as JSON values."""
+        with self._lock:
+            found = dict(self._told)
+        board = self.engine.board if self.engine is not None else None
+        if board is not None and not board.closed:
+            clients = board.standing()
+            found |= {"play": board.play, "clients": clients}
+            found["waiting_for"] = [c for c, one in clients.items() if one["state"] == "working"]
+        return found
+
+    # --- before the first round ---------------------------------------------------------------
+
+    def _admitted(self) -> str:
+        """Ask the policy of the server, then every site; return why the job may not run."""
+        policy, _ = load(self._policy_file)
+        job, modes = job_of(self._spec)
+        refusals = [
+            f"{refusal}"
+            for mode in modes
+            for refusal in self._decided(policy, job.model_copy(update={"mode": mode}))
+        ]
+        if refusals:
+            return "the server refuses: " + "; ".join(dict.fromkeys(refusals))
+        if not self._peers:
+            return "no site takes part"
+        self._policy, self._job, self._modes = policy, job, modes
+        found: dict[ClientId, Present | str] = {}
+        threads = [
+            threading.Thread(target=self._greet, args=(client, found), daemon=True)
+            for client in self._peers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(AGAIN_S)
+                if why := self._stopped():
+                    raise RoundError(why)
+        refused = [f"{c}: {why}" for c, why in sorted(found.items()) if isinstance(why, str)]
+        self._present = {c: one for c, one in found.items() if isinstance(one, Present)}
+        return "; ".join(refused)
+
+    def _decided(self, policy: Policy, job: Job) -> Sequence[object]:
+        model = weights_of(job.model.path, self._policy_file)
+        here = Circumstances(
+            now=self._clock(),
+            submitter=self._submitter,
+            model_sha256=model.sha256 if model else None,
+            blocks=model.blocks if model else None,
+            clients=len(self._peers),
+            round_bytes=0,
+        )
+        return decide_for_server(policy, job, here)
+
+    def _greet(self, client: ClientId, found: dict[ClientId, Present | str]) -> None:
+        """Ask a site who it is until it is ready, refuses, or does not answer in time."""
+        about = {**own_code(), "clients": len(self._peers)}
+        end, why = time.monotonic() + READY_S, "does not answer"
+        while time.monotonic() < end and not self._stopped():
+            try:
+                reply = self._peers[client].call("hello", patience(), {"about": about})
+                state = text(reply, "state")
+                if strange := other_code(reply, "the site"):
+                    found[client] = strange
+                    return
+                if state == "ready":
+                    found[client] = Present(
+                        examples=whole(reply, "examples"),
+                        tests=whole(reply, "tests"),
+                        tokens=whole(reply, "tokens"),
+                    )
+                    return
+                if state in {"refused", "failed"}:
+                    found[client] = text(reply, "error", longest=2000) or f"it {state}"
+                    return
+                why = "was not ready in time"
+            except Lost:
+                time.sleep(AGAIN_S)
+            except MessageError as error:
+                found[client] = f"its reply cannot be read: {error}"
+                return
+        found[client] = f"{why} ({READY_S:g} s)"
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def _compared(self, folder: Path) -> None:
+        engine = Remote(job=self._job, peers=self._peers, stopped=self._stopped)
+        self.engine = engine
+        venue = Venue(prepare=self._prepared, stage=self._stage, data=_held)
+        request = Request(modes=self._modes, baselines=(), strict=True)
+        if (folder / "request.json").exists():
+            resume(folder, lambda _job: engine, self._note, venue)
+        else:
+            run(self._job, request, folder, engine, self._note, venue)
+
+    def _prepared(self, job: Job, watch: Watch, choices: Path) -> Bench:
+        return HostBench(
+            job=placed(job, self._policy_file),
+            federation=federate_none(job, self._peers, datasets(self._policy)),
+            watch=watch,
+            choices=choices,
+            present=self._present,
+        )
+
+    def _stage(self, name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
+        """Return a mode whose clients are the sites."""
+        mode, engine = MAKERS[name](bench, watch), self.engine
+        if engine is None:
+            raise RoundError("a stage needs the engine that plays it")
+        engine.stage = name
+
+        def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401
+            del mine  # it is at the sites
+            testers = [c for c in bench.clients if self._present[c].tests]
+            student = mode.served(state) if name == "logits" else None
+            return engine.scores(mode, state, testers, bench.body(), student=student)
+
+        def closing(state: Any) -> Mapping[str, Any]:  # noqa: ANN401
+            del state
+            self._finish(name)
+            return {}
+
+        return Stage(
+            name=name,
+            mode=mode,
+            clients=bench.active,
+            worker=_nobody,
+            evaluate=scores,
+            body=bench.body(),
+            closing=closing,
+        )
+
+    def _finish(self, stage: str) -> None:
+        """Let every site keep the model of its own that the stage leaves it with."""
+        for client, peer in sorted(self._peers.items()):
+            try:
+                peer.call("finish", patience(), {"stage": stage})
+            except Lost:
+                self._note(
+                    {"event": "warning", "text": f"{client} was not there at the end of {stage}"}
+                )
+
+    def _note(self, event: Event) -> None:
+        """Keep what the status shows, and write the log."""
+        name = event.get("event")
+        with self._lock:
+            told = self._told
+            if name == "round_start":
+                told |= {"stage": event["stage"], "round": event["round"]}
+                told |= {"rounds": self._job.rounds}
+            if name == "message":
+                way = f"{event['direction']}_bytes"
+                told[way] = told.get(way, 0) + event["bytes"]
+            if name == "round_end":
+                told["metrics"] = {k: event[k] for k in ("accuracy", "loss") if k in event}
+            if "text" in event:
+                told["text"] = event["text"]
+        if name not in SILENT:
+            LOGGER.info("%s", json.dumps(dict(event), default=str))
+
+
+def _held(bench: Bench) -> dict[str, Any]:
+    if not isinstance(bench, HostBench):
+        raise RoundError("a server's bench knows what its sites hold")
+    return bench.held()
+
+
+def _nobody(client: ClientId, watch: Watch) -> Worker:
+    del watch
+    raise RoundError(f"client {client!r} works at its site, not here")
+
+
+def _checkpoints(folder: str, names: Sequence[str]) -> list[str]:
+    """Leave out of the result what only a server that goes on needs."""
+    return (
+        [n for n in names if n.endswith(".safetensors")] if "stages" in Path(folder).parts else []
+    )

@@ -1,0 +1,542 @@
+"""A site's half of a federation: its policy, its data, and its part in every play.
+
+The server calls; this side answers at once and works in one thread of its own. Before anything of
+the site is read, the policy decides on the job. Before anything leaves, it is written to the site's
+audit log and counted against the policy's limit of a round. Paths, texts and traces of errors stay
+here: the server is told what went wrong in one sentence, or only that the site's own log has it.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from triskel.bench import Bench
+from triskel.checkpoint import KEPT, Filed, write_text
+from triskel.codec import decode, encode
+from triskel.data.federate import federate_own
+from triskel.engines.flare.about import job_of, other_code, own_code, run_of
+from triskel.engines.flare.calls import (
+    HOLD_S,
+    Lost,
+    Peer,
+    Reply,
+    What,
+    blob,
+    patience,
+    text,
+    whole,
+)
+from triskel.engines.flare.sizes import sizes_of
+from triskel.errors import (
+    JobError,
+    MessageError,
+    MeterError,
+    RoundError,
+    TrainingError,
+    TriskelError,
+)
+from triskel.evaluate import evaluate, score_message
+from triskel.exchange import adapter_of
+from triskel.export import save_adapter
+from triskel.folder import safe
+from triskel.job import Job, ModeName
+from triskel.message import pack, unpack
+from triskel.policy.audit import Audit
+from triskel.policy.chain import AuditError, now
+from triskel.policy.decide import MB, Circumstances, Refusal, decide
+from triskel.policy.expected import round_bytes
+from triskel.policy.place import datasets, models_of, placed, weights_of
+from triskel.policy.rules import Policy, PolicyError, load
+from triskel.sheet import training_of
+from triskel.stages import MAKERS
+from triskel.store import Store
+from triskel.types import (
+    ClientId,
+    ClientState,
+    Event,
+    Local,
+    Message,
+    Mode,
+    Post,
+    Take,
+    Talk,
+)
+from triskel.worker import Worker
+
+LOGGER = logging.getLogger("triskel.site")
+AGAIN_S = 1.0
+"""Pause before a call that got no reply is made again."""
+GIVE_UP_S = 900.0
+"""How long a site tries to reach a server that does not answer."""
+AN_ANSWER = 20_000_000
+"""Bytes that an answer is taken to have at most, for how long to wait for it."""
+TELLABLE = (
+    JobError, PolicyError, AuditError, MessageError, TrainingError, MeterError, RoundError,
+)  # fmt: skip
+"""Errors whose sentence names nothing of the site's own; of others only the kind is told."""
+PARTS: tuple[What, ...] = ("work", "probe", "student")
+
+
+class _Left(Exception):  # noqa: N818 - not an error: the play goes on without this site
+    """The server has no more use for this play."""
+
+
+@dataclass
+class _Part:
+    """What the site does in one play."""
+
+    play: str
+    stage: ModeName
+    round: int
+    what: What
+    state: str = "working"
+    error: str = ""
+    update: bytes = b""
+    flops: int = 0
+    peak_bytes: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    stop: bool = False
+
+
+class Site:
+    """One organisation in one job.
+
+    Args:
+        name: What the federation calls it.
+        root: The folder of its node: `local/policy.toml` is read, `triskel/` is written.
+        spec: What was submitted: the run's name, the job as TOML, its modes.
+        server: The way to the server.
+        submitter: Who submitted the job, as the server authenticated them.
+        clock: What time it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        spec: Mapping[str, Any],
+        server: Peer,
+        submitter: str | None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self.name, self._spec, self._server, self._submitter = name, spec, server, submitter
+        self._policy_file = root / "local" / "policy.toml"
+        self._home = root / "triskel" / "runs" / run_of(spec)
+        self._audit = Audit(root / "triskel" / "audit.jsonl", clock)
+        self._clock = clock
+        self._changed = threading.Condition()
+        threads = (
+            torch.get_num_threads()
+        )  # a new thread would begin with as many as there are cores
+        self._hand = ThreadPoolExecutor(
+            1, "triskel-site", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        self._state, self._error = "new", ""
+        self._part: _Part | None = None
+        self._facts: dict[str, int] = {}
+        self._sent: dict[tuple[str, int], int] = {}
+        self._policy, self._clients = Policy(), 0
+        self._job = Job()
+        self._modes: dict[str, Mode[Any, Any, Worker]] = {}
+        self._bench: Bench | None = None
+
+    # --- what the server calls ----------------------------------------------------------------
+
+    def hello(self, about: Mapping[str, Any]) -> Reply:
+        """Say who this is and, once the policy allowed the job, what it holds.
+
+        Args:
+            about: `version` and `code` of the server's package, and `clients`, how many there are.
+        """
+        with self._changed:
+            if self._state == "new":
+                self._state = "preparing"
+                self._hand.submit(self._prepare, dict(about))
+            self._changed.wait_for(lambda: self._state != "preparing", HOLD_S)
+            told = {"state": self._state, "error": self._error, **own_code()}
+            return {**told, **self._facts}
+
+    def begin(self, order: Mapping[str, Any]) -> Reply:
+        """Start a part, unless it is the one that is played; what was played before is dropped."""
+        stage, what = text(order, "stage"), text(order, "what")
+        round_ = whole(order, "round")
+        if stage not in self._modes or what not in PARTS:
+            raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
+        part = _Part(text(order, "play"), cast("ModeName", stage), round_, what)
+        with self._changed:
+            if self._part is None or self._part.play != part.play:
+                if self._part is not None:
+                    self._part.stop = True
+                self._part = part
+                self._hand.submit(self._play, part)
+            return self._standing(self._part)
+
+    def collect(self, play: str, hold_s: float) -> Reply:
+        """Say how far a part is, once it is done or after a while."""
+        with self._changed:
+            part = self._part
+            if part is None or part.play != play:
+                return {"state": "unknown"}
+            held = min(float(hold_s), HOLD_S)
+            self._changed.wait_for(lambda: part.state != "working" or part.stop, held)
+            return self._standing(part)
+
+    def hand_over(self, play: str) -> Reply:
+        """Return the update of a part that is done."""
+        with self._changed:
+            part = self._part
+            if part is None or part.play != play or part.state != "done":
+                return {"state": "unknown", "update": b""}
+            return {"state": "done", "update": part.update}
+
+    def ping(self) -> Reply:
+        """Say that the site is there."""
+        return {"state": self._state}
+
+    def finish(self, stage: str) -> Reply:
+        """Keep, at the site, the model of its own that a stage leaves it with, if it does."""
+        if stage not in self._modes:
+            raise MessageError(f"this site plays no {stage!r} in this job")
+        self._hand.submit(self._keep_own, cast("ModeName", stage)).result()
+        return {"state": self._state}
+
+    def close(self) -> None:
+        """Stop whatever is played."""
+        with self._changed:
+            if self._part is not None:
+                self._part.stop = True
+            self._changed.notify_all()
+        self._hand.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    def _standing(part: _Part) -> Reply:
+        if part.state == "failed":
+            return {"state": "failed", "error": part.error}
+        if part.state == "done":
+            return {
+                "state": "done", "size": len(part.update), "flops": part.flops,
+                "peak_bytes": part.peak_bytes, "seconds": part.seconds, "tokens": part.tokens,
+            }  # fmt: skip
+        return {"state": "working", "tokens": part.tokens}
+
+    # --- before the first round ---------------------------------------------------------------
+
+    def _prepare(self, about: Mapping[str, Any]) -> None:
+        """Decide, then read; nothing of the site is read before."""
+        state, error = "failed", ""
+        try:
+            error = self._admitted(about)
+            state = "refused" if error else "ready"
+        except TriskelError as found:
+            error = self._told(found)
+        except Exception as found:  # noqa: BLE001 - whatever it is stays here
+            error = self._told(found)
+        with self._changed:
+            self._state, self._error = state, error
+            self._changed.notify_all()
+
+    def _admitted(self, about: Mapping[str, Any]) -> str:
+        """Load everything, and return why the job may not run here, or nothing."""
+        if strange := other_code(about, "the server"):
+            return strange
+        self._policy, sha256 = load(self._policy_file)
+        if self._policy.site and self._policy.site != self.name:
+            return f"the policy is of site {self._policy.site!r}, and this is {self.name!r}"
+        self._job, modes = job_of(self._spec)
+        jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
+        clients = self._clients = whole(about, "clients", most=1_000_000)
+        found = [r for job in jobs for r in self._decided(job, clients, 0)]
+        if not found:  # only now is anything of the site read
+            bench = self._read()
+            for job in jobs:
+                size = round_bytes(job, sizes_of(job, bench, self.name))
+                found += self._decided(job, clients, size)
+            if "logits" in modes and (strange := bench.same_tokens()):
+                raise JobError(strange)
+        refusals = list(dict.fromkeys(found))
+        self._audit.decided(self._job, refusals, policy_sha256=sha256, submitter=self._submitter)
+        if refusals:
+            return "; ".join(map(str, refusals))
+        bench = self._held
+        share = bench.share(self.name)
+        self._facts = {
+            "examples": len(share.train),
+            "tests": len(share.test),
+            "tokens": bench.work([self.name])[self.name],
+        }
+        self._audit.told(self._facts)
+        bench.count()
+        self._modes = {mode: MAKERS[mode](bench, self._noted) for mode in modes}
+        return ""
+
+    def _decided(self, job: Job, clients: int, size: int) -> list[Refusal]:
+        """Hold the policy against a job that would send so many bytes in a round."""
+        found: list[Refusal] = []
+        for name in models_of(job, self.name):
+            model = weights_of(name, self._policy_file)
+            here = Circumstances(
+                now=self._clock(),
+                submitter=self._submitter,
+                model_sha256=model.sha256 if model else None,
+                blocks=model.blocks if model else None,
+                clients=clients,
+                round_bytes=size,
+            )
+            found += decide(self._policy, job, here)
+        return found
+
+    def _read(self) -> Bench:
+        """Read the site's data, and what its model needs to be loaded."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._bench = Bench(
+            job=placed(self._job, self._policy_file, self.name),
+            federation=federate_own(self._job, self.name, datasets(self._policy)),
+            watch=self._noted,
+            choices=self._home / "choices.json",
+        )
+        return self._bench
+
+    @property
+    def _held(self) -> Bench:
+        if self._bench is None:
+            raise RoundError(f"site {self.name!r} has not read its data")
+        return self._bench
+
+    # --- a part of a play ---------------------------------------------------------------------
+
+    def _play(self, part: _Part) -> None:
+        try:
+            self._played(part)
+            part.state = "done"
+        except _Left as why:
+            part.state, part.error = "failed", str(why)
+        except TriskelError as error:
+            part.state, part.error = "failed", self._told(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is stays here
+            part.state, part.error = "failed", self._told(error)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _played(self, part: _Part) -> None:
+        bench, mode = self._held, self._modes[part.stage]
+        task = self._task(part)
+        worker = bench.worker(self.name, lambda event: self._step(part, event))
+        kept = _Kept(self._home / part.stage, self.name)
+        worker.meter.returning = kept.took_part_before(part.round)
+        mine = kept.before(part.round)
+        if part.what == "work":
+            update, mine = self._driven(part, mode.work(task, worker, mine))
+            kept.keep(mine, part.round)
+        elif part.what == "probe":
+            update, _ = self._driven(part, mode.probe(task, worker, mine))
+        else:
+            update = self._student(bench, task)
+        part.update = self._leaving(part, update)
+        part.flops, part.peak_bytes = worker.meter.flops, worker.meter.peak_bytes
+
+    def _student(self, bench: Bench, task: Message) -> Message:
+        """Test the server's own model, where this site runs that model too."""
+        body = bench.body()
+        tensors = adapter_of(task, body.initial, body.layout, kind="evaluate")
+        return score_message(evaluate(body, tensors, bench.tests(body)[self.name]))
+
+    def _driven(self, part: _Part, talk: Talk) -> tuple[Message, ClientState]:
+        """Drive a talk to its end; between its steps it can be stopped."""
+        reply: Message | int | None = None
+        tickets, taken, ahead = 0, 0, dict[int, Message]()
+        while True:
+            if part.stop:
+                talk.close()
+                raise _Left("the server went on")
+            start = time.perf_counter()
+            try:
+                step = talk.send(reply)
+            except StopIteration as end:
+                part.seconds += time.perf_counter() - start
+                return cast("tuple[Message, ClientState]", end.value)
+            if isinstance(step, Local):
+                step.work.run()
+            part.seconds += time.perf_counter() - start
+            if isinstance(step, Local):
+                reply = None
+            elif isinstance(step, Post):
+                tickets += 1
+                self._asked(part, tickets, taken, self._leaving(part, step.ask), waits=False)
+                reply = tickets
+            else:
+                data = b""
+                if isinstance(step, Take):
+                    wanted = step.ticket
+                else:
+                    tickets += 1
+                    wanted, data = tickets, self._leaving(part, step.ask)
+                if not taken < wanted <= tickets or wanted in ahead:
+                    raise RoundError(f"client {self.name!r} waits for ticket {wanted}, never given")
+                reply = self._asked(part, wanted, taken, data, waits=True)
+                ahead[wanted] = reply
+                while taken + 1 in ahead:
+                    taken += 1
+                    del ahead[taken]
+
+    def _asked(self, part: _Part, ticket: int, taken: int, data: bytes, *, waits: bool) -> Message:
+        """Ask, again and again until the answer is there; what was sent is not sent again."""
+        sending, since = data, time.monotonic()
+        about = {"play": part.play, "ticket": ticket, "taken": taken, "waits": waits}
+        while True:
+            if part.stop:
+                raise _Left("the server went on")
+            try:
+                wait = patience(2 * len(sending) + AN_ANSWER)
+                reply = self._server.call("ask", wait, {**about, "data": sending})
+            except Lost:
+                self._pause(since)
+                sending = b""
+                continue
+            since = time.monotonic()
+            if "gone" in reply:
+                raise _Left(text(reply, "gone"))
+            if "answer" in reply:
+                return self._arrived(blob(reply, "answer", most=self._most))
+            if reply.get("again"):
+                if not data:
+                    raise MessageError(f"the server does not know ticket {ticket}")
+                sending = data
+            elif waits:
+                sending = b""
+            else:
+                return Message(kind="answer")
+
+    def _task(self, part: _Part) -> Message:
+        """Fetch what opens a part."""
+        since = time.monotonic()
+        while not part.stop:
+            try:
+                reply = self._server.call("fetch", patience(self._most // 2), {"play": part.play})
+            except Lost:
+                self._pause(since)
+                continue
+            if "gone" in reply:
+                raise _Left(text(reply, "gone"))
+            return self._arrived(blob(reply, "task", most=self._most))
+        raise _Left("the server went on")
+
+    @staticmethod
+    def _pause(since: float) -> None:
+        if time.monotonic() - since > GIVE_UP_S:
+            raise RoundError(f"the server did not answer for {GIVE_UP_S:g} s")
+        time.sleep(AGAIN_S)
+
+    @property
+    def _most(self) -> int:
+        return int(self._job.wire.max_mb * MB)
+
+    def _arrived(self, data: bytes) -> Message:
+        return decode(unpack(data, limit_bytes=self._most))
+
+    def _leaving(self, part: _Part, message: Message) -> bytes:
+        """Return a message as it leaves, once it is in the log and within the policy's limit.
+
+        Raises:
+            PolicyError: More would leave in this round than the policy allows.
+            AuditError: The log cannot be written.
+        """
+        encoded = encode(message, self._job.wire.up)
+        data = pack(encoded)
+        key = (part.stage, part.round)
+        total = self._sent.get(key, 0) + len(data) * (message.kind != "evaluate")
+        most = round(self._policy.limits.round_mb * MB)
+        if total > most:
+            raise PolicyError(
+                f"limits.round_mb: {total:,} bytes would leave in round {part.round}; this site "
+                f"allows {most:,}"
+            )
+        self._audit.left(encoded, data)
+        self._sent[key] = total
+        return data
+
+    def _step(self, part: _Part, event: Event) -> None:
+        if event.get("event") == "step":
+            part.tokens += int(event["tokens"])
+
+    def _keep_own(self, stage: ModeName) -> None:
+        """Save the site's own model of a stage as an adapter folder."""
+        bench, mode = self._held, self._modes[stage]
+        own = mode.own(_Kept(self._home / stage, self.name).before(2**31))
+        if own is None:
+            return
+        place = self._home / "adapters" / f"{stage}-{safe(self.name)}"
+        training = training_of(self._job, stage, clients=self._clients, scores={}, own=True)
+        save_adapter(place, bench.body(self.name), own, bench.federation.classes, training)
+        LOGGER.info("the site's own model of %s is in %s", stage, place)
+
+    # --- words --------------------------------------------------------------------------------
+
+    def _noted(self, event: Event) -> None:
+        if "text" in event:
+            LOGGER.info("%s", event["text"])
+
+    def _told(self, error: Exception) -> str:
+        """Write an error to the site's own log, and return what the server may know of it."""
+        LOGGER.error("%s: %s", type(error).__name__, error, exc_info=error)
+        if isinstance(error, TELLABLE):
+            return str(error)
+        return f"{type(error).__name__}; the log of site {self.name!r} says more"
+
+
+class _Kept:
+    """What a site keeps of a stage between rounds, for the last two rounds it took part in.
+
+    A round that is played again, because the server went back to its last checkpoint, starts from
+    what the rounds before it left.
+    """
+
+    def __init__(self, folder: Path, client: ClientId) -> None:
+        self._folder, self._client = folder, client
+        self._index = folder / "kept.json"
+        known: Any = {"rounds": [], "filed": {}}
+        if self._index.exists():
+            known = json.loads(self._index.read_text(encoding="utf-8"))
+        self._rounds: list[int] = known["rounds"]
+        self._filed: dict[int, str | None] = {int(r): s for r, s in known["filed"].items()}
+
+    def took_part_before(self, round_: int) -> bool:
+        """Return whether the site took part in a round before this one."""
+        return any(r < round_ for r in self._rounds)
+
+    def before(self, round_: int) -> ClientState:
+        """Return what the last round before this one left.
+
+        Raises:
+            CheckpointError: Its file is missing or damaged.
+        """
+        earlier = [r for r in self._filed if r < round_]
+        sha256 = self._filed[max(earlier)] if earlier else None
+        if sha256 is None:
+            return ClientState()
+        filed = Filed(round=max(earlier), sha256=sha256)
+        return Store(self._folder / "clients", {self._client: filed})[self._client]
+
+    def keep(self, state: ClientState, round_: int) -> None:
+        """Take what a round left, on disk when this returns."""
+        store = Store(self._folder / "clients")
+        store.keep(self._client, state, round_)
+        store.flush()
+        filed = store.filed.get(self._client)
+        self._filed = {r: s for r, s in self._filed.items() if r < round_}
+        self._filed[round_] = filed.sha256 if filed else None
+        for old in sorted(self._filed)[:-KEPT]:
+            del self._filed[old]
+        self._rounds = sorted({r for r in self._rounds if r < round_} | {round_})
+        index = {"rounds": self._rounds, "filed": {str(r): s for r, s in self._filed.items()}}
+        write_text(self._index, json.dumps(index))
+        store.sweep([{self._client: Filed(round=r, sha256=s)} for r, s in self._filed.items() if s])

@@ -1,0 +1,108 @@
+"""From the names in a job to the places of this machine: models and datasets.
+
+A job that comes from outside names things; only the machine's own policy says where they are, so no
+path of a job is ever opened.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from triskel.data.assets import resolve
+from triskel.data.sources import Dataset
+from triskel.errors import DataError, JobError
+from triskel.job import Job
+from triskel.policy.rules import Policy
+from triskel.policy.weights import Weights, weights
+
+MODELS = "models"
+"""Folder beside the policy with models that jobs may name: a folder, or a link to one, for each."""
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def models_of(job: Job, client: str) -> list[str]:
+    """Return the names of the models that a client of a job runs: its own, and the server's."""
+    own = job.client(client).model or job.model.path
+    both = job.mode == "logits" and job.logits.student
+    return list(dict.fromkeys([own, job.model.path] if both else [own]))
+
+
+def model_folder(name: str, policy: Path) -> Path | None:
+    """Return where a model is on this machine, or None where it is not.
+
+    Args:
+        name: A folder beside the policy, an asset that was fetched, or a hub id.
+        policy: The policy file.
+
+    Raises:
+        JobError: It is a path, not a name.
+    """
+    if not NAME.fullmatch(name):
+        raise JobError(
+            f"model.path {name!r} is no name; between organisations a job names models, and each "
+            f"has them in {MODELS}/ beside its policy, or fetched as an asset"
+        )
+    beside = policy.parent / MODELS / name
+    if beside.is_dir():
+        return beside
+    try:
+        found = Path(resolve(name))
+    except DataError:
+        return None
+    return found if found.is_absolute() else _in_hub_cache(name)
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """Return the folder of a hub model that was downloaded before; nothing is fetched."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    if "/" not in name:
+        return None
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+
+
+def weights_of(name: str, policy: Path) -> Weights | None:
+    """Return what a model is on this machine, or None where it is not there."""
+    folder = model_folder(name, policy)
+    return None if folder is None else weights(folder)
+
+
+def placed(job: Job, policy: Path, client: str | None = None) -> Job:
+    """Return a job whose models are folders of this machine.
+
+    Args:
+        job: The job.
+        policy: The policy file.
+        client: Whose own model is wanted too; those of others stay names.
+
+    Raises:
+        JobError: A model is not here, or is no name.
+    """
+
+    def find(name: str) -> str:
+        folder = model_folder(name, policy)
+        if folder is None:
+            raise JobError(f"model {name!r} is not on this machine")
+        return str(folder.resolve())
+
+    each = dict(job.clients.each)
+    if client in each and (own := each[client]).model is not None:
+        each[client] = own.model_copy(update={"model": find(own.model)})
+    return job.model_copy(
+        update={
+            "model": job.model.model_copy(update={"path": find(job.model.path)}),
+            "clients": job.clients.model_copy(update={"each": each}),
+        }
+    )
+
+
+def datasets(policy: Policy) -> Mapping[str, Dataset]:
+    """Return where named datasets are, as the policy says."""
+    return {
+        name: Dataset(paths=[Path(p) for p in one.paths], columns=one.columns)
+        for name, one in policy.datasets.items()
+    }

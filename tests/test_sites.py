@@ -1,0 +1,83 @@
+"""A job between a server and sites gives what one process gives, to the last bit."""
+
+# ruff: noqa: ANN401 - results are JSON
+# Dropout is not here: threads of one process share a random stream, processes do not.
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from triskel.compare import Request, run
+from triskel.engines.local import LocalEngine
+from triskel.job import MODE_NAMES, ModeName
+
+sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
+House, Meeting, house = sites["House"], sites["Meeting"], sites["house"]
+
+
+def alone(there: Any, modes: tuple[ModeName, ...]) -> dict[str, Any]:
+    """The same job in one process."""
+    job, place = there.local, there.root / "local"
+    return run(job, Request(modes=modes, baselines=()), place, LocalEngine(job), lambda _: None)
+
+
+def adapter(place: Path, mode: str) -> dict[str, torch.Tensor]:
+    return load_file(place / "adapters" / mode / "adapter_model.safetensors")
+
+
+def same(there: Any, modes: tuple[ModeName, ...], ours: dict[str, Any]) -> None:
+    """Hold a federation's run folder against a run in one process."""
+    theirs = alone(there, modes)
+    for mode in modes:
+        one, two = adapter(there.root / "out", mode), adapter(there.root / "local", mode)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one), mode
+        rounds = zip(ours["modes"][mode]["rounds"], theirs["modes"][mode]["rounds"], strict=True)
+        for mine, other in rounds:
+            assert "absent" not in mine
+            for client, spent in other["clients"].items():
+                for what in ("up", "down", "flops", "peak_client_bytes"):
+                    assert mine["clients"][client][what] == spent[what], (mode, client, what)
+            assert mine["accuracy"] == other["accuracy"]
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+def result(there: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((there.root / "out" / "result.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_sites_end_with_the_adapters_bytes_and_flops_of_one_process(
+    tmp_path: Path, task: str
+) -> None:
+    there = house(tmp_path, task=task)
+    assert Meeting(there, there.spec(*MODE_NAMES)).play() == {"done": True, "refused": False}
+    same(there, MODE_NAMES, result(there))
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"split.labels": '"shared"'},
+        {"split.wave": "2"},
+        {"wire.up": '"int8"'},
+        {"params.server_momentum": "0.5"},
+        {"clients.cohort": "0.5"},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_options_mean_the_same_between_sites(tmp_path: Path, more: dict[str, str]) -> None:
+    mode: ModeName = "split" if "split" in next(iter(more)) else "params"
+    there = house(tmp_path, **more)
+    for name in ("server", *sites["SITES"]):
+        place = tmp_path / name / "local" / "policy.toml"
+        place.write_text(place.read_text().replace("[limits]", "[limits]\ncohort = 1"))
+    assert Meeting(there, there.spec(mode)).play()["done"]
+    same(there, (mode,), result(there))
