@@ -24,7 +24,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from triskel import __version__
-from triskel.cli import site
+from triskel.cli import federation, site
 from triskel.cli.output import console_for, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
@@ -87,6 +87,7 @@ app = typer.Typer(
 assets_app = typer.Typer(no_args_is_help=True, help="The model and the texts of the demo.")
 app.add_typer(assets_app, name="assets")
 app.add_typer(site.app, name="site")
+app.add_typer(federation.app, name="federation")
 
 
 def main() -> None:
