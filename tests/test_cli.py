@@ -21,6 +21,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from triskel import cli, compare, live
+from triskel.cli import output
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
 from triskel.job import Job, ModeName, Override, dump, load, parse
@@ -331,9 +332,9 @@ def test_what_came_out_is_said_line_by_line(
 def test_a_table_is_as_wide_as_asked_where_no_terminal_bounds_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert cli._console().width == cli.PIPE_WIDTH
+    assert output.console_for().width == output.PIPE_WIDTH
     monkeypatch.setenv("COLUMNS", "70")
-    assert cli._console().width == 70
+    assert output.console_for().width == 70
 
 
 @pytest.mark.parametrize(("words", "mode"), [([], "logits"), (["--mode", "split"], "split")])

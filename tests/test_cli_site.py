@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from triskel import cli
+from triskel.cli import site as commands
 from triskel.policy.chain import Chain
 from triskel.policy.rules import Policy, load
 from triskel.policy.template import TEMPLATE
@@ -100,15 +101,15 @@ def test_every_refusal_is_a_line_and_what_is_left_out_counts_as_not_known() -> N
 
 
 def test_without_a_time_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    class At(cli.datetime):
+    class At(commands.datetime):
         hour_ = 19
 
         @classmethod
-        def now(cls, tz: object = None) -> cli.datetime:  # type: ignore[override]
-            assert tz is cli.UTC
-            return cli.datetime(2026, 11, 16, cls.hour_, tzinfo=cli.UTC)
+        def now(cls, tz: object = None) -> commands.datetime:  # type: ignore[override]
+            assert tz is commands.UTC
+            return commands.datetime(2026, 11, 16, cls.hour_, tzinfo=commands.UTC)
 
-    monkeypatch.setattr(cli, "datetime", At)
+    monkeypatch.setattr(commands, "datetime", At)
     words = ("check", "policy.toml", "jobs/job.toml", *GOOD[:-2])
     assert site(*words)[0] == 0
     At.hour_ = 21

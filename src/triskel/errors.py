@@ -10,7 +10,8 @@ TriskelError
 ├── TrainingError    numbers stopped being numbers (client, round and step named)
 ├── MeterError       a cost could not be counted, so the run stops rather than report a wrong one
 ├── RoundError       a round ended without a usable result
-└── CheckpointError  a saved state is missing, damaged or belongs to another job
+├── CheckpointError  a saved state is missing, damaged or belongs to another job
+└── FederationError  a federation cannot be made, reached, or brought to the end of a job
 """
 
 
@@ -64,3 +65,7 @@ class RoundError(TriskelError):
 
 class CheckpointError(TriskelError):
     """A saved state is missing, damaged or belongs to another job."""
+
+
+class FederationError(TriskelError):
+    """A federation cannot be made, reached, or brought to the end of a job."""

@@ -13,10 +13,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -25,11 +24,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from triskel import __version__
-from triskel.errors import DataError, JobError, TriskelError
-from triskel.job import MODE_NAMES, Job, ModeName, load, parse
-
-if TYPE_CHECKING:
-    from triskel.policy.weights import Weights
+from triskel.cli import federation, site
+from triskel.cli.output import console_for, write_text
+from triskel.errors import JobError, TriskelError
+from triskel.job import MODE_NAMES, Job, ModeName, load
 
 # `types` and `compare` load torch, so what is needed of them is said again here
 Event = Mapping[str, Any]
@@ -39,8 +37,6 @@ BASELINE_NAMES: tuple[BaselineName, ...] = ("base", "local", "central")
 TRAINED_NAMES = (*MODE_NAMES, "central", "local")
 """What `export` and `evaluate` find in a run folder."""
 INTERRUPTED = 130
-PIPE_WIDTH = 160
-"""Characters in a line of output that no terminal bounds."""
 LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl"}
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -90,8 +86,8 @@ app = typer.Typer(
 )
 assets_app = typer.Typer(no_args_is_help=True, help="The model and the texts of the demo.")
 app.add_typer(assets_app, name="assets")
-site_app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
-app.add_typer(site_app, name="site")
+app.add_typer(site.app, name="site")
+app.add_typer(federation.app, name="federation")
 
 
 def main() -> None:
@@ -261,7 +257,7 @@ def _resume(folder: Path) -> None:
 
 def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
     """Run with a display, then say what came out; what stops it says how to go on."""
-    console = _console(stderr=True)
+    console = console_for(stderr=True)
     try:
         with console.status("loading torch and transformers"):
             from triskel.live import Live
@@ -311,7 +307,7 @@ def _conclude(result: Mapping[str, Any], folder: Path) -> None:
     from triskel.report.tables import final_table
     from triskel.report.words import verdict
 
-    console, page = _console(), folder / "report.html"
+    console, page = console_for(), folder / "report.html"
     headline, *more = verdict(read(result))
     console.print()
     console.print(final_table(result))
@@ -369,13 +365,13 @@ def evaluate(
 ) -> None:
     """Score what a run trained, on its own test texts or on others."""
     chosen = _one_of(TRAINED_NAMES, mode)
-    console = _console(stderr=True)
+    console = console_for(stderr=True)
     with console.status("loading torch and transformers"):
         from triskel.assess import assess
         from triskel.live import Live
     with Live(console) as live:
         found = assess(folder, mode=chosen, data=data, watch=live)
-    _console().print(_scores(found))
+    console_for().print(_scores(found))
 
 
 def _scores(found: Mapping[str, Any]) -> Table:
@@ -415,7 +411,7 @@ def init(
     """Write a job file that holds every key, its default and what it means."""
     from triskel.template import TEMPLATE
 
-    _write(file, TEMPLATE, force=force)
+    write_text(file, TEMPLATE, force=force)
     typer.echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")
 
 
@@ -432,7 +428,7 @@ def list_assets() -> None:
         here = "[green]yes[/]" if row["present"] else "no"
         size = f"{row['megabytes']} MB"
         table.add_row(row["name"], size, row["licence"], here, f"{row['about']}; {row['citation']}")
-    _console().print(table)
+    console_for().print(table)
 
 
 @assets_app.command("get")
@@ -446,105 +442,6 @@ def get_assets(
 
     for name in _names("asset", ",".join(names), tuple(ASSETS)) if names else ASSETS:
         get(name, say=typer.echo)
-
-
-# --- A site's policy --------------------------------------------------------------------------
-
-
-@site_app.command("init")
-def site_init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
-        "policy.toml"
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
-) -> None:
-    """Write a policy that allows nothing yet, with every key and what it means."""
-    from triskel.policy.template import TEMPLATE
-
-    _write(file, TEMPLATE, force=force)
-    typer.echo(f"{file} allows nothing yet; edit it, then run `triskel site check {file} JOB`")
-
-
-@site_app.command("check")
-def site_check(
-    policy: Annotated[
-        Path, typer.Argument(metavar="POLICY", help="A site's policy.", show_default=False)
-    ],
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file.", show_default=False)],
-    by: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who would submit the job.")
-    ] = None,
-    clients: Annotated[
-        int | None, typer.Option(min=1, help="How many clients the federation has.")
-    ] = None,
-    up_mb: Annotated[
-        float | None,
-        typer.Option(min=0, help="Megabytes that this site would send in a round."),
-    ] = None,
-    at: Annotated[
-        datetime | None, typer.Option(help="When it would start, in UTC.", show_default="now")
-    ] = None,
-) -> None:
-    """Say whether a job may run at a site, or everything that the policy has against it."""
-    from triskel.policy.decide import MB, Circumstances, decide, wanted
-    from triskel.policy.rules import load as load_policy
-
-    rules, _ = load_policy(policy)
-    load(job)  # refuses what cannot be read; the names of datasets are not paths, so again:
-    asked = parse(job.read_text(encoding="utf-8"), where=str(job))
-    found = _weights(asked.client(rules.site).model or asked.model.path, job.parent)
-    when = datetime.now(UTC) if at is None else at.replace(tzinfo=UTC)
-    here = Circumstances(
-        now=when,
-        submitter=by,
-        model_sha256=None if found is None else found.sha256,
-        blocks=None if found is None else found.blocks,
-        clients=clients,
-        round_bytes=None if up_mb is None else round(up_mb * MB),
-    )
-    refusals = decide(rules, asked, here)
-    for refusal in refusals:
-        typer.echo(str(refusal))
-    if refusals:
-        raise typer.Exit(1)
-    typer.echo(
-        f"{job} may run here: mode {asked.mode}, datasets {', '.join(sorted(wanted(asked)))}"
-    )
-
-
-@site_app.command("audit")
-def site_audit(
-    log: Annotated[
-        Path, typer.Argument(metavar="LOG", help="A site's audit log.", show_default=False)
-    ],
-    seen: Annotated[
-        str | None,
-        typer.Option(metavar="SHA256", help="A hash noted earlier, which must still be there."),
-    ] = None,
-) -> None:
-    """List what a site decided and what left it, and verify that no line was changed."""
-    from triskel.policy.chain import START, read
-    from triskel.policy.listing import line_of
-
-    last, count = START, 0
-    for entry in read(log, seen=seen):
-        typer.echo(line_of(entry))
-        last, count = entry.get("sha256", last), entry.get("n", count)
-    typer.echo(f"{count} lines, none changed; the last one's SHA-256: {last}")
-
-
-def _weights(path: str, base: Path) -> "Weights | None":
-    """Return what is known of the job's model on this machine, None where it is not here."""
-    from triskel.data.assets import resolve
-    from triskel.policy.weights import weights
-
-    if (base / path).is_dir():
-        return weights(base / path)
-    try:
-        folder = Path(resolve(path))
-    except DataError:
-        return None
-    return weights(folder) if folder.is_dir() else None
 
 
 # --- Small things -----------------------------------------------------------------------------
@@ -596,29 +493,12 @@ def _next_folder(name: str) -> Path:
     return runs / f"{safe}-{max(taken, default=0) + 1}"
 
 
-def _write(file: Path, text: str, *, force: bool) -> None:
-    if file.exists() and not force:
-        raise JobError(f"{file} exists; --force replaces it")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise JobError(f"{file} cannot be written: {error.strerror}") from error
-
-
 def _clear(folder: Path) -> None:
     """Remove what a refused job wrote, unless there is more than that."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= LEFT_BY_A_REFUSAL:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
-
-
-def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
-    return console
 
 
 def _quieten(*, debug: bool) -> None:
@@ -630,7 +510,7 @@ def _quieten(*, debug: bool) -> None:
 
 
 def _fail(text: str, error: BaseException, code: int, *, debug: bool) -> NoReturn:
-    console = _console(stderr=True)
+    console = console_for(stderr=True)
     if debug:
         traceback.print_exception(error)
     console.print(text, soft_wrap=True)

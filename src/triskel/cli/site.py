@@ -1,0 +1,112 @@
+"""The commands of a site: its policy, and its audit log."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from triskel.cli.output import write_text
+from triskel.errors import DataError
+from triskel.job import load, parse
+
+if TYPE_CHECKING:
+    from triskel.policy.weights import Weights
+
+app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
+
+
+@app.command("init")
+def site_init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
+        "policy.toml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a policy that allows nothing yet, with every key and what it means."""
+    from triskel.policy.template import TEMPLATE
+
+    write_text(file, TEMPLATE, force=force)
+    typer.echo(f"{file} allows nothing yet; edit it, then run `triskel site check {file} JOB`")
+
+
+@app.command("check")
+def site_check(
+    policy: Annotated[
+        Path, typer.Argument(metavar="POLICY", help="A site's policy.", show_default=False)
+    ],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file.", show_default=False)],
+    by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who would submit the job.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(min=1, help="How many clients the federation has.")
+    ] = None,
+    up_mb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Megabytes that this site would send in a round."),
+    ] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="When it would start, in UTC.", show_default="now")
+    ] = None,
+) -> None:
+    """Say whether a job may run at a site, or everything that the policy has against it."""
+    from triskel.policy.decide import MB, Circumstances, decide, wanted
+    from triskel.policy.rules import load as load_policy
+
+    rules, _ = load_policy(policy)
+    load(job)  # refuses what cannot be read; the names of datasets are not paths, so again:
+    asked = parse(job.read_text(encoding="utf-8"), where=str(job))
+    found = _weights(asked.client(rules.site).model or asked.model.path, job.parent)
+    when = datetime.now(UTC) if at is None else at.replace(tzinfo=UTC)
+    here = Circumstances(
+        now=when,
+        submitter=by,
+        model_sha256=None if found is None else found.sha256,
+        blocks=None if found is None else found.blocks,
+        clients=clients,
+        round_bytes=None if up_mb is None else round(up_mb * MB),
+    )
+    refusals = decide(rules, asked, here)
+    for refusal in refusals:
+        typer.echo(str(refusal))
+    if refusals:
+        raise typer.Exit(1)
+    typer.echo(
+        f"{job} may run here: mode {asked.mode}, datasets {', '.join(sorted(wanted(asked)))}"
+    )
+
+
+@app.command("audit")
+def site_audit(
+    log: Annotated[
+        Path, typer.Argument(metavar="LOG", help="A site's audit log.", show_default=False)
+    ],
+    seen: Annotated[
+        str | None,
+        typer.Option(metavar="SHA256", help="A hash noted earlier, which must still be there."),
+    ] = None,
+) -> None:
+    """List what a site decided and what left it, and verify that no line was changed."""
+    from triskel.policy.chain import START, read
+    from triskel.policy.listing import line_of
+
+    last, count = START, 0
+    for entry in read(log, seen=seen):
+        typer.echo(line_of(entry))
+        last, count = entry.get("sha256", last), entry.get("n", count)
+    typer.echo(f"{count} lines, none changed; the last one's SHA-256: {last}")
+
+
+def _weights(path: str, base: Path) -> "Weights | None":
+    """Return what is known of the job's model on this machine, None where it is not here."""
+    from triskel.data.assets import resolve
+    from triskel.policy.weights import weights
+
+    if (base / path).is_dir():
+        return weights(base / path)
+    try:
+        folder = Path(resolve(path))
+    except DataError:
+        return None
+    return weights(folder) if folder.is_dir() else None

@@ -1,0 +1,192 @@
+"""Kits whose keys were never anywhere but at their party: requests, signatures, kits.
+
+lead: `found` makes the certificate authority, the server's kit and the administrator's.
+site: `ask` makes a key and a request; the request travels, the key stays.
+lead: `approve` signs it.
+site: `join` checks the authority's fingerprint, told over another channel, and makes the kit there.
+"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from triskel.errors import FederationError, JobError
+from triskel.federation.kits import Kit
+from triskel.federation.provision import (
+    ADMIN,
+    NAME,
+    Plan,
+    check,
+    empty,
+    flare,
+    org_of,
+    placed,
+    private,
+)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What the lead gives back.
+
+    Attributes:
+        name: Whom the request names.
+        path: The signed file, which goes back to the site.
+        fingerprint: The authority's SHA-256, which goes to the site over another channel.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+
+
+def found(folder: Path, plan: Plan) -> tuple[tuple[Kit, ...], str]:
+    """Make the authority and the lead's own kits; return those and the authority's fingerprint.
+
+    Raises:
+        JobError: The folder is in use.
+        FederationError: FLARE refused.
+    """
+    empty(folder)
+    authority = folder / "ca"
+    private(authority)
+    profile = {
+        "name": plan.name,
+        "scheme": plan.scheme,
+        "connection_security": "mtls",
+        "server": {"host": plan.server, "fed_learn_port": plan.port, "admin_port": plan.port},
+    }
+    file = authority / "profile.yml"
+    file.write_text(json.dumps(profile, indent=2), encoding="utf-8")  # JSON is YAML
+    flare("cert", "init", "--profile", file, "-o", authority)
+    server = {"name": plan.server, "type": "server", "org": "lead", "fed_learn_port": plan.port}
+    server |= {"admin_port": plan.port, "default_host": plan.server, "host_names": [plan.server]}
+    admin = {"name": plan.admin, "type": "admin", "org": org_of(plan.admin), "role": "lead"}
+    made: list[Kit] = []
+    print_ = ""
+    for party in (server, admin):
+        signed = approve(folder, _ask(folder, plan.name, party))
+        print_ = signed.fingerprint
+        made.append(join(folder, signed.path, print_))
+    return tuple(made), print_
+
+
+def ask(folder: Path, name: str, federation: str) -> Path:
+    """Make a key that stays here, and a request for its certificate; return the request.
+
+    Args:
+        folder: Where the site keeps its part of the federation.
+        name: A site's name, or an administrator's in the form of a mail address.
+        federation: The federation's name.
+
+    Raises:
+        JobError: A name has the wrong form, or the request was made before.
+        FederationError: FLARE refused.
+    """
+    check("--federation", federation, NAME, "letters, digits and -")
+    if "@" in name:
+        check("the administrator", name, ADMIN, "a name such as anna@lab.example")
+        party = {"name": name, "type": "admin", "org": org_of(name), "role": "lead"}
+    else:
+        check("--site", name, NAME, "letters, digits and -")
+        party = {"name": name, "type": "client", "org": org_of(name)}
+    return _ask(folder, federation, party)
+
+
+def _ask(folder: Path, federation: str, party: Mapping[str, Any]) -> Path:
+    name = str(party["name"])
+    place = folder / "requests" / name
+    if (place / f"{name}.request.zip").exists():
+        raise JobError(
+            f"{place} holds a request already; send it, or remove the folder, key included"
+        )
+    private(folder / "requests")
+    with TemporaryDirectory(dir=folder) as work:
+        file = Path(work) / "participant.yml"
+        file.write_text(json.dumps({"name": federation, "participants": [party]}), encoding="utf-8")
+        flare("cert", "request", "-p", file, "--out", place)
+    return place / f"{name}.request.zip"
+
+
+def approve(folder: Path, asked: Path) -> Signed:
+    """Sign a request with the federation's authority.
+
+    Raises:
+        JobError: The folder holds no authority, or the file is no request.
+        FederationError: FLARE refused.
+    """
+    authority = folder / "ca"
+    if not (authority / "rootCA.key").is_file():
+        raise JobError(
+            f"{authority} holds no authority; `triskel federation new {folder} --distributed` "
+            "makes one"
+        )
+    name = str(request_of(asked).get("name"))
+    target = asked.parent / f"{name}.signed.zip"
+    if target.exists():
+        raise JobError(f"{target} exists; send it, or remove it to sign again")
+    said = flare(
+        *("cert", "approve", asked, "-c", authority),
+        *("--profile", authority / "profile.yml", "--out", target),
+    )
+    print_ = str(said.get("rootca_fingerprint_sha256") or said.get("root_ca_fingerprint") or "")
+    return Signed(name, target, print_ or fingerprint(authority / "rootCA.pem"))
+
+
+def request_of(file: Path) -> Mapping[str, Any]:
+    """Return what a request says of whoever makes it: name, organisation, kind.
+
+    Raises:
+        JobError: The file is no request, or holds a key.
+    """
+    try:
+        with zipfile.ZipFile(file) as packed:
+            if any(name.endswith((".key", ".pem")) for name in packed.namelist()):
+                raise JobError(f"{file} holds a key; a request must not, so make a new one")
+            return cast("Mapping[str, Any]", json.loads(packed.read("request.json")))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise JobError(
+            f"{file} is no request; `triskel federation request` makes one ({error})"
+        ) from error
+
+
+def fingerprint(certificate: Path) -> str:
+    """Return the SHA-256 of a certificate, as FLARE writes it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return f"SHA256:{found.fingerprint(hashes.SHA256()).hex(':').upper()}"
+
+
+def join(folder: Path, signed: Path, expected: str) -> Kit:
+    """Make the kit of a party from its key here and what the lead signed.
+
+    Raises:
+        JobError: There is no key for it here, or a kit already.
+        FederationError: The fingerprint is another one, or FLARE refused.
+    """
+    name = signed.name.removesuffix(".signed.zip")
+    asked = folder / "requests" / name
+    if not asked.is_dir():
+        raise JobError(f"{asked} holds no key for {signed}; join where the request was made")
+    kits = folder / "kits"
+    kits.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=folder) as name_:
+        work = Path(name_)
+        words = ("--request-dir", asked, "--fingerprint", expected)
+        flare("package", signed, "-w", work, *words)
+        made = [path.parent for path in work.glob("*/prod_*/*/startup")]
+        if len(made) != 1:
+            raise FederationError(f"`nvflare package` made {len(made)} kits of {signed}, not one")
+        place = "server" if (made[0] / "startup" / "fed_server.json").is_file() else made[0].name
+        if (kits / place).exists():
+            raise JobError(f"{kits / place} exists; remove it to join anew")
+        kit = placed(made[0], kits, place)
+    shutil.rmtree(asked)  # the kit holds the key now
+    return kit

@@ -1,0 +1,281 @@
+"""Follow a job to its end, fetch what it left, and submit it again where its server died.
+
+A run ended when its folder holds `ended.json`, whatever FLARE's label says: done, or the engine's
+own sentence on why not. A run without one lost its server or its job; a supervised one is submitted
+again under the same run number, with the sites that are connected, and the engine goes on from its
+last closed round.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self, cast
+
+from triskel.errors import FederationError, JobError
+from triskel.federation import record
+from triskel.federation.job import Request, write
+from triskel.federation.kits import Kit
+from triskel.federation.session import FINISHED, Session, UnreachableError, opened
+
+Progress = Mapping[str, Any]
+Say = Callable[[str], None]
+Show = Callable[[Progress | None], None]
+
+POLL_S = 1.0
+RESTARTS = 10
+"""Most restarts without a round that was not seen before."""
+LOST_S = 20.0
+"""Seconds a job may be called running without being among the jobs that run."""
+RETURN_S = 15.0
+"""Seconds that a restart waits for the sites of the run to come back; they take about 10."""
+ABORTED = "FINISHED:ABORTED"
+LOST = "LOST"
+"""Our word for a job that FLARE still calls running."""
+
+
+@dataclass
+class Trail:
+    """What a supervised run has shown of itself.
+
+    Attributes:
+        seen: Every stage and round that it was in.
+        idle: Restarts since one of them was new.
+    """
+
+    seen: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    idle: int = 0
+
+    def note(self, progress: Progress | None) -> None:
+        """Take up where the run is."""
+        if progress and "round" in progress:
+            at = (str(progress.get("stage", "")), int(progress["round"]))
+            if at not in self.seen:
+                self.seen.add(at)
+                self.idle = 0
+
+
+class Line:
+    """A connection that is made again when it was lost."""
+
+    def __init__(self, kit: Kit, *, patient: bool, say: Say) -> None:
+        self.kit, self.patient, self.say = kit, patient, say
+        self._stack = ExitStack()
+        self._session: Session | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def session(self) -> Session:
+        """Return a session, waiting for the server as long as it takes where patient.
+
+        Raises:
+            UnreachableError: The server is not there and nobody is to wait for it.
+        """
+        told = False
+        while self._session is None:
+            try:
+                self._session = self._stack.enter_context(opened(self.kit))
+            except UnreachableError:
+                if not self.patient:
+                    raise
+                if not told:
+                    self.say(
+                        f"the server at {self.kit.host}:{self.kit.port} does not answer; waiting"
+                    )
+                    told = True
+                time.sleep(POLL_S)
+        return self._session
+
+    def drop(self) -> None:
+        """Give up a connection that failed."""
+        self._stack.close()
+        self._session = None
+
+
+def submit(line: Line, asked: Request, *, again: bool = False) -> record.Entry:
+    """Send a job to the sites that it names and that are connected, and note it.
+
+    Raises:
+        FederationError: No site is connected, or FLARE refuses.
+    """
+    on = _sites(line, asked, again=again)
+    with TemporaryDirectory(prefix="triskel-") as name:
+        folder = write(Path(name) / asked.job.name, asked, on)
+        number = line.session().submit(folder)
+    return record.note(line.kit, number, asked.run, asked.job.name, on)
+
+
+def _sites(line: Line, asked: Request, *, again: bool) -> tuple[str, ...]:
+    if asked.sites and not again:
+        return asked.sites  # FLARE keeps the job until they are connected
+    before = asked.sites or record.sites_of(line.kit, asked.run)
+    end = time.monotonic() + (RETURN_S if again else 0.0)
+    while True:
+        there = line.session().sites()
+        found = tuple(site for site in there if not before or site in before)
+        if (set(found) == set(before) or not before) and found:
+            return found
+        if time.monotonic() >= end and (found or not again):
+            break
+        time.sleep(POLL_S)
+    if not found:
+        raise FederationError("no site is connected; start the sites, then submit again")
+    return found
+
+
+@dataclass(frozen=True)
+class End:
+    """How a submission ended.
+
+    Attributes:
+        label: FLARE's word for it.
+        detail: What FLARE says of the nodes.
+    """
+
+    label: str
+    detail: str = ""
+
+
+def wait(line: Line, job: str, trail: Trail, show: Show) -> End:
+    """Wait until FLARE counts a job as finished, or until it is lost.
+
+    Raises:
+        UnreachableError: The server is gone and nobody is to wait for it.
+    """
+    running, first = time.monotonic(), 0.0
+    while True:
+        try:
+            session = line.session()
+            meta = session.meta(job)
+            label = str(meta.get("status", ""))
+            if label.startswith(FINISHED):
+                return End(label, _detail(meta))
+            jobs, started = session.running()
+            first, active = first or started, job in jobs
+            progress = session.progress(job) if active else None
+        except UnreachableError:
+            line.drop()
+            if not line.patient:
+                raise
+            continue
+        trail.note(progress)
+        show(progress or {"text": _waiting(label, meta)})
+        if active or label == "SUBMITTED":
+            running = time.monotonic()
+        elif started != first:
+            return End(LOST, "the server was started anew")
+        elif time.monotonic() - running > LOST_S:
+            return End(LOST, "the server does not run it any more")
+        time.sleep(POLL_S)
+
+
+def _waiting(label: str, meta: Mapping[str, Any]) -> str:
+    if label != "SUBMITTED":
+        return f"{label.lower()}, no word from the engine yet"
+    history = cast("Sequence[str]", meta.get("schedule_history", ()))
+    return f"waits to be started: {history[-1].split(': ', 1)[-1]}" if history else "submitted"
+
+
+def _detail(meta: Mapping[str, Any]) -> str:
+    said = cast("Sequence[str]", meta.get("job_deploy_detail", ()))
+    return "; ".join(line for line in said if not line.endswith(": OK"))
+
+
+def fetch(line: Line, job: str, out: Path) -> Progress | None:
+    """Copy a run's folder, where there is one; return what its `ended.json` says.
+
+    Raises:
+        FederationError: The server refuses, or has no result of this job.
+    """
+    with TemporaryDirectory(prefix="triskel-") as name:
+        folder = line.session().fetch(job, Path(name))
+        said = folder / "ended.json"
+        if not said.is_file():
+            return None
+        ended = cast("Progress", json.loads(said.read_text(encoding="utf-8")))
+        if ended.get("done") or any(path.name != "ended.json" for path in folder.iterdir()):
+            shutil.copytree(folder, out, dirs_exist_ok=True)
+    return ended
+
+
+def free(out: Path) -> None:
+    """Refuse a folder for a result that holds something.
+
+    Raises:
+        JobError: It does.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise JobError(f"{out} is not empty; --out must name a new folder")
+
+
+def follow(
+    line: Line, asked: Request, entry: record.Entry, out: Path, watch: tuple[Say, Show]
+) -> None:
+    """Bring a run to its end; submit it again as often as it takes, where the line is patient.
+
+    Args:
+        line: The connection; a patient one supervises.
+        asked: What was asked for.
+        entry: Its first submission.
+        out: Where the run's folder is copied to.
+        watch: What takes sentences, and what takes the progress.
+
+    Raises:
+        FederationError: The job ended without a result, or with the engine's own sentence.
+    """
+    say, show = watch
+    trail = Trail()
+    while True:
+        end, ended = _one(line, entry, trail, show, out)
+        if end.label == ABORTED:
+            raise FederationError(f"job {entry.job} was aborted")
+        if ended is not None and ended.get("done"):
+            return
+        if ended is not None:
+            raise FederationError(
+                f"the job ended: {ended.get('error', 'the engine gave no reason')}"
+            )
+        what = f"job {entry.job} ended without a result ({end.label})"
+        what += f": {end.detail}" if end.detail else ""
+        if not line.patient:
+            raise FederationError(f"{what}; `triskel federation logs` shows the server's log")
+        trail.idle += 1
+        if trail.idle > RESTARTS:
+            raise FederationError(f"{what}, {RESTARTS} times without a new round; given up")
+        entry = _again(line, asked)
+        say(f"{what}; submitted again as {entry.job} to {', '.join(entry.sites)}")
+
+
+def _one(
+    line: Line, entry: record.Entry, trail: Trail, show: Show, out: Path
+) -> tuple[End, Progress | None]:
+    end = wait(line, entry.job, trail, show)
+    if end.label == LOST:
+        return end, None
+    while True:
+        try:
+            return end, fetch(line, entry.job, out)
+        except UnreachableError:
+            line.drop()
+            if not line.patient:
+                raise
+        except FederationError:
+            if not line.patient and not end.detail:
+                raise
+            return end, None
+
+
+def _again(line: Line, asked: Request) -> record.Entry:
+    while True:
+        try:
+            return submit(line, asked, again=True)
+        except UnreachableError:
+            line.drop()

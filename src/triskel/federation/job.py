@@ -1,0 +1,144 @@
+"""A job for a federation: whether it can run in one, and the folder that is sent.
+
+The folder holds configuration only: no code travels, and each site builds the classes that its own
+kit allows. Datasets are names here; a site's policy says which files they are.
+"""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triskel.errors import JobError
+from triskel.federation.harden import CLIENT_CLASS, CONTROLLER, EXECUTOR, SERVER_CLASS
+from triskel.job import Job, ModeName, load, parse, to_toml, unsupported
+
+SCHEMA = 1
+SYNC_S = 60
+"""Seconds in which every site must have started its process."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a federation.
+
+    Attributes:
+        job: The job; its datasets are names.
+        modes: Which modes, in this order.
+        sites: Which sites; without any, those that are connected.
+        run: Twelve hex digits that all submissions of one run share.
+    """
+
+    job: Job
+    modes: tuple[ModeName, ...]
+    sites: tuple[str, ...]
+    run: str
+
+
+def request(job: Job, modes: Sequence[ModeName], sites: Sequence[str]) -> Request:
+    """Return a request of its own run.
+
+    Raises:
+        JobError: The job cannot run in a federation.
+    """
+    chosen = tuple(dict.fromkeys(modes)) or (job.mode,)
+    for mode in chosen:
+        why = unfit(job.model_copy(update={"mode": mode}))
+        if why is not None:
+            raise JobError(f"{job.name} cannot run in a federation: {why}")
+    return Request(job, chosen, tuple(dict.fromkeys(sites)), uuid.uuid4().hex[:12])
+
+
+def read_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file, leaving its datasets names.
+
+    Raises:
+        JobError: The file is missing, is not TOML, or does not describe a job that can run.
+    """
+    load(path, overrides)  # says what cannot be read
+    return parse(path.read_text(encoding="utf-8"), overrides=overrides, where=str(path))
+
+
+def unfit(job: Job) -> str | None:
+    """Return why a federation cannot run a job in its mode, or None when it can.
+
+    >>> from triskel.job import parse
+    >>> unfit(parse("rounds = 1"))
+    'data.source must be "clients", got "opinions"; each site brings a dataset of its own'
+    """
+    data = job.data
+    if data.source != "clients":
+        return (
+            f'data.source must be "clients", got "{data.source}"; each site brings a dataset of '
+            "its own"
+        )
+    for key in ("train", "test", "public"):
+        name = str(getattr(data, key))
+        if set(name) & set("/\\~") or name.startswith("."):
+            return (
+                f"data.{key} must be the name of a dataset in the sites' policies, got {name!r}; "
+                "write the file into the policy (`triskel site init`)"
+            )
+    if data.task == "classify" and not data.classes:
+        return 'data.classes must list the classes, such as ["no", "yes"]; no site sees them all'
+    if job.mode == "logits" and not data.public:
+        return "data.public must name a dataset that all parties hold; logits predicts on it"
+    if not data.public and job.logits.public:
+        return "logits.public must be 0 without data.public; --set logits.public=0"
+    return unsupported(job, job.mode)
+
+
+def spec(asked: Request) -> dict[str, Any]:
+    """Return what the engine's classes are built with on every node."""
+    return {
+        "schema": SCHEMA,
+        "run": asked.run,
+        "job": to_toml(asked.job),
+        "modes": list(asked.modes),
+        "sites": list(asked.sites),
+    }
+
+
+def write(folder: Path, asked: Request, on: Sequence[str]) -> Path:
+    """Write the folder that is sent.
+
+    Args:
+        folder: Where; it must not hold a job.
+        asked: What is asked.
+        on: The sites it is deployed to.
+    """
+    args = {"spec": spec(asked)}
+    server = {
+        "format_version": 2,
+        "workflows": [
+            {
+                "id": "controller",
+                "path": CONTROLLER,
+                "args": {"server_obj_id": "_server", "sync_task_timeout": SYNC_S},
+            }
+        ],
+        "components": [{"id": "_server", "path": SERVER_CLASS, "args": args}],
+    }
+    executor = {"path": EXECUTOR, "args": {"client_obj_id": "_client"}}
+    client = {
+        "format_version": 2,
+        "executors": [{"tasks": ["*"], "executor": executor}],
+        "components": [{"id": "_client", "path": CLIENT_CLASS, "args": args}],
+    }
+    meta = {
+        "name": asked.job.name,
+        "resource_spec": {},
+        "min_clients": len(on),
+        "deploy_map": {"app": ["server", *on]},
+    }
+    config = folder / "app" / "config"
+    config.mkdir(parents=True)
+    for path, value in (
+        (folder / "meta.json", meta),
+        (config / "config_fed_server.json", server),
+        (config / "config_fed_client.json", client),
+    ):
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,233 @@
+"""Kits made centrally: one place makes all certificates and keys, then each kit goes to its party.
+
+FLARE's `nvflare provision` does the work; what it needs stays in `FOLDER/ca`, which holds the key
+that everybody trusts. Where a key must never have been anywhere but at its site, see `distributed`.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, cast
+
+from triskel.errors import FederationError, JobError
+from triskel.federation.harden import harden
+from triskel.federation.kits import Kit, kit_at, read_json
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+ADMIN = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+LIGHTER = "nvflare.lighter.impl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a federation is made of.
+
+    Attributes:
+        name: The federation's name, the same in all kits.
+        sites: The organisations that hold data.
+        server: A host name or address that every site reaches the server by.
+        port: The server's one port.
+        admin: Who submits jobs, in the form of a mail address.
+        scheme: How messages travel: `tcp` is faster, `http` passes proxies. Both are encrypted.
+    """
+
+    sites: tuple[str, ...]
+    name: str = "triskel"
+    server: str = "localhost"
+    port: int = 8002
+    admin: str = "lead@federation.local"
+    scheme: Literal["http", "tcp"] = "tcp"
+
+    def __post_init__(self) -> None:
+        """Refuse what FLARE would refuse later, or would take and trip over."""
+        check("name", self.name, NAME, "letters, digits and -")
+        check("--server", self.server, HOST, "a host name or an address")
+        check("--admin", self.admin, ADMIN, "a name such as anna@lab.example")
+        for site in self.sites:
+            check("--site", site, NAME, "letters, digits and -")
+        twice = sorted({site for site in self.sites if self.sites.count(site) > 1})
+        if twice:
+            raise JobError(f"--site names {', '.join(twice)} twice; each site needs its own name")
+        taken = sorted({"server", self.server} & set(self.sites))
+        if taken:
+            raise JobError(f"--site {taken[0]} is the server's name; choose another one")
+
+
+def check(what: str, value: str, form: re.Pattern[str], must: str) -> None:
+    """Refuse a name of the wrong form.
+
+    Raises:
+        JobError: The value does not have the form.
+    """
+    if not form.fullmatch(value):
+        raise JobError(f"{what} must be {must}, got {value!r}")
+
+
+def org_of(name: str) -> str:
+    """Return the organisation that FLARE wants for a party.
+
+    >>> org_of("hospital-a"), org_of("anna@lab.example")
+    ('hospital_a', 'lab')
+    """
+    return re.sub(r"\W", "_", name.rpartition("@")[2].partition(".")[0])
+
+
+def flare(*words: str | Path, cwd: Path | None = None) -> dict[str, Any]:
+    """Run a command of FLARE and return what it answers.
+
+    Raises:
+        FederationError: FLARE is not installed, or the command failed.
+    """
+    need_flare()
+    command = [sys.executable, "-m", "nvflare.cli", *map(str, words), "--format", "json"]
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    answer = next((x for x in done.stdout.splitlines() if x.startswith("{")), "{}")
+    said = cast("dict[str, Any]", json.loads(answer))
+    if done.returncode or said.get("status") != "ok":
+        why = said.get("message") or (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        raise FederationError(f"`nvflare {words[0]}` failed: {why}")
+    return cast("dict[str, Any]", said.get("data", {}))
+
+
+def need_flare() -> None:
+    """Refuse to go on without FLARE.
+
+    Raises:
+        FederationError: It is not installed.
+    """
+    if find_spec("nvflare") is None:
+        raise FederationError("NVIDIA FLARE is not installed; `pip install 'triskel[flare]'`")
+
+
+def new(folder: Path, plan: Plan) -> tuple[Kit, ...]:
+    """Make the kits of a federation and harden them.
+
+    Raises:
+        JobError: The folder is in use, or there is no site.
+        FederationError: FLARE refused.
+    """
+    if not plan.sites:
+        raise JobError("--site must name the sites, such as --site bank --site hospital")
+    empty(folder)
+    return _provision(folder, project(plan))
+
+
+def add(folder: Path, sites: Sequence[str]) -> tuple[Kit, ...]:
+    """Make kits for more sites of a federation; the others' certificates stay as they are.
+
+    Raises:
+        JobError: The folder was not made by `new`, or a site is there.
+        FederationError: FLARE refused.
+    """
+    file = folder / "ca" / "project.json"
+    if not file.is_file():
+        raise JobError(
+            f"{file} is missing; sites are added where `triskel federation new` made the others, "
+            "or with `triskel federation request` where keys stay at the sites"
+        )
+    before = read_json(file)
+    party = cast("list[dict[str, Any]]", before["participants"])
+    there = {str(each["name"]) for each in party}
+    for site in sites:
+        check("--site", site, NAME, "letters, digits and -")
+        if site in there:
+            raise JobError(f"--site {site} is there already; choose another name")
+    before["participants"] = party + [_site(site) for site in dict.fromkeys(sites)]
+    return _provision(folder, before)
+
+
+def empty(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        JobError: It is a file, or holds files.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise JobError(f"{folder} is not empty; name a new folder for the federation")
+
+
+def project(plan: Plan) -> dict[str, Any]:
+    """Return FLARE's project file."""
+    server = {
+        "name": "server",
+        "type": "server",
+        "org": "lead",
+        "fed_learn_port": plan.port,
+        "admin_port": plan.port,
+        "default_host": plan.server,
+        "host_names": sorted({plan.server, *(["127.0.0.1"] if plan.server == "localhost" else [])}),
+    }
+    admin = {"name": plan.admin, "type": "admin", "org": org_of(plan.admin)}
+    return {
+        "api_version": 3,
+        "name": plan.name,
+        "description": "federated fine-tuning",
+        "participants": [
+            server,
+            *(_site(site) for site in plan.sites),
+            admin | {"role": "project_admin"},
+        ],
+        "builders": [
+            {"path": f"{LIGHTER}.workspace.WorkspaceBuilder"},
+            {
+                "path": f"{LIGHTER}.static_file.StaticFileBuilder",
+                "args": {"config_folder": "config", "scheme": plan.scheme},
+            },
+            {"path": f"{LIGHTER}.cert.CertBuilder"},
+            {"path": f"{LIGHTER}.signature.SignatureBuilder"},
+        ],
+    }
+
+
+def _site(name: str) -> dict[str, Any]:
+    return {"name": name, "type": "client", "org": org_of(name)}
+
+
+def _provision(folder: Path, asked: dict[str, Any]) -> tuple[Kit, ...]:
+    authority, kits = folder / "ca", folder / "kits"
+    private(authority)
+    kits.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=authority) as name:
+        work = Path(name)
+        whole = work / str(asked["name"])
+        if (authority / "state").is_dir():
+            shutil.copytree(authority / "state", whole / "state")
+        (work / "project.yml").write_text(json.dumps(asked), encoding="utf-8")  # JSON is YAML
+        flare("provision", "-p", work / "project.yml", "-w", work, "--force")
+        fresh = [p for p in sorted((whole / "prod_00").iterdir()) if not (kits / p.name).exists()]
+        made = tuple(placed(path, kits) for path in fresh)
+        shutil.copytree(whole / "state", authority / "state", dirs_exist_ok=True)
+    (authority / "project.json").write_text(json.dumps(asked, indent=2), encoding="utf-8")
+    return made
+
+
+def placed(path: Path, kits: Path, name: str | None = None) -> Kit:
+    """Move what FLARE made to its place, harden it and return it.
+
+    Raises:
+        FederationError: FLARE made something else.
+    """
+    target = kits / (name or path.name)
+    shutil.move(path, target)
+    target.chmod(0o700)
+    kit = kit_at(target)
+    if kit is None:
+        raise FederationError(f"{target} is no kit; nvflare 2.9 makes them, is it that version?")
+    harden(kit)
+    return kit
+
+
+def private(folder: Path) -> None:
+    """Make a folder that nobody else on the machine can read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)

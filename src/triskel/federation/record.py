@@ -1,0 +1,77 @@
+"""The administrator's list of submitted jobs: one line of JSON each, in the administrator's kit."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from triskel.errors import JobError
+from triskel.federation.kits import Kit
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One submission.
+
+    Attributes:
+        job: FLARE's number of it.
+        run: The run that it belongs to; a restart is a new submission of the same run.
+        name: The job's name.
+        at: When, in seconds since 1970.
+        sites: The sites that it was deployed to.
+    """
+
+    job: str
+    run: str
+    name: str
+    at: float
+    sites: tuple[str, ...]
+
+
+def note(kit: Kit, job: str, run: str, name: str, sites: Sequence[str]) -> Entry:
+    """Add a submission."""
+    entry = Entry(job, run, name, time.time(), tuple(sites))
+    kit.own.mkdir(exist_ok=True)
+    with _file(kit).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(entry)) + "\n")
+    return entry
+
+
+def entries(kit: Kit) -> list[Entry]:
+    """Return all submissions, the last one last."""
+    if not _file(kit).is_file():
+        return []
+    lines = _file(kit).read_text(encoding="utf-8").splitlines()
+    try:
+        return [_entry(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise JobError(f"{_file(kit)} is damaged: {error}; move it away") from error
+
+
+def _entry(*, sites: Sequence[str], **rest: Any) -> Entry:  # noqa: ANN401 - as JSON has it
+    return Entry(sites=tuple(sites), **rest)
+
+
+def sites_of(kit: Kit, run: str) -> tuple[str, ...]:
+    """Return the sites that a run was first deployed to, none where it never was."""
+    return next((entry.sites for entry in entries(kit) if entry.run == run), ())
+
+
+def find(kit: Kit, text: str | None) -> Entry:
+    """Return the last submission whose number or run begins with a text; without one, the last.
+
+    Raises:
+        JobError: There is none.
+    """
+    for entry in reversed(entries(kit)):
+        if text is None or entry.job.startswith(text) or entry.run.startswith(text):
+            return entry
+    if text is None:
+        raise JobError("no job was submitted yet; `triskel federation submit FOLDER JOB`")
+    raise JobError(f"no submitted job begins with {text!r}; {_file(kit)} lists them")
+
+
+def _file(kit: Kit) -> Path:
+    return kit.own / "jobs.jsonl"
