@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 from triskel import __version__
 from triskel.cli import federation, site
-from triskel.cli.output import console_for, write_text
+from triskel.cli.output import console_for, safe_name, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 
@@ -486,7 +486,7 @@ def _one_of(known: Sequence[Name], text: str | None) -> Name | None:
 
 def _next_folder(name: str) -> Path:
     """Return `runs/NAME-N` with the first number above all that are there."""
-    runs, safe = Path("runs"), re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    runs, safe = Path("runs"), safe_name(name)
     numbered = re.compile(re.escape(safe) + r"-(\d+)")
     there: Iterable[Path] = runs.iterdir() if runs.is_dir() else ()
     taken = [int(found[1]) for path in there if (found := numbered.fullmatch(path.name))]

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.cli.output import console_for
+from triskel.cli.output import console_for, safe_name
 from triskel.errors import FederationError, JobError
 from triskel.job import MODE_NAMES, ModeName
 
@@ -305,13 +305,13 @@ def _table(folder: Path, session: "Session | None", why: str) -> Table:
         if kit.kind != "admin":
             number = alive(kit)
             on = "–" if kit.kind == "server" else "yes" if kit.name in there else "no"
-            here = str(number) if number else "not on this machine"
+            here = str(number) if number else "not running here"
             table.add_row(escape(kit.name), kit.kind, here, on if session else "?")
             there.discard(kit.name)
     for name in sorted(there):
         table.add_row(escape(name), "site", "elsewhere", "yes")
     if session is None:
-        table.add_row(escape(why))
+        table.caption, table.caption_justify = escape(why), "left"
         return table
     for job in session.running()[0]:
         progress = session.progress(job)
@@ -324,7 +324,8 @@ def _table(folder: Path, session: "Session | None", why: str) -> Table:
 def _clients(progress: "Progress | None") -> Mapping[str, str]:
     found = cast("Mapping[str, Mapping[str, Any]]", (progress or {}).get("clients", {}))
     return {
-        name: f"{each.get('state', '?')}, {int(each.get('tokens', 0)):,} tokens"
+        name: f"{each.get('state', '?')}"
+        + (f", {each['tokens']:,} tokens" if "tokens" in each else "")
         for name, each in found.items()
     }
 
@@ -346,7 +347,8 @@ def sentence(progress: "Progress | None") -> str:
     parts += [f"waits for {', '.join(waiting)}"] if waiting else []
     parts += [f"down: {', '.join(down)}"] if down else []
     for key, way in (("up_bytes", "up"), ("down_bytes", "down")):
-        parts += [f"{progress[key] / 1e6:.1f} MB {way}"] if key in progress else []
+        found = progress.get(key)
+        parts += [f"{found / 1e6:.1f} MB {way}"] if isinstance(found, int | float) else []
     metrics = cast("Mapping[str, Any]", progress.get("metrics") or {})
     parts += [f"{key} {value:.3f}" for key, value in metrics.items() if isinstance(value, float)]
     parts += [str(progress["text"])] if progress.get("text") else []
@@ -392,7 +394,7 @@ def submit(
         raise JobError("--supervise waits for the job's end; leave out --no-wait")
     asked = ask(read_job(job, settings or ()), _modes(modes or ()), sites or ())
     kit = admin_in(folder, who)
-    target = out or Path("runs") / f"{asked.job.name}-{asked.run}"
+    target = out or Path("runs") / f"{safe_name(asked.job.name)}-{asked.run}"
     free(target)
     with _watching() as (say, show), Line(kit, patient=supervise, say=say) as line:
         entry = send(line, asked)
@@ -502,7 +504,7 @@ def result(
 
     kit = admin_in(folder, who)
     entry = find(kit, job)
-    target = out or Path("runs") / f"{entry.name}-{entry.run}"
+    target = out or Path("runs") / f"{safe_name(entry.name)}-{entry.run}"
     free(target)
     with Line(kit, patient=False, say=typer.echo) as line:
         ended = fetch(line, entry.job, target)

@@ -29,6 +29,8 @@ Show = Callable[[Progress | None], None]
 POLL_S = 1.0
 RESTARTS = 10
 """Most restarts without a round that was not seen before."""
+SILENT_S = 3.0
+"""Seconds between questions to an engine that does not answer; each one is an error in its log."""
 LOST_S = 20.0
 """Seconds a job may be called running without being among the jobs that run."""
 RETURN_S = 15.0
@@ -108,7 +110,7 @@ def submit(line: Line, asked: Request, *, again: bool = False) -> record.Entry:
     """
     on = _sites(line, asked, again=again)
     with TemporaryDirectory(prefix="triskel-") as name:
-        folder = write(Path(name) / asked.job.name, asked, on)
+        folder = write(Path(name) / "job", asked, on)
         number = line.session().submit(folder)
     return record.note(line.kit, number, asked.run, asked.job.name, on)
 
@@ -117,7 +119,7 @@ def _sites(line: Line, asked: Request, *, again: bool) -> tuple[str, ...]:
     if asked.sites and not again:
         return asked.sites  # FLARE keeps the job until they are connected
     before = asked.sites or record.sites_of(line.kit, asked.run)
-    end = time.monotonic() + (RETURN_S if again else 0.0)
+    end, told = time.monotonic() + (RETURN_S if again else 0.0), False
     while True:
         there = line.session().sites()
         found = tuple(site for site in there if not before or site in before)
@@ -125,6 +127,9 @@ def _sites(line: Line, asked: Request, *, again: bool) -> tuple[str, ...]:
             return found
         if time.monotonic() >= end and (found or not again):
             break
+        if time.monotonic() >= end and not told:
+            line.say("no site of the run is connected; waiting")
+            told = True
         time.sleep(POLL_S)
     if not found:
         raise FederationError("no site is connected; start the sites, then submit again")
@@ -150,7 +155,7 @@ def wait(line: Line, job: str, trail: Trail, show: Show) -> End:
     Raises:
         UnreachableError: The server is gone and nobody is to wait for it.
     """
-    running, first = time.monotonic(), 0.0
+    running, first, asked = time.monotonic(), 0.0, 0.0
     while True:
         try:
             session = line.session()
@@ -160,14 +165,17 @@ def wait(line: Line, job: str, trail: Trail, show: Show) -> End:
                 return End(label, _detail(meta))
             jobs, started = session.running()
             first, active = first or started, job in jobs
-            progress = session.progress(job) if active else None
+            progress = None
+            if active and time.monotonic() > asked:
+                progress = session.progress(job)
+                asked = 0.0 if progress else time.monotonic() + SILENT_S
         except UnreachableError:
             line.drop()
             if not line.patient:
                 raise
             continue
         trail.note(progress)
-        show(progress or {"text": _waiting(label, meta)})
+        show(progress or {"text": _waiting(label, meta, begun=bool(trail.seen))})
         if active or label == "SUBMITTED":
             running = time.monotonic()
         elif started != first:
@@ -177,9 +185,9 @@ def wait(line: Line, job: str, trail: Trail, show: Show) -> End:
         time.sleep(POLL_S)
 
 
-def _waiting(label: str, meta: Mapping[str, Any]) -> str:
+def _waiting(label: str, meta: Mapping[str, Any], *, begun: bool) -> str:
     if label != "SUBMITTED":
-        return f"{label.lower()}, no word from the engine yet"
+        return "between rounds, or ending" if begun else "the sites start their processes"
     history = cast("Sequence[str]", meta.get("schedule_history", ()))
     return f"waits to be started: {history[-1].split(': ', 1)[-1]}" if history else "submitted"
 
@@ -243,8 +251,7 @@ def follow(
             raise FederationError(
                 f"the job ended: {ended.get('error', 'the engine gave no reason')}"
             )
-        what = f"job {entry.job} ended without a result ({end.label})"
-        what += f": {end.detail}" if end.detail else ""
+        what = f"job {entry.job} ended without a result ({end.detail or end.label})"
         if not line.patient:
             raise FederationError(f"{what}; `triskel federation logs` shows the server's log")
         trail.idle += 1
