@@ -71,16 +71,21 @@ def report(
     for figure, row in found.items():
         print(f"{figure:{width}}  {row['median']:>10.4g} {row['low']:>10.4g} {row['high']:>10.4g}")
     if out is not None:
-        text = {
-            "benchmark": name,
-            "commit": commit(),
-            "machine": machine(),
-            "seed": seed,
-            "figures": found,
-            **more,
-        }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+        keep(name, found, seed=seed, out=out, **more)
+
+
+def keep(name: str, figures: Mapping[str, Any], *, seed: int, out: Path, **more: Any) -> None:
+    """Write figures, and what they depend on, to a JSON file."""
+    text = {
+        "benchmark": name,
+        "commit": commit(),
+        "machine": machine(),
+        "seed": seed,
+        "figures": figures,
+        **more,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 
 
 def commit() -> str:

@@ -247,11 +247,12 @@ def follow(
             raise FederationError(f"job {entry.job} was aborted")
         if ended is not None and ended.get("done"):
             return
-        if ended is not None:
+        if ended is not None and not (ended.get("again") and line.patient):
             raise FederationError(
                 f"the job ended: {ended.get('error', 'the engine gave no reason')}"
             )
-        what = f"job {entry.job} ended without a result ({end.detail or end.label})"
+        why = ended.get("error") if ended is not None else None
+        what = f"job {entry.job} ended without a result ({why or end.detail or end.label})"
         if not line.patient:
             raise FederationError(f"{what}; `triskel federation logs` shows the server's log")
         trail.idle += 1

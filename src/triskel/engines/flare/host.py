@@ -21,7 +21,7 @@ from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, resume, run
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
-from triskel.engines.flare.calls import Lost, Peer, patience, text, whole
+from triskel.engines.flare.calls import Lost, Peer, Reply, patience, text, whole
 from triskel.engines.flare.remote import Remote, nobody
 from triskel.errors import JobError, MessageError, RoundError, TriskelError
 from triskel.job import Job, ModeName
@@ -37,6 +37,8 @@ from triskel.worker import Worker
 LOGGER = logging.getLogger("triskel.server")
 SILENT = {"step", "message"}
 AGAIN_S = 1.0
+LOADING_S = 30.0
+"""How long a site may be silent at least before the first round: its process begins to load."""
 READY_S = 600.0
 """How long sites have to read their data and load their models."""
 ENDED = "ended.json"
@@ -127,7 +129,8 @@ class Host:
         """Play the job to its end, whatever that is; the run folder is copied to `out`.
 
         Returns:
-            What `ended.json` says: `done`, and if not, `error` and whether it was `refused`.
+            What `ended.json` says: `done`, and if not, `error`, whether it was `refused`, and
+            whether to submit it `again` may help, since sites were lost.
         """
         ended: dict[str, Any] = {"done": False, "refused": False}
         folder: Path | None = None
@@ -141,6 +144,7 @@ class Host:
                 ended["done"] = True
         except TriskelError as error:
             ended |= {"error": str(error), "refused": isinstance(error, JobError)}
+            ended["again"] = isinstance(error, RoundError) and not self._stopped()
             LOGGER.error("%s: %s", type(error).__name__, error)  # noqa: TRY400 - one sentence
         except Exception as error:
             LOGGER.exception("the job stopped")
@@ -191,9 +195,14 @@ class Host:
                 thread.join(AGAIN_S)
                 if why := self._stopped():
                     raise RoundError(why)
-        refused = [f"{c}: {why}" for c, why in sorted(found.items()) if isinstance(why, str)]
         self._present = {c: one for c, one in found.items() if isinstance(one, Present)}
-        return "; ".join(refused)
+        if refused := [f"{c}: {why}" for c, why in sorted(found.items()) if isinstance(why, str)]:
+            return "; ".join(refused)
+        if away := sorted(self._peers.keys() - found.keys()):
+            raise RoundError(
+                f"{', '.join(away)} did not answer; see to it and submit the job again"
+            )
+        return ""
 
     def _decided(self, policy: Policy, job: Job) -> Sequence[object]:
         model = weights_of(job.model.path, self._policy_file)
@@ -208,33 +217,27 @@ class Host:
         return decide_for_server(policy, job, here)
 
     def _greet(self, client: ClientId, found: dict[ClientId, Present | str]) -> None:
-        """Ask a site who it is until it is ready, refuses, or does not answer in time."""
+        """Ask a site who it is until it is ready, refuses, or is not heard of any more."""
         about = {**own_code(), "clients": len(self._peers)}
-        end, why = time.monotonic() + READY_S, "does not answer"
-        while time.monotonic() < end and not self._stopped():
+        start = heard = time.monotonic()
+        while not self._stopped():
+            now_ = time.monotonic()
+            if now_ - heard > max(self._job.federation.patience_s, LOADING_S):
+                return
+            if now_ - start > READY_S:
+                found[client] = f"it was not ready after {READY_S:g} s"
+                return
             try:
                 reply = self._peers[client].call("hello", patience(), {"about": about})
-                state = text(reply, "state")
-                if strange := other_code(reply, "the site"):
-                    found[client] = strange
+                heard = time.monotonic()
+                if (one := _presence(reply)) is not None:
+                    found[client] = one
                     return
-                if state == "ready":
-                    found[client] = Present(
-                        examples=whole(reply, "examples"),
-                        tests=whole(reply, "tests"),
-                        tokens=whole(reply, "tokens"),
-                    )
-                    return
-                if state in {"refused", "failed"}:
-                    found[client] = text(reply, "error", longest=2000) or f"it {state}"
-                    return
-                why = "was not ready in time"
             except Lost:
                 time.sleep(AGAIN_S)
             except MessageError as error:
                 found[client] = f"its reply cannot be read: {error}"
                 return
-        found[client] = f"{why} ({READY_S:g} s)"
 
     # --- the run ------------------------------------------------------------------------------
 
@@ -312,6 +315,22 @@ class Host:
                 told["text"] = event["text"]
         if name not in SILENT:
             LOGGER.info("%s", json.dumps(dict(event), default=str))
+
+
+def _presence(reply: Reply) -> Present | str | None:
+    """Return what a site holds, why it takes no part, or None while it is not ready."""
+    state = text(reply, "state")
+    if strange := other_code(reply, "the site"):
+        return strange
+    if state in {"refused", "failed"}:
+        return text(reply, "error", longest=2000) or f"it {state}"
+    if state != "ready":
+        return None
+    return Present(
+        examples=whole(reply, "examples"),
+        tests=whole(reply, "tests"),
+        tokens=whole(reply, "tokens"),
+    )
 
 
 def _held(bench: Bench) -> dict[str, Any]:
