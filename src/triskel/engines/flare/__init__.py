@@ -98,8 +98,8 @@ class Server:
         )
         self._host = host
 
-        def status(topic: str, data: object) -> dict[str, Any]:
-            del topic, data
+        def status(*about: object) -> dict[str, Any]:
+            del about  # topic, data and FLARE's context
             return host.status()
 
         fl_ctx.get_engine().register_app_command(STATUS, status)
