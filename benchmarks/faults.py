@@ -76,7 +76,7 @@ def supervised(
         time.sleep(dice.uniform(0, 1.5))
         for _ in range(dice.choice((1, 2))):  # now and then two at once
             if job.poll() is None and kinds and (name := kill(there, kinds[0], dice)):
-                killed.append({"what": kinds.pop(0), "who": name, "round": now})
+                killed += [{"what": kinds.pop(0), "who": name, "round": now}]
         seen = told(there, new[0])
     said, _ = job.communicate()
     place = there.home / out

@@ -27,17 +27,17 @@ class Field:
     Args:
         home: An empty folder for all of it.
         keys: Keys of the job beside those of the tests' tiny one.
-        model: A model folder; a random one of a few thousand parameters where it is None.
+        more: What else `house` takes: `model`, `rows`, `longest`.
     """
 
-    def __init__(self, home: Path, keys: dict[str, str], model: Path | None = None) -> None:
+    def __init__(self, home: Path, keys: dict[str, str], **more: Any) -> None:
         self.home, self.folder = home, home / "f"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         names = [word for site in SITES["SITES"] for word in ("--site", site)]
         self.command("new", "f", *names, "--port", port, "--admin", SITES["ANNA"])
-        self.house = SITES["house"](self.folder / "kits", model=model, **keys)
+        self.house = SITES["house"](self.folder / "kits", **more, **keys)
         self.local = self.house.local
         self.job = self.folder / "kits" / "job.toml"
 
@@ -82,9 +82,9 @@ class Field:
 
 
 @contextmanager
-def field(home: Path, keys: dict[str, str], model: Path | None = None) -> Iterator[Field]:
+def field(home: Path, keys: dict[str, str], **more: Any) -> Iterator[Field]:
     """Make a federation, start it, and stop it in the end."""
-    made = Field(home, keys, model)
+    made = Field(home, keys, **more)
     try:
         made.command("start", "f")
         yield made

@@ -82,15 +82,24 @@ def policy(name: str, sha256: str, **changes: str) -> str:
     return "\n".join(top) + "\n"
 
 
-def house(root: Path, *, task: str = "classify", model: Path | None = None, **more: str) -> House:
+def house(
+    root: Path,
+    *,
+    task: str = "classify",
+    model: Path | None = None,
+    rows: tuple[int, ...] = (14, 9, 20),
+    longest: int = 9,
+    **more: str,
+) -> House:
     """Write three sites with unequal shares, a server, and a job of two rounds."""
     tiny = model or small["save_model"](root / "tiny")
     if model is not None:
         (root / "tiny").symlink_to(model)
     sha256 = weights(tiny).sha256
     small["save_rows"](root / "news.csv", 9, start=50)
-    for name, rows in zip(SITES, (14, 9, 20), strict=True):
-        here = small["save_rows"](root / "reviews" / f"{name}.csv", rows, start=rows)
+    for name, count in zip(SITES, rows, strict=True):
+        place = root / "reviews" / f"{name}.csv"
+        here = small["save_rows"](place, count, start=count, longest=longest)
         (root / name / "local" / "models").mkdir(parents=True)
         (root / name / "reviews.csv").write_text(here.read_text())
     (root / "server" / "local" / "models").mkdir(parents=True)
