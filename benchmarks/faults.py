@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import measure
-from field import SITES, Field, field, same
+from field import SITES, Field, same, started, tiny
 
 from triskel.job import MODE_NAMES, ModeName
 
@@ -36,7 +36,7 @@ KEYS = {"rounds": str(ROUNDS), "federation.patience_s": str(PATIENCE_S)}
 
 def told(there: Field, run: str) -> int:
     """Return how many rounds began so far, as the server's log of the run says."""
-    log = there.folder / "kits" / "server" / "triskel" / "runs" / run / "events.jsonl"
+    log = there.kits / "server" / "triskel" / "runs" / run / "events.jsonl"
     try:
         return log.read_text(encoding="utf-8").count('"round_start"')
     except OSError:
@@ -65,7 +65,7 @@ def supervised(
     out, start = f"out-{number}", time.perf_counter()
     words = ("--mode", mode, "--supervise", "--out", out, "--set", f"name=job-{number}")
     job = there.begin("submit", "f", str(there.job), *words)
-    runs = there.folder / "kits" / "server" / "triskel" / "runs"
+    runs = there.kits / "server" / "triskel" / "runs"
     before, killed, seen = set(runs.iterdir()) if runs.is_dir() else set(), [], 0
     while job.poll() is None and kinds:
         new = [p.name for p in runs.iterdir() if p not in before] if runs.is_dir() else []
@@ -105,7 +105,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory(prefix="triskel-faults-") as home,
-        field(Path(home), KEYS) as there,
+        started(tiny(Path(home), KEYS)) as there,
     ):
         for mode in MODE_NAMES:
             there.alone(mode)

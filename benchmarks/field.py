@@ -6,7 +6,7 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from triskel.compare import Request, run
 from triskel.engines.local import LocalEngine
 from triskel.federation import kits, nodes
-from triskel.job import ModeName
+from triskel.job import ModeName, load
 
 ROOT = Path(__file__).parent.parent
 SITES = runpy.run_path(str(ROOT / "tests" / "sites.py"))
@@ -22,24 +22,26 @@ COMMAND = [sys.executable, "-c", "from triskel.cli import main; main()", "federa
 
 
 class Field:
-    """A federation of `bank`, `clinic` and `shop`.
+    """A federation whose kits lie in a folder; what is in its policies and jobs is put there after.
 
     Args:
         home: An empty folder for all of it.
-        keys: Keys of the job beside those of the tests' tiny one.
-        more: What else `house` takes: `model`, `rows`, `longest`.
+        names: Its sites.
+
+    Attributes:
+        kits: Folder of the nodes.
+        job: The job file, beside the kits; in one process its names are files there.
     """
 
-    def __init__(self, home: Path, keys: dict[str, str], **more: Any) -> None:
-        self.home, self.folder = home, home / "f"
+    def __init__(self, home: Path, names: Sequence[str]) -> None:
+        self.home, self.folder, self.names = home, home / "f", tuple(names)
+        self.kits = self.folder / "kits"
+        self.job = self.kits / "job.toml"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        names = [word for site in SITES["SITES"] for word in ("--site", site)]
-        self.command("new", "f", *names, "--port", port, "--admin", SITES["ANNA"])
-        self.house = SITES["house"](self.folder / "kits", **more, **keys)
-        self.local = self.house.local
-        self.job = self.folder / "kits" / "job.toml"
+        words = [word for name in names for word in ("--site", name)]
+        self.command("new", "f", *words, "--port", port, "--admin", SITES["ANNA"])
 
     def begin(self, *words: str) -> "subprocess.Popen[str]":
         """Start a command; what it says can be read from it."""
@@ -57,17 +59,17 @@ class Field:
             raise RuntimeError(f"triskel federation {' '.join(words)}: {said}")
         return said
 
-    def submit(self, mode: str, out: str, *more: str) -> Path:
-        """Play the job in a mode, and return the folder of its result."""
-        self.command("submit", "f", str(self.job), "--mode", mode, "--out", out, *more)
+    def submit(self, modes: Sequence[str], out: str, *more: str) -> Path:
+        """Play the job in some modes, and return the folder of its result."""
+        words = [word for mode in modes for word in ("--mode", mode)]
+        self.command("submit", "f", str(self.job), *words, "--out", out, *more)
         return self.home / out
 
-    def alone(self, mode: ModeName) -> Path:
+    def alone(self, *modes: ModeName) -> Path:
         """Play the job in this process, and return the folder of its result."""
-        out = self.home / f"alone-{mode}"
+        out, job = self.home / f"alone-{'-'.join(modes)}", load(self.job)
         if not out.exists():
-            request = Request(modes=(mode,), baselines=())
-            run(self.local, request, out, LocalEngine(self.local), lambda _: None)
+            run(job, Request(modes=modes, baselines=()), out, LocalEngine(job), lambda _: None)
         return out
 
     def workers(self, name: str) -> list[int]:
@@ -82,14 +84,27 @@ class Field:
 
 
 @contextmanager
-def field(home: Path, keys: dict[str, str], **more: Any) -> Iterator[Field]:
-    """Make a federation, start it, and stop it in the end."""
-    made = Field(home, keys, **more)
+def started(there: Field) -> Iterator[Field]:
+    """Start a federation, and stop it in the end."""
     try:
-        made.command("start", "f")
-        yield made
+        there.command("start", "f")
+        yield there
     finally:
-        made.command("stop", "f")
+        there.command("stop", "f")
+
+
+def tiny(home: Path, keys: Mapping[str, str], **more: Any) -> Field:
+    """Make the federation of the tests.
+
+    Args:
+        home: An empty folder.
+        keys: Keys of its job beside those of the tests'.
+        more: What else `house` takes: `model`, `rows`, `longest`.
+    """
+    there = Field(home, SITES["SITES"])
+    house = SITES["house"](there.kits, **more, **keys)
+    there.job.write_text(house.text, encoding="utf-8")
+    return there
 
 
 def same(one: Path, two: Path, mode: str) -> bool:

@@ -1,7 +1,7 @@
 """What does a federation on NVIDIA FLARE cost beside its work, and beside raw gRPC?
 
 A server and three sites on this machine with mutual TLS and a model of width 512 whose computing is
-small beside its messages. Measured in turn in one run, on the same bytes, between as many processes:
+small beside its messages. Measured in turn, on the same bytes, between as many processes:
 
     asks      `split` asks a second and MB/s (both ways), small and large, against gRPC unary calls
               that echo the payload; the engine's figure has the model, packing and audit log in it
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import grpc
 import measure
-from field import SITES, Field, field, rounds
+from field import SITES, Field, rounds, started, tiny
 
 from triskel.compare import Request, run
 from triskel.engines.local import LocalEngine
@@ -136,7 +136,7 @@ def raw(there: Field, size: int, times: int) -> float:
 def played(there: Field, mode: str, out: str, sets: Mapping[str, object]) -> list[dict[str, Any]]:
     """Return the rounds of a job after its first, which loads and counts."""
     words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
-    return rounds(there.submit(mode, out, *words), mode)[1:]
+    return rounds(there.submit([mode], out, *words), mode)[1:]
 
 
 def asks(there: Field, name: str, turn: int) -> dict[str, float]:
@@ -200,7 +200,7 @@ def trivial(there: Field, turn: int) -> dict[str, float]:
 
 def allow(there: Field) -> None:
     """Let more leave in a round than policies do by themselves."""
-    for policy in there.folder.glob("kits/*/local/policy.toml"):
+    for policy in there.kits.glob("*/local/policy.toml"):
         wider = policy.read_text().replace("[limits]", "[limits]\nround_mb = 4000.0")
         policy.write_text(wider)
 
@@ -217,8 +217,9 @@ def main() -> None:
         wide = {"hidden_size": WIDTH, "num_attention_heads": 8, "num_key_value_heads": 8}
         model = small["save_model"](home / "wide", **wide, intermediate_size=128)
         shape: dict[str, Any] = {"model": model, "rows": (64, 64, 64), "longest": TOKENS + 10}
-        with field(home, KEYS, **shape) as there:
-            allow(there)
+        made = tiny(home, KEYS, **shape)
+        allow(made)
+        with started(made) as there:
             for turn in range(1 if chosen.quick else chosen.turns):
                 for row in (
                     *(asks(there, one, turn) for one in ASKS),

@@ -103,6 +103,13 @@ up = "fp32"                  # raw, fp32, bf16, fp16, int8 or int4, from clients
 down = "fp32"                # and from the server to clients
 max_mb = 256.0               # a larger message is refused
 
+[federation]                 # between organisations; a run in one process reads none of it
+quorum = 1.0                 # share of a round's clients that must finish it
+patience_s = 60.0            # a client not heard of for so long is left out of the round
+deadline_s = 0.0             # one not done after so long too, if the quorum allows; 0: none
+order = "wave"               # wave: the same result every time; arrival: whoever asks first
+window_s = 0.02              # for arrival: how long an ask waits for others
+
 # --- Sources of data ----------------------------------------------------------------------------
 #
 # A table of labelled texts, dealt to eight clients with uneven labels:
