@@ -157,6 +157,8 @@ def test_the_server_keeps_its_jobs_in_its_kit_wherever_that_is(
     assert manager["args"]["uri_root"] == str(server.path / "jobs")
     assert storage == str(server.path / "snapshots")
     assert found["servers"][0]["heart_beat_timeout"] == 60
+    (scheduler,) = [each for each in found["components"] if each["id"] == "job_scheduler"]
+    assert scheduler["args"]["max_schedule_count"] == 20_000
 
 
 def test_the_log_is_quiet_but_for_this_package(kit: Callable[[str], kits.Kit]) -> None:
@@ -287,6 +289,10 @@ def test_a_request_with_a_key_in_it_is_refused(tmp_path: Path) -> None:
         packed.writestr("bank.key", "secret")
     with pytest.raises(JobError, match="holds a key"):
         distributed.request_of(file)
+    with zipfile.ZipFile(file, "w") as packed:
+        packed.writestr("request.json", '{"kind": "server", "name": "localhost"}')
+    with pytest.raises(JobError, match="asks to be a server"):
+        distributed.approve(tmp_path, file)
     file.write_bytes(b"no zip")
     with pytest.raises(JobError, match="is no request"):
         distributed.request_of(file)

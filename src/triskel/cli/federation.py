@@ -189,7 +189,7 @@ def join(
     kit = make(folder, signed, fingerprint)
     _list_kits((kit,))
     typer.echo(
-        f"Next: edit {kit.local / 'policy.toml'}, then triskel federation start {folder}"
+        f"Next: edit {_short(kit.local / 'policy.toml')}, then triskel federation start {folder}"
         if kit.kind == "site"
         else f"Next: triskel federation status {folder}"
     )

@@ -70,7 +70,7 @@ def found(folder: Path, plan: Plan) -> tuple[tuple[Kit, ...], str]:
     made: list[Kit] = []
     print_ = ""
     for party in (server, admin):
-        signed = approve(folder, _ask(folder, plan.name, party))
+        signed = _approve(folder, _ask(folder, plan.name, party))
         print_ = signed.fingerprint
         made.append(join(folder, signed.path, print_))
     return tuple(made), print_
@@ -117,9 +117,17 @@ def approve(folder: Path, asked: Path) -> Signed:
     """Sign a request with the federation's authority.
 
     Raises:
-        JobError: The folder holds no authority, or the file is no request.
+        JobError: The folder holds no authority, or the file is no request of a site or an
+            administrator.
         FederationError: FLARE refused.
     """
+    kind = request_of(asked).get("kind")
+    if kind not in {"site", "user"}:
+        raise JobError(f"{asked} asks to be a {kind}; only sites and administrators are admitted")
+    return _approve(folder, asked)
+
+
+def _approve(folder: Path, asked: Path) -> Signed:
     authority = folder / "ca"
     if not (authority / "rootCA.key").is_file():
         raise JobError(

@@ -42,6 +42,13 @@ OTHERS_JOBS = frozenset({"abort_job", "download_job"})
 ROLES = ("project_admin", "lead", "org_admin", "member")
 COMMENTS = 29
 """The column of the comments in the template of a policy."""
+PATIENCE: Mapping[str, float] = {
+    "min_schedule_interval": 5.0,
+    "max_schedule_interval": 30.0,
+    "max_schedule_count": 20_000,
+}
+"""How the server waits for the sites of a job: looks every 30 s, for a week; FLARE's own way is ten
+times, ever less often."""
 SILENCE_S = 60
 """Seconds after which the server counts a silent site as gone; FLARE's own value is 600."""
 
@@ -119,12 +126,15 @@ def _changes(kit: Kit) -> list[Callable[[dict[str, Any]], None]]:
         for server in resources["servers"]:
             server["heart_beat_timeout"] = SILENCE_S
 
+    def job_scheduler(resources: dict[str, Any]) -> None:
+        _component(kit, resources, "job_scheduler").setdefault("args", {}).update(PATIENCE)
+
     def storage(resources: dict[str, Any]) -> None:
         _inside(kit, resources)
 
     if kit.kind == "site":
         return [classes, enforced, launcher]
-    return [classes, enforced, heart_beat_timeout, storage]
+    return [classes, enforced, heart_beat_timeout, job_scheduler, storage]
 
 
 def _inside(kit: Kit, resources: dict[str, Any]) -> None:

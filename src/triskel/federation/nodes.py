@@ -14,16 +14,21 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from triskel.errors import FederationError
 from triskel.federation.harden import settle, weakness
 from triskel.federation.kits import Kit
 from triskel.federation.provision import need_flare
 
+if TYPE_CHECKING:
+    import psutil
+
 BLOB_MB = 1024
 """Largest message that a node takes, in MB of 2^20 bytes; FLARE's own value is 4096."""
 REGISTERED = "Successfully registered client"
+NODE, ONCE = ("client_train", "server_train"), "--once"
+"""What a node's command line names: FLARE's module, or the script that becomes it."""
 PAUSE_S = 0.2
 PARENT_S = 6.0
 """Seconds a node has to end when asked; it takes 2."""
@@ -55,6 +60,7 @@ def _spawn(command: Sequence[str], kit: Kit, log: IO[bytes]) -> "subprocess.Pope
     here = str(Path(sys.executable).parent)
     environment = os.environ | {
         "PATH": os.pathsep.join((here, os.environ.get("PATH", os.defpath))),
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the kit
         "NVFLARE_STREAMING_MAX_BLOB_SIZE": str(BLOB_MB * 2**20),
     }
     return subprocess.Popen(
@@ -115,16 +121,23 @@ def _time(line: str) -> float:
 
 
 def alive(kit: Kit) -> int | None:
-    """Return the number of a node's process, None where it does not run."""
+    """Return the number of a node's process, whoever started it; None where it does not run."""
     import psutil
 
-    try:
-        number = int((kit.path / "node.pid").read_text(encoding="utf-8"))
-        process = psutil.Process(number)
-        ours = process.status() != psutil.STATUS_ZOMBIE and _of(kit, process.cmdline())
-    except (OSError, ValueError, psutil.Error):
-        return None
-    return number if ours else None
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((kit.path / "node.pid").read_text(encoding="utf-8")))
+        if _is_node(kit, process):
+            return process.pid
+    for number in processes(kit):
+        with contextlib.suppress(psutil.Error):
+            if _is_node(kit, psutil.Process(number)):
+                return number
+    return None
+
+
+def _is_node(kit: Kit, process: "psutil.Process") -> bool:
+    words = process.cmdline()
+    return _of(kit, words) and any(word.endswith(NODE) or word == ONCE for word in words)
 
 
 def processes(kit: Kit) -> list[int]:

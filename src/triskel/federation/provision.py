@@ -87,7 +87,7 @@ def flare(*words: str | Path, cwd: Path | None = None) -> dict[str, Any]:
         FederationError: FLARE is not installed, or the command failed.
     """
     need_flare()
-    command = [sys.executable, "-m", "nvflare.cli", *map(str, words), "--format", "json"]
+    command = [sys.executable, "-P", "-m", "nvflare.cli", *map(str, words), "--format", "json"]
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,14 @@ from triskel.compare import Request, Venue, resume, run
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
 from triskel.engines.flare.calls import Lost, Peer, Reply, patience, text, whole
-from triskel.engines.flare.remote import Remote, nobody
-from triskel.errors import JobError, MessageError, RoundError, TriskelError
+from triskel.engines.flare.remote import Remote, nobody, quorum
+from triskel.errors import (
+    CheckpointError,
+    JobError,
+    MessageError,
+    RoundError,
+    TriskelError,
+)
 from triskel.job import Job, ModeName
 from triskel.policy.chain import now
 from triskel.policy.decide import Circumstances, decide_for_server
@@ -42,6 +48,8 @@ LOADING_S = 30.0
 READY_S = 600.0
 """How long sites have to read their data and load their models."""
 ENDED = "ended.json"
+ROSTER = "-sites.json"
+"""Who took part when the run began, and what each said it holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +143,7 @@ class Host:
         ended: dict[str, Any] = {"done": False, "refused": False}
         folder: Path | None = None
         try:
-            folder = self._root / "triskel" / "runs" / run_of(self._spec)
+            folder = self._folder = self._root / "triskel" / "runs" / run_of(self._spec)
             refusal = self._admitted()
             if refusal:
                 ended |= {"error": refusal, "refused": True}
@@ -195,14 +203,30 @@ class Host:
                 thread.join(AGAIN_S)
                 if why := self._stopped():
                     raise RoundError(why)
-        self._present = {c: one for c, one in found.items() if isinstance(one, Present)}
         if refused := [f"{c}: {why}" for c, why in sorted(found.items()) if isinstance(why, str)]:
             return "; ".join(refused)
-        if away := sorted(self._peers.keys() - found.keys()):
+        here = {c: one for c, one in found.items() if isinstance(one, Present)}
+        self._present = self._roster(here)
+        self._away = {c: "did not answer" for c in self._present if c not in here}
+        self._away |= {c: "did not answer" for c in self._peers if c not in here}
+        if len(here) < quorum(job, len({*self._present, *self._away})):
             raise RoundError(
-                f"{', '.join(away)} did not answer; see to it and submit the job again"
+                f"{', '.join(sorted(self._away))} did not answer; the others are fewer than "
+                "federation.quorum asks for: see to it and submit the job again"
             )
         return ""
+
+    def _roster(self, here: Mapping[ClientId, Present]) -> Mapping[ClientId, Present]:
+        """Return who takes part in the run: whoever did when it began, there now or not."""
+        place = self._folder.with_name(self._folder.name + ROSTER)
+        if not place.exists():
+            write_text(place, json.dumps({c: asdict(one) for c, one in sorted(here.items())}))
+            return here
+        try:
+            known = json.loads(place.read_text(encoding="utf-8"))
+            return {client: here.get(client, Present(**one)) for client, one in known.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{place} does not say who takes part: {error}") from error
 
     def _decided(self, policy: Policy, job: Job) -> Sequence[object]:
         model = weights_of(job.model.path, self._policy_file)
@@ -242,7 +266,9 @@ class Host:
     # --- the run ------------------------------------------------------------------------------
 
     def _compared(self, folder: Path) -> None:
-        engine = Remote(job=self._job, peers=self._peers, stopped=self._stopped)
+        engine = Remote(
+            job=self._job, peers=self._peers, stopped=self._stopped, absent=dict(self._away)
+        )
         self.engine = engine
         venue = Venue(prepare=self._prepared, stage=self._stage, data=_held)
         request = Request(modes=self._modes, baselines=(), strict=True)
@@ -254,7 +280,7 @@ class Host:
     def _prepared(self, job: Job, watch: Watch, choices: Path) -> Bench:
         return HostBench(
             job=placed(job, self._policy_file),
-            federation=federate_none(job, self._peers, datasets(self._policy)),
+            federation=federate_none(job, self._present, datasets(self._policy)),
             watch=watch,
             choices=choices,
             present=self._present,

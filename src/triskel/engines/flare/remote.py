@@ -115,7 +115,7 @@ class Remote:
                 client, flops=spent.flops, peak_bytes=spent.peak_bytes, seconds=spent.seconds
             )
 
-        enough = _quorum(self.job, len(cohort))
+        enough = quorum(self.job, len(cohort))
         gone: dict[ClientId, str] = {}
         for crew in crews(mode.asks, sorted(cohort), self.job, free=len(cohort)):
             talk = _Talk(self, "work", mode, wire, fold, may_go=len(cohort) - enough - len(gone))
@@ -169,7 +169,7 @@ class Remote:
             found[client] = score_of(message, body.classes)
 
         wire = Wire(self.job, Ledger(), _quiet)
-        enough = _quorum(self.job, len(clients))
+        enough = quorum(self.job, len(clients))
         for crew in crews(mode.asks, sorted(clients), self.job, free=len(clients)):
             may_go = len(clients) - enough
             talk = _Talk(self, what, mode, wire, take, may_go=may_go, sections=sections)
@@ -325,7 +325,10 @@ class _Hand:
 
     def follow(self) -> None:
         """Begin, then collect; a call without a reply is made again until patience ends."""
-        begun, peer = False, self.engine.peers[self.client]
+        begun, peer = False, self.engine.peers.get(self.client)
+        if peer is None:
+            self.board.leave(self.client, "has no part in this submission")
+            return
         while not self.board.closed and self.client in self.board.open():
             try:
                 if self.client in self.engine.absent:
@@ -382,7 +385,7 @@ def _each_packed(wire: Wire, messages: Mapping[ClientId, Message]) -> dict[Clien
     return packed
 
 
-def _quorum(job: Job, clients: int) -> int:
+def quorum(job: Job, clients: int) -> int:
     """Return how many of so many must finish."""
     return max(1, math.ceil(job.federation.quorum * clients - 1e-9))
 

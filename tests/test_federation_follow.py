@@ -1,0 +1,218 @@
+"""Supervision against a server that is played: what is submitted again, and what is not."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triskel.errors import FederationError
+from triskel.federation import follow, job, record
+from triskel.federation.follow import Line
+from triskel.federation.kits import Kit
+from triskel.federation.session import Session, UnreachableError
+from triskel.job import parse
+
+JOB = """
+name = "tickets"
+[data]
+source = "clients"
+train = "tickets"
+text = "text"
+label = "label"
+classes = ["no", "yes"]
+[logits]
+public = 0
+"""
+Step = Mapping[str, Any] | Exception
+DONE = {"status": "FINISHED:COMPLETED", "ended": {"done": True}}
+DIED: Mapping[str, Any] = {"status": "FINISHED:EXECUTION_EXCEPTION"}
+
+
+class Played(Session):
+    """A server that plays one list of steps for each submission."""
+
+    def __init__(self, *plays: Sequence[Step], sites: Sequence[str] = ("bank", "shop")) -> None:
+        self.plays = [list(play) for play in plays]
+        self.connected = list(sites)
+        self.sent: list[dict[str, Any]] = []
+        self.logins = 0
+        self.step: Mapping[str, Any] = {}
+
+    def sites(self) -> list[str]:
+        return self.connected
+
+    def submit(self, folder: Path) -> str:
+        server = json.loads((folder / "app/config/config_fed_server.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text())
+        run = server["components"][0]["args"]["spec"]["run"]
+        self.sent.append({"run": run, "on": meta["deploy_map"]["app"]})
+        return f"job{len(self.sent)}"
+
+    def meta(self, number: str) -> dict[str, Any]:
+        play = self.plays[int(number.removeprefix("job")) - 1]
+        step = play.pop(0) if len(play) > 1 else play[0]
+        if isinstance(step, Exception):
+            raise step
+        self.step = step
+        return dict(step)
+
+    def running(self) -> tuple[list[str], float]:
+        jobs = [f"job{len(self.sent)}"] if self.step.get("active", True) else []
+        return jobs, float(self.step.get("since", 1.0))
+
+    def progress(self, number: str) -> dict[str, Any] | None:
+        del number
+        return self.step.get("progress")
+
+    def fetch(self, number: str, target: Path) -> Path:
+        del number
+        folder = target / "workspace" / "triskel"
+        folder.mkdir(parents=True)
+        if "ended" in self.step:
+            (folder / "ended.json").write_text(json.dumps(self.step["ended"]))
+        return folder
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLL_S", "RETURN_S", "LOST_S", "SILENT_S"):
+        monkeypatch.setattr(follow, name, 0.0)
+
+
+class Supervised:
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kit = Kit("anna@lab.example", "admin", tmp_path, "localhost", 1)
+        self.out = tmp_path / "out"
+        self.said: list[str] = []
+        self.shown: list[Mapping[str, Any] | None] = []
+        self.monkeypatch = monkeypatch
+
+    def run(self, server: Played, *, patient: bool = True, sites: Sequence[str] = ()) -> None:
+        @contextlib.contextmanager
+        def opened(kit: Kit) -> Iterator[Played]:
+            assert kit == self.kit
+            server.logins += 1
+            yield server
+
+        self.monkeypatch.setattr(follow, "opened", opened)
+        asked = job.request(parse(JOB), (), sites)
+        with Line(self.kit, patient=patient, say=self.said.append) as line:
+            entry = follow.submit(line, asked)
+            watch = (self.said.append, self.shown.append)
+            follow.follow(line, asked, entry, self.out, watch)
+
+
+@pytest.fixture
+def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervised:
+    return Supervised(tmp_path, monkeypatch)
+
+
+def test_a_job_that_ends_is_sent_once_and_its_folder_copied(supervised: Supervised) -> None:
+    server = Played(
+        [{"status": "SUBMITTED"}, {"status": "RUNNING", "progress": {"round": 1}}, DONE]
+    )
+    supervised.run(server)
+    assert [sent["on"] for sent in server.sent] == [["server", "bank", "shop"]]
+    assert {"round": 1} in supervised.shown
+    assert json.loads((supervised.out / "ended.json").read_text()) == {"done": True}
+
+
+def test_a_job_without_an_end_is_sent_again_under_its_run_to_who_is_there(
+    supervised: Supervised,
+) -> None:
+    server = Played([DIED], [DONE])
+    was = server.submit
+
+    def loses(folder: Path) -> str:
+        number = was(folder)
+        server.connected = ["bank", "stranger"]
+        return number
+
+    supervised.monkeypatch.setattr(server, "submit", loses)
+    supervised.run(server)
+    first, second = server.sent
+    assert first["run"] == second["run"]
+    assert second["on"] == ["server", "bank"], "who was not part of the run stays out"
+    assert "submitted again as job2 to bank" in supervised.said[-1]
+    assert [entry.job for entry in record.entries(supervised.kit)] == ["job1", "job2"]
+
+
+def test_without_supervision_a_job_without_an_end_is_an_error(supervised: Supervised) -> None:
+    server = Played([{**DIED, "job_deploy_detail": ["server: OK", "bank: BYOC not permitted"]}])
+    with pytest.raises(FederationError, match=r"without a result \(bank: BYOC not permitted\)"):
+        supervised.run(server, patient=False)
+    assert len(server.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        (
+            {"status": "FINISHED:COMPLETED", "ended": {"done": False, "error": "no such column"}},
+            "the job ended: no such column",
+        ),
+        ({"status": "FINISHED:ABORTED", "ended": {"done": True}}, "job job1 was aborted"),
+    ],
+)
+def test_what_a_restart_cannot_mend_is_not_sent_again(
+    supervised: Supervised, step: Mapping[str, Any], why: str
+) -> None:
+    server = Played([step])
+    with pytest.raises(FederationError, match=why):
+        supervised.run(server)
+    assert len(server.sent) == 1
+
+
+def test_a_server_that_was_started_anew_has_lost_the_job(supervised: Supervised) -> None:
+    lost = {"status": "RUNNING", "active": False, "since": 2.0}
+    server = Played([{"status": "RUNNING"}, UnreachableError("gone"), lost], [DONE])
+    supervised.run(server)
+    assert len(server.sent) == 2
+    assert server.logins == 2
+    assert "the server was started anew" in supervised.said[-1]
+
+
+def test_restarts_without_a_new_round_end(supervised: Supervised) -> None:
+    server = Played(*[[DIED]] * 20)
+    with pytest.raises(FederationError, match="10 times without a new round; given up"):
+        supervised.run(server)
+    assert len(server.sent) == 11
+
+
+def test_a_new_round_starts_the_count_again(supervised: Supervised) -> None:
+    def round_(number: int) -> list[Step]:
+        return [{"status": "RUNNING", "progress": {"stage": "params", "round": number}}, DIED]
+
+    plays = [round_(number) for number in range(1, 13)]
+    server = Played(*plays, [DONE])
+    supervised.run(server)
+    assert len(server.sent) == 13
+
+
+def test_a_server_that_is_gone_is_waited_for_only_under_supervision(
+    supervised: Supervised,
+) -> None:
+    gone = UnreachableError("the server does not answer")
+    with pytest.raises(UnreachableError):
+        supervised.run(Played([gone, DONE]), patient=False)
+    server = Played([gone, gone, DONE])
+    supervised.run(server)
+    assert (len(server.sent), server.logins) == (1, 3)
+
+
+def test_named_sites_are_asked_for_whether_they_are_connected_or_not(
+    supervised: Supervised,
+) -> None:
+    server = Played([DONE])
+    supervised.run(server, sites=["clinic", "bank"])
+    assert server.sent[0]["on"] == ["server", "clinic", "bank"]
+
+
+def test_without_a_site_nothing_is_sent(supervised: Supervised) -> None:
+    server = Played([DONE], sites=())
+    with pytest.raises(FederationError, match="no site is connected"):
+        supervised.run(server, patient=False)
+    assert server.sent == []
