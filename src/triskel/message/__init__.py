@@ -10,8 +10,10 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +33,16 @@ from triskel.message.dtypes import (
 from triskel.message.header import (
     MAX_HEADER_BYTES,
     Entry,
+    Header,
     bound,
     dump,
-    header_of,
+    head_of,
+    joined,
     parse,
+    parted,
+    read_head,
     read_header,
+    read_table,
 )
 from triskel.message.receive import Template, expect, fact
 from triskel.message.sections import SECTIONS, check, check_section
@@ -69,6 +76,8 @@ PREFIX = struct.Struct("<4sIQ")
 """Magic, version, bytes of the deflated header."""
 
 LIMIT_BYTES = 256_000_000
+TABLES, MOST_KEPT = 16, 1 << 16
+"""Tables of sections that are remembered, and the bytes that one may have."""
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
@@ -103,13 +112,13 @@ def pack(message: Message) -> bytes:
         MessageError: A name, fact, dtype, shape or section is not one that can travel, or a
             number is not finite; the sentence names it.
     """
-    header = read_header(header_of(message))
+    head = head_of(message)
+    read_head(head)
+    table = _table_of(_outline(message))
     check(message)
-    text = dump(header)
-    deflated = zlib.compress(text)
-    inner, spans = _layout(header.sections)
-    body = [part for span in spans for part in _bytes_of(message.sections[span.section], span)]
-    return b"".join([PREFIX.pack(MAGIC, VERSION, len(deflated)), deflated, inner, *body])
+    deflated = zlib.compress(joined(dump(head), table.text))
+    body = [part for s in table.spans for part in _bytes_of(message.sections[s.section], s)]
+    return b"".join([PREFIX.pack(MAGIC, VERSION, len(deflated)), deflated, table.inner, *body])
 
 
 def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Message:
@@ -129,8 +138,8 @@ def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Messag
             "choose a smaller codec"
         )
     text, start = _inflate(data)
-    header = read_header(parse(text))
-    inner, spans = _layout(header.sections)
+    header, table = _read(text)
+    inner, spans = table.inner, table.spans
     size = spans[-1].end if spans else 0
     if len(data) - start != len(inner) + size:
         raise MessageError(
@@ -145,7 +154,7 @@ def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Messag
             f"{inner[at : at + 20]!r}"
         )
     whole = np.frombuffer(data, np.uint8)[start + len(inner) :]
-    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in header.sections}
+    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in table.sections}
     for span in spans:
         tensors[span.section] |= _tensors(whole[span.begin : span.end], span)
     message = Message(
@@ -156,14 +165,116 @@ def unpack(data: bytes | bytearray, *, limit_bytes: int = LIMIT_BYTES) -> Messag
             name: Section(
                 kind=entry.kind,
                 tensors={n: tensors[name][n] for n in entry.tensors},
-                facts=entry.facts,
+                facts=dict(entry.facts),
                 codec=entry.codec,
             )
-            for name, entry in header.sections.items()
+            for name, entry in table.sections.items()
         },
     )
     check(message)
     return message
+
+
+# --- The table of sections, read once ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What the table of a header says, and what follows from it; shared, so nobody writes to it.
+
+    Attributes:
+        text: The table as it travels.
+        sections: Its sections, checked.
+        inner: The payload's header.
+        spans: Where tensors lie.
+    """
+
+    text: bytes
+    sections: Mapping[str, Entry]
+    inner: bytes
+    spans: Sequence[_Span]
+
+
+_Outline = tuple[tuple[str, str, tuple[str, ...], str, tuple[tuple[object, ...], ...]], ...]
+"""What a table is made of, section by section: name, kind, codec, facts, and tensors' looks."""
+
+
+def _outline(message: Message) -> tuple[_Outline, Mapping[str, Section]]:
+    """Return what tells one table from another, and the sections it is of.
+
+    Raises:
+        MessageError: A tensor is not a plain one on the CPU.
+    """
+    found: list[tuple[str, str, tuple[str, ...], str, tuple[tuple[object, ...], ...]]] = []
+    for name, section in message.sections.items():
+        looks: list[tuple[object, ...]] = []
+        for tensor, x in section.tensors.items():
+            if x.device.type != "cpu" or x.layout != torch.strided:
+                raise MessageError(
+                    f"section {name!r}, tensor {tensor!r} is {x.layout} on {x.device}; "
+                    "send a plain tensor on the CPU"
+                )
+            looks.append((tensor, x.dtype, *x.shape))
+        # as text, since 1, 1.0 and True are equal and not alike
+        found.append((name, section.kind, section.codec, repr(section.facts), tuple(looks)))
+    return tuple(found), message.sections
+
+
+_known: OrderedDict[_Outline, _Table] = OrderedDict()
+_seen: OrderedDict[bytes, _Table] = OrderedDict()
+"""Tables written and read last. Clients of a round send the same table with other numbers, and
+checking one costs as much as all the rest of a small message."""
+
+
+def _table_of(outlined: tuple[_Outline, Mapping[str, Section]]) -> _Table:
+    """Return the table of a message that is to be packed."""
+    outline, sections = outlined
+    found = _known.get(outline)
+    if found is None:
+        value: dict[str, object] = {
+            name: {
+                "kind": section.kind,
+                "codec": list(section.codec),
+                "facts": dict(section.facts),
+                "tensors": {
+                    n: [DTYPE_NAMES.get(x.dtype, str(x.dtype)), *x.shape]
+                    for n, x in section.tensors.items()
+                },
+            }
+            for name, section in sections.items()
+        }
+        entries = read_table(value)
+        found = _Table(dump(value), entries, *_layout(entries))
+        _remember(_known, outline, found)
+    return found
+
+
+def _read(text: bytes) -> tuple[Header, _Table]:
+    """Return what a header says; a table that was read before is not read again."""
+    parts = parted(text)
+    if parts is not None:
+        head, table = parts
+        try:
+            header = read_head(parse(head))
+            known = _seen.get(table)
+            if known is None:
+                entries = read_table(parse(table))
+                known = _Table(table, entries, *_layout(entries))
+                _remember(_seen, table, known)
+        except MessageError:
+            pass  # the whole is read below, and says what is wrong with it
+        else:
+            return header, known
+    header, entries = read_header(parse(text))
+    return header, _Table(b"", entries, *_layout(entries))
+
+
+def _remember(tables: "OrderedDict[Any, _Table]", key: object, table: _Table) -> None:
+    """Keep a table of moderate size, and let go of the one kept longest."""
+    if len(table.text) <= MOST_KEPT:
+        tables[key] = table
+        while len(tables) > TABLES:
+            tables.popitem(last=False)
 
 
 # --- Tensors and their bytes ------------------------------------------------------------------

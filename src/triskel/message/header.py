@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, cast, get_args
 
-import torch
-
 from triskel.errors import LimitError, MessageError
 from triskel.job import CodecName
-from triskel.message.dtypes import DTYPE_NAMES, DTYPES, show
+from triskel.message.dtypes import DTYPES, show
 from triskel.types import Fact, Facts, Message, MessageKind, SectionKind
 
 MAX_HEADER_BYTES = 4 << 20
@@ -31,6 +29,8 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}")
 TENSOR = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 CODED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}(?::[a-z0-9]{1,15}){0,4}")
 """Names in a section that a codec has written to; the colon is the codecs' own."""
+SECTIONS = b',"sections":'
+"""What stands between the head of a header and its table."""
 HALF = re.compile("[\ud800-\udfff]")
 """Half of a character, which JSON can spell and nobody can write."""
 
@@ -47,40 +47,39 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What the JSON header says, checked."""
+    """What the JSON header says before its table of sections, checked."""
 
     kind: MessageKind
     topic: str
     facts: Facts
-    sections: Mapping[str, Entry]
 
 
-def dump(header: Header) -> bytes:
-    """Return the header as JSON.
+def dump(value: object) -> bytes:
+    """Return a value as the JSON that travels."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def joined(head: bytes, table: bytes) -> bytes:
+    """Return a header out of its head and its table.
 
     Raises:
         LimitError: It is larger than a receiver would read.
     """
-    text = json.dumps(
-        {
-            "kind": header.kind,
-            "topic": header.topic,
-            "facts": header.facts,
-            "sections": {
-                name: {
-                    "kind": entry.kind,
-                    "codec": entry.codec,
-                    "facts": entry.facts,
-                    "tensors": {n: [d, *shape] for n, (d, shape) in entry.tensors.items()},
-                }
-                for name, entry in header.sections.items()
-            },
-        },
-        separators=(",", ":"),
-        allow_nan=False,
-    ).encode("ascii")
+    text = head[:-1] + SECTIONS + table + b"}"
     bound(text)
     return text
+
+
+def parted(text: bytes) -> tuple[bytes, bytes] | None:
+    """Return the head and the table of a header, or None where it is not written as `joined` does.
+
+    If the head is an object without the key `sections` and the table an object, both without fault,
+    then what they are parts of is the object of both: nothing else need be looked at.
+    """
+    at = text.find(SECTIONS)
+    if at < 0 or not text.endswith(b"}}"):
+        return None
+    return text[:at] + b"}", text[at + len(SECTIONS) : -1]
 
 
 def bound(text: bytes) -> None:
@@ -124,56 +123,48 @@ def parse(text: bytes) -> object:
         raise MessageError(f"header is not JSON that can be read: {error}") from error
 
 
-def header_of(message: Message) -> dict[str, object]:
-    """Return the header of a message as JSON values, unchecked.
+def head_of(message: Message) -> dict[str, object]:
+    """Return what stands before the table, as JSON values, unchecked."""
+    return {"kind": message.kind, "topic": message.topic, "facts": dict(message.facts)}
+
+
+def read_head(value: object) -> Header:
+    """Return what the head of a header says, once every field of it is checked.
 
     Raises:
-        MessageError: A tensor is not a plain one on the CPU.
+        MessageError: A field is missing, unknown, or of a wrong type or form.
     """
-    for name, section in message.sections.items():
-        for tensor, x in section.tensors.items():
-            if x.device.type != "cpu" or x.layout != torch.strided:
-                raise MessageError(
-                    f"section {name!r}, tensor {tensor!r} is {x.layout} on {x.device}; "
-                    "send a plain tensor on the CPU"
-                )
-    return {
-        "kind": message.kind,
-        "topic": message.topic,
-        "facts": dict(message.facts),
-        "sections": {
-            name: {
-                "kind": section.kind,
-                "codec": list(section.codec),
-                "facts": dict(section.facts),
-                "tensors": {
-                    n: [DTYPE_NAMES.get(x.dtype, str(x.dtype)), *x.shape]
-                    for n, x in section.tensors.items()
-                },
-            }
-            for name, section in message.sections.items()
-        },
-    }
+    header = _record(value, ("kind", "topic", "facts"), "header")
+    topic = header["topic"]
+    return Header(
+        kind=cast("MessageKind", _one_of(header["kind"], get_args(MessageKind), "kind")),
+        topic="" if topic == "" else _one_match(topic, NAME, "topic"),
+        facts=_read_facts(header["facts"], NAME, "facts"),
+    )
 
 
-def read_header(value: object) -> Header:
-    """Return what a header says, once every field of it is checked.
+def read_header(value: object) -> tuple[Header, Mapping[str, Entry]]:
+    """Return what a whole header says, once every field of it is checked.
 
     Raises:
         LimitError: There are too many of something.
         MessageError: A field is missing, unknown, or of a wrong type or form.
     """
-    header = _record(value, ("kind", "topic", "facts", "sections"), "header")
-    topic = header["topic"]
-    sections = _named(header["sections"], NAME, MAX_SECTIONS, "sections")
-    return Header(
-        kind=cast("MessageKind", _one_of(header["kind"], get_args(MessageKind), "kind")),
-        topic="" if topic == "" else _one_match(topic, NAME, "topic"),
-        facts=_read_facts(header["facts"], NAME, "facts"),
-        sections={
-            name: _read_entry(entry, f"section {name!r}") for name, entry in sections.items()
-        },
-    )
+    whole = dict(_record(value, ("kind", "topic", "facts", "sections"), "header"))
+    sections = whole.pop("sections")
+    table = read_table(sections)
+    return read_head(whole), table
+
+
+def read_table(value: object) -> dict[str, Entry]:
+    """Return what the table of a header says, once every field of it is checked.
+
+    Raises:
+        LimitError: There are too many of something.
+        MessageError: A field is missing, unknown, or of a wrong type or form.
+    """
+    sections = _named(value, NAME, MAX_SECTIONS, "sections")
+    return {name: _read_entry(entry, f"section {name!r}") for name, entry in sections.items()}
 
 
 def _read_entry(value: object, where: str) -> Entry:
