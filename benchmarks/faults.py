@@ -30,7 +30,7 @@ from triskel.job import MODE_NAMES, ModeName
 
 KINDS = ("site job", "site node", "server job", "server node")
 ROUNDS, EACH = 24, 5
-PATIENCE_S = 8
+PATIENCE_S = 12
 KEYS = {"rounds": str(ROUNDS), "federation.patience_s": str(PATIENCE_S)}
 
 
@@ -68,7 +68,7 @@ def supervised(
     runs = there.kits / "server" / "triskel" / "runs"
     before, killed, seen = set(runs.iterdir()) if runs.is_dir() else set(), [], 0
     while job.poll() is None and kinds:
-        new = [p.name for p in runs.iterdir() if p not in before] if runs.is_dir() else []
+        new = [p.name for p in runs.glob("*/") if p not in before]
         now = told(there, new[0]) if new else 0
         if now <= seen:
             time.sleep(0.1)

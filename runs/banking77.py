@@ -13,7 +13,7 @@ fifths of train.csv and scores on the other fifth; test.csv is never read for it
 
 write one JSON file a setting under `--out`, whenever a setting is done, so the script can be
 stopped and started again at will; `--share 1/2` and `--share 2/2` are two processes side by side.
-`--table` prints what is there.
+`--table` prints what is there, and `--plot FILE` draws it.
 """
 
 import argparse
@@ -28,10 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plotly.subplots import make_subplots
+
 from triskel.compare import Request, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import TriskelError
 from triskel.job import MODE_NAMES, load
+from triskel.report.marks import COLOURS, LINES, MARKERS
 
 CENTRE: Mapping[str, Any] = {
     "name": "banking77",
@@ -213,6 +216,50 @@ def table(out: Path) -> None:
         print(f"| {' | '.join(line)} |")
 
 
+def plot(out: Path, place: Path) -> None:
+    """Draw accuracy against what a client sends and computes, every classify setting a mark."""
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.03)
+    there = [row for row in rows(out) if row["task"] == "classify"]
+    for mode in MODE_NAMES:
+        mine = [row for row in there if row["what"] == mode]
+        names = ["centre" if r["key"] == "centre" else f"{r['key']} {r['value']}" for r in mine]
+        reached = [row["final"]["accuracy"] for row in mine]
+        sent = [r["totals"]["up"]["message_bytes"] / len(r["clients"]) / 1e6 for r in mine]
+        spent = [r["totals"]["client_flops"] / len(r["clients"]) / 1e12 for r in mine]
+        centres = [name == "centre" for name in names]
+        marker = {
+            "color": COLOURS[mode],
+            "symbol": MARKERS[mode],
+            "size": [15 if centre else 9 for centre in centres],
+            "line": {"width": 1, "color": "white"},
+        }
+        for column, cost in ((1, sent), (2, spent)):
+            figure.add_scatter(
+                x=cost, y=reached, mode="markers", name=mode, marker=marker, text=names,
+                legendgroup=mode, showlegend=column == 1, row=1, col=column,
+            )  # fmt: skip
+    for row in there:
+        if row["what"] in LINES and row["key"] == "centre":
+            name = {"base": "majority", "local": "alone", "central": "centralised"}[row["what"]]
+            figure.add_shape(
+                type="line", xref="paper", x0=0, x1=1, y0=row["accuracy"], y1=row["accuracy"],
+                line={"dash": LINES[row["what"]], "color": "#888", "width": 1},
+            )  # fmt: skip
+            figure.add_annotation(
+                text=name, x=1, xref="paper", y=row["accuracy"], yshift=8, showarrow=False,
+                xanchor="right",
+            )  # fmt: skip
+    figure.update_xaxes(type="log", title="MB up a client", row=1, col=1)
+    figure.update_xaxes(type="log", title="TFLOP a client", row=1, col=2)
+    figure.update_yaxes(title="accuracy", range=[0, 0.8], row=1, col=1)
+    figure.update_layout(
+        template="simple_white", width=1000, height=460,
+        margin={"l": 60, "r": 20, "t": 20, "b": 60},
+        legend={"orientation": "h", "y": 1.08, "x": 0},
+    )  # fmt: skip
+    place.write_text(figure.to_html(config={"displayModeBar": False}), encoding="utf-8")
+
+
 def main() -> int:
     """Run the settings that are not there yet."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -225,9 +272,13 @@ def main() -> int:
     options.add_argument("--set", action="append", default=[], help="section.key=value")
     options.add_argument("--tune", action="store_true", help="choose learning rates")
     options.add_argument("--table", action="store_true", help="print what is there, and stop")
+    options.add_argument("--plot", type=Path, help="draw what is there as an HTML page, and stop")
     chosen = options.parse_args()
-    if chosen.table:
-        table(chosen.out)
+    if chosen.table or chosen.plot:
+        if chosen.table:
+            table(chosen.out)
+        if chosen.plot:
+            plot(chosen.out, chosen.plot)
         return 0
     if chosen.data is None or not (chosen.data / "train.csv").exists():
         print("name a folder that has train.csv and test.csv with --data", file=sys.stderr)
