@@ -237,6 +237,16 @@ def test_causal_ranks_by_perplexity_and_measures_the_gain_over_the_base() -> Non
     assert "perplexity (lower is better)" in json.dumps(draw(read(found)))
 
 
+def test_who_was_missing_in_a_round_is_said() -> None:
+    found = SAMPLES.result()
+    for place in (0, 2):
+        row = found["modes"]["params"]["rounds"][place]
+        row["absent"] = {"shop": "not heard of for 8 s"}
+    text = " ".join(verdict(read(found)))
+    assert "Params did without shop in rounds 1 and 3; result.json says why." in text
+    assert "Split did without" not in text
+
+
 def test_an_interrupted_run_says_where_it_stopped_and_counts_what_was_done() -> None:
     found = SAMPLES.result(rounds=1)
     for mode in found["modes"].values():

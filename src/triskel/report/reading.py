@@ -132,6 +132,7 @@ def _round(raw: Json, place: int) -> Round:
         costs=costs,
         each=_mean(whole, many),
         seconds=number(raw, "seconds"),
+        absent={client: str(why) for client, why in inner(raw, "absent").items()},
     )
 
 

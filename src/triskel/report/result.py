@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 Json = Mapping[str, Any]
@@ -45,7 +45,8 @@ class Round:
     """One round of one mode.
 
     `costs` are those of every client, or of the slowest on each link where clients are many; `each`
-    is the mean over all who took part.
+    is the mean over all who took part. `absent` has the clients of the round that its result does
+    without, and why.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Round:
     costs: Mapping[str, Cost]
     each: Cost | None = None
     seconds: float | None = None
+    absent: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)

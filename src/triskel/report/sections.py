@@ -17,8 +17,8 @@ LIMIT = 20
 
 READING = (
     "Up and down are what one client sent and received on average, all rounds together, as packed "
-    "messages; hover for exact numbers. Peak memory is the largest of any client. Time is this "
-    "machine's, with all clients on it."
+    "messages; hover for exact numbers. Peak memory is the largest of any client. Time is that "
+    "of the rounds as they ran: in one process with all clients in it, or between machines."
 )
 
 Drawn = Mapping[str, Figure]

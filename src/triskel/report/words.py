@@ -94,6 +94,7 @@ def verdict(result: Result) -> list[str]:
     lines += _below_base(result, order)
     lines += _who_should_join(result, order[0])
     lines += _unfinished(result)
+    lines += _absent(result)
     lines += _skipped(result)
     lines.append(_caution(result, order))
     return lines
@@ -263,6 +264,22 @@ def _unfinished(result: Result) -> list[str]:
             lines.append(
                 f"{_title(run)} stopped after round {done} of {run.planned}; its numbers are "
                 "those of its last finished round."
+            )
+    return lines
+
+
+def _absent(result: Result) -> list[str]:
+    """Say who was missing in which rounds."""
+    lines: list[str] = []
+    for run in result.modes.values():
+        missed: dict[str, list[str]] = {}
+        for one in run.rounds:
+            for client in one.absent:
+                missed.setdefault(client, []).append(str(one.number))
+        for client, rounds in sorted(missed.items())[:MANY]:
+            which = f"round{'s' if len(rounds) > 1 else ''} {joined(rounds)}"
+            lines.append(
+                f"{_title(run)} did without {shortened(client)} in {which}; result.json says why."
             )
     return lines
 
