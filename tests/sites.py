@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from triskel.engines import flare
+from triskel.engines.flare import board, calls, host, remote, site
 from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.host import Host
+from triskel.engines.flare.remote import Remote
 from triskel.engines.flare.site import Site
-from triskel.job import Job, load, parse, to_toml
+from triskel.job import MODE_NAMES, Job, load, parse, to_toml
+from triskel.ledger import Ledger
 from triskel.policy.weights import weights
+from triskel.stages import MAKERS
 
 small = runpy.run_path(str(Path(__file__).parent / "small.py"))
 SITES = ("bank", "clinic", "shop")
@@ -231,3 +236,83 @@ class Meeting:
         finally:
             for site in self.sites.values():
                 site.close()
+
+
+def hurry(patch: Any) -> None:
+    """Let no call and no pause last long."""
+    for module in (board, calls, site, remote):
+        patch.setattr(module, "HOLD_S", 0.3)
+    for module in (host, remote, site):
+        patch.setattr(module, "AGAIN_S", 0.01)
+    patch.setattr(remote, "TURN_S", 0.05)
+
+
+def nobody() -> Any:
+    raise AssertionError("clients are at their sites")
+
+
+Real = Callable[..., Any]
+
+
+def plain(_site: str, _method: str, _arguments: Mapping[str, Any], real: Real) -> Any:
+    """Make the call as it is."""
+    return real()
+
+
+class Party:
+    """A server and its sites, ready to play single rounds again and again.
+
+    Attributes:
+        twist: Stands between the two sides; it may change, make up, lose or repeat any call.
+    """
+
+    def __init__(self, house_: House, modes: tuple[str, ...] = MODE_NAMES) -> None:
+        self.house, self.twist = house_, plain
+        self.meeting = Meeting(house_, house_.spec(*modes))
+        for name, one in self.meeting.sites.items():
+            self._between(name, self.meeting.down[name])
+            self._between(name, one._server)
+        host_ = self.meeting.host
+        assert host_._admitted() == ""
+        self.bench = host_._prepared(house_.job, lambda _: None, house_.root / "choices.json")
+        self.modes = {name: MAKERS[name](self.bench, lambda _: None) for name in modes}
+
+    def _between(self, name: str, link: Any) -> None:
+        real = link.target
+
+        def target(method: str, arguments: Mapping[str, Any]) -> Any:
+            def whole(**changes: Any) -> Any:
+                return flare._answered(lambda: real(method, {**arguments, **changes}), name)
+
+            return self.twist(name, method, arguments, whole)
+
+        link.target = target
+
+    def engine(self, stage: str, **options: Any) -> Remote:
+        """A server's engine of its own, with other options of `federation`."""
+        job = self.house.job
+        wanted = job.federation.model_copy(update=options)
+        engine = Remote(job=job.model_copy(update={"federation": wanted}), peers=self.meeting.down)
+        engine.stage, self.meeting.host.engine = stage, engine
+        return engine
+
+    def round(
+        self, stage: str, who: tuple[str, ...] = SITES, engine: Remote | None = None,
+        state: Any = None, **options: Any,
+    ) -> tuple[Any, Ledger]:  # fmt: skip
+        """Play one round, from the start or from a state; return what it leaves."""
+        engine, ledger = engine or self.engine(stage, **options), Ledger()
+        mode: Any = self.modes[stage]
+        after = engine.round(
+            mode, mode.start() if state is None else state, who, worker=lambda _: nobody(),
+            mine={}, keep=lambda _client, _state: None, ledger=ledger, watch=lambda _: None,
+        )  # fmt: skip
+        return after, ledger
+
+    def scores(self, stage: str, engine: Remote | None = None, **options: Any) -> Any:
+        engine, mode = engine or self.engine(stage, **options), self.modes[stage]
+        return engine.scores(mode, mode.start(), SITES, self.bench.body())
+
+    def close(self) -> None:
+        for one in self.meeting.sites.values():
+            one.close()

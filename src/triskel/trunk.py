@@ -103,17 +103,15 @@ def forward(
 
 
 def backward(
-    body: Body, graph: Graph, asks: Mapping[ClientId, Message], share: Mapping[ClientId, float], *,
-    keep: bool,
-) -> Slopes:  # fmt: skip
-    """Carry the clients' ∂ℓᵢ/∂u through the trunk.
+    body: Body, graph: Graph, asks: Mapping[ClientId, Message], share: Mapping[ClientId, float]
+) -> Slopes:
+    """Carry the clients' ∂ℓᵢ/∂u through the trunk; the graph can be used again.
 
     Args:
         body: The server's model.
         graph: What these clients' asks for a forward pass left.
         asks: Their gradients.
         share: Each client's share in the wave's loss.
-        keep: Whether other clients of the graph still wait.
     """
     upstream = torch.zeros_like(graph.u)
     for client, ask in asks.items():
@@ -127,7 +125,7 @@ def backward(
             upstream[place] = share[client] * sent
         else:
             upstream[place, :width] = share[client] * sent
-    return _slopes(graph, [graph.u], [upstream], share, list(asks), keep=keep)
+    return _slopes(graph, [graph.u], [upstream], share, list(asks), keep=True)
 
 
 def learn(

@@ -32,12 +32,13 @@ from torch import Tensor
 
 from triskel.aggregate.mean import Mean, MeanTotal
 from triskel.crossing import answer_of, ask_backward, ask_forward, came_down, received, wanted
-from triskel.cut import Cut, cut_of, packed
+from triskel.cut import Cut, cut_of, lengths_in, packed
 from triskel.data.text import eval_plan, lengths_of
-from triskel.errors import MessageError
+from triskel.errors import LimitError, MessageError, TrainingError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
 from triskel.exchange import adapter_of, adapter_sections, integers, number, same_round
 from triskel.job import Job
+from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
 from triskel.model.body import Body, Parameters
 from triskel.model.train import (
@@ -170,6 +171,7 @@ class Split:
         parts: dict[str, dict[ClientId, Message]] = {}
         for client, cut in cuts.items():
             same_round(asks[client], state.closed + 1)
+            _moderate(asks[client], self.job)
             parts.setdefault(wanted(asks[client], client, cut), {})[client] = asks[client]
         answers: dict[ClientId, Message] = {}
         for what, answered in (
@@ -279,8 +281,7 @@ class Split:
         slopes: list[Tensors] = []
         for graph in {id(graphs[c]): graphs[c] for c in asks}.values():
             some = {c: asks[c] for c in asks if graphs[c] is graph}
-            waiting = any(g is graph for c, g in graphs.items() if c not in some)
-            found = backward(self.body, graph, some, share, keep=waiting)
+            found = backward(self.body, graph, some, share)
             slopes.append(found.trunk)
             for client, section in found.down.items():
                 answers[client] = answer_of(state.closed + 1, "backward", {"gradient": section})
@@ -325,8 +326,35 @@ class Split:
         train = self.job.train
         rate = learning_rate(train, state.closed + 1, self.job.rounds)
         slopes = {n: s.cpu() for n, s in clipped(slopes, train).items()}
+        for name, slope in slopes.items():
+            if not is_finite(slope.square().sum()):  # as Adam will square it
+                raise TrainingError(
+                    f"the gradient of {name} is beyond what can be squared in round "
+                    f"{state.closed + 1}; a client's numbers are too large"
+                )
         tensors, moments = adamw_step(state.tensors, slopes, state.moments, train, rate)
         return replace(state, tensors=tensors, moments=moments)
+
+
+def _moderate(ask: Message, job: Job) -> None:
+    """Refuse a batch that no client of this job has, before memory is taken for it.
+
+    Clients share a graph: where one's numbers overflow, the others' gradients are lost as well.
+    """
+    for name, section in ask.sections.items():
+        values = section.tensors.get("values")
+        if values is not None and not is_finite(values.float().square().sum()):
+            raise LimitError(f"section {name!r} has numbers too large to be squared")
+    if ask.topic != "forward":
+        return
+    lengths, most = lengths_in(ask), job.train.max_tokens
+    longest = max(lengths)
+    texts = job.train.batch if ask.kind == "ask" else max(1, BATCH_TOKENS // longest)
+    if longest > most or len(lengths) > texts:
+        raise LimitError(
+            f"a batch has {len(lengths)} texts of up to {longest} tokens, the job's has at most "
+            f"{texts} of up to {most}"
+        )
 
 
 def _opened(task: Message, worker: Worker) -> tuple[Cut, dict[str, Tensor]]:

@@ -12,8 +12,11 @@ from typing import Any
 
 from triskel.engines.flare.calls import HOLD_S, Reply, Spent
 from triskel.engines.wave import due
-from triskel.errors import MessageError
+from triskel.errors import TriskelError
 from triskel.types import AskStyle, ClientId, Message
+
+AHEAD = 16
+"""Asks that a client may have open at a time."""
 
 
 @dataclass
@@ -110,7 +113,7 @@ class Board:
         if not wrong and not known:
             try:
                 message = self._read(data, client)
-            except MessageError as error:
+            except TriskelError as error:
                 wrong = str(error)
         with self._changed:
             if wrong:
@@ -129,13 +132,15 @@ class Board:
             return self._reply(client, ticket)
 
     def _settled(self, line: Line, ticket: int) -> bool:
-        return ticket in line.answered or bool(line.gone or self._closed)
+        return ticket not in line.asked or bool(self._closed)
 
     def _reply(self, client: ClientId, ticket: int) -> Reply:
         line = self.lines[client]
         if ticket in line.answered:
             return {"answer": line.answered[ticket]}
         why = line.gone or self._closed
+        if not why and ticket not in line.asked:
+            why = f"ticket {ticket} was answered before; the talk cannot begin anew"
         return {"gone": why} if why else {"later": True}
 
     def _stranger(self, client: ClientId, play: str) -> str:
@@ -192,10 +197,10 @@ class Board:
         with self._changed:
             self._changed.wait(seconds)
 
-    def heard(self, client: ClientId, tokens: int = 0) -> None:
-        """Note that a client gave a sign of life."""
+    def heard(self, client: ClientId, tokens: int, *, busy_s: float = 0.0) -> None:
+        """Note that a client gave a sign of life; the next one may be so many seconds later."""
         with self._changed:
-            self.lines[client].heard = time.monotonic()
+            self.lines[client].heard = time.monotonic() + busy_s
             self.lines[client].tokens = tokens
 
     def done(self, client: ClientId, update: bytes, spent: Spent) -> None:
@@ -267,4 +272,7 @@ def _out_of_order(line: Line, ticket: int, taken: int) -> str:
         return f"ticket {ticket} with all answers up to {taken} taken makes no sense"
     if ticket > line.tickets + 1:
         return f"ticket {ticket} follows ticket {line.tickets}; asks were lost or made up"
+    kept = [old for old in line.answered if old > taken]
+    if ticket > line.tickets and len(line.asked) + len(kept) >= AHEAD:
+        return f"more than {AHEAD} asks are open"
     return ""

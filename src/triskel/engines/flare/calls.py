@@ -37,6 +37,9 @@ SLOWEST = 2_000_000
 LONGEST = 300
 """Characters of a sentence from a peer that are repeated."""
 
+LONG_S = 1e9
+"""Seconds that a peer may speak of."""
+
 Reply = Mapping[str, Any]
 What = Literal["work", "probe", "student"]
 """Parts a site plays: its round, its test of the round's state, its test of the server's own."""
@@ -74,9 +77,9 @@ class Spent:
     seconds: float
 
 
-def play_of(stage: str, round_: int, what: What) -> str:
-    """Return the name of one part of a round."""
-    return f"{stage}/{round_}/{what}"
+def play_of(stage: str, round_: int, what: What, session: str) -> str:
+    """Return the name of one part of a round; a server that goes on plays under another one."""
+    return f"{stage}/{round_}/{what}/{session}"
 
 
 def patience(size: int = 0) -> float:
@@ -100,6 +103,16 @@ def whole(reply: Mapping[str, Any], name: str, *, most: int = 2**62) -> int:
     return found
 
 
+def span(reply: Mapping[str, Any], name: str) -> float:
+    """Return seconds of a peer."""
+    found = reply.get(name)
+    if type(found) not in {int, float} or not 0 <= found <= LONG_S:
+        raise MessageError(
+            f"{name} must be seconds, a number from 0 to {LONG_S:g}, got {show(found)}"
+        )
+    return float(found)
+
+
 def blob(reply: Mapping[str, Any], name: str, *, most: int) -> bytes:
     """Return bytes of a peer; looked at for type and size, and for nothing else."""
     found = reply.get(name)
@@ -112,9 +125,8 @@ def blob(reply: Mapping[str, Any], name: str, *, most: int) -> bytes:
 
 def spent_of(reply: Mapping[str, Any]) -> Spent:
     """Return what a site says that a play cost it."""
-    seconds = reply.get("seconds")
-    if type(seconds) is not float or not 0 <= seconds < float("inf"):
-        raise MessageError(f"seconds must be a number of seconds, got {show(seconds)}")
     return Spent(
-        flops=whole(reply, "flops"), peak_bytes=whole(reply, "peak_bytes"), seconds=seconds
+        flops=whole(reply, "flops"),
+        peak_bytes=whole(reply, "peak_bytes"),
+        seconds=span(reply, "seconds"),
     )

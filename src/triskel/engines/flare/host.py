@@ -18,7 +18,7 @@ from typing import Any
 
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
-from triskel.compare import Request, Venue, resume, run
+from triskel.compare import Request, Venue, read_run, resume, run
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
 from triskel.engines.flare.calls import Lost, Peer, Reply, patience, text, whole
@@ -273,6 +273,11 @@ class Host:
         venue = Venue(prepare=self._prepared, stage=self._stage, data=_held)
         request = Request(modes=self._modes, baselines=(), strict=True)
         if (folder / "request.json").exists():
+            if read_run(folder) != (self._job, request):
+                raise JobError(
+                    f"run {folder.name} began with another job or other modes; submit this one as "
+                    "a run of its own"
+                )
             resume(folder, lambda _job: engine, self._note, venue)
         else:
             run(self._job, request, folder, engine, self._note, venue)
@@ -316,13 +321,25 @@ class Host:
 
     def _finish(self, stage: str) -> None:
         """Let every site keep the model of its own that the stage leaves it with."""
-        for client, peer in sorted(self._peers.items()):
+        for client in sorted(self._peers):
+            if why := self._unfinished(client, stage):
+                self._note({"event": "warning", "text": f"{client} at the end of {stage}: {why}"})
+
+    def _unfinished(self, client: ClientId, stage: str) -> str:
+        """Tell a site that a stage is over; return why it could not keep its model, or nothing."""
+        end = time.monotonic() + self._job.federation.patience_s
+        while not self._stopped():
             try:
-                peer.call("finish", patience(), {"stage": stage})
+                reply = self._peers[client].call("finish", patience(), {"stage": stage})
+                return text(reply, "error") if text(reply, "state") == "failed" else ""
+            except MessageError as error:
+                return f"its reply cannot be read: {error}"
             except Lost:
-                self._note(
-                    {"event": "warning", "text": f"{client} was not there at the end of {stage}"}
-                )
+                gone = self.engine is None or client in self.engine.absent
+                if gone or time.monotonic() > end:
+                    return "it was not there"
+                time.sleep(AGAIN_S)
+        return "the job was stopped"
 
     def _note(self, event: Event) -> None:
         """Keep what the status shows, and write the log."""
@@ -350,8 +367,10 @@ def _presence(reply: Reply) -> Present | str | None:
         return strange
     if state in {"refused", "failed"}:
         return text(reply, "error", longest=2000) or f"it {state}"
-    if state != "ready":
+    if state == "preparing":
         return None
+    if state != "ready":
+        raise MessageError(f"a site is never {state!r} before the first round")
     return Present(
         examples=whole(reply, "examples"),
         tests=whole(reply, "tests"),

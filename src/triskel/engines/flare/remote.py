@@ -13,6 +13,7 @@ submitted again.
 """
 
 import math
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import (
     HOLD_S,
+    SLOWEST,
     Lost,
     Peer,
     Spent,
@@ -75,6 +77,7 @@ class Remote:
         stage: Name of the stage that is played; the sites make their own of it.
         absent: Sites that did not answer in their last play, and why.
         board: The open play, for the sites' calls.
+        session: Part of every play's name, so that none is taken for one of a server before.
     """
 
     job: Job
@@ -83,6 +86,7 @@ class Remote:
     stage: str = ""
     absent: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
     board: Board | None = None
+    session: str = field(default_factory=lambda: secrets.token_hex(4))
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -169,11 +173,11 @@ class Remote:
             found[client] = score_of(message, body.classes)
 
         wire = Wire(self.job, Ledger(), _quiet)
-        enough = quorum(self.job, len(clients))
+        may_go = len(clients) - quorum(self.job, len(clients))
         for crew in crews(mode.asks, sorted(clients), self.job, free=len(clients)):
-            may_go = len(clients) - enough
             talk = _Talk(self, what, mode, wire, take, may_go=may_go, sections=sections)
             state = talk.play(state, crew)
+            may_go -= len(talk.gone)
         if not found:
             raise RoundError("no client could test the round's model")
         return found
@@ -213,7 +217,7 @@ class _Talk:
             alike = Message(kind="evaluate", sections=self.sections, facts=facts)
             tasks = dict.fromkeys(crew, alike)
         packed = _each_packed(self.wire, tasks)
-        name = play_of(engine.stage, round_, self.what)
+        name = play_of(engine.stage, round_, self.what, engine.session)
         board = Board(name, packed, self._read)
         engine.board = board
         for client in crew:
@@ -262,7 +266,7 @@ class _Talk:
     def _answered(self, state: Any, asks: Mapping[ClientId, Message], board: Board) -> Any:  # noqa: ANN401
         """Answer what is due; a client whose ask cannot be answered is lost, not the others."""
         try:
-            after, answers = self.mode.answer(state, asks)
+            after, answers, packed = self._tried(state, asks)
         except TriskelError:
             guilty = {c: why for c in asks if (why := self._refused(state, {c: asks[c]}))}
             if not guilty:
@@ -274,7 +278,6 @@ class _Talk:
             raise RoundError(f"the server left client {missing[0]!r} without an answer")
         for client, ask in asks.items():
             self.wire.book(ask, board.size(client), client, "up")
-        packed = _each_packed(self.wire, answers)
         for client, data in packed.items():
             self.wire.book(answers[client], len(data), client, "down")
         board.deliver(packed)
@@ -283,10 +286,18 @@ class _Talk:
     def _refused(self, state: Any, asks: Mapping[ClientId, Message]) -> str:  # noqa: ANN401
         """Return why a wave cannot be answered; answering changes nothing but what it returns."""
         try:
-            self.mode.answer(state, asks)
+            self._tried(state, asks)
         except TriskelError as error:
             return str(error)
         return ""
+
+    def _tried(
+        self,
+        state: Any,  # noqa: ANN401
+        asks: Mapping[ClientId, Message],
+    ) -> tuple[Any, Mapping[ClientId, Message], dict[ClientId, bytes]]:
+        after, answers = self.mode.answer(state, asks)
+        return after, answers, _each_packed(self.wire, answers)
 
     def _lose(self, board: Board, seconds: float) -> None:
         """Go on without the silent and, once it is time, without the slow."""
@@ -306,7 +317,7 @@ class _Talk:
 
     def _lost(self, client: ClientId, why: str) -> None:
         self.gone[client] = why
-        self.engine.absent[client] = why
+        self.engine.absent.setdefault(client, why)
         if len(self.gone) > self.may_go:
             raise RoundError(
                 f"{_sentence(self.gone)}; the others are fewer than federation.quorum asks for: "
@@ -362,7 +373,7 @@ class _Hand:
         if state == "done":
             most = int(self.engine.job.wire.max_mb * MB)
             spent, size = spent_of(reply), whole(reply, "size", most=most)
-            self.board.heard(self.client)
+            self.board.heard(self.client, whole(reply, "tokens"), busy_s=size / SLOWEST)
             given = peer.call("hand_over", patience(size), {"play": play})
             self.board.done(self.client, blob(given, "update", most=most), spent)
         elif state == "failed":

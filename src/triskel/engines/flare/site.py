@@ -32,12 +32,14 @@ from triskel.engines.flare.calls import (
     What,
     blob,
     patience,
+    span,
     text,
     whole,
 )
 from triskel.engines.flare.sizes import sizes_of
 from triskel.errors import (
     JobError,
+    LimitError,
     MessageError,
     MeterError,
     RoundError,
@@ -49,13 +51,13 @@ from triskel.exchange import adapter_of
 from triskel.export import save_adapter
 from triskel.folder import safe
 from triskel.job import Job, ModeName
-from triskel.message import pack, unpack
+from triskel.message import pack, show, unpack
 from triskel.policy.audit import Audit
-from triskel.policy.chain import AuditError, now
+from triskel.policy.chain import now
 from triskel.policy.decide import MB, Circumstances, Refusal, decide
 from triskel.policy.expected import round_bytes
 from triskel.policy.place import datasets, models_of, placed, weights_of
-from triskel.policy.rules import Policy, PolicyError, load
+from triskel.policy.rules import Policy, load
 from triskel.sheet import training_of
 from triskel.stages import MAKERS
 from triskel.store import Store
@@ -79,9 +81,7 @@ GIVE_UP_S = 900.0
 """How long a site tries to reach a server that does not answer."""
 AN_ANSWER = 20_000_000
 """Bytes that an answer is taken to have at most, for how long to wait for it."""
-TELLABLE = (
-    JobError, PolicyError, AuditError, MessageError, TrainingError, MeterError, RoundError,
-)  # fmt: skip
+TELLABLE = (JobError, MessageError, TrainingError, MeterError, RoundError)
 """Errors whose sentence names nothing of the site's own; of others only the kind is told."""
 PARTS: tuple[What, ...] = ("work", "probe", "student")
 
@@ -143,6 +143,7 @@ class Site:
         )
         self._state, self._error = "new", ""
         self._part: _Part | None = None
+        self._begun: set[str] = set()
         self._facts: dict[str, int] = {}
         self._sent: dict[tuple[str, int], int] = {}
         self._policy, self._clients = Policy(), 0
@@ -169,12 +170,16 @@ class Site:
     def begin(self, order: Mapping[str, Any]) -> Reply:
         """Start a part, unless it is the one that is played; what was played before is dropped."""
         stage, what = text(order, "stage"), text(order, "what")
-        round_ = whole(order, "round")
-        if stage not in self._modes or what not in PARTS:
+        # what the last round left is tested in a round of its own
+        round_ = whole(order, "round", most=self._job.rounds + (what != "work"))
+        if stage not in self._modes or what not in PARTS or not round_:
             raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
         part = _Part(text(order, "play"), cast("ModeName", stage), round_, what)
         with self._changed:
             if self._part is None or self._part.play != part.play:
+                if part.play in self._begun:  # a call that was on its way for long
+                    return {"state": "failed", "error": f"{part.play} is over here"}
+                self._begun.add(part.play)
                 if self._part is not None:
                     self._part.stop = True
                 self._part = part
@@ -187,7 +192,7 @@ class Site:
             part = self._part
             if part is None or part.play != play:
                 return {"state": "unknown"}
-            held = min(float(hold_s), HOLD_S)
+            held = min(span({"hold_s": hold_s}, "hold_s"), HOLD_S)
             self._changed.wait_for(lambda: part.state != "working" or part.stop, held)
             return self._standing(part)
 
@@ -252,29 +257,33 @@ class Site:
         self._policy, sha256 = load(self._policy_file)
         if self._policy.site and self._policy.site != self.name:
             return f"the policy is of site {self._policy.site!r}, and this is {self.name!r}"
+        # what a job asks of this site alone is asked under its name
+        self._policy = self._policy.model_copy(update={"site": self.name})
         self._job, modes = job_of(self._spec)
         jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
         clients = self._clients = whole(about, "clients", most=1_000_000)
-        found = [r for job in jobs for r in self._decided(job, clients, 0)]
-        if not found:  # only now is anything of the site read
+        found = {job.mode: self._decided(job, clients, 0) for job in jobs}
+        if not any(found.values()):  # only now is anything of the site read
             bench = self._read()
             for job in jobs:
                 size = round_bytes(job, sizes_of(job, bench, self.name))
-                found += self._decided(job, clients, size)
+                found[job.mode] = self._decided(job, clients, size)
             if "logits" in modes and (strange := bench.same_tokens()):
                 raise JobError(strange)
-        refusals = list(dict.fromkeys(found))
-        self._audit.decided(self._job, refusals, policy_sha256=sha256, submitter=self._submitter)
-        if refusals:
-            return "; ".join(map(str, refusals))
+        for job in jobs:
+            why = list(dict.fromkeys(found[job.mode]))
+            self._audit.decided(job, why, policy_sha256=sha256, submitter=self._submitter)
+        if refusals := dict.fromkeys(str(r) for some in found.values() for r in some):
+            return "; ".join(refusals)
         bench = self._held
         share = bench.share(self.name)
-        self._facts = {
+        facts = {
             "examples": len(share.train),
             "tests": len(share.test),
             "tokens": bench.work([self.name])[self.name],
         }
-        self._audit.told(self._facts)
+        self._audit.told(facts)
+        self._facts = facts  # from here on they may be told
         bench.count()
         self._modes = {mode: MAKERS[mode](bench, self._noted) for mode in modes}
         return ""
@@ -283,7 +292,12 @@ class Site:
         """Hold the policy against a job that would send so many bytes in a round."""
         found: list[Refusal] = []
         for name in models_of(job, self.name):
-            model = weights_of(name, self._policy_file)
+            try:
+                model = weights_of(name, self._policy_file)
+            except JobError:
+                asks, only = f"names a model by {show(name)}", "opens models by their names only"
+                found.append(Refusal(key="models", asks=asks, allows=only))
+                continue
             here = Circumstances(
                 now=self._clock(),
                 submitter=self._submitter,
@@ -447,7 +461,7 @@ class Site:
         """Return a message as it leaves, once it is in the log and within the policy's limit.
 
         Raises:
-            PolicyError: More would leave in this round than the policy allows.
+            LimitError: More would leave in this round than the policy allows.
             AuditError: The log cannot be written.
         """
         encoded = encode(message, self._job.wire.up)
@@ -456,7 +470,7 @@ class Site:
         total = self._sent.get(key, 0) + len(data) * (message.kind != "evaluate")
         most = round(self._policy.limits.round_mb * MB)
         if total > most:
-            raise PolicyError(
+            raise LimitError(
                 f"limits.round_mb: {total:,} bytes would leave in round {part.round}; this site "
                 f"allows {most:,}"
             )
