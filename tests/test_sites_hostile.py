@@ -686,7 +686,7 @@ def test_nothing_leaves_while_the_log_cannot_be_written(
     left, sent = Audit.left, list[bytes]()
     monkeypatch.setattr(Audit, "left", full)
 
-    def twist(name: str, method: str, told: Any, real: Any) -> Any:
+    def twist(name: str, _method: str, told: Any, real: Any) -> Any:
         reply = real()
         if name == "clinic":
             sent.append(told.get("data") or reply.get("update") or b"")

@@ -106,7 +106,7 @@ def whole(reply: Mapping[str, Any], name: str, *, most: int = 2**62) -> int:
 def span(reply: Mapping[str, Any], name: str) -> float:
     """Return seconds of a peer."""
     found = reply.get(name)
-    if type(found) not in {int, float} or not 0 <= found <= LONG_S:
+    if not (type(found) is int or type(found) is float) or not 0 <= found <= LONG_S:
         raise MessageError(
             f"{name} must be seconds, a number from 0 to {LONG_S:g}, got {show(found)}"
         )
