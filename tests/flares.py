@@ -4,6 +4,8 @@
 nodes, and sends jobs. Everything is real: certificates, mutual TLS, processes.
 """
 
+# ruff: noqa: ANN401 - jobs are JSON, and helpers are loaded by path
+
 import contextlib
 import json
 import os

@@ -1,5 +1,7 @@
 """Between organisations on real FLARE, a job ends as it does in one process, to the last bit."""
 
+# ruff: noqa: ANN401 - helpers are loaded by path
+
 import json
 import runpy
 from collections.abc import Iterator
