@@ -11,7 +11,6 @@ import runpy
 import shutil
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -43,7 +42,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             server = nodes.alive(found.kit("server"))
             yield found
             assert nodes.alive(found.kit("server")) == server, "the server is the one of before"
-            assert found.run("params", out=folder / "last") == ""
+            assert found.run("params", out=folder / "last", on=("bank",)) == ""
             assert json.loads((folder / "last" / "ended.json").read_text())["done"]
 
 
@@ -101,7 +100,6 @@ def test_who_shows_no_valid_certificate_is_refused_and_named_in_the_servers_log(
     for why, (certificate, key) in cases.items():
         before = there.log("server").count(why)
         told = knock(there, certificate, key)
-        print(f"{why}: the stranger is told {told!r}")
         assert told != "let in"
         line = f"a connection from 127.0.0.1 was refused: {why}"
         until(lambda line=line: line in there.log("server"), line, 5)
@@ -165,27 +163,26 @@ def test_a_job_with_code_or_with_a_class_that_is_not_ours_does_not_run(
     there: Any, tmp_path: Path
 ) -> None:
     asked, mark = there.asked("params"), tmp_path / "was-here"
-    own = job.write(tmp_path / "code", asked, SITES)
+    own = job.write(tmp_path / "code", asked, ("bank",))
     (own / "app" / "custom").mkdir()
     (own / "app" / "custom" / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     touch = {"id": "t", "path": "subprocess.Popen", "args": {"args": ["touch", str(mark)]}}
-    at_server = job.write(tmp_path / "at-server", asked, SITES)
-    changed(at_server, "server", lambda found: found["components"].append(touch))
-    at_sites = job.write(tmp_path / "at-sites", asked, SITES)
-    changed(at_sites, "client", lambda found: found["components"].append(touch))
-    changed(at_sites, "server", lambda f: f["workflows"][0]["args"].update(sync_task_timeout=10))
+    at_server = job.write(tmp_path / "at-server", asked, ("bank",))
+    changed(at_server, "server", lambda found: found["components"].insert(0, touch))
+    at_site = job.write(tmp_path / "at-site", asked, ("bank",))
+    changed(at_site, "client", lambda found: found["components"].insert(0, touch))
+    changed(at_site, "server", lambda f: f["workflows"][0]["args"].update(sync_task_timeout=5))
     with there.line() as line:
-        numbers = {path.name: line.session().submit(path) for path in (own, at_server, at_sites)}
-        ended = {name: ends(line, number) for name, number in numbers.items()}
-        logs = {
-            name: fetched(line, number, tmp_path / f"log-{name}")
-            for name, number in numbers.items() if name != "code"
-        }  # fmt: skip
-    for name, end in ended.items():
-        print(name, end)
-    assert ended["code"].label == "FINISHED:FAILED_TO_RUN"
-    assert "BYOC not permitted" in ended["code"].detail
-    print(logs)
+        numbers = [line.session().submit(path) for path in (own, at_server, at_site)]
+        code, server, site = [ends(line, number) for number in numbers]
+        servers_log = fetched(line, numbers[1], tmp_path / "log")
+        result = fetched(line, numbers[2], tmp_path / "log2")
+    assert code == follow.End("FINISHED:FAILED_TO_RUN", "server: BYOC not permitted")
+    assert server.label == site.label == "FINISHED:EXECUTION_EXCEPTION"
+    why = "component not authorized: Component 'subprocess.Popen' at config path 'components.#1'"
+    assert f"{why} is not in allow_list" in servers_log
+    assert f"{why} is not in allow_list" in there.log("bank")
+    assert "failed to sync clients ['bank']" in result
     assert not mark.exists()
 
 
@@ -229,12 +226,41 @@ def test_a_site_of_another_version_or_whose_policy_says_no_ends_the_job_before_a
         said = there.run("params", out=tmp_path / "out")
     finally:
         place.write_text(allowed)
-    print(said)
-    assert said.startswith("the job ended: bank: the server runs triskel")
+    assert said == (
+        "the job ended: bank: the site runs triskel 0.0.9 and this side 0.1.0; install the same "
+        "release everywhere; clinic: the site runs other code under the same version 0.1.0; "
+        "install the same release everywhere; shop: modes: "
+    )
+    for name in SITES:
+        assert there.log(name)
     assert not (tmp_path / "out").exists()
 
 
-def intruding(there: Any, folder: Path, text: str) -> tuple[Any, Path]:
+NO_METHOD = "no method named '{}' or it is not collab"
+OPEN = "params/0/work is not open; params/1/work is"
+NO_BYTES, NO_TEXT = "an ask is made of bytes, got dict", "play must be text, got 'list'"
+NO_MESSAGE = "message from client 'shop': a message starts with b'TRSK', this one with b'\\x93NUM'"
+LARGE = (
+    "message from client 'shop': message has 3000000 bytes, the limit is 2000000; raise "
+    "wire.max_mb or choose a smaller codec"
+)
+OTHER = "payload caller does not match authenticated origin"
+ONLY = "only the server calls a site"
+BLOB = " exceeds configured limit 8388608 (streaming_max_blob_size)"
+REFUSED = {  # what the intruder tries: what it is told, and what the log says
+    **{f"method {name}": (NO_METHOD.format(name),) * 2 for name in ("_board", "play", "__init__")},
+    "forged name": (OTHER, OTHER),
+    "another client": (ONLY, f"a call of shop was refused: {ONLY}"),
+    "old play": (OPEN, f"a call of shop was turned away: {OPEN}"),
+    "no bytes": (NO_BYTES, f"a call of shop was refused: {NO_BYTES}"),
+    "no play": (NO_TEXT, f"a call of shop was refused: {NO_TEXT}"),
+    "oversized": (BLOB, BLOB),
+    "garbage": (NO_MESSAGE, f"a call of shop was turned away: {NO_MESSAGE}"),
+    "large": (LARGE, f"a call of shop was turned away: {LARGE}"),
+}
+
+
+def intruding(there: Any, folder: Path, text: str) -> Path:
     """Write a job in which one site runs a class of its own."""
     asked = there.asked("params", text=text)
     made = job.write(folder, asked, SITES)
@@ -244,7 +270,7 @@ def intruding(there: Any, folder: Path, text: str) -> tuple[Any, Path]:
     (made / "meta.json").write_text(json.dumps(meta))
     file = made / "theirs" / "config" / "config_fed_client.json"
     file.write_text(file.read_text().replace("triskel.engines.flare.Client", "intruder.Client"))
-    return asked, made
+    return made
 
 
 def test_a_participant_that_abuses_its_place_gains_nothing_and_the_others_go_on(
@@ -258,21 +284,30 @@ def test_a_participant_that_abuses_its_place_gains_nothing_and_the_others_go_on(
     resources.write_text(json.dumps(theirs))
     text = there.house.text.replace("rounds = 1", "rounds = 5")
     text = text.replace("[federation]", "[federation]\nquorum = 0.6") + "\n[wire]\nmax_mb = 2.0\n"
-    asked, made = intruding(there, tmp_path / "job", text)
+    made = intruding(there, tmp_path / "job", text)
     try:
         monkeypatch.setattr(nodes, "weakness", lambda _: None)  # it is the intruder's machine
         otherwise("shop", HERE / "hostile", HERE.parent / "src")
         with there.line() as line:
             number = line.session().submit(made)
-            print(ends(line, number))
+            assert ends(line, number).label == "FINISHED:COMPLETED"
             log = fetched(line, number, tmp_path / "log")
             ended = follow.fetch(line, number, tmp_path / "out")
     finally:
         resources.write_text(honest)
-    tried: Mapping[str, str] = json.loads((shop.own / "tried.json").read_text())
-    print(json.dumps(tried, indent=1))
-    print(log)
-    print("BANK", there.log("bank"))
     assert ended == {"done": True, "refused": False}
-    for found in flares["rounds_of"](tmp_path / "out", "params"):
-        print(found.get("round"), found.get("absent"), sorted(found["clients"]))
+    tried: Mapping[str, str] = json.loads((shop.own / "tried.json").read_text())
+    assert tried.keys() == REFUSED.keys()
+    for what, (told, logged) in REFUSED.items():
+        assert told in tried[what], what
+        assert logged in (there.log("bank") if what == "another client" else log), what
+    rounds = flares["rounds_of"](tmp_path / "out", "params")
+    assert [found.get("absent", {}) for found in rounds] == [
+        {},
+        {"shop": "message belongs to round 1, and round 2 is open"},
+        {"shop": REFUSED["garbage"][0]},
+        {"shop": REFUSED["large"][0]},
+        {},
+    ]
+    for reason in (found["absent"]["shop"] for found in rounds[1:4]):
+        assert f"shop is left out of this round: {reason}" in log.replace("\\\\", "\\")

@@ -4,7 +4,7 @@ It runs on a machine of its own, so nothing of ours keeps it from naming this cl
 and what it was told, is in `triskel/tried.json` of its kit.
 """
 
-# ruff: noqa: ANN401, SLF001, BLE001 - an intruder respects nothing
+# ruff: noqa: ANN401, BLE001 - an intruder respects nothing
 
 import json
 from collections.abc import Callable, Mapping

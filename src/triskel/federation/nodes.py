@@ -25,6 +25,8 @@ BLOB_MB = 1024
 """Largest message that a node takes, in MB of 2^20 bytes; FLARE's own value is 4096."""
 REGISTERED = "Successfully registered client"
 PAUSE_S = 0.2
+GONE = 3
+"""Looks in a row that find no process: one that becomes another has no name for a moment."""
 PARENT_S = 6.0
 """Seconds a node has to end when asked; it takes 2."""
 WORKERS_S = 20.0
@@ -77,10 +79,11 @@ def waiting_for(kits: Sequence[Kit], since: float, patience_s: float) -> list[st
         patience_s: How long to wait.
     """
     end = time.monotonic() + patience_s
-    missing = list(kits)
+    missing, looks = list(kits), 0
     while missing and time.monotonic() < end:
         missing = [kit for kit in missing if not ready(kit, since)]
-        if missing and all(alive(kit) is None for kit in missing):
+        looks = 0 if any(alive(kit) is not None for kit in missing) else looks + 1
+        if looks == GONE:
             break
         time.sleep(PAUSE_S)
     return [_absent(kit) for kit in missing]
