@@ -123,7 +123,7 @@ class Cutter:
     """Watches a job, and cuts one link in the middle of what the victim does in given plays."""
 
     def __init__(self, net: Net, cuts: dict[str, float]) -> None:
-        self.net, self.cuts, self.play = net, cuts, ""
+        self.net, self.cuts, self.play, self.since = net, cuts, "", 0.0
         self.threads: list[threading.Thread] = []
 
     def __call__(self, progress: Any) -> None:
@@ -132,8 +132,9 @@ class Cutter:
         play, client = found.get("play", ""), found.get("clients", {}).get(VICTIM, {})
         if play != self.play:
             print(f"{time.strftime('%T')} {play}")
-            self.play = play
-        if client.get("tokens", 0) and client.get("state") != "done" and play in self.cuts:
+            self.play, self.since = play, time.monotonic()
+        late = time.monotonic() - self.since > 1.5
+        if play in self.cuts and late and client.get("state") in {"working", "waiting"}:
             print(f"{time.strftime('%T')} {play}: {client}")
             thread = threading.Thread(target=self.cut, args=(self.cuts.pop(play),))
             self.threads.append(thread)

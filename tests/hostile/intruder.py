@@ -22,10 +22,11 @@ TRIED: dict[str, str] = {}
 
 def tried(what: str, attempt: Callable[[], Any]) -> None:
     try:
-        said = attempt()
+        reply = attempt()
+        said = reply.get("gone") or reply.get("error") or str(reply)
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-    TRIED[what] = str(said)[:400]
+        said = str(error)
+    TRIED[what] = said
 
 
 def raw(method: str, arguments: Mapping[str, Any], *, name: str | None = None) -> Any:
