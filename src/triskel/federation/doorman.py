@@ -22,8 +22,9 @@ class Door(tcp_driver.TcpStreamServer):
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection, and wait for nothing."""
-        if isinstance(self.socket, ssl.SSLSocket):
-            self.socket.do_handshake_on_connect = False  # what accept() hands on
+        listening: Any = self.socket
+        if self.ssl_context:
+            listening.do_handshake_on_connect = False  # what accept() hands on
         return super().get_request()
 
     def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401

@@ -152,8 +152,6 @@ def _quiet(log: dict[str, Any]) -> dict[str, Any]:
     loggers.setdefault("root", {})["level"] = "WARNING"
     loggers["triskel"] = {"level": "INFO"}
     loggers["nvflare.private.fed.client.fed_client"] = {"level": "INFO"}  # says: registered
-    asked = "nvflare.private.fed.server.server_commands.AppCommandProcessor"
-    loggers[asked] = {"level": "CRITICAL"}  # an error whenever progress is asked for too early
     return log
 
 

@@ -104,8 +104,8 @@ class Server:
         )
         self._host = host
 
-        def status(topic: str, data: object) -> dict[str, Any]:
-            del topic, data
+        def status(topic: str, data: object, context: object) -> dict[str, Any]:
+            del topic, data, context
             return host.status()
 
         fl_ctx.get_engine().register_app_command(STATUS, status)
