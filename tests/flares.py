@@ -135,7 +135,8 @@ class Federation:
         asked = self.asked(*modes, text=text, on=how.get("on", ()))
         with self.line() as line:
             entry = follow.submit(line, asked)
-            return self.finished(line, asked, entry, out or self.house.root / "out")
+            place, seen = out or self.house.root / "out", how.get("seen", lambda _: None)
+            return self.finished(line, asked, entry, place, seen)
 
     def log(self, name: str) -> str:
         """All that a node's logs say, those of its jobs included."""
@@ -165,7 +166,3 @@ def rounds_of(place: Path, mode: str) -> list[dict[str, Any]]:
     found = json.loads((place / "result.json").read_text(encoding="utf-8"))
     rounds: list[dict[str, Any]] = found["modes"][mode]["rounds"]
     return rounds
-
-
-def shell(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, check=False)
