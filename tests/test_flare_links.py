@@ -183,6 +183,6 @@ def test_who_is_away_for_longer_than_patience_misses_the_round_and_takes_part_ag
     assert rounds[0]["absent"] == {VICTIM: "not heard of for 15 s"}
     assert set(missed[1:]) <= {"still away (not heard of for 15 s)"}, "it is not waited for again"
     assert "absent" not in rounds[-1]
-    assert rounds[-1]["clients"][VICTIM]["up"]
+    assert rounds[-1]["clients"][VICTIM]["up"]["messages"]
     others = [one for one in SITES if one != VICTIM]
-    assert all(one["clients"][name]["up"] for one in rounds for name in others)
+    assert all(one["clients"][name]["up"]["messages"] for one in rounds for name in others)
