@@ -20,6 +20,7 @@ CLIENT_CLASS = "triskel.engines.flare.Client"
 CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
 LAUNCHER = "triskel.federation.launcher.Launcher"
+DOORMAN = {"id": "doorman", "path": "triskel.federation.doorman.Doorman", "args": {}}
 STREAMER = "nvflare.app_common.logging.job_log_streamer.JobLogStreamer"
 CLASSES: Mapping[Kind, tuple[str, ...]] = {
     "server": (CONTROLLER, SERVER_CLASS),
@@ -129,12 +130,16 @@ def _changes(kit: Kit) -> list[Callable[[dict[str, Any]], None]]:
     def job_scheduler(resources: dict[str, Any]) -> None:
         _component(kit, resources, "job_scheduler").setdefault("args", {}).update(PATIENCE)
 
+    def doorman(resources: dict[str, Any]) -> None:
+        others = [one for one in resources["components"] if one.get("id") != DOORMAN["id"]]
+        resources["components"] = [*others, DOORMAN]
+
     def storage(resources: dict[str, Any]) -> None:
         _inside(kit, resources)
 
     if kit.kind == "site":
         return [classes, enforced, launcher]
-    return [classes, enforced, heart_beat_timeout, job_scheduler, storage]
+    return [classes, enforced, heart_beat_timeout, job_scheduler, doorman, storage]
 
 
 def _inside(kit: Kit, resources: dict[str, Any]) -> None:

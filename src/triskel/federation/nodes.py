@@ -30,6 +30,8 @@ REGISTERED = "Successfully registered client"
 NODE, ONCE = ("client_train", "server_train"), "--once"
 """What a node's command line names: FLARE's module, or the script that becomes it."""
 PAUSE_S = 0.2
+GONE = 3
+"""Looks in a row that find no process: one that becomes another has no name for a moment."""
 PARENT_S = 6.0
 """Seconds a node has to end when asked; it takes 2."""
 WORKERS_S = 20.0
@@ -83,10 +85,11 @@ def waiting_for(kits: Sequence[Kit], since: float, patience_s: float) -> list[st
         patience_s: How long to wait.
     """
     end = time.monotonic() + patience_s
-    missing = list(kits)
+    missing, looks = list(kits), 0
     while missing and time.monotonic() < end:
         missing = [kit for kit in missing if not ready(kit, since)]
-        if missing and all(alive(kit) is None for kit in missing):
+        looks = 0 if any(alive(kit) is not None for kit in missing) else looks + 1
+        if looks == GONE:
             break
         time.sleep(PAUSE_S)
     return [_absent(kit) for kit in missing]

@@ -49,7 +49,7 @@ class _Proxy:
 def _answered(what: Callable[[], Reply], caller: str) -> Reply:
     """Return a reply whatever happens: an exception would travel with its trace."""
     try:
-        return what()
+        return _noted(what(), caller)
     except MessageError as error:
         LOGGER.warning("a call of %s was refused: %s", caller, error)
         return {"state": "failed", "gone": str(error), "error": str(error)}
@@ -61,6 +61,12 @@ def _answered(what: Callable[[], Reply], caller: str) -> Reply:
         LOGGER.exception("a call of %s failed", caller)
         kind = type(error).__name__
         return {"state": "failed", "gone": kind, "error": kind}
+
+
+def _noted(reply: Reply, caller: str) -> Reply:
+    if gone := reply.get("gone"):
+        LOGGER.info("a call of %s was turned away: %s", caller, gone)
+    return reply
 
 
 def _submitter() -> str | None:

@@ -317,7 +317,7 @@ class _Talk:
 
     def _lost(self, client: ClientId, why: str) -> None:
         self.gone[client] = why
-        self.engine.absent.setdefault(client, why)
+        self.engine.absent.setdefault(client, why)  # the first reason, until it is back
         if len(self.gone) > self.may_go:
             raise RoundError(
                 f"{_sentence(self.gone)}; the others are fewer than federation.quorum asks for: "

@@ -1,0 +1,3 @@
+"""What lies here runs inside a federation, not inside pytest."""
+
+collect_ignore = ["intruder.py"]

@@ -1,0 +1,38 @@
+"""Between organisations on real FLARE, a job ends as it does in one process, to the last bit."""
+
+# ruff: noqa: ANN401 - helpers are loaded by path
+
+import json
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triskel.job import MODE_NAMES
+
+pytest.importorskip("nvflare")
+flares = runpy.run_path(str(Path(__file__).parent / "flares.py"))
+compared = runpy.run_path(str(Path(__file__).parent / "test_sites.py"))
+same, result = compared["same"], compared["result"]
+pytestmark = flares["MARKS"]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = {"adapter.dropout": "0.25"}
+    folder = tmp_path_factory.mktemp("flare") / "f"
+    with flares["federation"](folder, model=flares["model_in"]("stories260K"), **options) as found:
+        yield found
+
+
+def test_every_mode_ends_with_the_adapters_bytes_and_flops_of_one_process(there: Any) -> None:
+    told: list[dict[str, Any]] = []
+    assert there.run(*MODE_NAMES, seen=told.append) == ""
+    house = there.house
+    assert json.loads((house.root / "out" / "ended.json").read_text())["done"]
+    same(house, MODE_NAMES, result(house))
+    assert (house.root / "out" / "report.html").stat().st_size > 10_000
+    assert {one["stage"] for one in told if one and "stage" in one} <= set(MODE_NAMES)
+    assert any(one.get("rounds") == 2 for one in told if one), "progress is told while it runs"
