@@ -205,18 +205,18 @@ def test_a_round_goes_on_without_a_silent_site_and_ends_as_if_it_never_was_there
 ) -> None:
     fewer, _ = party.round(stage, ("bank", "shop"))
     party.twist = silent("clinic")
-    ours, ledger = party.round(stage, quorum=0.6, patience_s=0.4)
+    ours, ledger = party.round(stage, quorum=0.6, patience_s=2.0)
     same(ours, fewer)
-    assert ledger.absent == {"clinic": "not heard of for 0.4 s"}
+    assert ledger.absent == {"clinic": "not heard of for 2 s"}
 
 
 def test_a_site_that_was_silent_takes_part_again_once_its_link_is_back(party: Any) -> None:
-    engine = party.engine("params", quorum=0.6, patience_s=0.4)
+    engine = party.engine("params", quorum=0.6, patience_s=2.0)
     party.twist = silent("clinic")
     state, ledger = party.round("params", engine=engine)
     for _ in range(2):
         _, ledger = party.round("params", engine=engine)
-    assert ledger.absent == {"clinic": "still away (not heard of for 0.4 s)"}
+    assert ledger.absent == {"clinic": "still away (not heard of for 2 s)"}
     party.twist = sites["plain"]
     back, ledger = party.round("params", engine=engine, state=state)
     calm, _ = party.round("params", state=state)
@@ -228,8 +228,8 @@ def test_a_site_that_was_silent_takes_part_again_once_its_link_is_back(party: An
 def test_fewer_than_the_quorum_end_the_round_with_names_reasons_and_what_to_do(party: Any) -> None:
     party.twist = silent("clinic")
     with pytest.raises(RoundError) as found:
-        party.round("params", quorum=1.0, patience_s=0.3)
-    assert "clinic: not heard of for 0.3 s" in str(found.value)
+        party.round("params", quorum=1.0, patience_s=1.0)
+    assert "clinic: not heard of for 1 s" in str(found.value)
     assert "submit the job again" in str(found.value)
     assert "federation.quorum" in str(found.value)
 
@@ -257,10 +257,10 @@ def test_a_deadline_leaves_out_the_slow_but_never_more_than_the_quorum_spares(pa
 def test_an_evaluation_goes_on_without_those_the_quorum_spares(party: Any) -> None:
     full = party.scores("params")
     party.twist = silent("clinic")
-    scores = party.scores("params", quorum=0.6, patience_s=0.4)
+    scores = party.scores("params", quorum=0.6, patience_s=2.0)
     assert scores.each == {name: full.each[name] for name in ("bank", "shop")}
     with pytest.raises(RoundError, match="clinic: not heard of"):
-        party.scores("params", quorum=1.0, patience_s=0.4)
+        party.scores("params", quorum=1.0, patience_s=2.0)
 
 
 def test_asks_in_the_order_they_arrive_end_and_learn(party: Any) -> None:
@@ -329,7 +329,7 @@ def adapter(place: Path) -> bytes:
 def test_a_job_that_lost_a_site_resumes_with_old_and_with_new_sites_to_the_same_bits(
     tmp_path: Path,
 ) -> None:
-    there = house(tmp_path, rounds="3", **{"federation.patience_s": "0.5"})
+    there = house(tmp_path, rounds="3", **{"federation.patience_s": "3"})
     calm = Meeting(there, there.spec("split", run="f" * 12))
     assert calm.play()["done"]
     want = adapter(tmp_path / "out")
@@ -344,10 +344,10 @@ def test_a_job_that_lost_a_site_resumes_with_old_and_with_new_sites_to_the_same_
     told = json.loads((tmp_path / "out" / "ended.json").read_text())
     assert ended == told
     assert (told["done"], told["refused"]) == (False, False)
-    assert "clinic: not heard of for 0.5 s" in told["error"]
+    assert "clinic: not heard of for 3 s" in told["error"]
     assert "submit the job again" in told["error"]
     run = tmp_path / "server" / "triskel" / "runs" / sites["RUN"]
-    assert sum('"round_end"' in line for line in (run / "events.jsonl").open()) == 1
+    assert (run / "events.jsonl").read_text(encoding="utf-8").count('"round_end"') == 1
     # the server anew, with sites that still are in the middle of it
     second = Meeting(there, there.spec("split"), lose)
     for name, site in first.sites.items():

@@ -143,7 +143,7 @@ class Host:
         ended: dict[str, Any] = {"done": False, "refused": False}
         folder: Path | None = None
         try:
-            folder = self._folder = self._root / "triskel" / "runs" / run_of(self._spec)
+            folder = self._folder
             refusal = self._admitted()
             if refusal:
                 ended |= {"error": refusal, "refused": True}
@@ -174,6 +174,10 @@ class Host:
             found |= {"play": board.play, "clients": clients}
             found["waiting_for"] = [c for c, one in clients.items() if one["state"] == "working"]
         return found
+
+    @property
+    def _folder(self) -> Path:
+        return self._root / "triskel" / "runs" / run_of(self._spec)
 
     # --- before the first round ---------------------------------------------------------------
 
