@@ -23,7 +23,7 @@ demo: $(VENV)/.installed  ## fetch a small model and real texts, then compare th
 	$(BIN)/triskel compare
 
 test: $(VENV)/.installed-dev  ## the tests, offline
-	$(OFFLINE) $(BIN)/python -m pytest -n 2
+	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: lint covered  ## everything CI runs: lint, then the tests with branch coverage
 
@@ -34,7 +34,7 @@ lint: $(VENV)/.installed-dev  ## formatting, style, types and floors
 	$(BIN)/lint-imports
 
 covered: $(VENV)/.installed-dev
-	$(OFFLINE) $(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
 
 format: $(VENV)/.installed-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff format $(CODE)
