@@ -97,7 +97,7 @@ def net() -> Iterator[Net]:
 def there(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("links") / "f"
     plan = Plan(SITES, server=net.server, port=8002, admin=ANNA)
-    options = {"train.epochs": "6", "train.batch": "1", "federation.patience_s": "60"}
+    options = {"train.epochs": "12", "train.batch": "1", "federation.patience_s": "60"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(HERE.parent / "src"))
         found = flares["Federation"](folder, plan, **options)

@@ -236,7 +236,7 @@ def test_a_site_of_another_version_or_whose_policy_says_no_ends_the_job_before_a
 
 
 NO_METHOD = "no method named '{}' or it is not collab"
-OPEN = "params/0/work is not open; params/1/work is"
+OPEN = "params/0/work is not open; params/1/work"
 NO_BYTES, NO_TEXT = "an ask is made of bytes, got dict", "play must be text, got 'list'"
 NO_MESSAGE = "message from client 'shop': a message starts with b'TRSK', this one with b'\\x93NUM'"
 LARGE = (

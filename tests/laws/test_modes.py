@@ -473,10 +473,15 @@ def test_an_ask_that_is_answered_with_nothing_ends_the_talk(name: str, labels: s
         talk.send(None)
 
 
-def test_a_probe_with_shared_labels_is_refused() -> None:
-    mode, workers = built("split", split={"cut": (1, 3), "labels": "shared"})
-    with pytest.raises(MessageError, match="the server holds the head"):
-        drive(mode, mode.start(), workers, probe=True)
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_with_shared_labels_the_server_counts_what_evaluation_in_place_scores(task: str) -> None:
+    mode, workers = built("split", task, split={"cut": (1, 3), "labels": "shared"})
+    trained = drive(mode, mode.start(), workers)
+    seen = drive(mode, trained.state, workers, trained.kept, probe=True)
+    for worker in workers:
+        wanted = evaluate(worker.body, mode.served(trained.state), worker.test)
+        assert wanted.count > 0
+        alike(score_of(seen.updates[worker.client], worker.body.classes), wanted)
 
 
 # --- capabilities -----------------------------------------------------------------------------

@@ -171,7 +171,7 @@ class Host:
         board = self.engine.board if self.engine is not None else None
         if board is not None and not board.closed:
             clients = board.standing()
-            found |= {"play": board.play, "clients": clients}
+            found |= {"play": board.play.rpartition("/")[0], "clients": clients}
             found["waiting_for"] = [c for c, one in clients.items() if one["state"] == "working"]
         return found
 
