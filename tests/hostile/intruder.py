@@ -84,9 +84,9 @@ class Client(Honest):
     @collab.publish
     def hand_over(self, play: str) -> Any:
         """Hand over the update of round 1 in round 2."""
-        reply = super().hand_over(play)
-        if play == "params/1/work":
+        reply, part = super().hand_over(play), play.rpartition("/")[0]
+        if part == "params/1/work":
             self._old = reply["update"]
-        if play == "params/2/work":
+        if part == "params/2/work":
             return {**reply, "update": self._old}
         return reply
