@@ -18,7 +18,7 @@ from triskel.federation.provision import Plan
 from triskel.job import parse
 from triskel.policy.rules import load as load_policy
 
-pytest.importorskip("nvflare")
+pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 RUNNER = CliRunner()
 JOB = """

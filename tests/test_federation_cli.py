@@ -18,7 +18,7 @@ import pytest
 
 from triskel.federation import kits, nodes, record
 
-pytest.importorskip("nvflare")
+pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.xdist_group("federation")]
 
 ROOT = Path(__file__).parent

@@ -12,7 +12,7 @@ import pytest
 
 from triskel.job import MODE_NAMES
 
-pytest.importorskip("nvflare")
+pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 flares = runpy.run_path(str(Path(__file__).parent / "flares.py"))
 compared = runpy.run_path(str(Path(__file__).parent / "test_sites.py"))
 same, result = compared["same"], compared["result"]

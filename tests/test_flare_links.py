@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("nvflare")
+pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from triskel.federation import follow, kits, nodes
 from triskel.federation.provision import Plan

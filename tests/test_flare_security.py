@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("nvflare")
+pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization

@@ -81,3 +81,34 @@ def test_options_mean_the_same_between_sites(tmp_path: Path, more: dict[str, str
         place.write_text(place.read_text().replace("[limits]", "[limits]\ncohort = 1"))
     assert Meeting(there, there.spec(mode)).play()["done"]
     same(there, (mode,), result(there))
+
+
+def test_a_run_that_goes_on_with_fewer_sites_than_it_began_with_says_so(tmp_path: Path) -> None:
+    there = house(tmp_path, **{"federation.patience_s": "3"})
+
+    def lose(name: str, _method: str, told: Any) -> str:
+        play = told.get("play") or told.get("order", {}).get("play", "")
+        return "before" if name == "shop" and play.startswith("params/2/work") else ""
+
+    assert Meeting(there, there.spec("params"), lose).play()["again"]
+    ended = Meeting(there, there.spec("params"), sites=("bank", "clinic")).play()
+    assert not ended["done"]
+    assert ended["again"]
+    assert "shop did not answer" in ended["error"]
+    assert Meeting(there, there.spec("params")).play()["done"]
+    same(there, ("params",), result(there))
+
+
+def test_a_result_that_cannot_be_copied_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = house(tmp_path, rounds="1")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("triskel.engines.flare.host.shutil.copytree", full)
+    Meeting(there, there.spec("params")).play()
+    ended = json.loads((tmp_path / "out" / "ended.json").read_text())
+    assert not ended["done"]
+    assert ended["error"] == "the result was not copied: No space left on device"

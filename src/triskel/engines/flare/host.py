@@ -159,8 +159,13 @@ class Host:
             ended["error"] = f"{type(error).__name__}; the server's log says more"
         with self._lock:
             self._told["text"] = ended.get("error", "done")
-        if folder is not None and folder.is_dir():
-            shutil.copytree(folder, out, dirs_exist_ok=True, ignore=_checkpoints)
+        try:
+            if folder is not None and folder.is_dir():
+                shutil.copytree(folder, out, dirs_exist_ok=True, ignore=_checkpoints)
+        except OSError as error:
+            LOGGER.exception("the result was not copied")
+            why = error.strerror or "the server's log says more"
+            ended = {"done": False, "refused": False, "error": f"the result was not copied: {why}"}
         write_text(out / ENDED, json.dumps(ended, indent=1))
         return ended
 
@@ -185,6 +190,7 @@ class Host:
         """Ask the policy of the server, then every site; return why the job may not run."""
         policy, _ = load(self._policy_file)
         job, modes = job_of(self._spec)
+        self._members = max(len(self._began()), len(self._peers))
         refusals = [
             f"{refusal}"
             for mode in modes
@@ -222,13 +228,24 @@ class Host:
 
     def _roster(self, here: Mapping[ClientId, Present]) -> Mapping[ClientId, Present]:
         """Return who takes part in the run: whoever did when it began, there now or not."""
+        if known := self._began():
+            return {client: here.get(client, one) for client, one in known.items()}
+        text_ = json.dumps({c: asdict(one) for c, one in sorted(here.items())})
+        write_text(self._folder.with_name(self._folder.name + ROSTER), text_)
+        return here
+
+    def _began(self) -> Mapping[ClientId, Present]:
+        """Return with whom the run began; nobody before it did.
+
+        Raises:
+            CheckpointError: The file that says so is damaged.
+        """
         place = self._folder.with_name(self._folder.name + ROSTER)
         if not place.exists():
-            write_text(place, json.dumps({c: asdict(one) for c, one in sorted(here.items())}))
-            return here
+            return {}
         try:
             known = json.loads(place.read_text(encoding="utf-8"))
-            return {client: here.get(client, Present(**one)) for client, one in known.items()}
+            return {client: Present(**one) for client, one in known.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{place} does not say who takes part: {error}") from error
 
@@ -239,14 +256,14 @@ class Host:
             submitter=self._submitter,
             model_sha256=model.sha256 if model else None,
             blocks=model.blocks if model else None,
-            clients=len(self._peers),
+            clients=self._members,
             round_bytes=0,
         )
         return decide_for_server(policy, job, here)
 
     def _greet(self, client: ClientId, found: dict[ClientId, Present | str]) -> None:
         """Ask a site who it is until it is ready, refuses, or is not heard of any more."""
-        about = {**own_code(), "clients": len(self._peers)}
+        about = {**own_code(), "clients": self._members}
         start = heard = time.monotonic()
         while not self._stopped():
             now_ = time.monotonic()

@@ -135,9 +135,8 @@ class Site:
         self._audit = Audit(root / "triskel" / "audit.jsonl", clock)
         self._clock = clock
         self._changed = threading.Condition()
-        threads = (
-            torch.get_num_threads()
-        )  # a new thread would begin with as many as there are cores
+        # a new thread would begin with as many as there are cores, and sum in another order
+        threads = torch.get_num_threads()
         self._hand = ThreadPoolExecutor(
             1, "triskel-site", initializer=torch.set_num_threads, initargs=(threads,)
         )
