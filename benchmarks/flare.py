@@ -9,10 +9,13 @@ small beside its messages. Measured in turn, on the same bytes, between as many 
               bytes down as a reply and up as a request over gRPC
     trivial   seconds of a round of one tiny batch, against the same round in one process
 
+Every process has one thread, since four of them share the processors.
+
     python benchmarks/flare.py --out benchmarks/results/flare.json
 """
 
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import grpc
 import measure
+import torch
 from field import SITES, Field, rounds, started, tiny
 
 from triskel.compare import Request, run
@@ -140,15 +144,16 @@ def played(there: Field, mode: str, out: str, sets: Mapping[str, object]) -> lis
 
 
 def asks(there: Field, name: str, turn: int) -> dict[str, float]:
-    """Return asks a second and MB/s of both, and their ratio."""
+    """Return asks a second and MB/s of both, their ratio, and a site's share of computing."""
     rows = played(there, "split", f"asks-{name}-{turn}", {"train.batch": ASKS[name]})
     count = size = 0
-    seconds = 0.0
+    seconds = busy = 0.0
     for row in rows:
         for one in row["clients"].values():
             talk = one["up"]["messages"] - 1  # without the update
             count += talk
             size += one["up"]["message_bytes"] + one["down"]["message_bytes"]
+            busy += one["compute_s"] / len(row["clients"])
         seconds += row["seconds"]
     each = size // (2 * count)
     times = count // len(SITES["SITES"]) // len(rows)
@@ -158,6 +163,7 @@ def asks(there: Field, name: str, turn: int) -> dict[str, float]:
         f"asks_{name}_per_s": rate,
         f"asks_{name}_mb_per_s": size / MB / seconds,
         f"asks_{name}_bytes": each,
+        f"asks_{name}_computing_share": busy / seconds,
         f"asks_{name}_grpc_per_s": plain,
         f"asks_{name}_grpc_mb_per_s": plain * 2 * each / MB,
         f"asks_{name}_over_grpc": rate / plain,
@@ -210,6 +216,8 @@ def main() -> None:
     options = measure.arguments(__doc__ or "")
     options.add_argument("--turns", type=int, default=3)
     chosen = options.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the nodes
+    torch.set_num_threads(1)
     found: dict[str, list[float]] = {}
     small = SITES["small"]
     with tempfile.TemporaryDirectory(prefix="triskel-flare-") as name:
