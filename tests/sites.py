@@ -203,27 +203,39 @@ class Meeting:
             name: Loop(lambda m, a, s=site: self.visit(s, m, a), losing(name))
             for name, site in self.sites.items()
         }
-        self.stop = threading.Event()
+        self.stop, self.crossed = threading.Event(), [0, 0]
         self.host = Host(
             house_.root / "server", spec, self.down, submitter,
-            lambda: "stopped by the test" if self.stop.is_set() else "",
+            stopped=lambda: "stopped by the test" if self.stop.is_set() else "",
+            crossed=lambda: (self.crossed[0], self.crossed[1]),
         )  # fmt: skip
         self.out = house_.root / "out"
+
+    def _count(self, up: object, down: object) -> None:
+        """Count the bytes that cross, as an engine with a network would."""
+        for way, told in enumerate((up, down)):
+            values = told.values() if isinstance(told, Mapping) else ()
+            self.crossed[way] += sum(len(x) for x in values if type(x) is bytes)
 
     def serve(self, name: str, method: str, arguments: Mapping[str, Any]) -> Any:
         """What the server's published methods do."""
         board = self.host.engine.board
         if method == "fetch":
-            return board.fetch(name, arguments["play"])
-        return board.ask(
-            name, arguments["play"], ticket=arguments["ticket"], taken=arguments["taken"],
-            waits=arguments["waits"], data=arguments["data"],
-        )  # fmt: skip
+            reply = board.fetch(name, arguments["play"])
+        else:
+            reply = board.ask(
+                name, arguments["play"], ticket=arguments["ticket"], taken=arguments["taken"],
+                waits=arguments["waits"], data=arguments["data"],
+            )  # fmt: skip
+        self._count(arguments, reply)
+        return reply
 
     def visit(self, site: Site, method: str, arguments: Mapping[str, Any]) -> Any:
         """What a site's published methods do; models are loaded one at a time in one process."""
         if method != "hello":
-            return getattr(site, method)(**arguments)
+            reply = getattr(site, method)(**arguments)
+            self._count(reply, arguments)
+            return reply
         with self.loading:
             reply = site.hello(**arguments)
             while reply["state"] == "preparing":

@@ -150,12 +150,14 @@ def test_a_job_goes_on_when_a_client_process_dies_and_another_one_is_refused(
     assert not (operator.home / "no").exists()
 
 
-def test_a_supervised_job_ends_although_its_server_dies(operator: Operator) -> None:
+def test_a_supervised_job_ends_although_supervisor_and_server_die(operator: Operator) -> None:
     before = count(operator)
     words = ("--supervise", "--set", "rounds=12", "--out", "kept")
     following = operator.begin("submit", "f", "job.toml", *words)
     run = submitted(operator, before).run
     until(lambda: len(closed(operator, run)) >= 1, "the first round")
+    kill([following.pid])
+    following = operator.begin("resume", "f", run, "--supervise", "--out", "kept")
     kill(nodes.processes(operator.kit("server")))
     operator.run("start", "f", "server")
     said, _ = following.communicate(timeout=90)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from triskel.errors import FederationError
+from triskel.errors import FederationError, JobError
 from triskel.federation import follow, job, record
 from triskel.federation.follow import Line
 from triskel.federation.kits import Kit
@@ -26,7 +26,7 @@ classes = ["no", "yes"]
 [logits]
 public = 0
 """
-Step = Mapping[str, Any] | Exception
+Step = Mapping[str, Any] | BaseException
 DONE = {"status": "FINISHED:COMPLETED", "ended": {"done": True}}
 DIED: Mapping[str, Any] = {"status": "FINISHED:EXECUTION_EXCEPTION"}
 
@@ -54,7 +54,7 @@ class Played(Session):
     def meta(self, number: str) -> dict[str, Any]:
         play = self.plays[int(number.removeprefix("job")) - 1]
         step = play.pop(0) if len(play) > 1 else play[0]
-        if isinstance(step, Exception):
+        if isinstance(step, BaseException):
             raise step
         self.step = step
         return dict(step)
@@ -91,6 +91,22 @@ class Supervised:
         self.monkeypatch = monkeypatch
 
     def run(self, server: Played, *, patient: bool = True, sites: Sequence[str] = ()) -> None:
+        self.opening(server)
+        asked = job.request(parse(JOB), (), sites)
+        with Line(self.kit, patient=patient, say=self.said.append) as line:
+            entry = follow.submit(line, asked)
+            watch = (self.said.append, self.shown.append)
+            follow.follow(line, asked, entry, self.out, watch)
+
+    def resume(self, server: Played, *, patient: bool = False) -> None:
+        """Take up the last run, as a new process does: from what lies in the kit."""
+        self.opening(server)
+        entry = record.find(self.kit, None)
+        with Line(self.kit, patient=patient, say=self.said.append) as line:
+            watch = (self.said.append, self.shown.append)
+            follow.resume(line, record.asked_of(self.kit, entry.run), entry, self.out, watch)
+
+    def opening(self, server: Played) -> None:
         @contextlib.contextmanager
         def opened(kit: Kit) -> Iterator[Played]:
             assert kit == self.kit
@@ -98,11 +114,6 @@ class Supervised:
             yield server
 
         self.monkeypatch.setattr(follow, "opened", opened)
-        asked = job.request(parse(JOB), (), sites)
-        with Line(self.kit, patient=patient, say=self.said.append) as line:
-            entry = follow.submit(line, asked)
-            watch = (self.said.append, self.shown.append)
-            follow.follow(line, asked, entry, self.out, watch)
 
 
 @pytest.fixture
@@ -216,3 +227,74 @@ def test_without_a_site_nothing_is_sent(supervised: Supervised) -> None:
     with pytest.raises(FederationError, match="no site is connected"):
         supervised.run(server, patient=False)
     assert server.sent == []
+
+
+def test_a_run_that_lost_its_supervisor_is_followed_again(supervised: Supervised) -> None:
+    server = Played([{"status": "RUNNING"}, KeyboardInterrupt(), {"status": "RUNNING"}, DONE])
+    with pytest.raises(KeyboardInterrupt):
+        supervised.run(server)
+    supervised.resume(server)
+    assert len(server.sent) == 1, "it still ran"
+    assert json.loads((supervised.out / "ended.json").read_text()) == {"done": True}
+
+
+LEFT = {"done": False, "again": True, "error": "shop: not heard of for 60 s"}
+SHORT: Mapping[str, Any] = {"status": "FINISHED:COMPLETED", "ended": LEFT}
+
+
+@pytest.mark.parametrize("first", [DIED, SHORT, {"status": "FINISHED:ABORTED"}], ids=str)
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_run_that_ended_before_its_time_is_submitted_once_more_as_it_was(
+    supervised: Supervised, first: Mapping[str, Any], *, patient: bool
+) -> None:
+    server = Played([first], [DONE])
+    with pytest.raises(FederationError):
+        supervised.run(server, patient=False, sites=["shop"])
+    before = record.asked_of(supervised.kit, server.sent[0]["run"])
+    supervised.resume(server, patient=patient)
+    one, two = server.sent
+    assert one == two, "the same run, to the same sites"
+    assert before == record.asked_of(supervised.kit, two["run"])
+    assert before.job == parse(JOB)
+    assert "job job1 ended without a result" in supervised.said[-1]
+    assert "submitted again as job2 to shop" in supervised.said[-1]
+    assert json.loads((supervised.out / "ended.json").read_text()) == {"done": True}
+
+
+def test_a_run_that_is_called_running_and_does_not_is_submitted_again(
+    supervised: Supervised,
+) -> None:
+    lost = {"status": "RUNNING", "active": False}
+    server = Played([{"status": "RUNNING"}, KeyboardInterrupt(), lost], [DONE])
+    with pytest.raises(KeyboardInterrupt):
+        supervised.run(server)
+    supervised.resume(server)
+    assert len(server.sent) == 2
+
+
+def test_a_run_that_is_done_is_only_fetched(supervised: Supervised) -> None:
+    server = Played([DONE])
+    supervised.run(server)
+    supervised.out = supervised.out.with_name("again")
+    supervised.resume(server)
+    assert len(server.sent) == 1
+    assert (supervised.out / "ended.json").exists()
+
+
+def test_to_resume_needs_the_server_the_sites_and_what_was_asked(supervised: Supervised) -> None:
+    server = Played([DIED])
+    with pytest.raises(FederationError):
+        supervised.run(server, patient=False)
+    with pytest.raises(UnreachableError):
+        supervised.resume(Played([UnreachableError("gone")]))
+    server.connected = []
+    with pytest.raises(FederationError, match="no site is connected"):
+        supervised.resume(server)
+    assert len(server.sent) == 1
+    (kept,) = (supervised.kit.own / "requests").iterdir()
+    kept.write_text("{}")
+    with pytest.raises(JobError, match="does not say what was submitted"):
+        supervised.resume(server)
+    kept.unlink()
+    with pytest.raises(JobError, match="was not submitted from this kit"):
+        supervised.resume(server)

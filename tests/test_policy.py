@@ -302,6 +302,9 @@ REFUSED: list[tuple[Mapping[str, str], tuple[str, ...], Mapping[str, Any], list[
         "limits.cohort: the job has 2 clients in a round; this site takes part among at least 3"]),
     ({}, ("clients.cohort=0.5",), {}, [
         "limits.cohort: the job has 2 clients in a round; this site takes part among at least 3"]),
+    ({}, ("federation.quorum=0.5",), {}, [
+        ("limits.cohort: the job has 4 clients in a round, which may close with 2 "
+        "(federation.quorum); this site takes part among at least 3")]),
     ({}, (), {"clients": None}, [
         ("limits.cohort: the job has a number of clients that is not known here; this site takes "
         "part among at least 3")]),
@@ -580,6 +583,15 @@ def test_the_order_of_a_policy_file_does_not_matter(random: Any) -> None:  # noq
             (SPLIT, "split.labels=shared", "wire.up=bf16"),
             {"tokens": 10, "labels": 2, "width": 576, "adapter": 7, "head": 5},
             10 * 1_152 + 2 * 4 + 7 * 2,
+        ),
+        ((), {"adapter": 10, "classes": 3, "tests": 5}, 40 + 9 * 8),
+        ((), {"adapter": 10, "classes": 3}, 40),
+        (("mode=logits",), {"public": 10, "classes": 3, "tests": 5}, 120 + 2 * 9 * 8),
+        ((SPLIT,), {"tokens": 1, "width": 6, "tests": 2, "tested": 7, "classes": 2}, 216 + 32),
+        (
+            (SPLIT, "split.labels=shared", "wire.up=bf16"),
+            {"tokens": 1, "width": 6, "tests": 2, "tested": 7, "classes": 2},
+            12 + 84 + 28 + 32,
         ),
     ],
 )

@@ -247,6 +247,16 @@ def test_who_was_missing_in_a_round_is_said() -> None:
     assert "Split did without" not in text
 
 
+def test_what_a_network_carried_is_said_where_the_engine_counted_it() -> None:
+    found = SAMPLES.result()
+    assert "counted on the network" not in " ".join(verdict(read(found)))
+    totals = found["modes"]["split"]["totals"]
+    totals["up"]["wire_bytes"], totals["down"]["wire_bytes"] = 7_300_000, 7_100_000
+    text = " ".join(verdict(read(found)))
+    said = "All clients together, the engine counted on the network: Split 7.30 MB up and 7.10 MB"
+    assert said in text
+
+
 def test_an_interrupted_run_says_where_it_stopped_and_counts_what_was_done() -> None:
     found = SAMPLES.result(rounds=1)
     for mode in found["modes"].values():

@@ -37,12 +37,19 @@ def same(there: Any, modes: tuple[ModeName, ...], ours: dict[str, Any]) -> None:
         one, two = adapter(there.root / "out", mode), adapter(there.root / "local", mode)
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one), mode
+        each = ours["modes"][mode]["rounds"]
+        for way in ("up", "down"):
+            whole = sum(one["wire_bytes"][way] for one in each)
+            assert ours["modes"][mode]["totals"][way]["wire_bytes"] == whole
         rounds = zip(ours["modes"][mode]["rounds"], theirs["modes"][mode]["rounds"], strict=True)
         for mine, other in rounds:
             assert "absent" not in mine
             for client, spent in other["clients"].items():
                 for what in ("up", "down", "flops", "peak_client_bytes"):
                     assert mine["clients"][client][what] == spent[what], (mode, client, what)
+            for way in ("up", "down"):  # what the links counted, evaluation left out
+                sent = sum(one[way]["message_bytes"] for one in mine["clients"].values())
+                assert mine["wire_bytes"][way] == sent, (mode, way)
             assert mine["accuracy"] == other["accuracy"]
             assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6)
 

@@ -230,7 +230,7 @@ def test_fewer_than_the_quorum_end_the_round_with_names_reasons_and_what_to_do(p
     with pytest.raises(RoundError) as found:
         party.round("params", quorum=1.0, patience_s=1.0)
     assert "clinic: not heard of for 1 s" in str(found.value)
-    assert "submit the job again" in str(found.value)
+    assert "triskel federation resume" in str(found.value)
     assert "federation.quorum" in str(found.value)
 
 
@@ -346,7 +346,7 @@ def test_a_job_that_lost_a_site_resumes_with_old_and_with_new_sites_to_the_same_
     assert ended == told
     assert (told["done"], told["refused"]) == (False, False)
     assert "clinic: not heard of for 3 s" in told["error"]
-    assert "submit the job again" in told["error"]
+    assert "triskel federation resume" in told["error"]
     run = tmp_path / "server" / "triskel" / "runs" / sites["RUN"]
     assert (run / "events.jsonl").read_text(encoding="utf-8").count('"round_end"') == 1
     # the server anew, with sites that still are in the middle of it

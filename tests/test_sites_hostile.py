@@ -24,10 +24,12 @@ from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.host import Host
 from triskel.engines.flare.remote import Remote
 from triskel.engines.flare.site import Site
+from triskel.engines.flare.sizes import sizes_of
 from triskel.errors import DataError, MessageError, RoundError
 from triskel.message import pack, unpack
 from triskel.policy.audit import Audit
 from triskel.policy.chain import AuditError, read
+from triskel.policy.expected import round_bytes
 from triskel.types import Message
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
@@ -347,14 +349,15 @@ def test_a_score_that_is_none_costs_a_site_its_place_in_the_evaluation(party: An
 @pytest.mark.parametrize(
     "wrong",
     [{"stage": "weather"}, {"stage": 5}, {"what": "everything"}, {"round": 0}, {"round": -1},
-     {"round": 3}, {"round": True}, {"round": "1"}, {"play": None}, {"play": 7}],
+     {"round": 3}, {"round": True}, {"round": "1"}, {"play": None}, {"play": 7}, {"size": 10**12},
+     {"size": -1}, {"size": None}],
     ids=str,
 )  # fmt: skip
 def test_a_site_begins_no_part_that_is_none_of_its_job(
     party: Any, wrong: Mapping[str, Any]
 ) -> None:
     site = party.meeting.sites["bank"]
-    order = {"play": "p", "stage": "params", "round": 1, "what": "work"} | wrong
+    order = {"play": "p", "stage": "params", "round": 1, "what": "work", "size": 9} | wrong
     before = site._part
     with pytest.raises(MessageError):
         site.begin(order)
@@ -641,6 +644,35 @@ def test_no_more_leaves_in_a_round_than_the_policy_allows_over_all_asks(party: A
     finally:
         site._policy = own
         site._sent.clear()
+
+
+@pytest.mark.parametrize("stage", ["params", "logits", "split"])
+@pytest.mark.parametrize("labels", ["private", "shared"])
+def test_what_a_round_and_its_test_send_is_what_the_policy_decided_on(
+    tmp_path: Path, stage: str, labels: str
+) -> None:
+    there = house(tmp_path, **{"split.labels": f'"{labels}"', "clients.test_examples": "4"})
+    party = sites["Party"](there, (stage,))
+    try:
+        student = {"student": party.bench.body().initial} if stage == "logits" else {}
+        log = tmp_path / "clinic" / "triskel" / "audit.jsonl"
+        before = len(list(read(log)))
+        state, _ = party.round(stage)
+        mode, engine = party.modes[stage], party.engine(stage)
+        engine.scores(mode, mode.start(), SITES, party.bench.body(), **student)
+        assert state is not None
+        left = [one for one in list(read(log))[before:] if one["what"] == "left"]
+        payload = sum(part["bytes"] for one in left for part in one["sections"].values())
+        site = party.meeting.sites["clinic"]
+        job = site._job.model_copy(update={"mode": stage})
+        said = round_bytes(job, sizes_of(job, site._held, "clinic"))
+        spare = 0
+        if stage == "split" and labels == "shared":  # labels of tests are bounded, not counted
+            spare = 4 * sum(len(ids) for ids in site._held.share("clinic").test.ids)
+        assert said - spare <= payload <= said
+        assert payload > 0
+    finally:
+        party.close()
 
 
 def test_whatever_leaves_has_its_line_in_the_log_before_it_left(party: Any) -> None:

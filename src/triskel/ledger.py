@@ -1,7 +1,8 @@
 """What each client sent, received and computed in one round, as measured.
 
 `payload_bytes` is what the mode wanted to send, every float counted as 4 bytes; `message_bytes` is
-what `pack` returned after codecs. Evaluation messages are kept out of the totals.
+what `pack` returned after codecs. Evaluation messages are kept out of the totals. `wire_bytes` is
+what the engine put on a network, where it counts that.
 """
 
 from collections import defaultdict
@@ -88,6 +89,7 @@ class Ledger:
         """Start empty."""
         self.accounts: dict[ClientId, Account] = defaultdict(Account)
         self.absent: dict[ClientId, str] = {}
+        self.wire_bytes: dict[str, int] = {}
 
     def sent(
         self, client: ClientId, direction: Direction, message: Message, message_bytes: int
@@ -118,6 +120,10 @@ class Ledger:
         account.peak_client_bytes = max(account.peak_client_bytes, peak_bytes)
         account.compute_s += seconds
 
+    def crossed(self, *, up: int, down: int) -> None:
+        """Book what the engine counted on the network, all clients together."""
+        self.wire_bytes = {"up": up, "down": down}
+
     def left_out(self, client: ClientId, why: str) -> None:
         """Note that a client of the cohort has no part in the round's result."""
         self.absent[client] = why
@@ -147,7 +153,7 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         rounds: Rows with `seconds`, and either `clients` as `Ledger.rows` returns them or `sum`,
-            the row of `Ledger.total`.
+            the row of `Ledger.total`; `wire_bytes` is summed where every round has it.
     """
     rows = [row for one in rounds for row in costs(one)]
     both = {
@@ -157,6 +163,9 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for way in ("up", "down")
     }
+    if rounds and all("wire_bytes" in one for one in rounds):
+        for way, row in both.items():
+            row["wire_bytes"] = sum(one["wire_bytes"][way] for one in rounds)
     return {
         **both,
         "client_flops": sum(row["flops"] for row in rows),

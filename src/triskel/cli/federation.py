@@ -36,6 +36,15 @@ Number = Annotated[
     str | None,
     typer.Argument(metavar="JOB", help="A job or run, by its first digits; else the last one."),
 ]
+Supervise = Annotated[
+    bool, typer.Option("--supervise", help="Submit again where the server or the job dies.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Folder for the result.", show_default="runs/NAME-RUN", metavar="DIR"
+    ),
+]
 As = Annotated[
     str | None,
     typer.Option("--as", metavar="NAME@ORG", help="Which administrator, where there are several."),
@@ -373,14 +382,9 @@ def submit(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the job."),
     ] = None,
     sites: Sites = None,
-    supervise: Annotated[
-        bool, typer.Option("--supervise", help="Submit again where the server or the job dies.")
-    ] = False,
+    supervise: Supervise = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to its end.")] = True,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the result.", show_default="runs/NAME-RUN", metavar="DIR"),
-    ] = None,
+    out: Out = None,
     who: As = None,
 ) -> None:
     """Send a job to the sites, follow it, and fetch its result."""
@@ -402,12 +406,48 @@ def submit(
         if not wait:
             say(f"`triskel federation status {folder}` shows it, `result {folder}` fetches it")
             return
-        try:
+        with _leaving(folder):
             follow(line, asked, entry, target, (say, show))
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"the job goes on; `triskel federation abort {folder}` ends it")
-            raise
     _fetched(target)
+
+
+@app.command()
+def resume(
+    folder: Folder,
+    job: Number = None,
+    supervise: Supervise = False,
+    out: Out = None,
+    who: As = None,
+) -> None:
+    """Go on with a run that ended before its time, or follow it where it still runs."""
+    from triskel.federation.follow import Line, free
+    from triskel.federation.follow import resume as take_up
+    from triskel.federation.kits import admin_in
+    from triskel.federation.record import asked_of, find
+
+    kit = admin_in(folder, who)
+    entry = find(kit, job)
+    asked = asked_of(kit, entry.run)
+    target = out or Path("runs") / f"{safe_name(entry.name)}-{entry.run}"
+    free(target)
+    with _watching() as (say, show), Line(kit, patient=supervise, say=say) as line:
+        say(f"run {entry.run}, last submitted as job {entry.job}")
+        with _leaving(folder):
+            take_up(line, asked, entry, target, (say, show))
+    _fetched(target)
+
+
+@contextlib.contextmanager
+def _leaving(folder: Path) -> "Generator[None, None, None]":
+    """Say what Ctrl-C leaves."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(
+            f"the job goes on; `triskel federation resume {folder}` follows it again, "
+            f"`abort {folder}` ends it"
+        )
+        raise
 
 
 def _modes(given: Sequence[str]) -> tuple[ModeName, ...]:
@@ -491,10 +531,7 @@ def abort(folder: Folder, job: Number = None, who: As = None) -> None:
 def result(
     folder: Folder,
     job: Number = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the result.", show_default="runs/NAME-RUN", metavar="DIR"),
-    ] = None,
+    out: Out = None,
     who: As = None,
 ) -> None:
     """Fetch what a job left, once it has ended."""

@@ -3,9 +3,10 @@
 A run ended when its folder holds `ended.json`, whatever FLARE's label says: done, or the engine's
 own sentence on why not. A run without one lost its server or its job; a supervised one is submitted
 again under the same run number, with the sites that are connected, and the engine goes on from its
-last closed round.
+last closed round. A run whose supervisor died is taken up again from the administrator's kit.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -108,11 +109,12 @@ def submit(line: Line, asked: Request, *, again: bool = False) -> record.Entry:
     Raises:
         FederationError: No site is connected, or FLARE refuses.
     """
+    record.keep(line.kit, asked)
     on = _sites(line, asked, again=again)
     with TemporaryDirectory(prefix="triskel-") as name:
         folder = write(Path(name) / "job", asked, on)
         number = line.session().submit(folder)
-    return record.note(line.kit, number, asked.run, asked.job.name, on)
+    return record.note(line.kit, number, asked, on)
 
 
 def _sites(line: Line, asked: Request, *, again: bool) -> tuple[str, ...]:
@@ -125,9 +127,10 @@ def _sites(line: Line, asked: Request, *, again: bool) -> tuple[str, ...]:
         found = tuple(site for site in there if not before or site in before)
         if (set(found) == set(before) or not before) and found:
             return found
-        if time.monotonic() >= end and (found or not again):
+        late = time.monotonic() >= end
+        if late and (found or not (again and line.patient)):
             break
-        if time.monotonic() >= end and not told:
+        if late and not told:
             line.say("no site of the run is connected; waiting")
             told = True
         time.sleep(POLL_S)
@@ -262,23 +265,78 @@ def follow(
         say(f"{what}; submitted again as {entry.job} to {', '.join(entry.sites)}")
 
 
+def resume(
+    line: Line, asked: Request, entry: record.Entry, out: Path, watch: tuple[Say, Show]
+) -> None:
+    """Bring a run that was submitted before to its end: follow it, or submit it again first.
+
+    Args:
+        line: As of `follow`, and so are the others.
+        asked: What was asked for.
+        entry: The run's last submission.
+        out: Where the run's folder is copied to.
+        watch: What takes sentences, and what takes the progress.
+
+    Raises:
+        FederationError: As of `follow`.
+    """
+    if not _goes_on(line, entry.job):
+        ended: Progress = {}
+        with contextlib.suppress(FederationError):  # it may have left nothing
+            ended = _left(line, entry.job, out) or {}
+        if ended.get("done"):
+            return
+        why = ended.get("error")
+        old, entry = entry.job, _again(line, asked)
+        said = f"job {old} ended without a result" + (f" ({why})" if why else "")
+        watch[0](f"{said}; submitted again as {entry.job} to {', '.join(entry.sites)}")
+    follow(line, asked, entry, out, watch)
+
+
+def _goes_on(line: Line, job: str) -> bool:
+    """Return whether a submission runs or waits to; one that is said to but does not is lost."""
+    end = time.monotonic() + LOST_S
+    while True:
+        try:
+            label = str(line.session().meta(job).get("status", ""))
+            if label.startswith(FINISHED):
+                return False
+            if label == "SUBMITTED" or job in line.session().running()[0]:
+                return True
+            if time.monotonic() > end:
+                return False
+        except UnreachableError:
+            line.drop()
+            if not line.patient:
+                raise
+        time.sleep(POLL_S)
+
+
 def _one(
     line: Line, entry: record.Entry, trail: Trail, show: Show, out: Path
 ) -> tuple[End, Progress | None]:
     end = wait(line, entry.job, trail, show)
     if end.label == LOST:
         return end, None
+    try:
+        return end, _left(line, entry.job, out)
+    except UnreachableError:
+        raise
+    except FederationError:
+        if not line.patient and not end.detail:
+            raise
+        return end, None
+
+
+def _left(line: Line, job: str, out: Path) -> Progress | None:
+    """Fetch what a submission left, waiting for the server where the line is patient."""
     while True:
         try:
-            return end, fetch(line, entry.job, out)
+            return fetch(line, job, out)
         except UnreachableError:
             line.drop()
             if not line.patient:
                 raise
-        except FederationError:
-            if not line.patient and not end.detail:
-                raise
-            return end, None
 
 
 def _again(line: Line, asked: Request) -> record.Entry:
@@ -287,3 +345,5 @@ def _again(line: Line, asked: Request) -> record.Entry:
             return submit(line, asked, again=True)
         except UnreachableError:
             line.drop()
+            if not line.patient:
+                raise

@@ -6,7 +6,7 @@ kit allows. Datasets are names here; a site's policy says which files they are.
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,16 @@ def spec(asked: Request) -> dict[str, Any]:
         "modes": list(asked.modes),
         "sites": list(asked.sites),
     }
+
+
+def asked_in(told: Mapping[str, Any]) -> Request:
+    """Return the request that a spec was made of.
+
+    Raises:
+        JobError: Its job is none.
+        KeyError: Something is missing.
+    """
+    return Request(parse(told["job"]), tuple(told["modes"]), tuple(told["sites"]), told["run"])
 
 
 def write(folder: Path, asked: Request, on: Sequence[str]) -> Path:

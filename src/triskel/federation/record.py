@@ -1,4 +1,7 @@
-"""The administrator's list of submitted jobs: one line of JSON each, in the administrator's kit."""
+"""What an administrator submitted: a line of JSON for each job, and what each run was asked to be.
+
+Both lie in the administrator's kit, so that a run can be taken up again from there at any time.
+"""
 
 import json
 import time
@@ -7,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from triskel.checkpoint import write_text
 from triskel.errors import JobError
+from triskel.federation.job import Request, asked_in, spec
 from triskel.federation.kits import Kit
 
 
@@ -30,9 +35,36 @@ class Entry:
     sites: tuple[str, ...]
 
 
-def note(kit: Kit, job: str, run: str, name: str, sites: Sequence[str]) -> Entry:
+def keep(kit: Kit, asked: Request) -> None:
+    """Keep what a run was asked to be."""
+    place = _request(kit, asked.run)
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_text(place, json.dumps(spec(asked), indent=1) + "\n")
+
+
+def asked_of(kit: Kit, run: str) -> Request:
+    """Return what a run was asked to be.
+
+    Raises:
+        JobError: It was not submitted from this kit, or what was kept of it is damaged.
+    """
+    place = _request(kit, run)
+    try:
+        return asked_in(json.loads(place.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise JobError(f"{place} is missing: run {run} was not submitted from this kit") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobError(f"{place} does not say what was submitted: {error}") from error
+
+
+def _request(kit: Kit, run: str) -> Path:
+    return kit.own / "requests" / f"{run}.json"
+
+
+def note(kit: Kit, job: str, asked: Request, sites: Sequence[str]) -> Entry:
     """Add a submission."""
-    entry = Entry(job, run, name, time.time(), tuple(sites))
+    entry = Entry(job, asked.run, asked.job.name, time.time(), tuple(sites))
     kit.own.mkdir(exist_ok=True)
     with _file(kit).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(entry)) + "\n")

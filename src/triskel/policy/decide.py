@@ -277,19 +277,26 @@ def _limits(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
             allows=f"allows {limits.message_mb * MB:,.0f}",
         )
     together = None if here.clients is None else cohort_of(job, here.clients)
-    if limits.cohort > 1 and (together is None or together < limits.cohort):
+    least = None if together is None else quorum_of(job, together)
+    if limits.cohort > 1 and (least is None or least < limits.cohort):
+        asks = "has a number of clients that is not known here"
+        if least is not None:
+            asks = f"has {together} clients in a round"
+            if least != together:
+                asks += f", which may close with {least} (federation.quorum)"
         yield Refusal(
-            key="limits.cohort",
-            asks="has a number of clients that is not known here"
-            if together is None
-            else f"has {together} clients in a round",
-            allows=f"takes part among at least {limits.cohort}",
+            key="limits.cohort", asks=asks, allows=f"takes part among at least {limits.cohort}"
         )
 
 
 def cohort_of(job: Job, clients: int) -> int:
     """Return how many of so many clients take part in a round, as `round.cohort` draws them."""
     return max(1, math.ceil(job.clients.cohort * clients - 1e-9)) if clients else 0
+
+
+def quorum_of(job: Job, clients: int) -> int:
+    """Return how many of so many clients must finish a round in a federation."""
+    return max(1, math.ceil(job.federation.quorum * clients - 1e-9))
 
 
 def _codecs(policy: Policy, job: Job) -> Iterator[Refusal]:

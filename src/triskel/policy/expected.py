@@ -12,6 +12,7 @@ from triskel.job import Job
 SMALL_VOCABULARY = 65_536
 """Up to so many tokens an id takes two bytes, above it four."""
 LABEL = 4
+A_COUNT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Sizes:
         width: Of the model's hidden states.
         public: Public texts; for `causal`, their scored tokens.
         classes: Of a classify task.
+        tests: Its test texts.
+        tested: Unpadded tokens of them.
         vocabulary: Of the tokenizer, for `causal`.
         pooled: The client's upper part is norm and head of a classifier alone.
         trains: Something below the upper cut trains, so that a gradient goes up.
@@ -43,16 +46,19 @@ class Sizes:
     vocabulary: int = 0
     pooled: bool = False
     trains: bool = True
+    tests: int = 0
+    tested: int = 0
 
 
 def round_bytes(job: Job, sizes: Sizes) -> int:
-    """Return the bytes that a client sends in one round of the job's mode.
+    """Return the bytes that a client sends in one round of the job's mode, its test included.
 
     >>> round_bytes(Job(), Sizes(adapter=460_800, head=1_728))
     1850112
     """
     floats, others = _COUNTS[job.mode](job, sizes)
-    return floats * _width_of(job) + others
+    shown, told = _tested(job, sizes)
+    return (floats + shown) * _width_of(job) + others + told
 
 
 def _width_of(job: Job) -> int:
@@ -80,6 +86,18 @@ def _split(job: Job, sizes: Sizes) -> tuple[int, int]:
     rows = sizes.texts if sizes.pooled else sizes.tokens
     back = rows * sizes.width if sizes.trains else 0
     return epochs * (states + back) + sizes.adapter + sizes.head, 0
+
+
+def _tested(job: Job, sizes: Sizes) -> tuple[int, int]:
+    """Count what testing a round's model sends: in `split` hidden states, in all a table."""
+    if not sizes.tests:
+        return 0, 0
+    table = A_COUNT * sizes.classes**2
+    if job.mode == "split":
+        labels = LABEL * sizes.tested if job.split.labels == "shared" else 0
+        return sizes.tested * sizes.width, table + labels
+    # in `logits` the server has a model of its own, tested beside the site's
+    return 0, table * (2 if job.mode == "logits" else 1)
 
 
 _COUNTS = {"params": _params, "logits": _logits, "split": _split}

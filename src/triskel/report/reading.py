@@ -155,7 +155,13 @@ def _mode(name: str, raw: Json, planned: int) -> ModeRun:
         members=members or None,
         total=_stated(totals, whole or _cost({})),
         seconds=_first(number(totals, "seconds"), sum(seconds) if seconds else None),
+        wire=_wire(totals),
     )
+
+
+def _wire(totals: Json) -> tuple[float, float] | None:
+    up, down = (number(inner(totals, way), "wire_bytes") for way in ("up", "down"))
+    return None if up is None or down is None else (up, down)
 
 
 def _spent(raw: Sequence[Json], rounds: Sequence[Round]) -> tuple[Cost | None, int]:

@@ -63,7 +63,8 @@ class ModeRun:
     """All rounds of one mode.
 
     `total` is over all clients, `each` the mean over those who took part at all, and `members` how
-    many that were, where it is known.
+    many that were, where it is known. `wire` are the bytes up and down that the engine counted on
+    a network, where it does.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ModeRun:
     each: Cost | None = None
     members: int | None = None
     seconds: float | None = None
+    wire: tuple[float, float] | None = None
 
     @property
     def per_client(self) -> Mapping[str, Score]:

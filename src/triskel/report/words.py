@@ -95,6 +95,7 @@ def verdict(result: Result) -> list[str]:
     lines += _who_should_join(result, order[0])
     lines += _unfinished(result)
     lines += _absent(result)
+    lines += _wire(result)
     lines += _skipped(result)
     lines.append(_caution(result, order))
     return lines
@@ -282,6 +283,18 @@ def _absent(result: Result) -> list[str]:
                 f"{_title(run)} did without {shortened(client)} in {which}; result.json says why."
             )
     return lines
+
+
+def _wire(result: Result) -> list[str]:
+    """Say what a network carried, where the engine counted it."""
+    said = [
+        f"{_title(run)} {size(run.wire[0])} up and {size(run.wire[1])} down"
+        for run in result.modes.values()
+        if run.wire is not None
+    ]
+    if not said:
+        return []
+    return [f"All clients together, the engine counted on the network: {'; '.join(said)}."]
 
 
 def _skipped(result: Result) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.collab import CollabCallError, collab
+from nvflare.fuel.f3.stats_pool import StatsPoolManager
 
 from triskel.engines.flare.calls import Lost, Reply, text, whole
 from triskel.engines.flare.host import Host
@@ -22,6 +23,8 @@ from triskel.errors import MessageError, TriskelError
 
 LOGGER = logging.getLogger("triskel.flare")
 STATUS = "triskel.status"
+MIB = 1 << 20
+"""FLARE's megabyte."""
 SERVER = "server"
 
 
@@ -69,6 +72,17 @@ def _noted(reply: Reply, caller: str) -> Reply:
     return reply
 
 
+def _crossed() -> tuple[int, int] | None:
+    """Return the bytes of payload that FLARE counted in this process, received and sent."""
+    found: list[int] = []
+    for name in ("received_msg_sizes", "sent_msg_sizes"):  # with the cell's name behind, or not
+        pools = [pool for key, pool in StatsPoolManager.pools.items() if key.startswith(name)]
+        counted = [pool.to_dict()["cat_data"].values() for pool in pools]
+        bins = [b for categories in counted for some in categories for b in some if b]
+        found.append(round(sum(b["total"] for b in bins) * MIB))
+    return (found[0], found[1]) if any(found) else None
+
+
 def _submitter() -> str | None:
     """Return who submitted the job, as the server authenticated them."""
     meta = collab.fl_ctx.get_prop(FLContextKey.JOB_META) or {}
@@ -100,7 +114,8 @@ class Server:
             self._spec,
             {name: peer for name, peer in peers.items() if name in wanted},
             _submitter(),
-            lambda: "the job was aborted" if signal.triggered else "",
+            stopped=lambda: "the job was aborted" if signal.triggered else "",
+            crossed=_crossed,
         )
         self._host = host
 

@@ -3,7 +3,7 @@
 The server calls a site:
 
     hello(about)         who are you, may this job run, what do you hold?   again until it is ready
-    begin(order)         play this part; the site fetches its task
+    begin(order)         play this part, whose task has so many bytes; the site fetches it
     collect(play)        how far is it? once it is done: what it cost, how large its update is
     hand_over(play)      the update
     ping()               are you there?

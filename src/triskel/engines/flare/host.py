@@ -22,7 +22,7 @@ from triskel.compare import Request, Venue, read_run, resume, run
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
 from triskel.engines.flare.calls import Lost, Peer, Reply, patience, text, whole
-from triskel.engines.flare.remote import Remote, nobody, quorum
+from triskel.engines.flare.remote import Remote, nobody, uncounted
 from triskel.errors import (
     CheckpointError,
     JobError,
@@ -32,7 +32,7 @@ from triskel.errors import (
 )
 from triskel.job import Job, ModeName
 from triskel.policy.chain import now
-from triskel.policy.decide import Circumstances, decide_for_server
+from triskel.policy.decide import Circumstances, decide_for_server, quorum_of
 from triskel.policy.place import datasets, placed, weights_of
 from triskel.policy.rules import Policy, load
 from triskel.round import Scores, Stage
@@ -114,20 +114,23 @@ class Host:
         submitter: Who submitted it, as the engine below authenticated them.
         stopped: Says why the job must stop, or nothing.
         clock: What time it is.
+        crossed: Returns the bytes that came from sites and went to them so far, if it is known.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the engine below has
         self,
         root: Path,
         spec: Mapping[str, Any],
         peers: Mapping[ClientId, Peer],
         submitter: str | None,
+        *,
         stopped: Callable[[], str] = nobody,
         clock: Callable[[], datetime] = now,
+        crossed: Callable[[], tuple[int, int] | None] = uncounted,
     ) -> None:
         self._policy_file = root / "local" / "policy.toml"
         self._spec, self._peers, self._submitter = spec, peers, submitter
-        self._stopped, self._clock = stopped, clock
+        self._stopped, self._clock, self._crossed = stopped, clock, crossed
         self._root = root
         self._told: dict[str, Any] = {"run": spec.get("run"), "text": "asking the sites"}
         self._lock = threading.Lock()
@@ -219,10 +222,10 @@ class Host:
         self._present = self._roster(here)
         self._away = {c: "did not answer" for c in self._present if c not in here}
         self._away |= {c: "did not answer" for c in self._peers if c not in here}
-        if len(here) < quorum(job, len({*self._present, *self._away})):
+        if len(here) < quorum_of(job, len({*self._present, *self._away})):
             raise RoundError(
                 f"{', '.join(sorted(self._away))} did not answer; the others are fewer than "
-                "federation.quorum asks for: see to it and submit the job again"
+                "federation.quorum asks for: see to it, then `triskel federation resume` goes on"
             )
         return ""
 
@@ -288,7 +291,11 @@ class Host:
 
     def _compared(self, folder: Path) -> None:
         engine = Remote(
-            job=self._job, peers=self._peers, stopped=self._stopped, absent=dict(self._away)
+            job=self._job,
+            peers=self._peers,
+            stopped=self._stopped,
+            absent=dict(self._away),
+            crossed=self._crossed,
         )
         self.engine = engine
         venue = Venue(prepare=self._prepared, stage=self._stage, data=_held)

@@ -12,7 +12,6 @@ least the quorum; else the job stops there, and goes on from its last closed rou
 submitted again.
 """
 
-import math
 import secrets
 import threading
 import time
@@ -44,6 +43,7 @@ from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.metrics import Score
 from triskel.model.body import Body
+from triskel.policy.decide import quorum_of
 from triskel.round import Scores, pooled
 from triskel.types import A, ClientId, ClientState, Event, Message, Mode, S, Tensors, Watch
 from triskel.worker import Worker
@@ -55,6 +55,11 @@ PING_S = 3.0
 AGAIN_S = 1.0
 """Pause before a call that got no reply is made again."""
 Take = Callable[[ClientId, Message, Spent], None]
+
+
+def uncounted() -> tuple[int, int] | None:
+    """Know nothing of what is below the calls."""
+    return None
 
 
 def nobody() -> str:
@@ -78,6 +83,7 @@ class Remote:
         absent: Sites that did not answer in their last play, and why.
         board: The open play, for the sites' calls.
         session: Part of every play's name, so that none is taken for one of a server before.
+        crossed: Returns the bytes that came from sites and went to them so far, if it is known.
     """
 
     job: Job
@@ -87,6 +93,7 @@ class Remote:
     absent: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
     board: Board | None = None
     session: str = field(default_factory=lambda: secrets.token_hex(4))
+    crossed: Callable[[], tuple[int, int] | None] = uncounted
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -119,7 +126,7 @@ class Remote:
                 client, flops=spent.flops, peak_bytes=spent.peak_bytes, seconds=spent.seconds
             )
 
-        enough = quorum(self.job, len(cohort))
+        enough, before = quorum_of(self.job, len(cohort)), self.crossed()
         gone: dict[ClientId, str] = {}
         for crew in crews(mode.asks, sorted(cohort), self.job, free=len(cohort)):
             talk = _Talk(self, "work", mode, wire, fold, may_go=len(cohort) - enough - len(gone))
@@ -130,6 +137,8 @@ class Remote:
             watch({"event": "warning", "text": f"{client} is left out of this round: {why}"})
         if not folded:
             raise RoundError(f"no client finished the round: {_sentence(gone)}")
+        if before is not None and (after := self.crossed()) is not None:
+            ledger.crossed(up=after[0] - before[0], down=after[1] - before[1])
         return mode.close(state, total)
 
     # --- what a state reaches -----------------------------------------------------------------
@@ -173,7 +182,7 @@ class Remote:
             found[client] = score_of(message, body.classes)
 
         wire = Wire(self.job, Ledger(), _quiet)
-        may_go = len(clients) - quorum(self.job, len(clients))
+        may_go = len(clients) - quorum_of(self.job, len(clients))
         for crew in crews(mode.asks, sorted(clients), self.job, free=len(clients)):
             talk = _Talk(self, what, mode, wire, take, may_go=may_go, sections=sections)
             state = talk.play(state, crew)
@@ -222,7 +231,13 @@ class _Talk:
         engine.board = board
         for client in crew:
             self.wire.book(tasks[client], len(packed[client]), client, "down")
-            order = {"play": name, "stage": engine.stage, "round": round_, "what": self.what}
+            order = {
+                "play": name,
+                "stage": engine.stage,
+                "round": round_,
+                "what": self.what,
+                "size": len(packed[client]),
+            }
             hand = _Hand(engine, board, client, order)
             threading.Thread(target=hand.follow, name=f"follow-{client}", daemon=True).start()
         start, window = time.monotonic(), None
@@ -321,7 +336,7 @@ class _Talk:
         if len(self.gone) > self.may_go:
             raise RoundError(
                 f"{_sentence(self.gone)}; the others are fewer than federation.quorum asks for: "
-                "see to it and submit the job again, it goes on from its last closed round"
+                "see to it, then `triskel federation resume` goes on from the last closed round"
             )
 
 
@@ -394,11 +409,6 @@ def _each_packed(wire: Wire, messages: Mapping[ClientId, Message]) -> dict[Clien
             last = message, wire.pack(message, client, "down")
         packed[client] = last[1]
     return packed
-
-
-def quorum(job: Job, clients: int) -> int:
-    """Return how many of so many must finish."""
-    return max(1, math.ceil(job.federation.quorum * clients - 1e-9))
 
 
 def _sentence(gone: Mapping[ClientId, str]) -> str:

@@ -98,6 +98,7 @@ class _Part:
     stage: ModeName
     round: int
     what: What
+    size: int
     state: str = "working"
     error: str = ""
     update: bytes = b""
@@ -173,7 +174,8 @@ class Site:
         round_ = whole(order, "round", most=self._job.rounds + (what != "work"))
         if stage not in self._modes or what not in PARTS or not round_:
             raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
-        part = _Part(text(order, "play"), cast("ModeName", stage), round_, what)
+        size = whole(order, "size", most=self._most)
+        part = _Part(text(order, "play"), cast("ModeName", stage), round_, what, size)
         with self._changed:
             if self._part is None or self._part.play != part.play:
                 if part.play in self._begun:  # a call that was on its way for long
@@ -434,7 +436,7 @@ class Site:
         since = time.monotonic()
         while not part.stop:
             try:
-                reply = self._server.call("fetch", patience(self._most // 2), {"play": part.play})
+                reply = self._server.call("fetch", patience(part.size), {"play": part.play})
             except Lost:
                 self._pause(since)
                 continue
@@ -466,7 +468,7 @@ class Site:
         encoded = encode(message, self._job.wire.up)
         data = pack(encoded)
         key = (part.stage, part.round)
-        total = self._sent.get(key, 0) + len(data) * (message.kind != "evaluate")
+        total = self._sent.get(key, 0) + len(data)
         most = round(self._policy.limits.round_mb * MB)
         if total > most:
             raise LimitError(
