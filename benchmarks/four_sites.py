@@ -3,7 +3,8 @@
 The four silos of the demonstration as four sites of a federation on NVIDIA FLARE with mutual TLS,
 SmolLM2, all three modes; then the very same job file in one process. Accuracy, bytes, seconds of a
 round, and which share of a site's round is waiting, which on one machine is waiting for the other
-sites' computing too.
+sites' computing too. So `split` is played once more with one site alone, between two processes and
+in one: what it takes longer between them, over all of it, is the share of a step that is the way.
 
     python benchmarks/four_sites.py --out benchmarks/results/four-sites.json
 """
@@ -11,6 +12,7 @@ sites' computing too.
 import csv
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,10 +23,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import measure
+import torch
 from field import SITES, Field, started
 
+from triskel.compare import Request, run
 from triskel.data.assets import folder
-from triskel.job import MODE_NAMES
+from triskel.engines.local import LocalEngine
+from triskel.job import MODE_NAMES, load
 from triskel.policy.weights import weights
 
 MODEL = "smollm2-135m"
@@ -72,12 +77,30 @@ def silos(home: Path, *, rounds: int, examples: int) -> Field:
     there.job.write_text(text, encoding="utf-8")
     save(there.kits / "headlines.csv", [row for name in there.names for row in held[name][:each]])
     for name in ("server", *there.names):
-        rules = SITES["policy"](name, found.sha256).replace("news.csv", "headlines.csv")
+        rules = SITES["policy"](name, found.sha256, **{"limits.cohort": "1"})
+        rules = rules.replace("news.csv", "headlines.csv")
         (there.kits / name / "local" / "policy.toml").write_text(rules)
     for name in there.names:
         save(there.kits / "reviews" / f"{name}.csv", held[name][each:])
         save(there.kits / name / "reviews.csv", held[name][each:])
     return there
+
+
+def single(there: Field) -> dict[str, Any]:
+    """Play `split` with the first site alone, in a federation and in one process."""
+    name = there.names[0]
+    between = there.submit(["split"], "single", "--site", name)
+    home = there.home / "single-here"
+    shutil.copytree(there.kits / "reviews", home / "reviews")
+    for other in there.names[1:]:
+        (home / "reviews" / f"{other}.csv").unlink()
+    for file in ("headlines.csv", there.job.name):
+        shutil.copy(there.kits / file, home / file)
+    job, out = load(home / there.job.name), there.home / "single-alone"
+    run(job, Request(modes=("split",), baselines=()), out, LocalEngine(job), lambda _: None)
+    ways, alone = told(between)["split"], told(out)["split"]
+    longer = 1 - sum(alone["round_s"][1:]) / sum(ways["round_s"][1:])
+    return {"sites": ways, "one_process": alone, "way_share": longer}
 
 
 def save(place: Path, rows: Sequence[Row]) -> None:
@@ -118,11 +141,14 @@ def main() -> None:
     options.add_argument("--examples", type=int, default=100)
     chosen = options.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the nodes: four sites share the processors
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="triskel-four-") as name:
         there = silos(Path(name), rounds=chosen.rounds, examples=chosen.examples)
         with started(there):
             between = told(there.submit(MODE_NAMES, "out"))
-        found = {"sites": between, "one_process": told(there.alone(*MODE_NAMES))}
+            alone = single(there)
+        torch.set_num_threads(os.cpu_count() or 1)
+        found = {"sites": between, "one_process": told(there.alone(*MODE_NAMES)), "one": alone}
     print(json.dumps(found, indent=1))
     if chosen.out:
         sizes = {"rounds": chosen.rounds, "examples": chosen.examples, "public": PUBLIC}
