@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triskel.engines import flare
-from triskel.engines.flare import board, calls, host, remote, site
+from triskel.engines.flare import board, calls, drive, host, remote, site
 from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.host import Host
 from triskel.engines.flare.remote import Remote
@@ -254,7 +254,7 @@ def hurry(patch: Any) -> None:
     """Let no call and no pause last long."""
     for module in (board, calls, site, remote):
         patch.setattr(module, "HOLD_S", 0.3)
-    for module in (host, remote, site):
+    for module in (host, remote, drive):
         patch.setattr(module, "AGAIN_S", 0.01)
     patch.setattr(remote, "TURN_S", 0.05)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from triskel.engines.flare import board as board_
-from triskel.engines.flare import site as site_
+from triskel.engines.flare import drive
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import Lost, Spent, patience
 from triskel.errors import MessageError, RoundError
@@ -543,7 +543,7 @@ def test_twenty_clients_asking_fifty_times_at_once_each_get_their_own_answers() 
 def test_a_site_gives_up_a_server_that_never_answers(
     party: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site_, "GIVE_UP_S", 0.2)
+    monkeypatch.setattr(drive, "GIVE_UP_S", 0.2)
 
     def twist(_n: str, method: str, _a: Any, real: Any) -> Any:
         if method == "fetch":

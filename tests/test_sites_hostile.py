@@ -627,23 +627,21 @@ def test_no_more_leaves_in_a_round_than_the_policy_allows_over_all_asks(party: A
             sent.append(len(reply["update"]))
         return reply
 
-    party.twist, own = twist, site._policy
-    site._sent.clear()
+    party.twist, own = twist, site._gate
+    own.sent.clear()
     party.round("split")
     total, sent[:] = sum(sent), []
     try:
         for most, word in ((total, ""), (total - 1, "limits.round_mb"), (total // 3, "limits.")):
-            limits = own.limits.model_copy(update={"round_mb": most / 1e6})
-            site._policy = own.model_copy(update={"limits": limits})
-            site._sent.clear()
+            site._gate = replace(own, round_mb=most / 1e6, sent={})
             sent.clear()
             _, ledger = party.round("split", quorum=0.6)
             assert sum(sent) <= most
             assert ledger.absent.get("clinic", "").startswith(word)
             assert bool(word) == bool(ledger.absent)
     finally:
-        site._policy = own
-        site._sent.clear()
+        site._gate = own
+        own.sent.clear()
 
 
 @pytest.mark.parametrize("stage", ["params", "logits", "split"])

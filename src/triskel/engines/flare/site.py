@@ -6,13 +6,10 @@ audit log and counted against the policy's limit of a round. Paths, texts and tr
 here: the server is told what went wrong in one sentence, or only that the site's own log has it.
 """
 
-import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -20,26 +17,15 @@ from typing import Any, cast
 import torch
 
 from triskel.bench import Bench
-from triskel.checkpoint import KEPT, Filed, write_text
-from triskel.codec import decode, encode
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
-from triskel.engines.flare.calls import (
-    HOLD_S,
-    Lost,
-    Peer,
-    Reply,
-    What,
-    blob,
-    patience,
-    span,
-    text,
-    whole,
-)
+from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, span, text, whole
+from triskel.engines.flare.drive import Drive, Left, Part
+from triskel.engines.flare.gate import Gate
+from triskel.engines.flare.kept import Kept
 from triskel.engines.flare.sizes import sizes_of
 from triskel.errors import (
     JobError,
-    LimitError,
     MessageError,
     MeterError,
     RoundError,
@@ -51,7 +37,7 @@ from triskel.exchange import adapter_of
 from triskel.export import save_adapter
 from triskel.folder import safe
 from triskel.job import Job, ModeName
-from triskel.message import pack, show, unpack
+from triskel.message import show
 from triskel.policy.audit import Audit
 from triskel.policy.chain import now
 from triskel.policy.decide import MB, Circumstances, Refusal, decide
@@ -60,53 +46,13 @@ from triskel.policy.place import datasets, models_of, placed, weights_of
 from triskel.policy.rules import Policy, load
 from triskel.sheet import training_of
 from triskel.stages import MAKERS
-from triskel.store import Store
-from triskel.types import (
-    ClientId,
-    ClientState,
-    Event,
-    Local,
-    Message,
-    Mode,
-    Post,
-    Take,
-    Talk,
-)
+from triskel.types import Event, Message, Mode
 from triskel.worker import Worker
 
 LOGGER = logging.getLogger("triskel.site")
-AGAIN_S = 1.0
-"""Pause before a call that got no reply is made again."""
-GIVE_UP_S = 900.0
-"""How long a site tries to reach a server that does not answer."""
-AN_ANSWER = 20_000_000
-"""Bytes that an answer is taken to have at most, for how long to wait for it."""
 TELLABLE = (JobError, MessageError, TrainingError, MeterError, RoundError)
 """Errors whose sentence names nothing of the site's own; of others only the kind is told."""
 PARTS: tuple[What, ...] = ("work", "probe", "student")
-
-
-class _Left(Exception):  # noqa: N818 - not an error: the play goes on without this site
-    """The server has no more use for this play."""
-
-
-@dataclass
-class _Part:
-    """What the site does in one play."""
-
-    play: str
-    stage: ModeName
-    round: int
-    what: What
-    size: int
-    state: str = "working"
-    error: str = ""
-    update: bytes = b""
-    flops: int = 0
-    peak_bytes: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    stop: bool = False
 
 
 class Site:
@@ -142,10 +88,10 @@ class Site:
             1, "triskel-site", initializer=torch.set_num_threads, initargs=(threads,)
         )
         self._state, self._error = "new", ""
-        self._part: _Part | None = None
+        self._part: Part | None = None
         self._begun: set[str] = set()
         self._facts: dict[str, int] = {}
-        self._sent: dict[tuple[str, int], int] = {}
+        self._gate = Gate(self._audit, "fp32", 0.0)  # which lets nothing out
         self._policy, self._clients = Policy(), 0
         self._job = Job()
         self._modes: dict[str, Mode[Any, Any, Worker]] = {}
@@ -175,7 +121,7 @@ class Site:
         if stage not in self._modes or what not in PARTS or not round_:
             raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
         size = whole(order, "size", most=self._most)
-        part = _Part(text(order, "play"), cast("ModeName", stage), round_, what, size)
+        part = Part(text(order, "play"), cast("ModeName", stage), round_, what, size)
         with self._changed:
             if self._part is None or self._part.play != part.play:
                 if part.play in self._begun:  # a call that was on its way for long
@@ -225,7 +171,7 @@ class Site:
         self._hand.shutdown(wait=False, cancel_futures=True)
 
     @staticmethod
-    def _standing(part: _Part) -> Reply:
+    def _standing(part: Part) -> Reply:
         if part.state == "failed":
             return {"state": "failed", "error": part.error}
         if part.state == "done":
@@ -286,6 +232,7 @@ class Site:
         self._audit.told(facts)
         self._facts = facts  # from here on they may be told
         bench.count()
+        self._gate = Gate(self._audit, self._job.wire.up, self._policy.limits.round_mb)
         self._modes = {mode: MAKERS[mode](bench, self._noted) for mode in modes}
         return ""
 
@@ -329,11 +276,11 @@ class Site:
 
     # --- a part of a play ---------------------------------------------------------------------
 
-    def _play(self, part: _Part) -> None:
+    def _play(self, part: Part) -> None:
         try:
             self._played(part)
             part.state = "done"
-        except _Left as why:
+        except Left as why:
             part.state, part.error = "failed", str(why)
         except TriskelError as error:
             part.state, part.error = "failed", self._told(error)
@@ -342,21 +289,22 @@ class Site:
         with self._changed:
             self._changed.notify_all()
 
-    def _played(self, part: _Part) -> None:
+    def _played(self, part: Part) -> None:
         bench, mode = self._held, self._modes[part.stage]
-        task = self._task(part)
+        drive = Drive(part, self.name, self._server, self._gate, self._most)
+        task = drive.task()
         worker = bench.worker(self.name, lambda event: self._step(part, event))
-        kept = _Kept(self._home / part.stage, self.name)
+        kept = Kept(self._home / part.stage, self.name)
         worker.meter.returning = kept.took_part_before(part.round)
         mine = kept.before(part.round)
         if part.what == "work":
-            update, mine = self._driven(part, mode.work(task, worker, mine))
+            update, mine = drive.driven(mode.work(task, worker, mine))
             kept.keep(mine, part.round)
         elif part.what == "probe":
-            update, _ = self._driven(part, mode.probe(task, worker, mine))
+            update, _ = drive.driven(mode.probe(task, worker, mine))
         else:
             update = self._student(bench, task)
-        part.update = self._leaving(part, update)
+        part.update = drive.leaving(update)
         part.flops, part.peak_bytes = worker.meter.flops, worker.meter.peak_bytes
 
     def _student(self, bench: Bench, task: Message) -> Message:
@@ -365,128 +313,18 @@ class Site:
         tensors = adapter_of(task, body.initial, body.layout, kind="evaluate")
         return score_message(evaluate(body, tensors, bench.tests(body)[self.name]))
 
-    def _driven(self, part: _Part, talk: Talk) -> tuple[Message, ClientState]:
-        """Drive a talk to its end; between its steps it can be stopped."""
-        reply: Message | int | None = None
-        tickets, taken, ahead = 0, 0, dict[int, Message]()
-        while True:
-            if part.stop:
-                talk.close()
-                raise _Left("the server went on")
-            start = time.perf_counter()
-            try:
-                step = talk.send(reply)
-            except StopIteration as end:
-                part.seconds += time.perf_counter() - start
-                return cast("tuple[Message, ClientState]", end.value)
-            if isinstance(step, Local):
-                step.work.run()
-            part.seconds += time.perf_counter() - start
-            if isinstance(step, Local):
-                reply = None
-            elif isinstance(step, Post):
-                tickets += 1
-                self._asked(part, tickets, taken, self._leaving(part, step.ask), waits=False)
-                reply = tickets
-            else:
-                data = b""
-                if isinstance(step, Take):
-                    wanted = step.ticket
-                else:
-                    tickets += 1
-                    wanted, data = tickets, self._leaving(part, step.ask)
-                if not taken < wanted <= tickets or wanted in ahead:
-                    raise RoundError(f"client {self.name!r} waits for ticket {wanted}, never given")
-                reply = self._asked(part, wanted, taken, data, waits=True)
-                ahead[wanted] = reply
-                while taken + 1 in ahead:
-                    taken += 1
-                    del ahead[taken]
-
-    def _asked(self, part: _Part, ticket: int, taken: int, data: bytes, *, waits: bool) -> Message:
-        """Ask, again and again until the answer is there; what was sent is not sent again."""
-        sending, since = data, time.monotonic()
-        about = {"play": part.play, "ticket": ticket, "taken": taken, "waits": waits}
-        while True:
-            if part.stop:
-                raise _Left("the server went on")
-            try:
-                wait = patience(2 * len(sending) + AN_ANSWER)
-                reply = self._server.call("ask", wait, {**about, "data": sending})
-            except Lost:
-                self._pause(since)
-                sending = b""
-                continue
-            since = time.monotonic()
-            if "gone" in reply:
-                raise _Left(text(reply, "gone"))
-            if "answer" in reply:
-                return self._arrived(blob(reply, "answer", most=self._most))
-            if reply.get("again"):
-                if not data:
-                    raise MessageError(f"the server does not know ticket {ticket}")
-                sending = data
-            elif waits:
-                sending = b""
-            else:
-                return Message(kind="answer")
-
-    def _task(self, part: _Part) -> Message:
-        """Fetch what opens a part."""
-        since = time.monotonic()
-        while not part.stop:
-            try:
-                reply = self._server.call("fetch", patience(part.size), {"play": part.play})
-            except Lost:
-                self._pause(since)
-                continue
-            if "gone" in reply:
-                raise _Left(text(reply, "gone"))
-            return self._arrived(blob(reply, "task", most=self._most))
-        raise _Left("the server went on")
-
-    @staticmethod
-    def _pause(since: float) -> None:
-        if time.monotonic() - since > GIVE_UP_S:
-            raise RoundError(f"the server did not answer for {GIVE_UP_S:g} s")
-        time.sleep(AGAIN_S)
-
     @property
     def _most(self) -> int:
         return int(self._job.wire.max_mb * MB)
 
-    def _arrived(self, data: bytes) -> Message:
-        return decode(unpack(data, limit_bytes=self._most))
-
-    def _leaving(self, part: _Part, message: Message) -> bytes:
-        """Return a message as it leaves, once it is in the log and within the policy's limit.
-
-        Raises:
-            LimitError: More would leave in this round than the policy allows.
-            AuditError: The log cannot be written.
-        """
-        encoded = encode(message, self._job.wire.up)
-        data = pack(encoded)
-        key = (part.stage, part.round)
-        total = self._sent.get(key, 0) + len(data)
-        most = round(self._policy.limits.round_mb * MB)
-        if total > most:
-            raise LimitError(
-                f"limits.round_mb: {total:,} bytes would leave in round {part.round}; this site "
-                f"allows {most:,}"
-            )
-        self._audit.left(encoded, data)
-        self._sent[key] = total
-        return data
-
-    def _step(self, part: _Part, event: Event) -> None:
+    def _step(self, part: Part, event: Event) -> None:
         if event.get("event") == "step":
             part.tokens += int(event["tokens"])
 
     def _keep_own(self, stage: ModeName) -> None:
         """Save the site's own model of a stage as an adapter folder."""
         bench, mode = self._held, self._modes[stage]
-        own = mode.own(_Kept(self._home / stage, self.name).before(2**31))
+        own = mode.own(Kept(self._home / stage, self.name).before(2**31))
         if own is None:
             return
         place = self._home / "adapters" / f"{stage}-{safe(self.name)}"
@@ -506,52 +344,3 @@ class Site:
         if isinstance(error, TELLABLE):
             return str(error)
         return f"{type(error).__name__}; the log of site {self.name!r} says more"
-
-
-class _Kept:
-    """What a site keeps of a stage between rounds, for the last two rounds it took part in.
-
-    A round that is played again, because the server went back to its last checkpoint, starts from
-    what the rounds before it left.
-    """
-
-    def __init__(self, folder: Path, client: ClientId) -> None:
-        self._folder, self._client = folder, client
-        self._index = folder / "kept.json"
-        known: Any = {"rounds": [], "filed": {}}
-        if self._index.exists():
-            known = json.loads(self._index.read_text(encoding="utf-8"))
-        self._rounds: list[int] = known["rounds"]
-        self._filed: dict[int, str | None] = {int(r): s for r, s in known["filed"].items()}
-
-    def took_part_before(self, round_: int) -> bool:
-        """Return whether the site took part in a round before this one."""
-        return any(r < round_ for r in self._rounds)
-
-    def before(self, round_: int) -> ClientState:
-        """Return what the last round before this one left.
-
-        Raises:
-            CheckpointError: Its file is missing or damaged.
-        """
-        earlier = [r for r in self._filed if r < round_]
-        sha256 = self._filed[max(earlier)] if earlier else None
-        if sha256 is None:
-            return ClientState()
-        filed = Filed(round=max(earlier), sha256=sha256)
-        return Store(self._folder / "clients", {self._client: filed})[self._client]
-
-    def keep(self, state: ClientState, round_: int) -> None:
-        """Take what a round left, on disk when this returns."""
-        store = Store(self._folder / "clients")
-        store.keep(self._client, state, round_)
-        store.flush()
-        filed = store.filed.get(self._client)
-        self._filed = {r: s for r, s in self._filed.items() if r < round_}
-        self._filed[round_] = filed.sha256 if filed else None
-        for old in sorted(self._filed)[:-KEPT]:
-            del self._filed[old]
-        self._rounds = sorted({r for r in self._rounds if r < round_} | {round_})
-        index = {"rounds": self._rounds, "filed": {str(r): s for r, s in self._filed.items()}}
-        write_text(self._index, json.dumps(index))
-        store.sweep([{self._client: Filed(round=r, sha256=s)} for r, s in self._filed.items() if s])

@@ -1,0 +1,184 @@
+"""One part of a play at a site: its talk with the server, call by call.
+
+Every call is made again until it gets through or the server has no more use for the part; what
+leaves goes through the gate.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from triskel.codec import decode
+from triskel.engines.flare.calls import Lost, Peer, What, blob, patience, text
+from triskel.engines.flare.gate import Gate
+from triskel.errors import MessageError, RoundError
+from triskel.job import ModeName
+from triskel.message import unpack
+from triskel.types import ClientId, ClientState, Local, Message, Post, Take, Talk
+
+AGAIN_S = 1.0
+"""Pause before a call that got no reply is made again."""
+GIVE_UP_S = 900.0
+"""How long a site tries to reach a server that does not answer."""
+AN_ANSWER = 20_000_000
+"""Bytes that an answer is taken to have at most, for how long to wait for it."""
+
+
+class Left(Exception):  # noqa: N818 - not an error: the play goes on without this site
+    """The server has no more use for this play."""
+
+
+@dataclass
+class Part:
+    """What the site does in one play, and how far it is.
+
+    Attributes:
+        play: Its name.
+        stage: The mode.
+        round: Counted from 1.
+        what: Which part of the round.
+        size: Bytes of its task.
+        state: `working`, `done` or `failed`.
+        error: Why it failed, as the server may know it.
+        update: What it ended with, packed.
+        flops: Counted.
+        peak_bytes: Of memory, as the ledger defines it.
+        seconds: Of computing, waiting left out.
+        tokens: How many it trained on so far.
+        stop: Whether the server went on without it.
+    """
+
+    play: str
+    stage: ModeName
+    round: int
+    what: What
+    size: int
+    state: str = "working"
+    error: str = ""
+    update: bytes = b""
+    flops: int = 0
+    peak_bytes: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Drive:
+    """Plays a part.
+
+    Attributes:
+        part: Which one.
+        client: Whose.
+        server: The way to the server.
+        gate: The way out.
+        most: Bytes that a message may have.
+    """
+
+    part: Part
+    client: ClientId
+    server: Peer
+    gate: Gate
+    most: int
+
+    def task(self) -> Message:
+        """Fetch what opens a part."""
+        since = time.monotonic()
+        while not self.part.stop:
+            try:
+                reply = self.server.call(
+                    "fetch", patience(self.part.size), {"play": self.part.play}
+                )
+            except Lost:
+                self._pause(since)
+                continue
+            if "gone" in reply:
+                raise Left(text(reply, "gone"))
+            return self._arrived(blob(reply, "task", most=self.most))
+        raise Left("the server went on")
+
+    def driven(self, talk: Talk) -> tuple[Message, ClientState]:
+        """Drive a talk to its end; between its steps it can be stopped."""
+        reply: Message | int | None = None
+        tickets, taken, ahead = 0, 0, dict[int, Message]()
+        while True:
+            if self.part.stop:
+                talk.close()
+                raise Left("the server went on")
+            start = time.perf_counter()
+            try:
+                step = talk.send(reply)
+            except StopIteration as end:
+                self.part.seconds += time.perf_counter() - start
+                return cast("tuple[Message, ClientState]", end.value)
+            if isinstance(step, Local):
+                step.work.run()
+            self.part.seconds += time.perf_counter() - start
+            if isinstance(step, Local):
+                reply = None
+            elif isinstance(step, Post):
+                tickets += 1
+                self._asked(tickets, taken, self.leaving(step.ask), waits=False)
+                reply = tickets
+            else:
+                data = b""
+                if isinstance(step, Take):
+                    wanted = step.ticket
+                else:
+                    tickets += 1
+                    wanted, data = tickets, self.leaving(step.ask)
+                if not taken < wanted <= tickets or wanted in ahead:
+                    raise RoundError(
+                        f"client {self.client!r} waits for ticket {wanted}, never given"
+                    )
+                reply = self._asked(wanted, taken, data, waits=True)
+                ahead[wanted] = reply
+                while taken + 1 in ahead:
+                    taken += 1
+                    del ahead[taken]
+
+    def _asked(self, ticket: int, taken: int, data: bytes, *, waits: bool) -> Message:
+        """Ask, again and again until the answer is there; what was sent is not sent again."""
+        sending, since = data, time.monotonic()
+        about = {"play": self.part.play, "ticket": ticket, "taken": taken, "waits": waits}
+        while True:
+            if self.part.stop:
+                raise Left("the server went on")
+            try:
+                wait = patience(2 * len(sending) + AN_ANSWER)
+                reply = self.server.call("ask", wait, {**about, "data": sending})
+            except Lost:
+                self._pause(since)
+                sending = b""
+                continue
+            since = time.monotonic()
+            if "gone" in reply:
+                raise Left(text(reply, "gone"))
+            if "answer" in reply:
+                return self._arrived(blob(reply, "answer", most=self.most))
+            if reply.get("again"):
+                if not data:
+                    raise MessageError(f"the server does not know ticket {ticket}")
+                sending = data
+            elif waits:
+                sending = b""
+            else:
+                return Message(kind="answer")
+
+    @staticmethod
+    def _pause(since: float) -> None:
+        if time.monotonic() - since > GIVE_UP_S:
+            raise RoundError(f"the server did not answer for {GIVE_UP_S:g} s")
+        time.sleep(AGAIN_S)
+
+    def leaving(self, message: Message) -> bytes:
+        """Return a message as it leaves, once it is in the log and within the policy's limit.
+
+        Raises:
+            LimitError: More would leave in this round than the policy allows.
+            AuditError: The log cannot be written.
+        """
+        return self.gate.leaving(message, self.part.stage, self.part.round)
+
+    def _arrived(self, data: bytes) -> Message:
+        return decode(unpack(data, limit_bytes=self.most))

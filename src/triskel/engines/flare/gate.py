@@ -1,0 +1,48 @@
+"""The one way out of a site: what leaves is in its log first, and within its policy's limit."""
+
+from dataclasses import dataclass, field
+
+from triskel.codec import encode
+from triskel.errors import LimitError
+from triskel.job import CodecName
+from triskel.message import pack
+from triskel.policy.audit import Audit
+from triskel.policy.decide import MB
+from triskel.types import Message
+
+
+@dataclass
+class Gate:
+    """Packs a site's messages as they leave, and counts them.
+
+    Attributes:
+        audit: The site's log.
+        codec: How the job's messages travel up.
+        round_mb: Megabytes that the policy lets out in a round.
+        sent: Bytes that left, by stage and round.
+    """
+
+    audit: Audit
+    codec: CodecName
+    round_mb: float
+    sent: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
+
+    def leaving(self, message: Message, stage: str, round_: int) -> bytes:
+        """Return a message as it leaves, its line in the log.
+
+        Raises:
+            LimitError: More would leave in this round than the policy allows.
+            AuditError: The log cannot be written.
+        """
+        encoded = encode(message, self.codec)
+        data = pack(encoded)
+        total = self.sent.get((stage, round_), 0) + len(data)
+        most = round(self.round_mb * MB)
+        if total > most:
+            raise LimitError(
+                f"limits.round_mb: {total:,} bytes would leave in round {round_}; this site "
+                f"allows {most:,}"
+            )
+        self.audit.left(encoded, data)
+        self.sent[stage, round_] = total
+        return data
