@@ -24,16 +24,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from triskel.bench import Bench, prepare
-from triskel.engines.local import LocalEngine
-from triskel.exchange import adapter_of, adapter_sections
-from triskel.export import save_adapter
-from triskel.job import Job, parse
-from triskel.modes.params import Params
-from triskel.round import Scores, play, pooled
-from triskel.stages import stage_of
-from triskel.types import ClientState, Message, Talk
-from triskel.worker import Worker
+from triskel.loading import loading
+
+with loading():  # as the command line does
+    from triskel.bench import Bench, prepare
+    from triskel.engines.local import LocalEngine
+    from triskel.exchange import adapter_of, adapter_sections
+    from triskel.export import save_adapter
+    from triskel.job import Job, parse
+    from triskel.modes.params import Params
+    from triskel.round import Scores, play, pooled
+    from triskel.stages import stage_of
+    from triskel.types import ClientState, Message, Talk
+    from triskel.worker import Worker
 
 Losses = dict[tuple[int, str], list[float]]
 """By round and client."""

@@ -28,6 +28,7 @@ from triskel.cli import federation, site
 from triskel.cli.output import console_for, safe_name, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
+from triskel.loading import loading
 
 # `types` and `compare` load torch, so what is needed of them is said again here
 Event = Mapping[str, Any]
@@ -259,8 +260,11 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
     """Run with a display, then say what came out; what stops it says how to go on."""
     console = console_for(stderr=True)
     try:
-        with console.status("loading torch and transformers"):
+        with console.status("loading torch and transformers"), loading():
+            from triskel import compare
+            from triskel.engines import local
             from triskel.live import Live
+        del compare, local  # `go` needs them, and what they bring
         with Live(console) as live:
             result = go(_opening(folder, console, live))
     except (KeyboardInterrupt, TriskelError) as stop:
@@ -366,7 +370,7 @@ def evaluate(
     """Score what a run trained, on its own test texts or on others."""
     chosen = _one_of(TRAINED_NAMES, mode)
     console = console_for(stderr=True)
-    with console.status("loading torch and transformers"):
+    with console.status("loading torch and transformers"), loading():
         from triskel.assess import assess
         from triskel.live import Live
     with Live(console) as live:

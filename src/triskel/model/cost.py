@@ -1,6 +1,6 @@
 """What a piece of work costs a client: FLOPs and memory, counted once, then evaluated.
 
-torch's own counter runs on the real model for a few tiny shapes. A batch of B rows padded to T
+torch's own formulas count the real model on a few tiny shapes. A batch of B rows padded to T
 tokens with S scored positions costs
 
     flops(B, T, S) = B·(c₀ + c₁ T + c₂ T²) + c₃ S
@@ -13,7 +13,7 @@ terms that do not grow with B (rotary tables, masks).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from triskel.errors import MeterError
 from triskel.model.body import Body, Choice, Parameters
@@ -288,16 +288,13 @@ def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> t
             saved[storage.data_ptr()] = storage
         return tensor
 
-    counter = FlopCounterMode(display=False, custom_mapping=_registry())
-    with ExitStack() as stack:
-        if body.choice.path == "reference":  # fused blocks are not what is counted
-            stack.enter_context(_Uncounted())
-            stack.enter_context(counter)
+    counter = _Counter()
+    with counter if body.choice.path == "reference" else nullcontext():  # fused blocks do not count
         with torch.autograd.graph.saved_tensors_hooks(keep, _same):
             out, backward = _forward(body, piece, batch, parameters)
         if backward:
             out.float().sum().backward()
-    return int(counter.get_total_flops()), sum(s.nbytes() for s in saved.values())
+    return counter.flops, sum(s.nbytes() for s in saved.values())
 
 
 def _forward(
@@ -343,7 +340,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 @cache
 def _registry() -> dict[Any, Callable[..., int]]:
-    """Return counts of the attention kernels that torch's counter leaves at zero."""
+    """Return torch's formulas, and those of attention kernels that it has none for."""
     aten = torch.ops.aten
     forward = getattr(aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     backward = getattr(aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
@@ -354,9 +351,7 @@ def _registry() -> dict[Any, Callable[..., int]]:
     def back(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
-    for function in (ahead, back):
-        setattr(function, "_get_raw", True)  # noqa: B010 - torch's own marker
-    found: dict[Any, Callable[..., int]] = {}
+    found: dict[Any, Callable[..., int]] = dict(flop_registry)
     if forward is not None:
         found[forward] = ahead
     if backward is not None:
@@ -364,22 +359,34 @@ def _registry() -> dict[Any, Callable[..., int]]:
     return found
 
 
-class _Uncounted(TorchDispatchMode):
-    """Raise on a product that the counter would count as nothing."""
+class _Counter(TorchDispatchMode):
+    """Add up products by their formulas; raise on one that has none.
+
+    Attributes:
+        flops: So far; a multiplication and an addition count two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at one operation, then run it."""
-        from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 - filled at run time
-
+        """Run one operation, and count it."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         packet = func.overloadpacket
-        words = str(packet.__name__).strip("_").split("_")
-        if (
-            packet not in flop_registry
-            and packet not in _registry()
-            and any(word in PRODUCTS or word.endswith("mm") for word in words)
-        ):
+        formula = _registry().get(packet)
+        if formula is not None:
+            self.flops += int(formula(*args, **kwargs, out_val=out))
+        elif _product(packet):
             raise MeterError(
                 f"operation {packet} is a product that torch's FLOP counter does not know; "
                 "use model.attention = eager, or report it with the model's name"
             )
-        return func(*args, **(kwargs or {}))
+        return out
+
+
+@cache
+def _product(packet: Any) -> bool:
+    words = str(packet.__name__).strip("_").split("_")
+    return any(word in PRODUCTS or word.endswith("mm") for word in words)
