@@ -19,17 +19,20 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-import measure
-import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from triskel.loading import loading
 
-from triskel.compare import Request, run
-from triskel.engines.local import LocalEngine
-from triskel.job import Job
-from triskel.ledger import Ledger
-from triskel.round import Stage, play
-from triskel.stages import stage_of
+with loading():  # as the command line does
+    import measure
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from triskel.compare import Request, run
+    from triskel.engines.local import LocalEngine
+    from triskel.job import Job
+    from triskel.ledger import Ledger
+    from triskel.round import Stage, play
+    from triskel.stages import stage_of
 
 ROOT = Path(__file__).parent.parent
 FEW, MANY = 100, 10_000
