@@ -4,7 +4,8 @@ A server and three sites on this machine with mutual TLS and a model of width 51
 small beside its messages. Measured in turn, on the same bytes, between as many processes:
 
     asks      `split` asks a second and MB/s (both ways), small and large, against gRPC unary calls
-              that echo the payload; the engine's figure has the model, packing and audit log in it
+              that echo the payload, and against the same job in one process: the engine's figure
+              has the model, packing and audit log in it
     rounds    seconds of a `params` round with about 1, 50 and 200 MB of adapter, against the same
               bytes down as a reply and up as a request over gRPC
     trivial   seconds of a round of one tiny batch, against the same round in one process
@@ -35,7 +36,7 @@ from field import SITES, Field, rounds, started, tiny
 from triskel.compare import Request, run
 from triskel.engines.local import LocalEngine
 from triskel.federation import kits
-from triskel.job import load
+from triskel.job import ModeName, load
 
 WIDTH, TOKENS = 512, 30
 LARGEST = 1 << 30
@@ -143,9 +144,19 @@ def played(there: Field, mode: str, out: str, sets: Mapping[str, object]) -> lis
     return rounds(there.submit([mode], out, *words), mode)[1:]
 
 
+def alone(there: Field, mode: ModeName, out: str, sets: Mapping[str, object]) -> list[Any]:
+    """Return the rounds of the same job in this process, after its first."""
+    job = load(there.job, [f"{key}={value}" for key, value in sets.items()])
+    request = Request(modes=(mode,), baselines=())
+    found = run(job, request, there.home / out, LocalEngine(job), lambda _: None)
+    return list(found["modes"][mode]["rounds"][1:])
+
+
 def asks(there: Field, name: str, turn: int) -> dict[str, float]:
     """Return asks a second and MB/s of both, their ratio, and a site's share of computing."""
-    rows = played(there, "split", f"asks-{name}-{turn}", {"train.batch": ASKS[name]})
+    sets = {"train.batch": ASKS[name]}
+    rows = played(there, "split", f"asks-{name}-{turn}", sets)
+    here = sum(row["seconds"] for row in alone(there, "split", f"asks-here-{name}-{turn}", sets))
     count = size = 0
     seconds = busy = 0.0
     for row in rows:
@@ -164,6 +175,7 @@ def asks(there: Field, name: str, turn: int) -> dict[str, float]:
         f"asks_{name}_mb_per_s": size / MB / seconds,
         f"asks_{name}_bytes": each,
         f"asks_{name}_computing_share": busy / seconds,
+        f"asks_{name}_one_process_per_s": count / here,
         f"asks_{name}_grpc_per_s": plain,
         f"asks_{name}_grpc_mb_per_s": plain * 2 * each / MB,
         f"asks_{name}_over_grpc": rate / plain,
@@ -192,12 +204,7 @@ def trivial(there: Field, turn: int) -> dict[str, float]:
     """Return the seconds of a round of next to no work, between processes and in one."""
     sets = {"clients.examples": 4, "rounds": 12}
     rows = played(there, "params", f"trivial-{turn}", sets)
-    job = load(there.job, [f"{key}={value}" for key, value in sets.items()])
-    out = there.home / f"trivial-alone-{turn}"
-    found = run(
-        job, Request(modes=("params",), baselines=()), out, LocalEngine(job), lambda _: None
-    )
-    local = found["modes"]["params"]["rounds"][1:]
+    local = alone(there, "params", f"trivial-here-{turn}", sets)
     return {
         "trivial_s": median(row["seconds"] for row in rows),
         "trivial_local_s": median(row["seconds"] for row in local),
