@@ -261,6 +261,25 @@ def test_a_run_that_ended_before_its_time_is_submitted_once_more_as_it_was(
     assert json.loads((supervised.out / "ended.json").read_text()) == {"done": True}
 
 
+def test_what_a_run_left_before_its_time_is_written_over_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    follow.free(out, over=True)
+    out.mkdir()
+    follow.free(out)
+    for text in ('{"done": false}', '{"done": true}', "[]", "{}", "no JSON", None):
+        (out / "ended.json").unlink(missing_ok=True)
+        (out / "result.json").write_text("{}")
+        if text is not None:
+            (out / "ended.json").write_text(text)
+        with pytest.raises(JobError, match="is not empty"):
+            follow.free(out)
+        if text == '{"done": false}':
+            follow.free(out, over=True)
+            continue
+        with pytest.raises(JobError, match="is not empty"):
+            follow.free(out, over=True)
+
+
 def test_a_run_that_is_called_running_and_does_not_is_submitted_again(
     supervised: Supervised,
 ) -> None:

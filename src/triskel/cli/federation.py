@@ -429,7 +429,7 @@ def resume(
     entry = find(kit, job)
     asked = asked_of(kit, entry.run)
     target = out or Path("runs") / f"{safe_name(entry.name)}-{entry.run}"
-    free(target)
+    free(target, over=True)
     with _watching() as (say, show), Line(kit, patient=supervise, say=say) as line:
         say(f"run {entry.run}, last submitted as job {entry.job}")
         with _leaving(folder):

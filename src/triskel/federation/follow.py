@@ -37,6 +37,7 @@ LOST_S = 20.0
 RETURN_S = 15.0
 """Seconds that a restart waits for the sites of the run to come back; they take about 10."""
 ABORTED = "FINISHED:ABORTED"
+ENDED = "ended.json"
 LOST = "LOST"
 """Our word for a job that FLARE still calls running."""
 
@@ -208,23 +209,36 @@ def fetch(line: Line, job: str, out: Path) -> Progress | None:
     """
     with TemporaryDirectory(prefix="triskel-") as name:
         folder = line.session().fetch(job, Path(name))
-        said = folder / "ended.json"
+        said = folder / ENDED
         if not said.is_file():
             return None
         ended = cast("Progress", json.loads(said.read_text(encoding="utf-8")))
-        if ended.get("done") or any(path.name != "ended.json" for path in folder.iterdir()):
+        if ended.get("done") or any(path.name != ENDED for path in folder.iterdir()):
             shutil.copytree(folder, out, dirs_exist_ok=True)
     return ended
 
 
-def free(out: Path) -> None:
+def free(out: Path, *, over: bool = False) -> None:
     """Refuse a folder for a result that holds something.
+
+    Args:
+        out: The folder.
+        over: What a run that ended before its time left there may be written over.
 
     Raises:
         JobError: It does.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if over and _cut_short(out / ENDED):
+            return
         raise JobError(f"{out} is not empty; --out must name a new folder")
+
+
+def _cut_short(said: Path) -> bool:
+    try:
+        return json.loads(said.read_text(encoding="utf-8"))["done"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def follow(
