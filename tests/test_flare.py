@@ -19,6 +19,11 @@ same, result = compared["same"], compared["result"]
 pytestmark = flares["MARKS"]
 
 
+def a_little_more(counted: int, sent: int) -> bool:
+    """Whether FLARE counted what was sent, and its calls: 1 to 8 % on messages above 10 kB."""
+    return sent < counted < 1.2 * sent + 20_000
+
+
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = {"adapter.dropout": "0.25"}
@@ -32,14 +37,7 @@ def test_every_mode_ends_with_the_adapters_bytes_and_flops_of_one_process(there:
     assert there.run(*MODE_NAMES, seen=told.append) == ""
     house = there.house
     assert json.loads((house.root / "out" / "ended.json").read_text())["done"]
-    over: list[float] = []
-
-    def crossed(counted: int, sent: int) -> bool:
-        over.append(counted / sent)
-        return counted > sent
-
-    same(house, MODE_NAMES, result(house), crossed)
-    print(over)
+    same(house, MODE_NAMES, result(house), a_little_more)
     assert (house.root / "out" / "report.html").stat().st_size > 10_000
     assert {one["stage"] for one in told if one and "stage" in one} <= set(MODE_NAMES)
     assert any(one.get("rounds") == 2 for one in told if one), "progress is told while it runs"
