@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from triskel.engines.flare import board as board_
-from triskel.engines.flare import drive
+from triskel.engines.flare import drive, kept
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import Lost, Spent, patience
 from triskel.errors import MessageError, RoundError
-from triskel.types import Message
+from triskel.types import ClientState, Message
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
 Meeting, Party, house, hurry, SITES = (
@@ -325,6 +325,43 @@ def test_a_site_whose_part_begins_anew_in_the_middle_is_left_out_and_hangs_nobod
 
 def adapter(place: Path) -> bytes:
     return (place / "adapters" / "split" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_run_does_not_begin_without_a_site_unless_the_quorum_spares_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triskel.engines.flare.host.LOADING_S", 1.0)
+
+    def lose(name: str, method: str, _a: Mapping[str, Any]) -> str:
+        return "before" if (name, method) == ("shop", "hello") else ""
+
+    def played(quorum: str, run: str) -> Mapping[str, Any]:
+        keys = {"federation.patience_s": "1", "federation.quorum": quorum}
+        there = house(tmp_path / run, **keys, rounds="1")
+        for name in ("server", *SITES):
+            place = there.root / name / "local" / "policy.toml"
+            place.write_text(place.read_text().replace("[limits]", "[limits]\ncohort = 2"))
+        return Meeting(there, there.spec("params", run=run), lose).play()
+
+    ended = played("1.0", "a" * 12)
+    assert (ended["done"], ended["again"]) == (False, True)
+    assert ended["error"].startswith("shop did not answer; the others are fewer than")
+    assert played("0.6", "b" * 12)["done"]
+
+
+def test_what_a_site_keeps_is_on_disk_before_its_index_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, real = list[str](), kept.write_text
+
+    def index(place: Path, text: str) -> None:
+        order.append("index")
+        real(place, text)
+
+    monkeypatch.setattr(kept.Store, "flush", lambda _: order.append("flush"))
+    monkeypatch.setattr(kept, "write_text", index)
+    kept.Kept(tmp_path / "params", "bank").keep(ClientState(), 1)
+    assert order == ["flush", "index"]
 
 
 def test_a_job_that_lost_a_site_resumes_with_old_and_with_new_sites_to_the_same_bits(
