@@ -68,6 +68,7 @@ def policy(name: str, sha256: str, **changes: str) -> str:
         "leave.labels": "true",
         "split.first": "0",
         "limits.message_mb": "256.0",
+        "limits.cohort": "2",  # what a quorum of 0.6 leaves of three
     } | changes
     top = [f'site = "{name}"'] if name != "server" else []
     top += [f"{key} = {value}" for key, value in keys.items() if "." not in key]

@@ -413,9 +413,10 @@ def test_the_list_of_jobs_finds_the_last_one_by_its_number_or_run(
     admin = kit(ADMIN)
     with pytest.raises(JobError, match="no job was submitted yet"):
         record.find(admin, None)
-    record.note(admin, "11-1", "aa", "x", ("bank", "shop"))
-    last = record.note(admin, "22-2", "aa", "x", ("bank",))
-    record.note(admin, "33-3", "bb", "y", ("bank",))
+    one, two = (job.Request(parse("rounds = 1"), (), (), run) for run in ("aa", "bb"))
+    record.note(admin, "11-1", one, ("bank", "shop"))
+    last = record.note(admin, "22-2", one, ("bank",))
+    record.note(admin, "33-3", two, ("bank",))
     assert record.find(admin, None).job == "33-3"
     assert record.find(admin, "11").job == "11-1"
     assert record.find(admin, "aa") == last

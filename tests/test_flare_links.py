@@ -167,7 +167,7 @@ def test_a_link_cut_for_10_and_for_40_seconds_loses_nothing_within_patience(
 ) -> None:
     cutter = Cutter(net, {"split/1/work": 10.0, "split/2/work": 40.0})
     ours = played(there, cutter, there.asked("split"), there.house.root / "out")
-    compared["same"](there.house, ("split",), ours)
+    compared["same"](there.house, ("split",), ours, lambda counted, sent: counted > sent)
 
 
 def test_who_is_away_for_longer_than_patience_misses_the_round_and_takes_part_again(

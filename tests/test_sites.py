@@ -92,9 +92,6 @@ def test_sites_end_with_the_adapters_bytes_and_flops_of_one_process(
 def test_options_mean_the_same_between_sites(tmp_path: Path, more: dict[str, str]) -> None:
     mode: ModeName = "split" if "split" in next(iter(more)) else "params"
     there = house(tmp_path, **more)
-    for name in ("server", *sites["SITES"]):
-        place = tmp_path / name / "local" / "policy.toml"
-        place.write_text(place.read_text().replace("[limits]", "[limits]\ncohort = 1"))
     assert Meeting(there, there.spec(mode)).play()["done"]
     same(there, (mode,), result(there))
 

@@ -338,9 +338,6 @@ def test_a_run_does_not_begin_without_a_site_unless_the_quorum_spares_it(
     def played(quorum: str, run: str) -> Mapping[str, Any]:
         keys = {"federation.patience_s": "1", "federation.quorum": quorum}
         there = house(tmp_path / run, **keys, rounds="1")
-        for name in ("server", *SITES):
-            place = there.root / name / "local" / "policy.toml"
-            place.write_text(place.read_text().replace("[limits]", "[limits]\ncohort = 2"))
         return Meeting(there, there.spec("params", run=run), lose).play()
 
     ended = played("1.0", "a" * 12)

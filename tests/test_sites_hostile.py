@@ -769,7 +769,7 @@ def greeted(there: Any, reply: Any) -> Any:
         return reply
 
     place = there.root / "server" / "local" / "policy.toml"
-    place.write_text(place.read_text().replace("[limits]", "[limits]\ncohort = 1"))
+    place.write_text(place.read_text().replace("cohort = 2", "cohort = 1"))
     host = Host(there.root / "server", there.spec("params"), {"bank": Loop(answer)}, ANNA)
     return host.play(there.root / "out")
 
