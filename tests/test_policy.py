@@ -680,3 +680,14 @@ def test_the_page_lists_every_key_with_its_default() -> None:
     for key, default in known.items():
         plain = list(default) if isinstance(default, tuple) else default
         assert written[key] == ("none" if plain is None else f"`{json.dumps(plain)}`"), key
+
+
+def test_limits_and_codecs_left_at_their_defaults_fit_a_job_of_defaults() -> None:
+    text = 'modes = ["params"]\nsubmitters = ["anna"]\n[models]\nm = "' + "a" * 64 + '"\n'
+    text += "[datasets.opinions]\npaths = ['x.csv']\n"
+    text += "columns = { text = 't', label = 'l', silo = 's' }\n"
+    here = Circumstances(
+        now=HERE["now"], submitter="anna", model_sha256="a" * 64, blocks=30, clients=3,
+        round_bytes=1_850_112,
+    )  # fmt: skip
+    assert not decide(parse(text), parse_job(""), here)

@@ -99,7 +99,7 @@ class Limits(Part):
     """How much may leave, and among how many."""
 
     round_mb: Number = 100.0
-    message_mb: Number = 100.0
+    message_mb: Number = 256.0
     cohort: Least = 3
 
 

@@ -34,7 +34,7 @@ last = 0                     # blocks at the end that stay here, at least
 
 [limits]
 round_mb = 100.0             # most megabytes (10^6 bytes) that leave in a round
-message_mb = 100.0           # most in a message: the job's wire.max_mb
+message_mb = 256.0           # most in a message: the job's wire.max_mb
 cohort = 3                   # fewest clients in a round, this one included
 
 [privacy]                    # Triskel has none of these yet: each one refuses every job
