@@ -112,6 +112,21 @@ def test_a_run_that_goes_on_with_fewer_sites_than_it_began_with_says_so(tmp_path
     same(there, ("params",), result(there))
 
 
+def test_what_was_said_before_the_rounds_is_not_shown_in_them(tmp_path: Path) -> None:
+    there, seen = house(tmp_path, rounds="1"), list[dict[str, Any]]()
+
+    def look(_name: str, method: str, _told: Any) -> str:
+        if method == "collect":
+            seen.append(meeting.host.status())
+        return ""
+
+    meeting = Meeting(there, there.spec("params"), look)
+    assert meeting.host.status()["text"] == "asking the sites"
+    assert meeting.play()["done"]
+    assert {(one["round"], one["rounds"], one["text"]) for one in seen} == {(1, 1, "")}
+    assert meeting.host.status()["text"] == "done"
+
+
 def test_a_result_that_cannot_be_copied_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -376,7 +376,7 @@ class Host:
             told = self._told
             if name == "round_start":
                 told |= {"stage": event["stage"], "round": event["round"]}
-                told |= {"rounds": self._job.rounds}
+                told |= {"rounds": self._job.rounds, "text": ""}  # what was said before is past
             if name == "message":
                 way = f"{event['direction']}_bytes"
                 told[way] = told.get(way, 0) + event["bytes"]
