@@ -249,6 +249,8 @@ class Meeting:
         finally:
             for site in self.sites.values():
                 site.close()
+            for site in self.sites.values():
+                site._hand.shutdown()  # nothing of a site goes on into the next test
 
 
 def hurry(patch: Any) -> None:

@@ -346,16 +346,38 @@ def test_a_run_does_not_begin_without_a_site_unless_the_quorum_spares_it(
     assert played("0.6", "b" * 12)["done"]
 
 
+def test_a_run_is_played_by_one_job_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triskel.engines.flare.host.LINGER_S", 0.1)
+    there = house(tmp_path, rounds="1")
+    tried: list[Mapping[str, Any]] = []
+
+    def lose(_n: str, method: str, _a: Mapping[str, Any]) -> str:
+        if method == "collect" and not tried:  # resumed by somebody while it runs
+            tried.append({})
+            tried[0] = Meeting(there, there.spec("params")).host.play(tmp_path / "other")
+        return ""
+
+    assert Meeting(there, there.spec("params"), lose).play()["done"]
+    assert (tried[0]["done"], tried[0]["refused"]) == (False, True)
+    assert "is played by another job of this server" in tried[0]["error"]
+    assert Meeting(there, there.spec("params")).play()["done"], "it is free again"
+
+
 def test_what_a_site_keeps_is_on_disk_before_its_index_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, real = list[str](), kept.write_text
 
     def index(place: Path, text: str) -> None:
-        order.append("index")
+        order.extend(["index"] * place.is_relative_to(tmp_path))
         real(place, text)
 
-    monkeypatch.setattr(kept.Store, "flush", lambda _: order.append("flush"))
+    def flush(store: kept.Store) -> None:  # a site of the test before may still keep what it did
+        order.extend(["flush"] * store._folder.is_relative_to(tmp_path))
+
+    monkeypatch.setattr(kept.Store, "flush", flush)
     monkeypatch.setattr(kept, "write_text", index)
     kept.Kept(tmp_path / "params", "bank").keep(ClientState(), 1)
     assert order == ["flush", "index"]

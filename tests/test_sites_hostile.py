@@ -673,6 +673,22 @@ def test_what_a_round_and_its_test_send_is_what_the_policy_decided_on(
         party.close()
 
 
+def test_what_flare_counted_is_told_as_received_and_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager = flare.StatsPoolManager
+    monkeypatch.setattr(manager, "pools", {})
+    assert flare._crossed() is None
+    for name, scope, sizes in (
+        ("Received_Msg_Sizes", "server", (0.5, 3.0)), ("Sent_Msg_Sizes", "server", (0.25,)),
+        ("Received_Msg_Sizes", "server.job", (1.0,)), ("Request_Response", "server", (9.0,)),
+    ):  # fmt: skip
+        pool = manager.add_msg_size_pool(name, "", scope=scope)
+        for place, size in enumerate(sizes):
+            pool.record_value(f"category {place}", size)
+    assert flare._crossed() == (4.5 * 2**20, 0.25 * 2**20)
+
+
 def test_whatever_leaves_has_its_line_in_the_log_before_it_left(party: Any) -> None:
     logs = {n: party.house.root / n / "triskel" / "audit.jsonl" for n in SITES}
     count = {"ask": 0, "hand_over": 0}

@@ -10,11 +10,14 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
@@ -47,6 +50,8 @@ LOADING_S = 30.0
 """How long a site may be silent at least before the first round: its process begins to load."""
 READY_S = 600.0
 """How long sites have to read their data and load their models."""
+LINGER_S = 60.0
+"""How long a job waits for another one of the same run to end."""
 ENDED = "ended.json"
 ROSTER = "-sites.json"
 """Who took part when the run began, and what each said it holds."""
@@ -147,12 +152,13 @@ class Host:
         folder: Path | None = None
         try:
             folder = self._folder
-            refusal = self._admitted()
-            if refusal:
-                ended |= {"error": refusal, "refused": True}
-            else:
-                self._compared(folder)
-                ended["done"] = True
+            with _alone(folder):
+                refusal = self._admitted()
+                if refusal:
+                    ended |= {"error": refusal, "refused": True}
+                else:
+                    self._compared(folder)
+                    ended["done"] = True
         except TriskelError as error:
             ended |= {"error": str(error), "refused": isinstance(error, JobError)}
             ended["again"] = isinstance(error, RoundError) and not self._stopped()
@@ -386,6 +392,27 @@ class Host:
                 told["text"] = event["text"]
         if name not in SILENT:
             LOGGER.info("%s", json.dumps(dict(event), default=str))
+
+
+@contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """Keep every other job of this server from playing the same run.
+
+    Raises:
+        JobError: One does, and did not end: two supervisors, or a run resumed while it runs.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=LINGER_S)  # what holds it may be the process of a killed server
+    except Timeout:
+        raise JobError(
+            f"run {folder.name} is played by another job of this server; wait for its end"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _presence(reply: Reply) -> Present | str | None:
