@@ -200,7 +200,7 @@ def count(body: Body, piece: Piece) -> Cost:
     Raises:
         MeterError: A product is unknown to the counter, or the polynomial misses the check shape.
     """
-    shapes = [s if body.task == "causal" else (s[0], s[1], s[0]) for s in SHAPES]
+    shapes = list(dict.fromkeys(s if body.task == "causal" else (*s[:2], s[0]) for s in SHAPES))
     seen = _both(body, piece, shapes)
     points = dict(zip(shapes, (flops for flops, _ in seen), strict=True))
     solved = _solve([_flop_terms(*s) for s in points], [Fraction(f) for f in points.values()])
@@ -289,10 +289,11 @@ def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> t
         return tensor
 
     counter = _Counter()
-    with counter if body.choice.path == "reference" else nullcontext():  # fused blocks do not count
+    counts = body.choice.path == "reference"  # fused blocks are not counted, only what they save
+    with counter if counts else nullcontext():
         with torch.autograd.graph.saved_tensors_hooks(keep, _same):
             out, backward = _forward(body, piece, batch, parameters)
-        if backward:
+        if backward and counts:
             out.float().sum().backward()
     return counter.flops, sum(s.nbytes() for s in saved.values())
 

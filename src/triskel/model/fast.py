@@ -35,6 +35,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj")
 GATED = ("gate_proj", "up_proj")
 MAX_SIDE_BY_SIDE = 128
 """Largest K r: beyond it, factors side by side cost more than they save."""
+SHORT = 32
+"""Rows of fewer numbers than this go backward through softmax sooner in float32 on a CPU."""
 
 Parameters = Mapping[str, nn.Parameter]
 """One party's trainable tensors, as leaves autograd can differentiate by."""
@@ -204,11 +206,14 @@ class FastBlocks:
         return hidden.repeat(self._heads // self._groups, 1)
 
     def _rotary(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, [tokens, half a head]."""
+        """Return cosines and sines of q and k, [tokens, heads, size]; sines of left halves < 0."""
         places = torch.arange(h.shape[1], device=h.device)[None]
         cos, sin = self._blocks.model.model.rotary_emb(h, places)
-        half = cos.shape[-1] // 2
-        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+        left, right = sin[0].chunk(2, dim=-1)
+        both = torch.stack([cos[0], torch.cat([-left, right], dim=-1)])
+        heads = self._heads + self._groups  # each has its own copy: long rows are turned sooner
+        cos, sin = both[:, :, None].expand(-1, -1, heads, -1).contiguous()
+        return cos, sin
 
     def _fuse(self, index: int) -> _Block:
         layer: Any = self._blocks.list[index]
@@ -387,10 +392,12 @@ class _Attend(Function):
         k = _grouped(turned[:, :, heads:], groups)
         v = _grouped(qkv[..., (heads + groups) * size :].view(rows, tokens, groups, size), groups)
         scale = size**-0.5
-        p = torch.softmax(torch.baddbmm(mask, q, k.mT, alpha=scale), dim=-1)
+        scores = torch.baddbmm(mask, q, k.mT, alpha=scale)
+        p = torch.softmax(scores, dim=-1, dtype=_wide(scores)).to(scores.dtype)
         ctx.save_for_backward(q, k, v, p, cos, sin)
         ctx.sizes, ctx.scale = (rows, tokens, heads, groups, size), scale
-        return _ungrouped(torch.bmm(p, v), rows, tokens).reshape(rows, tokens, -1)
+        mixed = _ungrouped(torch.bmm(p, v), qkv.new_empty(rows, tokens, heads, size))
+        return mixed.view(rows, tokens, -1)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
@@ -399,12 +406,13 @@ class _Attend(Function):
         rows, tokens, heads, groups, size = ctx.sizes
         g = _grouped(slopes[0].view(rows, tokens, heads, size), groups)
         found = g.new_empty(rows, tokens, heads + 2 * groups, size)
-        found[:, :, heads + groups :] = _ungrouped(torch.bmm(p.mT, g), rows, tokens)
-        ds = torch.ops.aten._softmax_backward_data(torch.bmm(g, v.mT), p, -1, p.dtype)  # noqa: SLF001 - torch's own name
-        ds *= ctx.scale
+        _ungrouped(torch.bmm(p.mT, g), found[:, :, heads + groups :])
+        dp, wide = torch.bmm(g, v.mT), _wide(p) if tokens < SHORT else p.dtype
+        back = torch.ops.aten._softmax_backward_data  # noqa: SLF001 - torch's own name
+        ds = back(dp.to(wide), p.to(wide), -1, wide).to(p.dtype).mul_(ctx.scale)
         both = g.new_empty(rows, tokens, heads + groups, size)
-        both[:, :, :heads] = _ungrouped(torch.bmm(ds, k), rows, tokens)
-        both[:, :, heads:] = _ungrouped(torch.bmm(ds.mT, q), rows, tokens)
+        _ungrouped(torch.bmm(ds, k), both[:, :, :heads])
+        _ungrouped(torch.bmm(ds.mT, q), both[:, :, heads:])
         _turn(both, cos, -sin, into=found[:, :, : heads + groups])
         return found.view(rows, tokens, -1), None, None, None, None, None
 
@@ -416,15 +424,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, into: Tensor | None = None) -> Tensor:
     """Return the two halves of every head turned by its position's angles."""
-    into = torch.empty_like(x, memory_format=torch.contiguous_format) if into is None else into
-    cos, sin = cos[:, None], sin[:, None]
     left, right = x.chunk(2, dim=-1)
-    one, two = into.chunk(2, dim=-1)
-    torch.mul(left, cos, out=one)
-    one.addcmul_(right, sin, value=-1)
-    torch.mul(right, cos, out=two)
-    two.addcmul_(left, sin)
-    return into
+    return torch.addcmul(x * cos, torch.cat([right, left], dim=-1), sin, out=into)
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
@@ -434,21 +435,20 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
     return parts.reshape(rows * groups, -1, size)
 
 
-def _ungrouped(x: Tensor, rows: int, tokens: int) -> Tensor:
-    """Return [rows, tokens, heads, size] of what `_grouped` returned."""
-    size = x.shape[-1]
+def _ungrouped(x: Tensor, into: Tensor) -> Tensor:
+    """Return [rows, tokens, heads, size], filled with what `_grouped` made something like."""
+    rows, tokens, _, size = into.shape
     groups = x.shape[0] // rows
     parts = x.view(rows, groups, -1, tokens, size).permute(0, 3, 1, 2, 4)
-    return parts.reshape(rows, tokens, -1, size)
+    into.view(parts.shape).copy_(parts)
+    return into
 
 
 def _flash(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, groups: int) -> Tensor:
     """Return the mixed values by the library's kernel, which never holds all scores."""
     rows, tokens, wide = qkv.shape
     parts = qkv.view(rows, tokens, -1, wide // (heads + 2 * groups))
-    left, right = parts[:, :, : heads + groups].chunk(2, dim=-1)
-    c, s = cos[:, None], sin[:, None]
-    turned = torch.cat([left * c - right * s, right * c + left * s], dim=-1)
+    turned = _turn(parts[:, :, : heads + groups], cos, sin)
     q, k = turned[:, :, :heads].transpose(1, 2), turned[:, :, heads:].transpose(1, 2)
     v = parts[:, :, heads + groups :].transpose(1, 2)
     mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != groups)
