@@ -49,11 +49,14 @@ class Mean:
         if not (math.isfinite(weight) and weight > 0):
             raise RoundError(f"an update must rest on a positive number of examples, got {weight}")
         sums, held = dict(total.sums), dict(total.held)
-        for name, tensor in tensors.items():
-            wide = tensor.detach().double()
-            known = sums.get(name)
-            sums[name] = wide * weight if known is None else known.add(wide, alpha=weight)
-            held[name] = held.get(name, 0.0) + weight
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                known = sums.get(name)
+                if known is None:
+                    sums[name] = tensor.double() * weight
+                else:  # float64 is the wider of the two, so product and sum are made in it
+                    sums[name] = known.add(tensor, alpha=weight)
+                held[name] = held.get(name, 0.0) + weight
         return MeanTotal(
             sums=sums,
             held=held,

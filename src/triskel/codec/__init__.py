@@ -62,7 +62,11 @@ def decode(message: Message) -> Message:
 def _encode(name: str, section: Section, codec: CodecName) -> Section:
     if codec in section.codec:
         raise CodecError(f"section {name!r} already carries {codec}; encode a message once")
-    floats = {n: x.detach() for n, x in section.tensors.items() if x.is_floating_point()}
+    floats = {
+        n: x.detach() if x.requires_grad else x
+        for n, x in section.tensors.items()
+        if x.is_floating_point()
+    }
     rest = {n: x for n, x in section.tensors.items() if n not in floats}
     try:
         coded, facts, _ = CODECS[codec].encode(floats, {})
@@ -116,13 +120,12 @@ def _restore(tensors: Tensors, dtype: Fact) -> Tensors:
         to = DTYPES.get(wanted) if isinstance(wanted, str) else None
         if to is None or not to.is_floating_point:
             raise MessageError(f"fact 'dtype' must name float dtypes, got {show(wanted)}")
-        restored[name] = _within(tensors[name], to)
+        if tensors[name].dtype != to:
+            restored[name] = _within(tensors[name], to)
     return restored
 
 
 def _within(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.dtype == dtype:
-        return x
     most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
     # In float32, because a narrow type may have no number between `most` and infinity.
     return x.to(torch.float32).clamp(-most, most).to(dtype)

@@ -38,14 +38,14 @@ class Cast:
         Raises:
             CodecError: A number is not finite in `dtype`.
         """
-        cast = {name: x.to(self.dtype) for name, x in tensors.items()}
+        cast = {name: x.to(self.dtype) for name, x in tensors.items() if x.dtype != self.dtype}
         for name, x in cast.items():
-            if x is not tensors[name] and not is_finite(x):
+            if not is_finite(x):
                 raise CodecError(
                     f"tensor {name!r} reaches {float(tensors[name].abs().max()):.6g}, and "
                     f"{self.dtype} ends at {torch.finfo(self.dtype).max:.6g}; choose fp32 or raw"
                 )
-        return cast, {}, state
+        return {**tensors, **cast}, {}, state
 
     def decode(self, tensors: Tensors, _facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
         """Return the tensors as they came; `codec.decode` gives them their dtype back.

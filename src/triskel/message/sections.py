@@ -6,6 +6,7 @@ tensors (packed codes, scales), so `pack` and `unpack` leave it alone and `codec
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -101,22 +102,31 @@ def _lowrank(section: Section) -> Iterator[str]:
     """Float pairs `*.lora_A*` [rank, in] and `*.lora_B*` [out, rank]; fact `scale` above 0."""
     yield from _all(section.tensors, "float")
     for name, x in section.tensors.items():
-        found = _PAIR.fullmatch(name)
-        if found is None:
+        twin, side = _twin(name)
+        if not twin:
             yield f"tensor {name!r} is neither a lora_A nor a lora_B"
             return
-        twin = found["before"] + ("B" if found["side"] == "A" else "A") + found["after"]
         y = section.tensors.get(twin)
         if y is None:
             yield f"tensor {name!r} lacks its other half {twin!r}"
             return
         if x.dim() != 2 or y.dim() != 2:  # noqa: PLR2004  a matrix
             yield f"pair {name!r} and {twin!r} must be matrices, got {x.dim()} and {y.dim()} axes"
-        if found["side"] == "A" and x.shape[0] != y.shape[1]:
+        if side == "A" and x.shape[0] != y.shape[1]:
             yield f"pair {name!r} and {twin!r} has ranks {x.shape[0]} and {y.shape[1]}"
     scale = section.facts.get("scale")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
         yield f"fact 'scale' must be a number above 0, got {show(scale)}"
+
+
+@lru_cache(maxsize=4096)
+def _twin(name: str) -> tuple[str, str]:
+    """Return the name of a factor's other half and which half it is; nothing for other names."""
+    found = _PAIR.fullmatch(name)
+    if found is None:
+        return "", ""
+    side = found["side"]
+    return found["before"] + ("B" if side == "A" else "A") + found["after"], side
 
 
 def _sparse(section: Section) -> Iterator[str]:
