@@ -45,7 +45,7 @@ def usual(job: Job, examples: Examples, classes: int, seed: int) -> Any:
             {
                 "input_ids": pad(texts, batch_first=True, padding_value=padding),
                 "attention_mask": pad([torch.ones_like(t) for t in texts], batch_first=True),
-                "labels": examples.labels[chosen],
+                "labels": torch.tensor([examples.labels[i] for i in chosen]),
             }
         )
 

@@ -116,14 +116,14 @@ def test_a_text_becomes_its_ids_and_its_class() -> None:
     rows = Rows(text=("good film", "bad book"), label=("yes", "no"))
     found = tokenise(rows, words(), job=job("classify"), classes=("no", "yes"))
     assert [ids.tolist() for ids in found.ids] == [[3, 5], [4, 6]]
-    assert found.labels.tolist() == [1, 0]
+    assert list(found.labels) == [1, 0]
     assert not found.scored
-    assert found.labels.dtype == found.ids[0].dtype == torch.int64
+    assert found.ids[0].dtype == torch.int64
 
 
 def test_rows_without_labels_are_unknown() -> None:
     found = tokenise(Rows(text=("good", "bad")), words(), job=job("classify"), classes=("a", "b"))
-    assert found.labels.tolist() == [-1, -1]
+    assert list(found.labels) == [-1, -1]
 
 
 def test_an_encoder_keeps_its_special_tokens_when_a_text_is_cut() -> None:
@@ -150,7 +150,7 @@ def test_no_rows_are_no_examples() -> None:
     for task in ("classify", "causal"):
         found = tokenise(Rows(), pieces(), job=job(task), classes=())
         assert len(found) == 0
-        assert found.labels.shape == (0,)
+        assert len(found.labels) == 0
 
 
 def test_a_strange_label_is_named() -> None:

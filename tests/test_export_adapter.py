@@ -253,7 +253,7 @@ def test_the_code_on_a_classifiers_card_runs_and_agrees(
     assert space["model"].config.id2label == dict(enumerate(CLASSES))
     assert capsys.readouterr().out.count(" -> ") == 2
     ids = [torch.tensor(space["tokenizer"](text)["input_ids"]) for text in space["texts"]]
-    texts = Examples(ids=ids, labels=torch.zeros(2, dtype=torch.int64))
+    texts = Examples(ids=ids, labels=(0, 0))
     with torch.no_grad():
         batch = batch_of(texts, [0, 1], pool=body.blocks.pool)
         ours = body.logits(body.parameters(tensors), batch)

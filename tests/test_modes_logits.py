@@ -45,9 +45,7 @@ def federation(
 
     counts = {"ann": 8, "bob": 5} if counts is None else counts
     workers = [party(n, tiny.examples(k, task, seed=k)) for n, k in counts.items()]
-    nothing = tiny.worker(
-        "x", job, body, replace(public, ids=(), labels=public.labels[:0], scored=())
-    )
+    nothing = tiny.worker("x", job, body, replace(public, ids=(), labels=(), scored=()))
     return Logits(server=replace(nothing, client="server", public=public)), workers
 
 

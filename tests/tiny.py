@@ -171,11 +171,11 @@ def examples(
 
     ids = [draw(2, VOCABULARY, int(draw(short, long + 1))) for _ in range(count)]
     if task == "classify":
-        return Examples(ids=ids, labels=draw(0, CLASSES, count))
+        return Examples(ids=ids, labels=draw(0, CLASSES, count).tolist())
     scored = [draw(0, 2, len(row)).bool() for row in ids]
     for row in scored:
         row[0], row[-1] = False, True
-    return Examples(ids=ids, labels=torch.zeros(0, dtype=torch.int64), scored=scored)
+    return Examples(ids=ids, labels=(), scored=scored)
 
 
 def random_like(tensors: Mapping[str, Tensor], seed: int, std: float = 0.3) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def worker(  # noqa: PLR0913 - what a worker brings
     watch: Callable[[Mapping[str, Any]], None] = ignore,
 ) -> Worker:
     """Return a client; what is not given is empty."""
-    empty = Examples(ids=(), labels=torch.zeros(0, dtype=torch.int64))
+    empty = Examples(ids=(), labels=())
     return Worker(
         client=client,
         job=job,
@@ -414,4 +414,4 @@ def equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
 
 def relabelled(examples: Examples, labels: Sequence[int]) -> Examples:
     """Return the same texts with other labels."""
-    return replace(examples, labels=torch.tensor(list(labels)))
+    return replace(examples, labels=labels)

@@ -81,7 +81,7 @@ def _base(bench: Bench, watch: Watch) -> dict[str, Any]:
 def _majority(bench: Bench) -> dict[str, Any]:
     """Predict the most frequent training label; its loss is that of label shares, add-one."""
     classes = len(bench.federation.classes)
-    labels = [int(x) for c in bench.clients for x in bench.share(c).train.labels if x >= 0]
+    labels = [x for c in bench.clients for x in bench.share(c).train.labels if x >= 0]
     seen = Counter(labels)
     most = max(range(classes), key=lambda c: (seen[c], -c))
     share = [(seen[c] + 1) / (len(labels) + classes) for c in range(classes)]
@@ -89,7 +89,7 @@ def _majority(bench: Bench) -> dict[str, Any]:
     hits = total = 0
     loss = 0.0
     for client in bench.clients:
-        tests = [int(x) for x in bench.share(client).test.labels if x >= 0]
+        tests = [x for x in bench.share(client).test.labels if x >= 0]
         right = sum(x == most for x in tests)
         nats = -sum(math.log(share[x]) for x in tests)
         each[client] = {
@@ -109,5 +109,5 @@ def _majority(bench: Bench) -> dict[str, Any]:
 
 def _tested(bench: Bench) -> int:
     """Return how many classes occur in the test shares or are predicted by the majority rule."""
-    seen = {int(x) for c in bench.clients for x in bench.share(c).test.labels if x >= 0}
+    seen = {x for c in bench.clients for x in bench.share(c).test.labels if x >= 0}
     return max(len(seen), 1)

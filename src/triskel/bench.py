@@ -199,10 +199,8 @@ class Bench:
 
     def server(self, watch: Watch) -> Worker:
         """Return the server as a worker: its model and the public set, nothing private."""
-        body = self.body()
-        public = self.public(body)
-        none = Examples(ids=(), labels=public.labels[:0])
-        return self.hand(SERVER, body, Share(train=none, test=none), watch)
+        none = Examples(ids=(), labels=())
+        return self.hand(SERVER, self.body(), Share(train=none, test=none), watch)
 
     def same_tokens(self) -> str | None:
         """Return why predictions on tokens cannot be compared, or None when they can."""

@@ -161,7 +161,7 @@ class Examples:
     """
 
     ids: Sequence[Int[Tensor, " _tokens"]]
-    labels: Int[Tensor, " examples"]
+    labels: Sequence[int]
     scored: Sequence[Bool[Tensor, " _tokens"]] = ()
 
     def __len__(self) -> int:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
@@ -82,7 +80,7 @@ def batch_of(
     else:
         rows = torch.arange(len(ids))
         columns = lengths - 1 if pool == "last" else torch.zeros_like(lengths)
-        targets = examples.labels[torch.tensor(list(indices))]
+        targets = torch.tensor([examples.labels[i] for i in indices])
     return Batch(
         ids=pad_sequence(ids, batch_first=True),
         lengths=lengths,
@@ -167,16 +165,16 @@ def _blank(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _labels(rows: Rows, classes: Sequence[str]) -> Int[Tensor, " rows"]:
+def _labels(rows: Rows, classes: Sequence[str]) -> tuple[int, ...]:
     if not rows.label:
-        return torch.full((len(rows),), -1)
+        return (-1,) * len(rows)
     index = {name: number for number, name in enumerate(classes)}
     strange = sorted(set(rows.label) - index.keys())
     if strange:
         raise DataError(
             f"label {strange[0]!r} is not a class; the classes are {', '.join(classes)}"
         )
-    return torch.tensor([index[label] for label in rows.label], dtype=torch.int64)
+    return tuple(index[label] for label in rows.label)
 
 
 # --- causal -----------------------------------------------------------------------------------
@@ -202,7 +200,7 @@ def _causal(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, job: Job) -> Exam
             kept_scored.append(scored[: job.train.max_tokens])
     return Examples(
         ids=Ragged.ids(kept_ids),
-        labels=torch.zeros(0, dtype=torch.int64),
+        labels=(),
         scored=Ragged.marks(kept_scored),
     )
 

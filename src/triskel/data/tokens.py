@@ -86,7 +86,7 @@ def concatenated(parts: Sequence[Examples]) -> Examples:
     """Return the examples of all parts, one part after the other; at least one part."""
     return Examples(
         ids=_joined([p.ids for p in parts]),
-        labels=torch.cat([p.labels for p in parts]),
+        labels=[label for p in parts for label in p.labels],
         scored=_joined([p.scored for p in parts]),
     )
 

@@ -111,6 +111,7 @@ class Body:
         self.path = str(path)
         self._slots = insert(self.blocks, adapter, seed=seed)
         model.eval()  # PEFT's own layers start in training mode
+        self._first = next(model.parameters())
         self._dropouts = [
             m for n, m in model.named_modules() if "lora_dropout" in n and isinstance(m, nn.Dropout)
         ]
@@ -150,7 +151,7 @@ class Body:
     @property
     def device(self) -> torch.device:
         """Where the base model is."""
-        return next(self.blocks.model.parameters()).device
+        return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -166,7 +167,7 @@ class Body:
             ModelError: A name or shape is not this body's.
         """
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        leaves: dict[str, nn.Parameter] = {}
+        device, leaves = self.device, dict[str, nn.Parameter]()
         for name, tensor in tensors.items():
             expected = self.initial.get(name)
             if expected is None or expected.shape != tensor.shape:
@@ -175,7 +176,7 @@ class Body:
                     f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit this model, "
                     f"which has {shape}"
                 )
-            copy = tensor.detach().to(device=self.device, dtype=dtype, copy=True)
+            copy = tensor.detach().to(device=device, dtype=dtype, copy=True)
             leaves[name] = nn.Parameter(copy)
         return leaves
 
