@@ -23,7 +23,7 @@ from triskel.types import Examples
 
 def plain(examples: Examples) -> dict[str, list[Any]]:
     """Return examples as lists of numbers."""
-    return {"ids": [row.tolist() for row in examples.ids], "labels": examples.labels.tolist()}
+    return {"ids": [row.tolist() for row in examples.ids], "labels": list(examples.labels)}
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
         "order": order,
         "test": {
             "ids": [row.tolist() for test in tests for row in test.ids],
-            "labels": torch.cat([test.labels for test in tests]).tolist(),
+            "labels": [label for test in tests for label in test.labels],
         },
     }
     chosen.folder.mkdir(parents=True, exist_ok=True)
