@@ -5,6 +5,7 @@ over the time the engine takes with its own grouping (which may decide to run th
 8 clients of 1 x 32 tokens, 8 of 4 x 32 and 4 of 16 x 32. `gradient_gap` is the largest norm-wise
 difference of a tensor's gradient between the two ways, in float32, over clients and tensors, for
 batches of one shape; `gradient_gap_ragged` for clients whose batches differ in rows and length.
+`gradient_error` is the same for one pass against float64, `gradient_error_apart` for one by one.
 `swap_share` is what it takes to go from one client to the next, over a step of 16 x 32 tokens:
 pointing every slot of the library's blocks at the next client's tensors. (Fused blocks are handed
 the tensors of the client that runs, and only the head's slots are pointed.)
@@ -74,6 +75,17 @@ def gradients(body: Body, works: Sequence[Descent], *, together: bool) -> list[t
     return list(torch.autograd.grad(losses, leaves))
 
 
+def works_of(body: Body, shapes: Sequence[tuple[int, int, int]], seed: int) -> list[Descent]:
+    """Return steps of clients, rows and tokens of each shape."""
+    return [one for i, shape in enumerate(shapes) for one in steps(body, *shape, seed + i)]
+
+
+def gaps(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> list[float]:
+    """Return the norm of each tensor's difference over its own."""
+    pairs = zip(found, wanted, strict=True)
+    return [float((a.double() - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs]
+
+
 def main() -> None:
     """Answer the question."""
     options = measure.arguments(__doc__ or "")
@@ -96,16 +108,18 @@ def main() -> None:
                 party = parties[turn % len(parties)]
                 swaps.append(measure.seconds(lambda p=party: body.install(p, p)))
             figures["swap_share"] = measure.ratios(swaps, one)
-    exact = prepare(load(None, ["model.compute=fast", "model.dtype=float32"]), quiet).body()
-    even = steps(exact, 4, 3, 19, chosen.seed)
-    ragged = [*steps(exact, 2, 3, 19, chosen.seed), *steps(exact, 2, 5, 13, chosen.seed + 1)]
-    for name, works in (("gradient_gap", even), ("gradient_gap_ragged", ragged)):
-        pairs = zip(
-            gradients(exact, works, together=True),
-            gradients(exact, works, together=False),
-            strict=True,
+    bodies = {
+        dtype: prepare(load(None, ["model.compute=fast", f"model.dtype={dtype}"]), quiet).body()
+        for dtype in ("float32", "float64")
+    }
+    for name, shapes in (("", ((4, 3, 19),)), ("_ragged", ((2, 3, 19), (2, 5, 13)))):
+        joint, apart, true = (
+            gradients(bodies[dtype], works_of(bodies[dtype], shapes, chosen.seed), together=joins)
+            for dtype, joins in (("float32", True), ("float32", False), ("float64", False))
         )
-        figures[name] = [float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs]
+        figures[f"gradient_gap{name}"] = gaps(joint, apart)
+        figures[f"gradient_error{name}"] = gaps(joint, true)
+        figures[f"gradient_error_apart{name}"] = gaps(apart, true)
     measure.report("clients", figures, seed=chosen.seed, out=chosen.out, rank=body.adapter.rank)
 
 

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from ours import job_of, quiet
 from safetensors.torch import save_file
 from work import ADAPTER
