@@ -60,7 +60,7 @@ def test_a_measurement_is_made_once(body: Body, tmp_path: Path) -> None:
     said: list[str] = []
     found = choose(body, "auto", cache=tmp_path, say=said.append)
     assert said == ["timing how this model trains fastest on this machine; done once"]
-    (place,) = tmp_path.iterdir()
+    (place,) = (tmp_path / "choices").iterdir()
     assert Choice(**json.loads(place.read_text())) == found
     assert choose(body, "auto", cache=tmp_path, say=silent) == found
     assert body.choice == Choice()
@@ -69,7 +69,19 @@ def test_a_measurement_is_made_once(body: Body, tmp_path: Path) -> None:
     assert len(said) == 2
     other = tiny.body("llama", tiny.job(adapter={"rank": 4}))
     choose(other, "auto", cache=tmp_path, say=said.append)
-    assert len(list(tmp_path.iterdir())) == 2, "another adapter is another measurement"
+    kept = tmp_path / "choices"
+    assert len(list(kept.iterdir())) == 2, "another adapter is another measurement"
+    place.write_text('{"path": "fast", "speed": 9}', encoding="utf-8")
+    assert choose(body, "auto", cache=tmp_path, say=said.append).path in {"fast", "reference"}
+    assert len(said) == 4, "a version that chose between other things is not believed"
+
+
+@pytest.mark.usefixtures("large")
+def test_a_cache_that_cannot_be_written_stops_nobody(body: Body, tmp_path: Path) -> None:
+    (tmp_path / "choices").write_text("no folder")
+    said: list[str] = []
+    choose(body, "auto", cache=tmp_path, say=said.append)
+    assert said[1].startswith("this machine cannot remember what it found out about the model: ")
 
 
 @pytest.mark.parametrize(

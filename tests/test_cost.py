@@ -25,7 +25,8 @@ from triskel.job import Adapter, Model
 from triskel.ledger import Ledger
 from triskel.model import cost
 from triskel.model.body import Body
-from triskel.model.cost import Costs, Piece, count
+from triskel.model.choose import FAST
+from triskel.model.cost import Cost, Costs, Piece, count
 from triskel.model.load import load
 from triskel.stages import MAKERS
 from triskel.types import Batch
@@ -371,6 +372,48 @@ def test_a_peak_is_weights_gradients_moments_and_saved_bytes(bodies: Bodies) -> 
     meter.ran(batch, Piece("forward"))
     assert meter.peak_bytes == before, "the largest, not the last"
     assert meter.tokens == 36
+
+
+def test_a_count_that_took_long_is_remembered_for_this_model_and_code_only(
+    bodies: Bodies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, piece, counted = bodies("llama"), Piece("top", low=1), list[Piece]()
+
+    def counting(body: Body, piece: Piece) -> Cost:
+        counted.append(piece)
+        return count(body, piece)
+
+    def asked(of: Body = body, what: Piece = piece) -> Cost:
+        return Costs(of, tmp_path, pytest.fail)[what]
+
+    monkeypatch.setattr(cost, "count", counting)
+    asked()
+    assert not (tmp_path / "costs").exists(), "a tiny model is counted sooner than it is looked up"
+    monkeypatch.setattr(cost, "WORTH_KEEPING_S", 0.0)
+    wanted, counted[:] = asked(), []
+    assert asked() == wanted == count(body, piece)
+    assert not counted
+    (place,) = (tmp_path / "costs").iterdir()
+    whole = place.read_text()
+    for damage in (whole[:9], "[]", whole.replace('"flops": [', '"flops": [1, '), '{"flops": [1]}'):
+        place.write_text(damage)
+        counted.clear()
+        assert asked() == wanted
+        assert counted == [piece], damage
+    counted.clear()
+    asked(what=Piece("train"))
+    asked(bodies("llama", "causal"))
+    before = body.choice
+    body.use(FAST)
+    asked()
+    body.use(before)
+    monkeypatch.setattr(cost, "code_sha256", lambda: "of another version")
+    asked()
+    assert len(counted) == 4, "another piece, task, path and version are counted anew"
+    (tmp_path / "file").write_text("no folder")
+    said: list[str] = []
+    assert Costs(body, tmp_path / "file", said.append)[piece] == wanted
+    assert len(said) == 1
 
 
 def test_parts_that_two_pieces_share_are_resident_once(bodies: Bodies) -> None:

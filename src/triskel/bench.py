@@ -108,8 +108,7 @@ class Bench:
                     "back, or delete it to choose anew (results may differ by rounding)"
                 ) from error
         model = self.job.model
-        folder = cache_folder() / "choices"
-        choice = choose(body, model.compute, cache=folder, say=self._say)
+        choice = choose(body, model.compute, cache=cache_folder(), say=self._say)
         if choice.path == "fast" and model.recompute != "never":
             train = self.job.train
             body.use(choice)
@@ -135,7 +134,7 @@ class Bench:
 
     def costs(self, body: Body) -> Costs:
         """Return what pieces of a model cost, counted once."""
-        return self._costs.setdefault(id(body), Costs(body))
+        return self._costs.setdefault(id(body), Costs(body, cache_folder(), self._say))
 
     def share(self, client: ClientId) -> Share:
         """Return a client's examples as its own model's tokens."""

@@ -1,21 +1,18 @@
 """How a body computes on this machine: chosen by measuring once, and remembered.
 
 What is chosen changes speed, and results by no more than rounding. A large model is timed for some
-seconds the first time it runs on a machine; the outcome lies in the cache folder, by machine and
-model. A small model is not worth timing and takes the defaults.
+seconds the first time it runs on a machine, and the outcome lies in the cache folder. A small model
+is not worth timing and takes the defaults.
 """
 
-import hashlib
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -23,7 +20,7 @@ from triskel.job import Train
 from triskel.model.body import Body, Choice
 from triskel.model.cost import Costs, Piece
 from triskel.model.fast import why_not
-from triskel.model.load import versions
+from triskel.model.memo import place_of, recalled, remember
 from triskel.model.train import MOST, Descent, Learner, Term, Where
 from triskel.types import Batch
 
@@ -48,7 +45,7 @@ def choose(
     Args:
         body: The model; left on the path it is on.
         compute: `reference` or `fast` is taken at its word; `auto` measures.
-        cache: Where outcomes of measurements lie, or None to take the defaults.
+        cache: The cache folder, or None to take the defaults.
         say: Told when a measurement begins.
 
     Raises:
@@ -65,17 +62,14 @@ def choose(
     size = sum(p.numel() for p in body.blocks.model.parameters())
     if compute == "fast" or cache is None or size < WORTH_TIMING:
         return default
-    place = cache / f"{_key(body)}.json"
-    try:
-        return Choice(**json.loads(place.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass  # not measured yet, or by a version that chose between other things
+    place = place_of(cache / "choices", body)
+    known = recalled(place)
+    with suppress(TypeError):  # by a version that chose between other things
+        if known is not None:
+            return Choice(**known)
     say("timing how this model trains fastest on this machine; done once")
     found = measured(body, default)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(asdict(found)), encoding="utf-8")
-    part.replace(place)
+    remember(place, asdict(found), say)
     return found
 
 
@@ -116,29 +110,6 @@ def free_memory(body: Body) -> float:
             if line.startswith("MemAvailable:"):
                 return 1024.0 * int(line.split()[1])
     return math.inf
-
-
-def machine() -> str:
-    """Return what a measurement depends on beside the model."""
-    words = [platform.machine(), str(os.cpu_count()), str(torch.get_num_threads())]
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        words += sorted({x for x in lines if x.startswith(("model name", "flags"))})
-    if torch.cuda.is_available():
-        words.append(torch.cuda.get_device_name())
-    return "\n".join([*words, *versions().values()])
-
-
-def _key(body: Body) -> str:
-    config: Any = body.blocks.config
-    parts = [
-        machine(),
-        json.dumps(config.to_dict(), sort_keys=True, default=str),
-        body.adapter.model_dump_json(),
-        f"{body.task} {body.dtype} {body.device} {body.classes}",
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 def _ratio(body: Body, ways: Sequence[Choice], *, rows: int, tokens: int) -> list[float]:

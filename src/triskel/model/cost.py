@@ -12,11 +12,13 @@ terms that do not grow with B (rotary tables, masks).
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -24,8 +26,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from triskel.code import code_sha256
 from triskel.errors import MeterError
 from triskel.model.body import Body, Choice, Parameters
+from triskel.model.memo import place_of, recalled, remember
 from triskel.types import Batch
 
 PieceKind = Literal["train", "forward", "bottom", "top"]
@@ -33,6 +37,8 @@ PRODUCTS = ("mm", "matmul", "attention", "conv", "linear", "einsum", "dot", "mv"
 SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4))
 """(B, T, S) that are counted; the last one is the check. One row alone would share memory that
 more rows do not."""
+WORTH_KEEPING_S = 0.1
+"""A count that took longer than this is remembered."""
 ADAM_BYTES = 8
 GRADIENT_BYTES = 4
 
@@ -144,11 +150,19 @@ class Meter:
 
 
 class Costs(Mapping[Piece, Cost]):
-    """The costs of one body's pieces, each counted at first use."""
+    """The costs of one body's pieces, each counted at first use.
 
-    def __init__(self, body: Body) -> None:
-        """Remember the body; count nothing yet."""
-        self._body = body
+    Args:
+        body: Whose pieces.
+        cache: The cache folder: a count that took long is there for the next process that runs the
+            same model, adapter and code. None remembers nothing.
+        say: Told where that cannot be written.
+    """
+
+    def __init__(
+        self, body: Body, cache: Path | None = None, say: Callable[[str], None] = print
+    ) -> None:
+        self._body, self._cache, self._say = body, cache, say
         self._known: dict[Piece, Cost] = {}
         self._resident: dict[tuple[Piece, ...], int] = {}
 
@@ -167,8 +181,20 @@ class Costs(Mapping[Piece, Cost]):
 
     def know(self, piece: Piece) -> None:
         """Count a piece now rather than in the middle of a round."""
-        if piece not in self._known:
+        if piece in self._known:
+            return
+        if self._cache is None:
             self._known[piece] = count(self._body, piece)
+            return
+        about = (repr(self._body.choice), repr(self._body.layout), repr(piece), code_sha256())
+        place = place_of(self._cache / "costs", self._body, *about)
+        cost, start = _cost_of(recalled(place)), time.perf_counter()
+        if cost is None:
+            cost = count(self._body, piece)
+            if time.perf_counter() - start > WORTH_KEEPING_S:
+                row = {"flops": cost.flops, "saved": [str(x) for x in cost.saved]}
+                remember(place, row, self._say)
+        self._known[piece] = cost
 
     def meter(self) -> Meter:
         """Return a client's account, at zero."""
@@ -192,6 +218,16 @@ class Costs(Mapping[Piece, Cost]):
                 modules += [m for m in (blocks.norm, blocks.pooler, blocks.head) if m is not None]
         weights = {p.data_ptr(): p.nbytes for m in modules for p in m.parameters()}
         return sum(weights.values())
+
+
+def _cost_of(row: Any) -> Cost | None:
+    """Return a cost as `Costs` remembered it; None for anything else."""
+    try:
+        flops, saved = [int(x) for x in row["flops"]], [Fraction(x) for x in row["saved"]]
+    except (TypeError, ValueError, KeyError):
+        return None
+    whole = len(flops) == len(_flop_terms(1, 1, 1)) and len(saved) == len(_saved_terms(1, 1, 1))
+    return Cost(cast("tuple[int, int, int, int]", tuple(flops)), tuple(saved)) if whole else None
 
 
 def count(body: Body, piece: Piece) -> Cost:

@@ -1,13 +1,11 @@
 """What was submitted, and whose code runs it: both sides read the same, and must be the same."""
 
-import functools
-import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import triskel
+from triskel.code import code_sha256
 from triskel.engines.flare.calls import text
 from triskel.errors import JobError
 from triskel.job import MODE_NAMES, Job, ModeName, parse, unsupported
@@ -51,16 +49,6 @@ def job_of(spec: Mapping[str, Any]) -> tuple[Job, tuple[ModeName, ...]]:
         if reason := unsupported(job, mode):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
     return job, modes
-
-
-@functools.cache
-def code_sha256() -> str:
-    """Return the SHA-256 of this package's source: no code travels, so both must have the same."""
-    root, sha256 = Path(triskel.__file__).parent, hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        sha256.update(f"{file.relative_to(root).as_posix()}\n".encode())
-        sha256.update(file.read_bytes())
-    return sha256.hexdigest()
 
 
 def own_code() -> dict[str, str]:

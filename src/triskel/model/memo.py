@@ -1,0 +1,60 @@
+"""What is found out once for a machine and a model, and remembered in the cache folder."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triskel.model.body import Body
+from triskel.model.load import versions
+
+
+def machine() -> str:
+    """Return what computing depends on beside the model."""
+    words = [platform.machine(), str(os.cpu_count()), str(torch.get_num_threads())]
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        words += sorted({x for x in lines if x.startswith(("model name", "flags"))})
+    if torch.cuda.is_available():
+        words.append(torch.cuda.get_device_name())
+    return "\n".join([*words, *versions().values()])
+
+
+def place_of(folder: Path, body: Body, *more: str) -> Path:
+    """Return the file of what is known of this model on this machine, and of what more is named."""
+    config: Any = body.blocks.config
+    parts = [
+        machine(),
+        json.dumps(config.to_dict(), sort_keys=True, default=str),
+        str(getattr(config, "_attn_implementation", "")),
+        body.adapter.model_dump_json(),
+        f"{body.task} {body.dtype} {body.device} {body.classes}",
+        *more,
+    ]
+    sha256 = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return folder / f"{sha256[:24]}.json"
+
+
+def recalled(place: Path) -> Any:
+    """Return what a file remembers; None where there is none that can be read."""
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def remember(place: Path, value: object, say: Callable[[str], None]) -> None:
+    """Write a file, whole or not at all; where that cannot be, say so and go on."""
+    part = place.with_suffix(f".{os.getpid()}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(value), encoding="utf-8")
+        part.replace(place)
+    except OSError as error:
+        say(f"this machine cannot remember what it found out about the model: {error}")
