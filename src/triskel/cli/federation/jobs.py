@@ -1,0 +1,209 @@
+"""The commands of a federation's jobs: send them, follow them, fetch what they left."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.markup import escape
+
+from triskel.cli.federation.arguments import As, Folder, Number, Out, Sites, Supervise
+from triskel.cli.federation.nodes import sentence
+from triskel.cli.output import console_for, safe_name
+from triskel.errors import FederationError, JobError
+from triskel.job import MODE_NAMES, ModeName
+
+if TYPE_CHECKING:
+    from triskel.federation.follow import Progress, Say, Show
+
+app = typer.Typer()
+
+
+@app.command()
+def submit(
+    folder: Folder,
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file.", show_default=False)],
+    modes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mode", metavar="MODE", help="Which mode; repeat for more.", show_default="the job's"
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the job."),
+    ] = None,
+    sites: Sites = None,
+    supervise: Supervise = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to its end.")] = True,
+    out: Out = None,
+    who: As = None,
+) -> None:
+    """Send a job to the sites, follow it, and fetch its result."""
+    from triskel.federation.follow import Line, follow, free
+    from triskel.federation.follow import submit as send
+    from triskel.federation.job import read_job
+    from triskel.federation.job import request as ask
+    from triskel.federation.kits import admin_in
+
+    if supervise and not wait:
+        raise JobError("--supervise waits for the job's end; leave out --no-wait")
+    asked = ask(read_job(job, settings or ()), _modes(modes or ()), sites or ())
+    kit = admin_in(folder, who)
+    target = out or Path("runs") / f"{safe_name(asked.job.name)}-{asked.run}"
+    free(target)
+    with _watching() as (say, show), Line(kit, patient=supervise, say=say) as line:
+        entry = send(line, asked)
+        say(f"job {entry.job}, run {entry.run}, sent to {', '.join(entry.sites)}")
+        if not wait:
+            say(f"`triskel federation status {folder}` shows it, `result {folder}` fetches it")
+            return
+        with _leaving(folder):
+            follow(line, asked, entry, target, (say, show))
+    _fetched(target)
+
+
+@app.command()
+def resume(
+    folder: Folder,
+    job: Number = None,
+    supervise: Supervise = False,
+    out: Out = None,
+    who: As = None,
+) -> None:
+    """Go on with a run that ended before its time, or follow it where it still runs."""
+    from triskel.federation.follow import Line, free
+    from triskel.federation.follow import resume as take_up
+    from triskel.federation.kits import admin_in
+    from triskel.federation.record import asked_of, find
+
+    kit = admin_in(folder, who)
+    entry = find(kit, job)
+    asked = asked_of(kit, entry.run)
+    target = out or Path("runs") / f"{safe_name(entry.name)}-{entry.run}"
+    free(target, over=True)
+    with _watching() as (say, show), Line(kit, patient=supervise, say=say) as line:
+        say(f"run {entry.run}, last submitted as job {entry.job}")
+        with _leaving(folder):
+            take_up(line, asked, entry, target, (say, show))
+    _fetched(target)
+
+
+@contextlib.contextmanager
+def _leaving(folder: Path) -> "Generator[None, None, None]":
+    """Say what Ctrl-C leaves."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(
+            f"the job goes on; `triskel federation resume {folder}` follows it again, "
+            f"`abort {folder}` ends it"
+        )
+        raise
+
+
+def _modes(given: Sequence[str]) -> tuple[ModeName, ...]:
+    for name in given:
+        if name not in MODE_NAMES:
+            raise JobError(f"unknown mode {name!r}; there are {', '.join(MODE_NAMES)}")
+    return tuple(cast("Sequence[ModeName]", given))
+
+
+@contextlib.contextmanager
+def _watching() -> "Generator[tuple[Say, Show], None, None]":
+    """Give what prints sentences, and what shows the progress on one line."""
+    console = console_for(stderr=True)
+    last = ""
+
+    def say(text: str) -> None:
+        console.print(escape(text), soft_wrap=True)
+
+    if console.is_terminal:
+        with console.status("submitted") as line:
+            yield say, lambda progress: line.update(escape(sentence(progress)))
+        return
+
+    def show(progress: "Progress | None") -> None:
+        nonlocal last
+        text = sentence(progress)
+        if text != last:
+            last = text
+            say(text)
+
+    yield say, show
+
+
+def _fetched(target: Path) -> None:
+    typer.echo(f"Results  {target}")
+    if (target / "report.html").is_file():
+        typer.echo(f"Report   {target / 'report.html'}")
+
+
+@app.command()
+def logs(
+    folder: Folder,
+    job: Number = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
+    who: As = None,
+) -> None:
+    """Print the server's log of a job; each site has its own in its kit."""
+    from triskel.federation.kits import admin_in
+    from triskel.federation.record import find
+    from triskel.federation.session import FINISHED, opened
+
+    kit = admin_in(folder, who)
+    number, shown = find(kit, job).job, ""
+    with opened(kit) as session:
+        while True:
+            ended = str(session.meta(number).get("status", "")).startswith(FINISHED)
+            text = session.log(number)
+            sys.stdout.write(text.removeprefix(shown))
+            sys.stdout.flush()
+            shown = text
+            if ended or not follow:
+                return
+            time.sleep(2)
+
+
+@app.command()
+def abort(folder: Folder, job: Number = None, who: As = None) -> None:
+    """End a job that runs."""
+    from triskel.federation.kits import admin_in
+    from triskel.federation.record import find
+    from triskel.federation.session import opened
+
+    kit = admin_in(folder, who)
+    entry = find(kit, job)
+    with opened(kit) as session:
+        session.abort(entry.job)
+    typer.echo(f"job {entry.job} is being ended; what it had finished stays on the server")
+
+
+@app.command()
+def result(
+    folder: Folder,
+    job: Number = None,
+    out: Out = None,
+    who: As = None,
+) -> None:
+    """Fetch what a job left, once it has ended."""
+    from triskel.federation.follow import Line, fetch, free
+    from triskel.federation.kits import admin_in
+    from triskel.federation.record import find
+
+    kit = admin_in(folder, who)
+    entry = find(kit, job)
+    target = out or Path("runs") / f"{safe_name(entry.name)}-{entry.run}"
+    free(target)
+    with Line(kit, patient=False, say=typer.echo) as line:
+        ended = fetch(line, entry.job, target)
+    if ended is None:
+        raise FederationError(
+            f"job {entry.job} left no result; `triskel federation logs {folder}` shows why"
+        )
+    if not ended.get("done"):
+        raise FederationError(f"the job ended: {ended.get('error', 'the engine gave no reason')}")
+    _fetched(target)
