@@ -30,7 +30,6 @@ from triskel.rng import stream
 from triskel.stages import MAKERS, everywhere
 from triskel.types import Examples
 
-
 TESTED = 500
 """Test texts of a silo for `--accuracy`: with the demonstration's 100, chance is 0.07 wide."""
 
