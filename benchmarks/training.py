@@ -88,8 +88,8 @@ def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
             ("usual", ["model.compute=reference", "model.attention=sdpa"]),
         ):
             triskel.data.text.WINDOW = window if name == "fast" else 1
-            sets = [*sets, f"clients.test_examples={TESTED}", f"seed={seed}", f"rounds={rounds}"]
-            job = parse(DEMO, overrides=sets)
+            size = [f"clients.test_examples={TESTED}", f"rounds={rounds}"]
+            job = parse(DEMO, overrides=[*sets, *size, f"seed={seed}"])
             bench = prepare(job, quiet)
             mode, engine = MAKERS["params"](bench, quiet), LocalEngine(job)
             state = mode.start()
