@@ -32,6 +32,7 @@ CODECS: Mapping[CodecName, Codec] = {
     "int8": Int8(),
     "int4": Int4(),
 }
+_BY_ANY_NAME: Mapping[str, Codec] = {str(name): codec for name, codec in CODECS.items()}
 
 
 def encode(message: Message, codec: CodecName) -> Message:
@@ -89,7 +90,7 @@ def _decode(name: str, section: Section) -> Section:
         *before, codec = section.codec
         own = {k.partition(":")[2]: v for k, v in section.facts.items() if _owner(k) == codec}
         kept = {k: v for k, v in section.facts.items() if _owner(k) != codec}
-        known: Codec | None = {str(each): member for each, member in CODECS.items()}.get(codec)
+        known = _BY_ANY_NAME.get(codec)
         if known is None:
             raise MessageError(f"section {name!r} carries the unknown codec {codec!r}")
         try:

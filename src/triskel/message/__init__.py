@@ -7,12 +7,12 @@ that are there: a refusal costs a bounded amount of memory.
 """
 
 import json
-import math
 import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ class _Span:
     begin: int
     end: int
     shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def likes(self) -> Sequence[Tensor]:
+        """Tensors of these shapes, without numbers."""
+        return [torch.empty(shape, device="meta") for shape in self.shapes.values()]
 
     def named(self, tensor: str) -> str:
         """Return how an error names one of the tensors."""
@@ -303,12 +308,13 @@ def _layout(sections: Mapping[str, Entry]) -> tuple[bytes, list[_Span]]:
 
 
 def _bytes_of(section: Section, span: _Span) -> list[memoryview]:
-    flat = [section.tensors[name].detach().reshape(-1) for name in span.shapes]
+    parts = [section.tensors[name] for name in span.shapes]
     if span.dtype == torch.bool:
-        return [np.packbits(x.numpy(), bitorder="little").data for x in flat]
-    whole = torch.cat(flat) if len(flat) > 1 else flat[0].contiguous()
+        return [np.packbits(x.reshape(-1).numpy(), bitorder="little").data for x in parts]
+    with torch.no_grad():  # one call of torch for many small tensors
+        whole: Tensor = torch.ops.aten.flatten_dense_tensors(parts)
     if not is_finite(whole):
-        name = next(n for n, x in zip(span.shapes, flat, strict=True) if not is_finite(x))
+        name = next(n for n, x in zip(span.shapes, parts, strict=True) if not is_finite(x))
         raise MessageError(
             f"{span.named(name)} holds NaN or infinity, which would spoil every sum it enters; "
             "look for what made it, or leave this client's round out"
@@ -321,14 +327,11 @@ def _tensors(there: Bytes, span: _Span) -> dict[str, Tensor]:
         return _bools(there, span)
     whole = torch.empty(len(there) // span.dtype.itemsize, dtype=span.dtype)
     whole.view(torch.uint8).numpy()[:] = there  # the same memory
-    parts = whole.split([math.prod(shape) for shape in span.shapes.values()])
+    parts: Sequence[Tensor] = torch.ops.aten.unflatten_dense_tensors(whole, span.likes)
     if not is_finite(whole):
         name = next(n for n, x in zip(span.shapes, parts, strict=True) if not is_finite(x))
         raise MessageError(f"{span.named(name)} holds NaN or infinity; leave this peer's round out")
-    return {
-        name: part.view(shape)
-        for (name, shape), part in zip(span.shapes.items(), parts, strict=True)
-    }
+    return dict(zip(span.shapes, parts, strict=True))
 
 
 def _bools(there: Bytes, span: _Span) -> dict[str, Tensor]:
