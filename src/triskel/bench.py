@@ -134,7 +134,9 @@ class Bench:
 
     def costs(self, body: Body) -> Costs:
         """Return what pieces of a model cost, counted once."""
-        return self._costs.setdefault(id(body), Costs(body, cache_folder(), self._say))
+        if id(body) not in self._costs:
+            self._costs[id(body)] = Costs(body, cache_folder(), self._say)
+        return self._costs[id(body)]
 
     def share(self, client: ClientId) -> Share:
         """Return a client's examples as its own model's tokens."""

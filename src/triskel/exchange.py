@@ -15,12 +15,16 @@ def adapter_sections(tensors: Tensors, layout: Layout) -> dict[str, Section]:
 
     LoRA factors travel as `lowrank`, with the scale of their product; other adapters as `dense`.
     """
-    plain = {n: t.detach().cpu() if t.requires_grad or t.is_cuda else t for n, t in tensors.items()}
-    adapter = {n: t for n, t in plain.items() if n not in layout.head}
-    head = {n: t for n, t in plain.items() if n in layout.head}
+    adapter, head, factors = dict[str, Tensor](), dict[str, Tensor](), True
+    for name, t in tensors.items():
+        plain = t if t.is_cpu and not t.requires_grad else t.detach().cpu()
+        if name in layout.head:
+            head[name] = plain
+        else:
+            adapter[name] = plain
+            factors = factors and (".lora_A." in name or ".lora_B." in name)
     sections: dict[str, Section] = {}
     if adapter:
-        factors = all(".lora_A." in n or ".lora_B." in n for n in adapter)
         sections["adapter"] = (
             Section(kind="lowrank", tensors=adapter, facts={"scale": layout.scale})
             if factors

@@ -214,12 +214,12 @@ def _outline(message: Message) -> tuple[_Outline, Mapping[str, Section]]:
     for name, section in message.sections.items():
         looks: list[tuple[object, ...]] = []
         for tensor, x in section.tensors.items():
-            if x.device.type != "cpu" or x.layout != torch.strided:
+            if not x.is_cpu or x.layout is not torch.strided:
                 raise MessageError(
                     f"section {name!r}, tensor {tensor!r} is {x.layout} on {x.device}; "
                     "send a plain tensor on the CPU"
                 )
-            looks.append((tensor, x.dtype, *x.shape))
+            looks.append((tensor, x.dtype, x.shape))
         # as text, since 1, 1.0 and True are equal and not alike
         found.append((name, section.kind, section.codec, repr(section.facts), tuple(looks)))
     return tuple(found), message.sections
