@@ -49,14 +49,15 @@ class Mean:
         if not (math.isfinite(weight) and weight > 0):
             raise RoundError(f"an update must rest on a positive number of examples, got {weight}")
         sums, held = dict(total.sums), dict(total.held)
+        known = [name for name in tensors if name in sums]
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                known = sums.get(name)
-                if known is None:
-                    sums[name] = tensor.double() * weight
-                else:  # float64 is the wider of the two, so product and sum are made in it
-                    sums[name] = known.add(tensor, alpha=weight)
-                held[name] = held.get(name, 0.0) + weight
+            if known:  # float64 is the wider of the two, so products and sums are made in it
+                found = torch.ops.aten._foreach_add.List(  # noqa: SLF001 - torch's own name
+                    [sums[n] for n in known], [tensors[n] for n in known], alpha=weight
+                )
+                sums |= zip(known, found, strict=True)
+            sums |= {n: t.double() * weight for n, t in tensors.items() if n not in sums}
+        held |= {name: held.get(name, 0.0) + weight for name in tensors}
         return MeanTotal(
             sums=sums,
             held=held,
