@@ -408,9 +408,14 @@ def test_a_count_that_took_long_is_remembered_for_this_model_and_code_only(
     body.use(FAST)
     asked()
     body.use(before)
+    with monkeypatch.context() as other:
+        config: Any = body.blocks.config
+        now = "sdpa" if config._attn_implementation == "eager" else "eager"
+        other.setattr(config, "_attn_implementation", now)
+        asked()
     monkeypatch.setattr(cost, "code_sha256", lambda: "of another version")
     asked()
-    assert len(counted) == 4, "another piece, task, path and version are counted anew"
+    assert len(counted) == 5, "another piece, task, path, attention and version are counted anew"
     (tmp_path / "file").write_text("no folder")
     said: list[str] = []
     assert Costs(body, tmp_path / "file", said.append)[piece] == wanted
