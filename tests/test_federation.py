@@ -126,11 +126,21 @@ def test_a_hardened_node_builds_these_classes_and_no_others(
     assert site["class_allow_list"] == [
         "nvflare.collab.runtime.executor.CollabExecutor",
         "triskel.engines.flare.Client",
-        "nvflare.app_common.logging.job_log_streamer.JobLogStreamer",
     ]
     assert site["class_list_enforcement_mode"] == "enforce"
     paths = {each["id"]: each["path"] for each in site["components"]}
     assert paths["process_launcher"] == "triskel.federation.launcher.Launcher"
+
+
+@pytest.mark.parametrize("name", ["server", "bank"])
+def test_what_a_site_logs_is_neither_sent_nor_received(
+    kit: Callable[[str], kits.Kit], name: str
+) -> None:
+    found = rules(kit(name))
+    paths = [each["path"] for each in found["components"]]
+    assert paths
+    assert not [path for path in paths if "nvflare.app_common.logging" in path]
+    assert found.get("allow_log_streaming") == (None if name == "server" else False)
 
 
 def test_nobody_may_ship_code_and_whoever_submits_may_do_eight_things() -> None:
@@ -191,7 +201,12 @@ LOOSE = {
     "warns": loosened(
         "resources.json", lambda r: r.update({"class_list_enforcement_mode": "warn"})
     ),
-    "launcher": loosened("resources.json", lambda r: r["components"][-2].update({"path": "x.Y"})),
+    "launcher": loosened("resources.json", lambda r: r["components"][-1].update({"path": "x.Y"})),
+    "logs": loosened("resources.json", lambda r: r.update({"allow_log_streaming": True})),
+    "log sender": loosened(
+        "resources.json",
+        lambda r: r["components"].append({"id": "site_log_streamer", "path": "x.Y"}),
+    ),
     "code": loosened(
         "authorization.json", lambda r: r["permissions"]["project_admin"].update({"byoc": "any"})
     ),

@@ -44,6 +44,10 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             assert nodes.alive(found.kit("server")) == server, "the server is the one of before"
             assert found.run("params", out=folder / "last") == ""
             assert json.loads((folder / "last" / "ended.json").read_text())["done"]
+            of_sites = [str(found.kit(name).path).encode() for name in SITES]
+            for file in found.kit("server").path.rglob("*"):
+                inside = file.read_bytes() if file.is_file() else b""
+                assert not [path for path in of_sites if path in inside], f"{file} has a site's log"
 
 
 # --- Strangers: no part in the federation -------------------------------------------------------
@@ -172,16 +176,22 @@ def test_a_job_with_code_or_with_a_class_that_is_not_ours_does_not_run(
     at_site = job.write(tmp_path / "at-site", asked, ("bank",))
     changed(at_site, "client", lambda found: found["components"].insert(0, touch))
     changed(at_site, "server", lambda f: f["workflows"][0]["args"].update(sync_task_timeout=5))
+    sender = "nvflare.app_common.logging.job_log_streamer.JobLogStreamer"
+    sends = job.write(tmp_path / "sends", asked, ("clinic",))
+    streams = {"id": "s", "path": sender, "args": {"target_parent_server": True}}
+    changed(sends, "client", lambda found: found["components"].append(streams))
+    changed(sends, "server", lambda f: f["workflows"][0]["args"].update(sync_task_timeout=5))
     with there.line() as line:
-        numbers = [line.session().submit(path) for path in (own, at_server, at_site)]
-        code, server, site = [ends(line, number) for number in numbers]
+        numbers = [line.session().submit(path) for path in (own, at_server, at_site, sends)]
+        code, server, site, streaming = [ends(line, number) for number in numbers]
         servers_log = fetched(line, numbers[1], tmp_path / "log")
         result = fetched(line, numbers[2], tmp_path / "log2")
     assert code == follow.End("FINISHED:FAILED_TO_RUN", "server: BYOC not permitted")
-    assert server.label == site.label == "FINISHED:EXECUTION_EXCEPTION"
+    assert server.label == site.label == streaming.label == "FINISHED:EXECUTION_EXCEPTION"
     why = "component not authorized: Component 'subprocess.Popen' at config path 'components.#1'"
     assert f"{why} is not in allow_list" in servers_log
     assert f"{why} is not in allow_list" in there.log("bank")
+    assert f"'{sender}' at config path 'components" in there.log("clinic")
     assert "failed to sync clients ['bank']" in result
     assert not mark.exists()
 

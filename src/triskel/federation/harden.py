@@ -2,8 +2,9 @@
 
 As FLARE provisions it, a node runs dozens of FLARE's classes and takes code with a job. A hardened
 one builds the classes in `CLASSES` and nothing else; whoever submits may submit, watch, abort and
-fetch jobs and nothing else; job store and snapshots stay in the kit. A node that has lost any of it
-is not started.
+fetch jobs and nothing else; job store and snapshots stay in the kit. FLARE also sends what a site's job
+logs as an error, tracebacks with paths and all, to the server as it is written; here it stays. A
+node that has lost any of it is not started.
 """
 
 import json
@@ -21,10 +22,9 @@ CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
 LAUNCHER = "triskel.federation.launcher.Launcher"
 DOORMAN = {"id": "doorman", "path": "triskel.federation.doorman.Doorman", "args": {}}
-STREAMER = "nvflare.app_common.logging.job_log_streamer.JobLogStreamer"
 CLASSES: Mapping[Kind, tuple[str, ...]] = {
     "server": (CONTROLLER, SERVER_CLASS),
-    "site": (EXECUTOR, CLIENT_CLASS, STREAMER),  # FLARE adds the streamer to every job
+    "site": (EXECUTOR, CLIENT_CLASS),
 }
 """What a job may name; it replaces FLARE's list."""
 COMMANDS = (
@@ -131,15 +131,20 @@ def _changes(kit: Kit) -> list[Callable[[dict[str, Any]], None]]:
         _component(kit, resources, "job_scheduler").setdefault("args", {}).update(PATIENCE)
 
     def doorman(resources: dict[str, Any]) -> None:
-        others = [one for one in resources["components"] if one.get("id") != DOORMAN["id"]]
-        resources["components"] = [*others, DOORMAN]
+        _without(resources, DOORMAN["id"])
+        resources["components"].append(DOORMAN)
 
     def storage(resources: dict[str, Any]) -> None:
         _inside(kit, resources)
 
+    def logs_stay(resources: dict[str, Any]) -> None:
+        _without(resources, "site_log_streamer" if kit.kind == "site" else "log_receiver")
+        if kit.kind == "site":
+            resources["allow_log_streaming"] = False
+
     if kit.kind == "site":
-        return [classes, enforced, launcher]
-    return [classes, enforced, heart_beat_timeout, job_scheduler, doorman, storage]
+        return [classes, enforced, launcher, logs_stay]
+    return [classes, enforced, heart_beat_timeout, job_scheduler, doorman, storage, logs_stay]
 
 
 def _inside(kit: Kit, resources: dict[str, Any]) -> None:
@@ -147,6 +152,11 @@ def _inside(kit: Kit, resources: dict[str, Any]) -> None:
     jobs.setdefault("args", {})["uri_root"] = str(kit.path / "jobs")
     storage = resources["snapshot_persistor"]["args"]["storage"]
     storage["args"]["root_dir"] = str(kit.path / "snapshots")
+
+
+def _without(resources: dict[str, Any], name: object) -> None:
+    others = [one for one in resources["components"] if one.get("id") != name]
+    resources["components"] = others
 
 
 def _component(kit: Kit, resources: Mapping[str, Any], name: str) -> dict[str, Any]:
