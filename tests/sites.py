@@ -307,7 +307,11 @@ class Party:
         """A server's engine of its own, with other options of `federation`."""
         job = self.house.job
         wanted = job.federation.model_copy(update=options)
-        engine = Remote(job=job.model_copy(update={"federation": wanted}), peers=self.meeting.down)
+        engine = Remote(
+            job=job.model_copy(update={"federation": wanted}),
+            peers=self.meeting.down,
+            welcome=self.meeting.host._welcome,
+        )
         engine.stage, self.meeting.host.engine = stage, engine
         return engine
 

@@ -341,7 +341,11 @@ def test_the_folder_that_is_sent_is_configuration_and_nothing_else(tmp_path: Pat
             {
                 "id": "controller",
                 "path": "nvflare.collab.runtime.controller.CollabController",
-                "args": {"server_obj_id": "_server", "sync_task_timeout": 60},
+                "args": {
+                    "server_obj_id": "_server",
+                    "sync_task_timeout": 60,
+                    "max_call_threads": 100,
+                },
             }
         ],
         "components": [

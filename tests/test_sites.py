@@ -107,7 +107,7 @@ def test_a_run_that_goes_on_with_fewer_sites_than_it_began_with_says_so(tmp_path
     ended = Meeting(there, there.spec("params"), sites=("bank", "clinic")).play()
     assert not ended["done"]
     assert ended["again"]
-    assert "shop did not answer" in ended["error"]
+    assert "shop: did not answer" in ended["error"]
     assert Meeting(there, there.spec("params")).play()["done"]
     same(there, ("params",), result(there))
 

@@ -162,7 +162,8 @@ def test_calls_of_an_old_play_are_turned_away_by_both_sides(party: Any) -> None:
     party.twist = late
     second, _ = party.round("split")
     same(first, second)
-    assert all("gone" in reply or reply["state"] == "failed" for reply in again)
+    # a site that has not begun the new play yet says what it said before
+    assert all("gone" in reply or reply["state"] in {"failed", "done"} for reply in again)
     assert any("is over" in str(reply) for reply in again)
 
 
@@ -342,8 +343,63 @@ def test_a_run_does_not_begin_without_a_site_unless_the_quorum_spares_it(
 
     ended = played("1.0", "a" * 12)
     assert (ended["done"], ended["again"]) == (False, True)
-    assert ended["error"].startswith("shop did not answer; the others are fewer than")
+    assert ended["error"].startswith("shop: did not answer; the others are fewer than")
     assert played("0.6", "b" * 12)["done"]
+
+
+def who_played(out: Path) -> list[tuple[list[str], Mapping[str, str]]]:
+    rounds = json.loads((out / "result.json").read_text())["modes"]["params"]["rounds"]
+    return [
+        (sorted(c for c, spent in one["clients"].items() if spent["up"]["messages"]),
+         one.get("absent", {}))
+        for one in rounds
+    ]  # fmt: skip
+
+
+def test_a_run_that_could_not_begin_without_a_site_begins_with_it_when_it_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triskel.engines.flare.host.LOADING_S", 1.0)
+    there = house(tmp_path, **{"federation.patience_s": "1"})
+
+    def lose(name: str, method: str, _a: Mapping[str, Any]) -> str:
+        return "before" if (name, method) == ("shop", "hello") else ""
+
+    assert Meeting(there, there.spec("params"), lose).play()["again"]
+    assert Meeting(there, there.spec("params")).play()["done"]
+    assert who_played(there.root / "out") == [(sorted(SITES), {})] * 2
+
+
+def test_a_site_that_misses_the_beginning_is_named_and_asked_again_in_every_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triskel.engines.flare.host.LOADING_S", 1.0)
+    keys = {"federation.patience_s": "1", "federation.quorum": "0.6"}
+    there = house(tmp_path, **keys, rounds="3")
+    met: list[str] = []
+
+    def lose(name: str, method: str, told: Mapping[str, Any]) -> str:
+        play = told.get("play") or told.get("order", {}).get("play", "")
+        if play.startswith("params/3/probe"):
+            met.append(play)
+        return "before" if (name, method) == ("shop", "hello") and not met else ""
+
+    assert Meeting(there, there.spec("params"), lose).play()["done"]
+    first, second, third = who_played(there.root / "out")
+    assert first == second == (["bank", "clinic"], {"shop": "still away (did not answer)"})
+    assert third == (sorted(SITES), {})
+    (roster,) = (there.root / "server" / "triskel" / "runs").glob("*-sites.json")
+    assert json.loads(roster.read_text())["shop"]["examples"] > 0, "known since it is there"
+
+
+def test_a_site_that_fails_before_the_first_round_is_spared_like_one_that_is_away(
+    tmp_path: Path,
+) -> None:
+    there = house(tmp_path, **{"federation.quorum": "0.6"})
+    (there.root / "shop" / "reviews.csv").write_text("text,label\nno such label,odd\n")
+    assert Meeting(there, there.spec("params")).play()["done"]
+    why = "DataError; the log of site 'shop' says more"
+    assert who_played(there.root / "out") == [(["bank", "clinic"], {"shop": why})] * 2
 
 
 def test_a_run_is_played_by_one_job_at_a_time(
@@ -440,7 +496,7 @@ def board(*clients: str, play: str = "p") -> Board:
             raise MessageError(f"{client} sent what is none")
         return Message(kind="ask", topic="forward", facts={"data": data.decode()})
 
-    return Board(play, dict.fromkeys(clients, b"task"), read)
+    return Board(play, dict.fromkeys(clients, b"task"), read, most=100)
 
 
 def ask(there: Board, client: str, ticket: int, **more: Any) -> Any:
@@ -491,6 +547,39 @@ def test_a_client_has_a_bounded_number_of_asks_open() -> None:
     for ticket in range(1, board_.AHEAD + 1):
         assert ask(there, "a", ticket, taken=0) == {"later": True}
     assert "more than 16" in ask(there, "a", board_.AHEAD + 1, taken=0)["gone"]
+
+
+def test_a_client_has_a_bounded_number_of_bytes_open() -> None:
+    there = board("a")
+    assert ask(there, "a", 1, taken=0, data=b"x" * 60) == {"later": True}
+    assert ask(there, "a", 1, taken=0, data=b"x" * 60) == {"later": True}, "the same one again"
+    assert "more than 100 bytes" in ask(there, "a", 2, taken=0, data=b"x" * 41)["gone"]
+    there = board("a")
+    ask(there, "a", 1, taken=0, data=b"x" * 60, waits=True)
+    there.deliver({"a": b"answer"})
+    assert ask(there, "a", 2, data=b"x" * 100) == {"later": True}
+
+
+def test_a_client_holds_one_call_of_the_server_however_often_it_asks() -> None:
+    there = board("a", "b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(board_, "HOLD_S", 30.0)
+        replies: list[Any] = []
+        waiting = [
+            threading.Thread(target=lambda: replies.append(ask(there, "a", 1, waits=True)))
+            for _ in range(8)
+        ]
+        for one in waiting:
+            one.start()
+        start = time.monotonic()
+        while len(replies) < 7 and time.monotonic() - start < 10:
+            time.sleep(0.01)
+        assert replies == [{"later": True}] * 7
+        there.deliver({"a": b"answer"})
+        for one in waiting:
+            one.join(10)
+    assert replies[7] == {"answer": b"answer"}
+    assert time.monotonic() - start < 10
 
 
 def test_calls_of_strangers_and_of_other_plays_are_turned_away_and_change_nothing() -> None:

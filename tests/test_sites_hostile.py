@@ -5,6 +5,7 @@
 import hashlib
 import json
 import logging
+import re
 import runpy
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -198,6 +199,7 @@ UPDATES: Mapping[str, tuple[Callable[[Message], Message], str]] = {
     "a section too few": (without("head"), "lacks section 'head'"),
     "wrong shapes": (reshaped("head", lambda x: x[:, :3]), "expected"),
     "integers": (reshaped("head", lambda x: x.int()), "integer"),
+    "numbers beyond float32": (reshaped("head", lambda x: x.double() + 1e39), "float64"),
 }
 
 
@@ -259,7 +261,7 @@ def scaled(factor: float) -> Callable[[Message], Message]:
 
 ASKS: Mapping[str, tuple[int, Callable[[Message], Message], str]] = {
     "an update": (1, changed(kind="update"), "does not answer"),
-    "an unknown topic": (1, changed(topic="weather"), "does not answer"),
+    "an unknown topic": (1, changed(topic="weather"), "which nobody answers"),
     "another round": (1, facts(round=9), "belongs to round 9"),
     "too narrow": (1, reshaped("activations", lambda x: x[:, :3]), "shape"),
     "texts without end": (1, sized(10**9), "lengths"),
@@ -326,21 +328,54 @@ def test_a_bad_gradient_spoils_no_graph_of_those_who_are_in_another_one(
     assert "shape" in left_out(party, "split", {"split": tensors(calm)}, who="shop")
 
 
-def test_a_score_that_is_none_costs_a_site_its_place_in_the_evaluation(party: Any) -> None:
+SCORES: Mapping[str, tuple[Callable[[Message], Message], str]] = {
+    "more than all are right": (facts(correct=10**6), "is not this score"),
+    "one more is right than the table says": (
+        lambda m: facts(correct=int(str(m.facts["correct"])) + 1)(m), "is not this score",
+    ),
+    "more than were tested": (facts(count=10**6), "is not this score"),
+    "below none": (reshaped("confusion", lambda x: x - 1), "none below 0"),
+    "counts of another width": (
+        reshaped("confusion", lambda x: x.to(torch.uint16)), "counts them in int64",
+    ),
+    "no table": (reshaped("confusion", lambda x: x[0]), "shape is [3], expected [3, 3]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SCORES)
+def test_a_score_that_is_none_costs_a_site_its_place_in_the_evaluation(
+    party: Any, case: str
+) -> None:
+    change, word = SCORES[case]
     full = party.scores("params")
 
     def twist(name: str, method: str, _a: Any, real: Any) -> Any:
         reply = real()
         if (name, method) == ("clinic", "hand_over"):
-            told = unpack(reply["update"])
-            return {**reply, "update": pack(facts(correct=10**6)(told))}
+            return {**reply, "update": pack(change(unpack(reply["update"])))}
         return reply
 
     party.twist = twist
     scores = party.scores("params", quorum=0.6)
     assert scores.each == {name: full.each[name] for name in ("bank", "shop")}
-    with pytest.raises(RoundError, match=r"clinic: .*is not a score"):
+    with pytest.raises(RoundError, match="clinic: .*" + re.escape(word)):
         party.scores("params", quorum=1.0)
+
+
+def test_what_nobody_foresaw_in_a_clients_bytes_costs_that_client_its_place(
+    party: Any, fewer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = type(party.modes["params"]).add
+
+    def add(mode: Any, state: Any, total: Any, client: str, update: Message) -> Any:
+        if client == "clinic":
+            raise RuntimeError(f"Promotion for uint16 {SECRET}")
+        return real(mode, state, total, client, update)
+
+    monkeypatch.setattr(type(party.modes["params"]), "add", add)
+    why = left_out(party, "params", fewer)
+    assert why == "what it sent cannot be worked with: RuntimeError"
+    assert SECRET in caplog.text, "the server's own log has it"
 
 
 # --- What a site refuses of a server ------------------------------------------------------------
@@ -443,7 +478,7 @@ def test_a_sites_published_methods_serve_the_server_alone_and_refuse_what_is_non
     client = flare.Client({})
     client._site = party.meeting.sites["clinic"]
     calls = {
-        "hello": [{}], "begin": [{}], "collect": ["p", 1.0], "hand_over": ["p"], "ping": [],
+        "hello": [{}], "begin": [{}], "collect": ["p", 1.0], "hand_over": ["p"],
         "finish": ["params"],
     }  # fmt: skip
     for method, arguments in calls.items():
@@ -453,7 +488,6 @@ def test_a_sites_published_methods_serve_the_server_alone_and_refuse_what_is_non
     assert client.hello({"version": 5})["state"] == "ready"  # it was asked before
     assert client.begin({})["state"] == "failed"
     assert client.finish(LONG)["state"] == "failed"
-    assert client.ping() == {"state": "ready"}
     assert client.hand_over("another play") == {"state": "unknown", "update": b""}
     assert client.collect("another play", 1.0) == {"state": "unknown"}
     assert "Traceback" not in caplog.text
@@ -818,7 +852,9 @@ def test_a_server_begins_nothing_with_a_site_it_cannot_understand(
     tmp_path: Path, wrong: Mapping[str, Any], word: str
 ) -> None:
     ended = greeted(house(tmp_path), {**READY, **own_code(), **wrong})
-    assert (ended["done"], ended["refused"]) == (False, True)
+    never = wrong.get("state") == "refused" or "code" in word or "release" in word
+    assert (ended["done"], ended["refused"]) == (False, never)
+    assert ended.get("again", False) is not never
     assert ended["error"].startswith("bank: ")
     assert word in ended["error"]
     assert len(ended["error"]) < 3000
@@ -877,4 +913,4 @@ def test_a_submission_that_is_none_ends_in_a_sentence(
     ended = Host(tmp_path / "server", {**there.spec(), **wrong}, {}, ANNA).play(tmp_path / "out")
     assert (ended["done"], ended["refused"]) == (False, True)
     assert word in ended["error"]
-    assert isinstance(Remote(job=there.job, peers={}).session, str)
+    assert isinstance(Remote(job=there.job, peers={}, welcome=str).session, str)

@@ -132,10 +132,14 @@ def score_of(message: Message, classes: int) -> Score:
     expect(message, kind="evaluate", topic="score", sections=shape)
     count = int(number(message.facts, "count"))
     correct = int(number(message.facts, "correct"))
-    if correct > count:
-        raise MessageError(f"{correct} correct predictions out of {count} is not a score")
+    table = message.sections["confusion"].tensors["counts"] if classes else None
+    if table is not None and (table.dtype != torch.int64 or bool((table < 0).any())):
+        raise MessageError("a table of predictions counts them in int64, none below 0")
+    right = correct if table is None else int(table.diagonal().sum())
+    if not right == correct <= count or (table is not None and int(table.sum()) != count):
+        raise MessageError(f"{correct} correct predictions out of {count} is not this score")
     return Score(
-        confusion=message.sections["confusion"].tensors["counts"] if classes else None,
+        confusion=table,
         loss_sum=number(message.facts, "loss_sum"),
         correct=correct,
         count=count,

@@ -191,9 +191,7 @@ def joined(
         shape: dict[str, Mapping[str, tuple[int, ...]]]
         shape = {"activations": {"values": (sum(texts), body.blocks.width)}}
         if cut.shared:
-            labels = ask.sections.get("labels")
-            found = None if labels is None else labels.tensors.get("labels")
-            shape["labels"] = {"labels": (0,) if found is None else tuple(found.shape)}
+            shape["labels"] = {"labels": (-1,)}
         expect(ask, kind=ask.kind, topic="forward", sections=shape)
         only = Message(
             kind=ask.kind, topic="forward", sections={"activations": ask.sections["activations"]}

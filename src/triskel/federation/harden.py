@@ -2,9 +2,9 @@
 
 As FLARE provisions it, a node runs dozens of FLARE's classes and takes code with a job. A hardened
 one builds the classes in `CLASSES` and nothing else; whoever submits may submit, watch, abort and
-fetch jobs and nothing else; job store and snapshots stay in the kit. FLARE also sends what a site's job
-logs as an error, tracebacks with paths and all, to the server as it is written; here it stays. A
-node that has lost any of it is not started.
+fetch jobs and nothing else; job store and snapshots stay in the kit. FLARE also sends the server
+what a site's job logs as an error, tracebacks and paths included; here it stays at the site. A node
+that has lost any of it is not started.
 """
 
 import json
@@ -72,8 +72,8 @@ def harden(kit: Kit) -> None:
     if kit.kind == "admin":
         return
     resources = _found(kit, "resources.json")
-    for change in _changes(kit):
-        change(resources)
+    for change in _CHANGES[kit.kind]:
+        change(kit, resources)
     _write(kit.local / "resources.json", resources)
     _write(kit.local / "authorization.json", authorization())
     _write(kit.local / "log_config.json", _quiet(_found(kit, "log_config.json")))
@@ -96,11 +96,11 @@ def weakness(kit: Kit) -> str | None:
     resources = read_json(there)
     if tuple(resources.get("class_allow_list", ())) != CLASSES[kit.kind]:
         return f"class_allow_list in {there} is not that of a hardened node"
-    for change in _changes(kit)[1:]:
+    for change in _CHANGES[kit.kind][1:]:
         before = json.dumps(resources)
-        change(resources)
+        change(kit, resources)
         if json.dumps(resources) != before:
-            return f"{there} is not that of a hardened node (see `{change.__name__}`)"
+            return f"{there} is not that of a hardened node (see `{change.__name__.strip('_')}`)"
     return None
 
 
@@ -113,38 +113,39 @@ def settle(kit: Kit) -> None:
     _write(kit.local / "resources.json", resources)
 
 
-def _changes(kit: Kit) -> list[Callable[[dict[str, Any]], None]]:
-    def classes(resources: dict[str, Any]) -> None:
-        resources["class_allow_list"] = list(CLASSES[kit.kind])
+def _classes(kit: Kit, resources: dict[str, Any]) -> None:
+    resources["class_allow_list"] = list(CLASSES[kit.kind])
 
-    def enforced(resources: dict[str, Any]) -> None:
-        resources["class_list_enforcement_mode"] = "enforce"
 
-    def launcher(resources: dict[str, Any]) -> None:
-        _component(kit, resources, "process_launcher")["path"] = LAUNCHER
+def _enforced(_kit: Kit, resources: dict[str, Any]) -> None:
+    resources["class_list_enforcement_mode"] = "enforce"
 
-    def heart_beat_timeout(resources: dict[str, Any]) -> None:
-        for server in resources["servers"]:
-            server["heart_beat_timeout"] = SILENCE_S
 
-    def job_scheduler(resources: dict[str, Any]) -> None:
-        _component(kit, resources, "job_scheduler").setdefault("args", {}).update(PATIENCE)
+def _launcher(kit: Kit, resources: dict[str, Any]) -> None:
+    _component(kit, resources, "process_launcher")["path"] = LAUNCHER
 
-    def doorman(resources: dict[str, Any]) -> None:
-        _without(resources, DOORMAN["id"])
-        resources["components"].append(DOORMAN)
 
-    def storage(resources: dict[str, Any]) -> None:
-        _inside(kit, resources)
+def _no_log_sent(_kit: Kit, resources: dict[str, Any]) -> None:
+    _without(resources, "site_log_streamer")
+    resources["allow_log_streaming"] = False
 
-    def logs_stay(resources: dict[str, Any]) -> None:
-        _without(resources, "site_log_streamer" if kit.kind == "site" else "log_receiver")
-        if kit.kind == "site":
-            resources["allow_log_streaming"] = False
 
-    if kit.kind == "site":
-        return [classes, enforced, launcher, logs_stay]
-    return [classes, enforced, heart_beat_timeout, job_scheduler, doorman, storage, logs_stay]
+def _no_log_received(_kit: Kit, resources: dict[str, Any]) -> None:
+    _without(resources, "log_receiver")
+
+
+def _heart_beat_timeout(_kit: Kit, resources: dict[str, Any]) -> None:
+    for server in resources["servers"]:
+        server["heart_beat_timeout"] = SILENCE_S
+
+
+def _job_scheduler(kit: Kit, resources: dict[str, Any]) -> None:
+    _component(kit, resources, "job_scheduler").setdefault("args", {}).update(PATIENCE)
+
+
+def _doorman(_kit: Kit, resources: dict[str, Any]) -> None:
+    _without(resources, DOORMAN["id"])
+    resources["components"].append(DOORMAN)
 
 
 def _inside(kit: Kit, resources: dict[str, Any]) -> None:
@@ -157,6 +158,15 @@ def _inside(kit: Kit, resources: dict[str, Any]) -> None:
 def _without(resources: dict[str, Any], name: object) -> None:
     others = [one for one in resources["components"] if one.get("id") != name]
     resources["components"] = others
+
+
+_CHANGES: Mapping[Kind, tuple[Callable[[Kit, dict[str, Any]], None], ...]] = {
+    "server": (
+        *(_classes, _enforced, _heart_beat_timeout, _job_scheduler),
+        *(_doorman, _no_log_received, _inside),
+    ),
+    "site": (_classes, _enforced, _launcher, _no_log_sent),
+}
 
 
 def _component(kit: Kit, resources: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from triskel.job import Job, ModeName, load, parse, to_toml, unsupported
 SCHEMA = 1
 SYNC_S = 60
 """Seconds in which every site must have started its process."""
+FEWEST, EACH = 100, 4
+"""Threads for calls at the server, each way: at least, and for each site. A site holds one while it
+waits for an answer, and a call that was repeated may hold another one."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,18 @@ def write(folder: Path, asked: Request, on: Sequence[str]) -> Path:
         on: The sites it is deployed to.
     """
     args = {"spec": spec(asked)}
+    threads = max(FEWEST, EACH * len(on))
     server = {
         "format_version": 2,
         "workflows": [
             {
                 "id": "controller",
                 "path": CONTROLLER,
-                "args": {"server_obj_id": "_server", "sync_task_timeout": SYNC_S},
+                "args": {
+                    "server_obj_id": "_server",
+                    "sync_task_timeout": SYNC_S,
+                    "max_call_threads": threads,
+                },
             }
         ],
         "components": [{"id": "_server", "path": SERVER_CLASS, "args": args}],

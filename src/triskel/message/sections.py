@@ -44,9 +44,13 @@ def unlike(x: Tensor, like: Tensor | Shape) -> str | None:
     fits = len(shape) == x.dim() and all(w in (-1, n) for w, n in zip(shape, x.shape, strict=True))
     if not fits:
         return f"shape is {list(x.shape)}, expected {list(shape)}"
-    if isinstance(like, Tensor) and sort_of(x) != sort_of(like):
-        return f"holds {sort_of(x)}s, expected {sort_of(like)}s"
+    if isinstance(like, Tensor) and x.dtype != like.dtype:
+        return f"holds {_dtype(x)}, expected {_dtype(like)}"
     return None
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 def sort_of(x: Tensor) -> str:

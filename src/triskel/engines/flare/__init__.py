@@ -191,11 +191,6 @@ class Client:
         return self._called(lambda site: site.hand_over(text({"play": play}, "play")))
 
     @collab.publish
-    def ping(self) -> Reply:
-        """Say that the site is there."""
-        return self._called(lambda site: site.ping())
-
-    @collab.publish
     def finish(self, stage: str) -> Reply:
         """Keep the site's own model of a stage."""
         return self._called(lambda site: site.finish(text({"stage": stage}, "stage")))

@@ -29,6 +29,8 @@ class Line:
         answered: Answers that the client did not say it has, packed.
         tickets: How many asks came.
         waits: The ticket that the client cannot go on without.
+        calls: How many calls waited here; only the last one does, so that a client holds one thread
+            of the server however often it calls.
         update: How it ended, packed.
         spent: What it cost the client.
         gone: Why it counts no more; empty while it does.
@@ -41,6 +43,7 @@ class Line:
     answered: dict[int, bytes] = field(default_factory=dict[int, bytes])
     tickets: int = 0
     waits: int | None = None
+    calls: int = 0
     update: bytes | None = None
     spent: Spent | None = None
     gone: str = ""
@@ -60,6 +63,7 @@ class Board:
         play: Its name; calls that speak of another are turned away.
         tasks: What opens each client's talk.
         read: Turns a client's bytes into the message it asks with, or raises a `MessageError`.
+        most: Bytes that a client's asks without an answer may have together.
     """
 
     def __init__(
@@ -67,10 +71,11 @@ class Board:
         play: str,
         tasks: Mapping[ClientId, bytes],
         read: Callable[[bytes, ClientId], Message],
+        most: int,
     ) -> None:
         self.play = play
         self.lines = {client: Line(task) for client, task in sorted(tasks.items())}
-        self._read = read
+        self._read, self._most = read, most
         self._changed = threading.Condition()
         self._closed = ""
         self._first: float | None = None
@@ -108,7 +113,7 @@ class Board:
             known = ticket <= line.tickets
             if not known and not data:
                 return {"again": True}
-            wrong = _out_of_order(line, ticket, taken)
+            wrong = _out_of_order(line, ticket, taken) or self._too_much(line, ticket, len(data))
         message: Message | None = None
         if not wrong and not known:
             try:
@@ -128,8 +133,18 @@ class Board:
                 line.waits = ticket
             self._changed.notify_all()
             if waits and not wrong:
-                self._changed.wait_for(lambda: self._settled(line, ticket), HOLD_S)
+                line.calls += 1
+                mine = line.calls
+                self._changed.wait_for(
+                    lambda: self._settled(line, ticket) or line.calls > mine, HOLD_S
+                )
             return self._reply(client, ticket)
+
+    def _too_much(self, line: Line, ticket: int, size: int) -> str:
+        held = sum(held for _, held in line.asked.values())
+        if ticket > line.tickets and held + size > self._most:
+            return f"its open asks have more than {self._most} bytes (wire.max_mb)"
+        return ""
 
     def _settled(self, line: Line, ticket: int) -> bool:
         return ticket not in line.asked or bool(self._closed)

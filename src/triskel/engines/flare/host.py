@@ -25,7 +25,7 @@ from triskel.compare import Request, Venue, read_run, resume, run
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
 from triskel.engines.flare.calls import Lost, Peer, Reply, patience, text, whole
-from triskel.engines.flare.remote import Remote, nobody, uncounted
+from triskel.engines.flare.remote import PING_S, Remote, nobody, uncounted
 from triskel.errors import (
     CheckpointError,
     JobError,
@@ -72,24 +72,46 @@ class Present:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Met:
+    """How a site was found before it takes part.
+
+    Attributes:
+        why: Why it does not, as far as is known.
+        refuses: Whether it never will, in this job.
+        present: What it holds, once it is ready.
+    """
+
+    why: str = ""
+    refuses: bool = False
+    present: Present | None = None
+
+
 @dataclass
 class HostBench(Bench):
     """A job, loaded at a server: its model and the public set; of the sites, numbers only.
 
     Attributes:
-        present: What each site says it holds.
+        present: What each site says it holds; nothing of one that has not said so yet.
     """
 
-    present: Mapping[ClientId, Present] = field(default_factory=dict[ClientId, Present])
+    present: Mapping[ClientId, Present | None] = field(
+        default_factory=dict[ClientId, Present | None]
+    )
 
     @property
     def active(self) -> list[ClientId]:
-        """Sites that say they hold a training example, by name."""
-        return [client for client in self.clients if self.present[client].examples]
+        """Sites that may hold a training example, by name."""
+        return [c for c, one in sorted(self.present.items()) if one is None or one.examples]
+
+    @property
+    def testers(self) -> list[ClientId]:
+        """Sites that may hold a test example, by name."""
+        return [c for c, one in sorted(self.present.items()) if one is None or one.tests]
 
     def work(self, clients: list[ClientId]) -> Mapping[ClientId, int]:
         """Return training tokens of one epoch of each site, as it says."""
-        return {client: self.present[client].tokens for client in clients}
+        return {c: one.tokens if (one := self.present[c]) else 0 for c in clients}
 
     def same_tokens(self) -> None:
         """Return None: each site compares its tokenizer with the server's itself."""
@@ -98,13 +120,14 @@ class HostBench(Bench):
         """Count nothing: what training costs is counted where it is done."""
 
     def held(self) -> dict[str, Any]:
-        """Return a table, as JSON values, of what every site says it holds."""
+        """Return a table, as JSON values, of what every site that was met says it holds."""
         return {
             "classes": list(self.federation.classes),
             "public": len(self.federation.public),
             "clients": {
                 client: {"train": one.examples, "test": one.tests}
                 for client, one in sorted(self.present.items())
+                if one is not None
             },
         }
 
@@ -199,7 +222,7 @@ class Host:
         """Ask the policy of the server, then every site; return why the job may not run."""
         policy, _ = load(self._policy_file)
         job, modes = job_of(self._spec)
-        self._members = max(len(self._began()), len(self._peers))
+        self._present = dict(self._began() or dict.fromkeys(sorted(self._peers)))
         refusals = [
             f"{refusal}"
             for mode in modes
@@ -210,10 +233,27 @@ class Host:
         if not self._peers:
             return "no site takes part"
         self._policy, self._job, self._modes = policy, job, modes
-        found: dict[ClientId, Present | str] = {}
+        met = self._met()
+        if refused := [f"{c}: {one.why}" for c, one in sorted(met.items()) if one.refuses]:
+            return "; ".join(refused)
+        self._away = {c: one.why for c, one in met.items() if one.present is None}
+        self._present |= {c: one.present for c, one in met.items() if one.present is not None}
+        if len(met) - len(self._away) < quorum_of(job, len(met)):
+            away = "; ".join(f"{client}: {why}" for client, why in sorted(self._away.items()))
+            raise RoundError(
+                f"{away}; the others are fewer than federation.quorum asks for: see to it, then "
+                "`triskel federation resume` goes on"
+            )
+        self._keep_roster()
+        return ""
+
+    def _met(self) -> dict[ClientId, Met]:
+        """Ask every site of the run at the same time, and wait for all."""
+        met = {client: Met("did not answer") for client in self._present}
         threads = [
-            threading.Thread(target=self._greet, args=(client, found), daemon=True)
-            for client in self._peers
+            threading.Thread(target=self._greet, args=(client, met), daemon=True)
+            for client in met
+            if client in self._peers
         ]
         for thread in threads:
             thread.start()
@@ -222,41 +262,30 @@ class Host:
                 thread.join(AGAIN_S)
                 if why := self._stopped():
                     raise RoundError(why)
-        if refused := [f"{c}: {why}" for c, why in sorted(found.items()) if isinstance(why, str)]:
-            return "; ".join(refused)
-        here = {c: one for c, one in found.items() if isinstance(one, Present)}
-        self._present = self._roster(here)
-        self._away = {c: "did not answer" for c in self._present if c not in here}
-        self._away |= {c: "did not answer" for c in self._peers if c not in here}
-        if len(here) < quorum_of(job, len({*self._present, *self._away})):
-            raise RoundError(
-                f"{', '.join(sorted(self._away))} did not answer; the others are fewer than "
-                "federation.quorum asks for: see to it, then `triskel federation resume` goes on"
-            )
-        return ""
+        return met
 
-    def _roster(self, here: Mapping[ClientId, Present]) -> Mapping[ClientId, Present]:
-        """Return who takes part in the run: whoever did when it began, there now or not."""
-        if known := self._began():
-            return {client: here.get(client, one) for client, one in known.items()}
-        text_ = json.dumps({c: asdict(one) for c, one in sorted(here.items())})
-        write_text(self._folder.with_name(self._folder.name + ROSTER), text_)
-        return here
+    @property
+    def _roster(self) -> Path:
+        return self._folder.with_name(self._folder.name + ROSTER)
 
-    def _began(self) -> Mapping[ClientId, Present]:
+    def _keep_roster(self) -> None:
+        """Write down who takes part in the run, there now or not, and what each said it holds."""
+        held = {c: one and asdict(one) for c, one in sorted(self._present.items())}
+        write_text(self._roster, json.dumps(held))
+
+    def _began(self) -> Mapping[ClientId, Present | None]:
         """Return with whom the run began; nobody before it did.
 
         Raises:
             CheckpointError: The file that says so is damaged.
         """
-        place = self._folder.with_name(self._folder.name + ROSTER)
-        if not place.exists():
+        if not self._roster.exists():
             return {}
         try:
-            known = json.loads(place.read_text(encoding="utf-8"))
-            return {client: Present(**one) for client, one in known.items()}
+            known = json.loads(self._roster.read_text(encoding="utf-8"))
+            return {client: one and Present(**one) for client, one in known.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{place} does not say who takes part: {error}") from error
+            raise CheckpointError(f"{self._roster} does not say who takes part: {error}") from error
 
     def _decided(self, policy: Policy, job: Job) -> Sequence[object]:
         model = weights_of(job.model.path, self._policy_file)
@@ -265,33 +294,50 @@ class Host:
             submitter=self._submitter,
             model_sha256=model.sha256 if model else None,
             blocks=model.blocks if model else None,
-            clients=self._members,
+            clients=len(self._present),
             round_bytes=0,
         )
         return decide_for_server(policy, job, here)
 
-    def _greet(self, client: ClientId, found: dict[ClientId, Present | str]) -> None:
+    def _greet(self, client: ClientId, met: dict[ClientId, Met]) -> None:
         """Ask a site who it is until it is ready, refuses, or is not heard of any more."""
-        about = {**own_code(), "clients": self._members}
         start = heard = time.monotonic()
         while not self._stopped():
             now_ = time.monotonic()
             if now_ - heard > max(self._job.federation.patience_s, LOADING_S):
                 return
             if now_ - start > READY_S:
-                found[client] = f"it was not ready after {READY_S:g} s"
+                met[client] = Met(f"it was not ready after {READY_S:g} s")
                 return
             try:
-                reply = self._peers[client].call("hello", patience(), {"about": about})
+                one = self._hello(client, patience())
                 heard = time.monotonic()
-                if (one := _presence(reply)) is not None:
-                    found[client] = one
+                if one.present is not None or one.why:
+                    met[client] = one
                     return
             except Lost:
                 time.sleep(AGAIN_S)
             except MessageError as error:
-                found[client] = f"its reply cannot be read: {error}"
+                met[client] = Met(f"its reply cannot be read: {error}")
                 return
+
+    def _hello(self, client: ClientId, timeout_s: float) -> Met:
+        about = {**own_code(), "clients": len(self._present)}
+        return _met_in(self._peers[client].call("hello", timeout_s, {"about": about}))
+
+    def _welcome(self, client: ClientId) -> str:
+        """Ask a site that was away whether it is ready; return why it is not, or nothing.
+
+        Raises:
+            Lost: It is still away.
+        """
+        one = self._hello(client, PING_S)
+        if one.present is None:
+            return one.why or "it reads its data"
+        if self._present[client] is None:
+            self._present[client] = one.present
+            self._keep_roster()
+        return "" if one.present.examples else "it holds no training example"
 
     # --- the run ------------------------------------------------------------------------------
 
@@ -300,6 +346,7 @@ class Host:
             job=self._job,
             peers=self._peers,
             stopped=self._stopped,
+            welcome=self._welcome,
             absent=dict(self._away),
             crossed=self._crossed,
         )
@@ -334,7 +381,7 @@ class Host:
 
         def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401
             del mine  # it is at the sites
-            testers = [c for c in bench.clients if self._present[c].tests]
+            testers = bench.testers if isinstance(bench, HostBench) else bench.clients
             student = mode.served(state) if name == "logits" else None
             return engine.scores(mode, state, testers, bench.body(), student=student)
 
@@ -355,7 +402,7 @@ class Host:
 
     def _finish(self, stage: str) -> None:
         """Let every site keep the model of its own that the stage leaves it with."""
-        for client in sorted(self._peers):
+        for client in sorted(self._peers.keys() & self._present.keys()):
             if why := self._unfinished(client, stage):
                 self._note({"event": "warning", "text": f"{client} at the end of {stage}: {why}"})
 
@@ -415,22 +462,24 @@ def _alone(folder: Path) -> Generator[None]:
         lock.release()
 
 
-def _presence(reply: Reply) -> Present | str | None:
-    """Return what a site holds, why it takes no part, or None while it is not ready."""
+def _met_in(reply: Reply) -> Met:
+    """Return what a site says of itself: nothing yet, while it is not ready.
+
+    Raises:
+        MessageError: It cannot be read.
+    """
     state = text(reply, "state")
     if strange := other_code(reply, "the site"):
-        return strange
+        return Met(strange, refuses=True)
     if state in {"refused", "failed"}:
-        return text(reply, "error", longest=2000) or f"it {state}"
+        why = text(reply, "error", longest=2000) or f"it {state}"
+        return Met(why, refuses=state == "refused")
     if state == "preparing":
-        return None
+        return Met()
     if state != "ready":
         raise MessageError(f"a site is never {state!r} before the first round")
-    return Present(
-        examples=whole(reply, "examples"),
-        tests=whole(reply, "tests"),
-        tokens=whole(reply, "tokens"),
-    )
+    holds = ("examples", "tests", "tokens")
+    return Met(present=Present(**{name: whole(reply, name) for name in holds}))
 
 
 def _held(bench: Bench) -> dict[str, Any]:

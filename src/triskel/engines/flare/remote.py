@@ -12,10 +12,12 @@ least the quorum; else the job stops there, and goes on from its last closed rou
 submitted again.
 """
 
+import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +50,7 @@ from triskel.round import Scores, pooled
 from triskel.types import A, ClientId, ClientState, Event, Message, Mode, S, Tensors, Watch
 from triskel.worker import Worker
 
+LOGGER = logging.getLogger("triskel.server")
 TURN_S = 0.5
 """How often the server looks for clients that went silent."""
 PING_S = 3.0
@@ -78,6 +81,7 @@ class Remote:
     Attributes:
         job: Codecs, limits, waves, quorum and patience.
         peers: The way to each site.
+        welcome: Asks a site that was away whether it is ready; returns why not, or nothing.
         stopped: Says why the job must stop, or nothing.
         stage: Name of the stage that is played; the sites make their own of it.
         absent: Sites that did not answer in their last play, and why.
@@ -88,6 +92,7 @@ class Remote:
 
     job: Job
     peers: Mapping[ClientId, Peer]
+    welcome: Callable[[ClientId], str]
     stopped: Callable[[], str] = nobody
     stage: str = ""
     absent: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
@@ -227,7 +232,7 @@ class _Talk:
             tasks = dict.fromkeys(crew, alike)
         packed = _each_packed(self.wire, tasks)
         name = play_of(engine.stage, round_, self.what, engine.session)
-        board = Board(name, packed, self._read)
+        board = Board(name, packed, self._asked, int(engine.job.wire.max_mb * MB))
         engine.board = board
         for client in crew:
             self.wire.book(tasks[client], len(packed[client]), client, "down")
@@ -256,8 +261,12 @@ class _Talk:
             board.close(f"{name} is over")
         return state
 
-    def _read(self, data: bytes, client: ClientId) -> Message:
-        return self.wire.read(data, client, "up")
+    def _asked(self, data: bytes, client: ClientId) -> Message:
+        with _from(client):
+            ask = self.wire.read(data, client, "up")
+        if ask.topic not in self.mode.asks:
+            raise MessageError(f"client {client!r} asks about {ask.topic!r}, which nobody answers")
+        return ask
 
     def _settle(self, board: Board, waiting: list[ClientId]) -> None:
         """Take what those at the head of the line ended with, in the order of their names."""
@@ -269,9 +278,10 @@ class _Talk:
             waiting.pop(0)
             if line.update is not None and line.spent is not None and not line.gone:
                 try:
-                    message = self.wire.read(line.update, client, "up")
-                    self.take(client, message, line.spent)
-                    self.wire.book(message, len(line.update), client, "up")
+                    with _from(client):
+                        message = self.wire.read(line.update, client, "up")
+                        self.take(client, message, line.spent)
+                        self.wire.book(message, len(line.update), client, "up")
                 except TriskelError as error:
                     board.leave(client, str(error))
                 line.update = b""
@@ -282,8 +292,8 @@ class _Talk:
         """Answer what is due; a client whose ask cannot be answered is lost, not the others."""
         try:
             after, answers, packed = self._tried(state, asks)
-        except TriskelError:
-            guilty = {c: why for c in asks if (why := self._refused(state, {c: asks[c]}))}
+        except Exception:
+            guilty = {c: why for c, ask in asks.items() if (why := self._refused(state, c, ask))}
             if not guilty:
                 raise
             for client, why in guilty.items():
@@ -298,10 +308,11 @@ class _Talk:
         board.deliver(packed)
         return after
 
-    def _refused(self, state: Any, asks: Mapping[ClientId, Message]) -> str:  # noqa: ANN401
-        """Return why a wave cannot be answered; answering changes nothing but what it returns."""
+    def _refused(self, state: Any, client: ClientId, ask: Message) -> str:  # noqa: ANN401
+        """Return why an ask cannot be answered; answering changes nothing but what it returns."""
         try:
-            self._tried(state, asks)
+            with _from(client):
+                self._tried(state, {client: ask})
         except TriskelError as error:
             return str(error)
         return ""
@@ -340,6 +351,24 @@ class _Talk:
             )
 
 
+@contextmanager
+def _from(client: ClientId) -> Generator[None]:
+    """Let whatever a client's bytes lead to be an error that it answers for, and nobody else.
+
+    Raises:
+        TriskelError: As it was raised.
+        MessageError: For anything else; the log has it.
+    """
+    try:
+        yield
+    except TriskelError:
+        raise
+    except Exception as error:
+        LOGGER.exception("what %s sent cannot be worked with", client)
+        kind = type(error).__name__
+        raise MessageError(f"what it sent cannot be worked with: {kind}") from error
+
+
 @dataclass
 class _Hand:
     """Calls one client until its part in a play is over."""
@@ -357,22 +386,25 @@ class _Hand:
             return
         while not self.board.closed and self.client in self.board.open():
             try:
-                if self.client in self.engine.absent:
-                    self._back(peer)
+                if self.client in self.engine.absent and not self._back():
+                    return
                 begun = self._turn(peer, begun=begun)
             except Lost:
                 time.sleep(AGAIN_S)
             except MessageError as error:
                 self.board.leave(self.client, f"its reply cannot be read: {error}")
 
-    def _back(self, peer: Peer) -> None:
-        """See whether a client that was lost before is there again; wait for it no second time."""
+    def _back(self) -> bool:
+        """Say whether a client that was lost before is there again; wait for it no second time."""
         try:
-            peer.call("ping", PING_S, {})
+            why = self.engine.welcome(self.client)
         except Lost:
-            self.board.leave(self.client, f"still away ({self.engine.absent[self.client]})")
-            raise
+            why = f"still away ({self.engine.absent[self.client]})"
+        if why:
+            self.board.leave(self.client, why)
+            return False
         self.engine.absent.pop(self.client, None)
+        return True
 
     def _turn(self, peer: Peer, *, begun: bool) -> bool:
         """Make one call; return whether the site is at this play."""

@@ -151,10 +151,6 @@ class Site:
                 return {"state": "unknown", "update": b""}
             return {"state": "done", "update": part.update}
 
-    def ping(self) -> Reply:
-        """Say that the site is there."""
-        return {"state": self._state}
-
     def finish(self, stage: str) -> Reply:
         """Keep, at the site, the model of its own that a stage leaves it with, if it does."""
         if stage not in self._modes:
