@@ -1,5 +1,6 @@
 """Split learning is the joined model, cut: same loss, same gradients, same steps, at any cut."""
 
+import math
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -730,6 +731,18 @@ def test_labels_that_do_not_exist_are_refused(task: str, label: object) -> None:
         one.mode.answer(
             one.mode.start(), {"c0": replace(ask, sections={**ask.sections, "labels": fewer})}
         )
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), ()], ids=str)
+def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    one = case(counts=(3,), labels="shared")
+    ask, _ = opened(one)
+    section = ask.sections["labels"]
+    labels = section.tensors["labels"].flatten()[: math.prod(shape)].reshape(shape)
+    bad = replace(section, tensors={"labels": labels})
+    lying = replace(ask, sections={**ask.sections, "labels": bad})
+    with pytest.raises(MessageError, match="section 'labels', tensor 'labels': shape"):
+        one.mode.answer(one.mode.start(), {"c0": lying})
 
 
 def test_a_number_of_labels_that_is_not_what_was_sent_is_refused() -> None:

@@ -385,14 +385,21 @@ def test_what_nobody_foresaw_in_a_clients_bytes_costs_that_client_its_place(
     "wrong",
     [{"stage": "weather"}, {"stage": 5}, {"what": "everything"}, {"round": 0}, {"round": -1},
      {"round": 3}, {"round": True}, {"round": "1"}, {"play": None}, {"play": 7}, {"size": 10**12},
-     {"size": -1}, {"size": None}],
+     {"size": -1}, {"size": None}, {"least": None}, {"least": 1}],
     ids=str,
 )  # fmt: skip
 def test_a_site_begins_no_part_that_is_none_of_its_job(
     party: Any, wrong: Mapping[str, Any]
 ) -> None:
     site = party.meeting.sites["bank"]
-    order = {"play": "p", "stage": "params", "round": 1, "what": "work", "size": 9} | wrong
+    order = {
+        "play": "p",
+        "stage": "params",
+        "round": 1,
+        "what": "work",
+        "size": 9,
+        "least": 3,
+    } | wrong
     before = site._part
     with pytest.raises(MessageError):
         site.begin(order)
@@ -648,6 +655,28 @@ def test_a_model_that_is_a_path_is_refused_by_both_sides_and_in_the_log(
     (line,) = read(tmp_path / "bank" / "triskel" / "audit.jsonl")
     assert not line["allowed"]
     meeting.sites["bank"].close()
+
+
+def test_a_site_works_in_no_round_that_may_close_with_fewer_than_its_policy_asks_for(
+    party: Any,
+) -> None:
+    assert party.meeting.sites["bank"]._policy.limits.cohort == 2
+    asked: list[str] = []
+
+    def twist(_n: str, method: str, _a: Any, real: Any) -> Any:
+        asked.append(method)
+        return real()
+
+    party.twist = twist
+    why = r"bank: the round may close with fewer clients .*\(limits.cohort\)"
+    with pytest.raises(RoundError, match=why):
+        party.round("params", ("bank",))
+    with pytest.raises(RoundError, match=why):
+        party.round("params", ("bank", "clinic"), quorum=0.5)
+    assert set(asked) == {"begin"}, "nothing was fetched, nothing left"
+    asked.clear()
+    party.round("params", ("bank", "clinic"))
+    assert "hand_over" in asked
 
 
 def test_no_more_leaves_in_a_round_than_the_policy_allows_over_all_asks(party: Any) -> None:

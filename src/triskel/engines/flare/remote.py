@@ -134,7 +134,8 @@ class Remote:
         enough, before = quorum_of(self.job, len(cohort)), self.crossed()
         gone: dict[ClientId, str] = {}
         for crew in crews(mode.asks, sorted(cohort), self.job, free=len(cohort)):
-            talk = _Talk(self, "work", mode, wire, fold, may_go=len(cohort) - enough - len(gone))
+            may_go = len(cohort) - enough - len(gone)
+            talk = _Talk(self, "work", mode, wire, fold, may_go=may_go, least=enough)
             state = talk.play(state, crew)
             gone |= talk.gone
         for client, why in sorted(gone.items()):
@@ -208,6 +209,7 @@ class _Talk:
         wire: Packs, reads and books.
         take: Handed each client's last message, in the order of their names.
         may_go: How many clients may be lost.
+        least: With how many clients the round may close, for sites to hold against their policy.
         sections: What the task holds, where it is not the mode's.
         gone: Clients that were lost, and why.
     """
@@ -218,6 +220,7 @@ class _Talk:
     wire: Wire
     take: Take
     may_go: int
+    least: int = 0
     sections: Mapping[str, Any] | None = None
     gone: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
 
@@ -242,6 +245,7 @@ class _Talk:
                 "round": round_,
                 "what": self.what,
                 "size": len(packed[client]),
+                "least": self.least,
             }
             hand = _Hand(engine, board, client, order)
             threading.Thread(target=hand.follow, name=f"follow-{client}", daemon=True).start()

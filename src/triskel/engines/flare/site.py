@@ -26,6 +26,7 @@ from triskel.engines.flare.kept import Kept
 from triskel.engines.flare.sizes import sizes_of
 from triskel.errors import (
     JobError,
+    LimitError,
     MessageError,
     MeterError,
     RoundError,
@@ -121,6 +122,11 @@ class Site:
         if stage not in self._modes or what not in PARTS or not round_:
             raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
         size = whole(order, "size", most=self._most)
+        if what == "work" and whole(order, "least") < self._policy.limits.cohort:
+            raise LimitError(
+                "the round may close with fewer clients than this site's policy asks for "
+                "(limits.cohort)"
+            )
         part = Part(text(order, "play"), cast("ModeName", stage), round_, what, size)
         with self._changed:
             if self._part is None or self._part.play != part.play:
