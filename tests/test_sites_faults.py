@@ -395,10 +395,14 @@ def test_a_site_that_misses_the_beginning_is_named_and_asked_again_in_every_roun
 def test_a_site_that_fails_before_the_first_round_is_spared_like_one_that_is_away(
     tmp_path: Path,
 ) -> None:
-    there = house(tmp_path, **{"federation.quorum": "0.6"})
-    (there.root / "shop" / "reviews.csv").write_text("text,label\nno such label,odd\n")
-    assert Meeting(there, there.spec("params")).play()["done"]
     why = "DataError; the log of site 'shop' says more"
+    for quorum in ("1.0", "0.6"):
+        there = house(tmp_path / quorum, **{"federation.quorum": quorum})
+        (there.root / "shop" / "reviews.csv").write_text("text,label\nno such label,odd\n")
+        ended = Meeting(there, there.spec("params")).play()
+        if quorum == "1.0":
+            assert ended == {"done": False, "refused": True, "error": f"shop: {why}"}
+    assert ended["done"]
     assert who_played(there.root / "out") == [(["bank", "clinic"], {"shop": why})] * 2
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -78,12 +78,13 @@ class Met:
 
     Attributes:
         why: Why it does not, as far as is known.
-        refuses: Whether it never will, in this job.
+        standing: `away` if it may be there next time, `failed` if it says that it cannot,
+            `refuses` if it will not have the job, with others or without.
         present: What it holds, once it is ready.
     """
 
     why: str = ""
-    refuses: bool = False
+    standing: Literal["away", "failed", "refuses"] = "away"
     present: Present | None = None
 
 
@@ -234,15 +235,16 @@ class Host:
             return "no site takes part"
         self._policy, self._job, self._modes = policy, job, modes
         met = self._met()
-        if refused := [f"{c}: {one.why}" for c, one in sorted(met.items()) if one.refuses]:
-            return "; ".join(refused)
+        if refused := _who(met, "refuses"):
+            return refused
         self._away = {c: one.why for c, one in met.items() if one.present is None}
         self._present |= {c: one.present for c, one in met.items() if one.present is not None}
         if len(met) - len(self._away) < quorum_of(job, len(met)):
-            away = "; ".join(f"{client}: {why}" for client, why in sorted(self._away.items()))
+            if failed := _who(met, "failed"):
+                return failed  # which another try does not mend
             raise RoundError(
-                f"{away}; the others are fewer than federation.quorum asks for: see to it, then "
-                "`triskel federation resume` goes on"
+                f"{_who(met, 'away')}; the others are fewer than federation.quorum asks for: see to "
+                "it, then `triskel federation resume` goes on"
             )
         self._keep_roster()
         return ""
@@ -318,7 +320,7 @@ class Host:
             except Lost:
                 time.sleep(AGAIN_S)
             except MessageError as error:
-                met[client] = Met(f"its reply cannot be read: {error}")
+                met[client] = Met(f"its reply cannot be read: {error}", "failed")
                 return
 
     def _hello(self, client: ClientId, timeout_s: float) -> Met:
@@ -470,16 +472,22 @@ def _met_in(reply: Reply) -> Met:
     """
     state = text(reply, "state")
     if strange := other_code(reply, "the site"):
-        return Met(strange, refuses=True)
+        return Met(strange, "refuses")
     if state in {"refused", "failed"}:
         why = text(reply, "error", longest=2000) or f"it {state}"
-        return Met(why, refuses=state == "refused")
+        return Met(why, "refuses" if state == "refused" else "failed")
     if state == "preparing":
         return Met()
     if state != "ready":
         raise MessageError(f"a site is never {state!r} before the first round")
     holds = ("examples", "tests", "tokens")
     return Met(present=Present(**{name: whole(reply, name) for name in holds}))
+
+
+def _who(met: Mapping[ClientId, Met], standing: str) -> str:
+    """Return the sites of one standing that take no part, with their reasons."""
+    some = {c: one.why for c, one in met.items() if one.standing == standing and not one.present}
+    return "; ".join(f"{client}: {why}" for client, why in sorted(some.items()))
 
 
 def _held(bench: Bench) -> dict[str, Any]:
