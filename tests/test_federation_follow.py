@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nvflare.apis.utils.job_submit_token import validate_submit_token
+from nvflare.fuel.flare_api.api_spec import SubmitTokenConflict
 
 from triskel.errors import FederationError, JobError
 from triskel.federation import follow, job, record
@@ -38,13 +40,25 @@ class Played(Session):
         self.plays = [list(play) for play in plays]
         self.connected = list(sites)
         self.sent: list[dict[str, Any]] = []
+        self.known: dict[str, str] = {}
+        self.tries = 0
+        self.unanswered: list[int] = []
         self.logins = 0
         self.step: Mapping[str, Any] = {}
 
     def sites(self) -> list[str]:
         return self.connected
 
-    def submit(self, folder: Path) -> str:
+    def submit(self, folder: Path, token: str) -> str:
+        """Make one job for each token; the replies to some submissions are lost."""
+        self.tries += 1
+        if token not in self.known:
+            self.known[token] = self._made(folder)
+        if self.tries in self.unanswered:
+            raise UnreachableError("no reply in 5 s")
+        return self.known[token]
+
+    def _made(self, folder: Path) -> str:
         server = json.loads((folder / "app/config/config_fed_server.json").read_text())
         meta = json.loads((folder / "meta.json").read_text())
         run = server["components"][0]["args"]["spec"]["run"]
@@ -137,8 +151,8 @@ def test_a_job_without_an_end_is_sent_again_under_its_run_to_who_is_there(
     server = Played([DIED], [DONE])
     was = server.submit
 
-    def loses(folder: Path) -> str:
-        number = was(folder)
+    def loses(folder: Path, token: str) -> str:
+        number = was(folder, token)
         server.connected = ["bank", "stranger"]
         return number
 
@@ -149,6 +163,58 @@ def test_a_job_without_an_end_is_sent_again_under_its_run_to_who_is_there(
     assert second["on"] == ["server", "bank"], "who was not part of the run stays out"
     assert "submitted again as job2 to bank" in supervised.said[-1]
     assert [entry.job for entry in record.entries(supervised.kit)] == ["job1", "job2"]
+
+
+@pytest.mark.parametrize("lost", [[1], [2], [1, 3, 4]], ids=["first", "second", "both"])
+def test_a_submission_whose_reply_is_lost_is_not_a_second_job(
+    supervised: Supervised, lost: list[int]
+) -> None:
+    server = Played([DIED], [DONE])
+    server.unanswered = lost
+    supervised.run(server)
+    assert len(server.sent) == 2, "one that died and one more, as if nothing had been lost"
+    assert [entry.job for entry in record.entries(supervised.kit)] == ["job1", "job2"]
+    assert json.loads((supervised.out / "ended.json").read_text()) == {"done": True}
+
+
+def test_a_lost_reply_is_told_where_nobody_waits_and_the_job_is_found_by_resume(
+    supervised: Supervised,
+) -> None:
+    server = Played([DIED], [DONE])
+    with pytest.raises(FederationError):
+        supervised.run(server, patient=False)
+    server.unanswered = [2]
+    with pytest.raises(UnreachableError):
+        supervised.resume(server)
+    server.connected = ["bank"]
+    supervised.resume(server)
+    assert len(server.sent) == 2
+    assert [entry.job for entry in record.entries(supervised.kit)] == ["job1", "job2"]
+
+
+def test_what_a_submission_is_called_is_what_flare_takes_for_one(
+    supervised: Supervised, tmp_path: Path
+) -> None:
+    server = Played([DIED], [DIED], [DONE])
+    supervised.run(server)
+    assert len(server.known) == 3
+    for token in server.known:
+        assert validate_submit_token(token) == token
+
+    class Inner:
+        """FLARE's session, to which the same name with other sites in the folder is a conflict."""
+
+        number: str | None = "job7"
+
+        def submit_job(self, folder: str, token: str) -> str:
+            raise SubmitTokenConflict(f"{token} was used before {folder}", self.number)
+
+    there = Session.__new__(Session)
+    there.kit, there._inner = supervised.kit, Inner()
+    assert there.submit(tmp_path, "run-2") == "job7"
+    Inner.number = None
+    with pytest.raises(FederationError, match="run-2 was used before"):
+        there.submit(tmp_path, "run-2")
 
 
 def test_without_supervision_a_job_without_an_end_is_an_error(supervised: Supervised) -> None:

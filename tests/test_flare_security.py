@@ -182,7 +182,8 @@ def test_a_job_with_code_or_with_a_class_that_is_not_ours_does_not_run(
     changed(sends, "client", lambda found: found["components"].append(streams))
     changed(sends, "server", lambda f: f["workflows"][0]["args"].update(sync_task_timeout=5))
     with there.line() as line:
-        numbers = [line.session().submit(path) for path in (own, at_server, at_site, sends)]
+        sent = (own, at_server, at_site, sends)
+        numbers = [line.session().submit(at, at.name) for at in sent]
         code, server, site, streaming = [ends(line, number) for number in numbers]
         servers_log = fetched(line, numbers[1], tmp_path / "log")
         result = fetched(line, numbers[2], tmp_path / "log2")
@@ -298,7 +299,7 @@ def test_a_participant_that_abuses_its_place_gains_nothing_and_the_others_go_on(
         monkeypatch.setattr(nodes, "weakness", lambda _: None)  # it is the intruder's machine
         otherwise("shop", HERE / "hostile", HERE.parent / "src")
         with there.line() as line:
-            number = line.session().submit(made)
+            number = line.session().submit(made, made.name)
             assert ends(line, number).label == "FINISHED:COMPLETED"
             log = fetched(line, number, tmp_path / "log")
             ended = follow.fetch(line, number, tmp_path / "out")

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from triskel.errors import FederationError, JobError
 from triskel.federation import record
@@ -26,6 +26,7 @@ from triskel.federation.session import FINISHED, Session, UnreachableError, open
 Progress = Mapping[str, Any]
 Say = Callable[[str], None]
 Show = Callable[[Progress | None], None]
+T = TypeVar("T")
 
 POLL_S = 1.0
 RESTARTS = 10
@@ -107,15 +108,35 @@ class Line:
 def submit(line: Line, asked: Request, *, again: bool = False) -> record.Entry:
     """Send a job to the sites that it names and that are connected, and note it.
 
+    A reply can be lost while its job runs. So the same folder is sent until there is one, where
+    the line is patient, and under a token by which the server knows it again: a run's submissions
+    are counted, and each is one job however often it was sent.
+
     Raises:
         FederationError: No site is connected, or FLARE refuses.
     """
     record.keep(line.kit, asked)
-    on = _sites(line, asked, again=again)
+    token = f"{asked.run}-{record.count(line.kit, asked.run) + 1}"
+    on = _until_answered(line, lambda: _sites(line, asked, again=again))
     with TemporaryDirectory(prefix="triskel-") as name:
         folder = write(Path(name) / "job", asked, on)
-        number = line.session().submit(folder)
+        number = _until_answered(line, lambda: line.session().submit(folder, token))
     return record.note(line.kit, number, asked, on)
+
+
+def _until_answered(line: Line, ask: Callable[[], T]) -> T:
+    """Return an answer, asking again where the line is patient and the server was gone.
+
+    Raises:
+        UnreachableError: The server is gone and nobody is to wait for it.
+    """
+    while True:
+        try:
+            return ask()
+        except UnreachableError:
+            line.drop()
+            if not line.patient:
+                raise
 
 
 def _sites(line: Line, asked: Request, *, again: bool) -> tuple[str, ...]:
@@ -275,7 +296,7 @@ def follow(
         trail.idle += 1
         if trail.idle > RESTARTS:
             raise FederationError(f"{what}, {RESTARTS} times without a new round; given up")
-        entry = _again(line, asked)
+        entry = submit(line, asked, again=True)
         say(f"{what}; submitted again as {entry.job} to {', '.join(entry.sites)}")
 
 
@@ -297,11 +318,11 @@ def resume(
     if not _goes_on(line, entry.job):
         ended: Progress = {}
         with contextlib.suppress(FederationError):  # it may have left nothing
-            ended = _left(line, entry.job, out) or {}
+            ended = _until_answered(line, lambda: fetch(line, entry.job, out)) or {}
         if ended.get("done"):
             return
         why = ended.get("error")
-        old, entry = entry.job, _again(line, asked)
+        old, entry = entry.job, submit(line, asked, again=True)
         said = f"job {old} ended without a result" + (f" ({why})" if why else "")
         watch[0](f"{said}; submitted again as {entry.job} to {', '.join(entry.sites)}")
     follow(line, asked, entry, out, watch)
@@ -333,31 +354,10 @@ def _one(
     if end.label == LOST:
         return end, None
     try:
-        return end, _left(line, entry.job, out)
+        return end, _until_answered(line, lambda: fetch(line, entry.job, out))
     except UnreachableError:
         raise
     except FederationError:
         if not line.patient and not end.detail:
             raise
         return end, None
-
-
-def _left(line: Line, job: str, out: Path) -> Progress | None:
-    """Fetch what a submission left, waiting for the server where the line is patient."""
-    while True:
-        try:
-            return fetch(line, job, out)
-        except UnreachableError:
-            line.drop()
-            if not line.patient:
-                raise
-
-
-def _again(line: Line, asked: Request) -> record.Entry:
-    while True:
-        try:
-            return submit(line, asked, again=True)
-        except UnreachableError:
-            line.drop()
-            if not line.patient:
-                raise

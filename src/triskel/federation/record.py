@@ -91,6 +91,11 @@ def sites_of(kit: Kit, run: str) -> tuple[str, ...]:
     return next((entry.sites for entry in entries(kit) if entry.run == run), ())
 
 
+def count(kit: Kit, run: str) -> int:
+    """Return how often a run was submitted."""
+    return sum(entry.run == run for entry in entries(kit))
+
+
 def find(kit: Kit, text: str | None) -> Entry:
     """Return the last submission whose number or run begins with a text; without one, the last.
 

@@ -67,10 +67,23 @@ class Session:
             started = found.server_info.start_time
             return [str(each.job_id) for each in found.job_info], float(started or 0.0)
 
-    def submit(self, folder: Path) -> str:
-        """Send a job folder; return FLARE's number of the job."""
+    def submit(self, folder: Path, token: str) -> str:
+        """Send a job folder; return FLARE's number of the job.
+
+        Args:
+            folder: The job.
+            token: What this submission is called. A job that the server has of that name is the
+                one that counts, whatever is in the folder now.
+        """
+        from nvflare.fuel.flare_api.api_spec import SubmitTokenConflict
+
         with self._said("submit the job"):
-            return str(self._inner.submit_job(str(folder.resolve())))
+            try:
+                return str(self._inner.submit_job(str(folder.resolve()), token))
+            except SubmitTokenConflict as earlier:
+                if not earlier.existing_job_id:
+                    raise
+                return str(earlier.existing_job_id)
 
     def meta(self, job: str) -> dict[str, Any]:
         """Return what FLARE knows of a job."""
