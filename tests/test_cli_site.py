@@ -1,6 +1,7 @@
 """`triskel site`: a policy is written, a job is held against it, a log is verified."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,15 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRISKEL_CACHE", str(tmp_path / "cache"))
     Path("jobs").mkdir()
-    Path("jobs/small").mkdir()
-    Path("jobs/small/model.safetensors").write_bytes(b"weights")
-    Path("jobs/small/config.json").write_text('{"num_hidden_layers": 30}', encoding="utf-8")
+    model(Path("models/small"), b"weights")
     Path("jobs/job.toml").write_text(JOB, encoding="utf-8")
     Path("policy.toml").write_text(POLICY, encoding="utf-8")
+
+
+def model(folder: Path, weights: bytes, blocks: int = 30) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(f'{{"num_hidden_layers": {blocks}}}', encoding="utf-8")
 
 
 def site(*words: str) -> tuple[int, str, str]:
@@ -119,10 +124,52 @@ def test_without_a_time_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cut_that_the_job_leaves_open_is_that_of_the_model_on_this_machine() -> None:
     Path("jobs/job.toml").write_text('mode = "split"\n' + JOB, encoding="utf-8")
     assert check()[0] == 0, "[4, 28] of 30 blocks"
-    Path("jobs/small/config.json").write_text('{"num_hidden_layers": 12}', encoding="utf-8")
+    model(Path("models/small"), b"weights", blocks=12)
     assert [line.partition(":")[0] for line in check()[1].splitlines()] == [
         *("split.first", "split.last"),
     ]
+
+
+def test_a_model_lies_beside_the_policy_and_not_beside_the_job() -> None:
+    shutil.move("models", "jobs/models")
+    for beside in (Path("jobs/small"), Path("small")):
+        model(beside, b"weights")
+    code, out, _ = check()
+    assert code == 1
+    assert out.startswith("models: the job names a model whose weights are not on this machine;")
+    for path in ("./small", "models/../small", "/etc", "jobs/models/small"):
+        text = JOB.replace('"small"', f'"{path}"')
+        Path("jobs/job.toml").write_text(text, encoding="utf-8")
+        code, out, said = check()
+        assert (code, said) == (1, "")
+        assert out == (
+            f"models: the job names a model by '{path}'; this site opens models by their names "
+            "only\n"
+        )
+
+
+def test_every_model_that_the_site_would_load_is_held_against_the_policy() -> None:
+    other = hashlib.sha256(b"others").hexdigest()
+    policy = POLICY.replace('["params", "split"]', '["logits"]')
+    policy = 'site = "bank"\n' + policy.replace("[leave]", "[leave]\ntexts = true")
+    job = 'mode = "logits"\n' + JOB + "[logits]\nstudent = false\n"
+    job += '[clients.each.bank]\nmodel = "own"\n'
+    Path("jobs/job.toml").write_text(job, encoding="utf-8")
+    Path("policy.toml").write_text(policy, encoding="utf-8")
+    model(Path("models/own"), b"others")
+    code, out, _ = check()
+    assert code == 1
+    assert out == (
+        f"models: the job names a model whose weights have SHA-256 '{other}'; this site allows "
+        "small, each by its SHA-256\n"
+    )
+    listed = policy.replace("[models]", f'[models]\nown = "{other}"')
+    Path("policy.toml").write_text(listed, encoding="utf-8")
+    assert check()[0] == 0
+    Path("policy.toml").write_text(listed.replace(SHA, "0" * 64), encoding="utf-8")
+    code, out, _ = check()
+    assert code == 1, "the server's model is loaded too, with a student or without"
+    assert f"SHA-256 '{SHA}'" in out
 
 
 def test_an_asset_that_is_not_here_is_a_model_that_is_not_here() -> None:

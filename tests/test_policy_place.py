@@ -87,19 +87,12 @@ def test_an_asset_and_a_downloaded_model_are_found_and_never_fetched(
     assert asked == {"lab/large": True}
 
 
-def test_a_client_runs_its_own_model_and_in_logits_with_a_student_the_servers_too(
-    tmp_path: Path,
-) -> None:
-    job = house(tmp_path, **{"clients.each.bank.model": '"own"'}).job
-    assert models_of(job, "bank") == ["own"]
+@pytest.mark.parametrize("student", ["true", "false"])
+def test_a_client_loads_its_own_model_and_the_servers(tmp_path: Path, student: str) -> None:
+    keys = {"mode": '"logits"', "clients.each.bank.model": '"own"', "logits.student": student}
+    job = house(tmp_path, **keys).job
+    assert models_of(job, "bank") == ["own", "tiny"]
     assert models_of(job, "shop") == ["tiny"]
-    logits = job.model_copy(
-        update={"mode": "logits", "logits": job.logits.model_copy(update={"student": True})}
-    )
-    assert models_of(logits, "bank") == ["own", "tiny"]
-    assert models_of(logits, "shop") == ["tiny"]
-    without = logits.logits.model_copy(update={"student": False})
-    assert models_of(logits.model_copy(update={"logits": without}), "bank") == ["own"]
 
 
 def test_only_the_own_model_of_a_client_is_placed_and_others_stay_names(tmp_path: Path) -> None:

@@ -2,16 +2,12 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from triskel.cli.output import write_text
-from triskel.errors import DataError
 from triskel.job import load, parse
-
-if TYPE_CHECKING:
-    from triskel.policy.weights import Weights
 
 app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
 
@@ -51,23 +47,21 @@ def site_check(
     ] = None,
 ) -> None:
     """Say whether a job may run at a site, or everything that the policy has against it."""
-    from triskel.policy.decide import MB, Circumstances, decide, wanted
+    from triskel.policy.decide import MB, Circumstances, wanted
+    from triskel.policy.place import decided
     from triskel.policy.rules import load as load_policy
 
     rules, _ = load_policy(policy)
     load(job)  # refuses what cannot be read; the names of datasets are not paths, so again:
     asked = parse(job.read_text(encoding="utf-8"), where=str(job))
-    found = _weights(asked.client(rules.site).model or asked.model.path, job.parent)
     when = datetime.now(UTC) if at is None else at.replace(tzinfo=UTC)
     here = Circumstances(
         now=when,
         submitter=by,
-        model_sha256=None if found is None else found.sha256,
-        blocks=None if found is None else found.blocks,
         clients=clients,
         round_bytes=None if up_mb is None else round(up_mb * MB),
     )
-    refusals = decide(rules, asked, here)
+    refusals = decided(rules, policy, asked, rules.site, here)
     for refusal in refusals:
         typer.echo(str(refusal))
     if refusals:
@@ -96,17 +90,3 @@ def site_audit(
         typer.echo(line_of(entry))
         last, count = entry.get("sha256", last), entry.get("n", count)
     typer.echo(f"{count} lines, none changed; the last one's SHA-256: {last}")
-
-
-def _weights(path: str, base: Path) -> "Weights | None":
-    """Return what is known of the job's model on this machine, None where it is not here."""
-    from triskel.data.assets import resolve
-    from triskel.policy.weights import weights
-
-    if (base / path).is_dir():
-        return weights(base / path)
-    try:
-        folder = Path(resolve(path))
-    except DataError:
-        return None
-    return weights(folder) if folder.is_dir() else None

@@ -1,17 +1,20 @@
 """From the names in a job to the places of this machine: models and datasets.
 
 A job that comes from outside names things; only the machine's own policy says where they are, so no
-path of a job is ever opened.
+path of a job is ever opened. A site decides on a job with the weights that its names have here.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from triskel.data.assets import resolve
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, JobError
 from triskel.job import Job
+from triskel.message import show
+from triskel.policy.decide import Circumstances, Refusal, decide
 from triskel.policy.rules import Policy
 from triskel.policy.weights import Weights, weights
 
@@ -21,10 +24,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def models_of(job: Job, client: str) -> list[str]:
-    """Return the names of the models that a client of a job runs: its own, and the server's."""
+    """Return the names of the models that a client of a job loads: its own, and the server's."""
     own = job.client(client).model or job.model.path
-    both = job.mode == "logits" and job.logits.student
-    return list(dict.fromkeys([own, job.model.path] if both else [own]))
+    return list(dict.fromkeys([own, job.model.path]))
 
 
 def model_folder(name: str, policy: Path) -> Path | None:
@@ -69,6 +71,35 @@ def weights_of(name: str, policy: Path) -> Weights | None:
     """Return what a model is on this machine, or None where it is not there."""
     folder = model_folder(name, policy)
     return None if folder is None else weights(folder)
+
+
+def decided(
+    policy: Policy, file: Path, job: Job, client: str, circumstances: Circumstances
+) -> list[Refusal]:
+    """Return every reason why a job may not run at a site, with the models that are here.
+
+    Args:
+        policy: The site's policy.
+        file: Where it lies; models are looked for beside it.
+        job: The job.
+        client: What the job calls the site.
+        circumstances: All but the model, which is filled in for each that the site would load.
+    """
+    found: list[Refusal] = []
+    for name in models_of(job, client):
+        try:
+            model = weights_of(name, file)
+        except JobError:
+            asks, only = f"names a model by {show(name)}", "opens models by their names only"
+            found.append(Refusal(key="models", asks=asks, allows=only))
+            continue
+        here = replace(
+            circumstances,
+            model_sha256=model.sha256 if model else None,
+            blocks=model.blocks if model else None,
+        )
+        found += decide(policy, job, here)
+    return list(dict.fromkeys(found))
 
 
 def placed(job: Job, policy: Path, client: str | None = None) -> Job:

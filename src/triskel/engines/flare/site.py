@@ -38,12 +38,11 @@ from triskel.exchange import adapter_of
 from triskel.export import save_adapter
 from triskel.folder import safe
 from triskel.job import Job, ModeName
-from triskel.message import show
 from triskel.policy.audit import Audit
 from triskel.policy.chain import now
-from triskel.policy.decide import MB, Circumstances, Refusal, decide
+from triskel.policy.decide import MB, Circumstances, Refusal
 from triskel.policy.expected import round_bytes
-from triskel.policy.place import datasets, models_of, placed, weights_of
+from triskel.policy.place import datasets, decided, placed
 from triskel.policy.rules import Policy, load
 from triskel.sheet import training_of
 from triskel.stages import MAKERS
@@ -220,7 +219,7 @@ class Site:
             if "logits" in modes and (strange := bench.same_tokens()):
                 raise JobError(strange)
         for job in jobs:
-            why = list(dict.fromkeys(found[job.mode]))
+            why = found[job.mode]
             self._audit.decided(job, why, policy_sha256=sha256, submitter=self._submitter)
         if refusals := dict.fromkeys(str(r) for some in found.values() for r in some):
             return "; ".join(refusals)
@@ -240,24 +239,10 @@ class Site:
 
     def _decided(self, job: Job, clients: int, size: int) -> list[Refusal]:
         """Hold the policy against a job that would send so many bytes in a round."""
-        found: list[Refusal] = []
-        for name in models_of(job, self.name):
-            try:
-                model = weights_of(name, self._policy_file)
-            except JobError:
-                asks, only = f"names a model by {show(name)}", "opens models by their names only"
-                found.append(Refusal(key="models", asks=asks, allows=only))
-                continue
-            here = Circumstances(
-                now=self._clock(),
-                submitter=self._submitter,
-                model_sha256=model.sha256 if model else None,
-                blocks=model.blocks if model else None,
-                clients=clients,
-                round_bytes=size,
-            )
-            found += decide(self._policy, job, here)
-        return found
+        here = Circumstances(
+            now=self._clock(), submitter=self._submitter, clients=clients, round_bytes=size
+        )
+        return decided(self._policy, self._policy_file, job, self.name, here)
 
     def _read(self) -> Bench:
         """Read the site's data, and what its model needs to be loaded."""
