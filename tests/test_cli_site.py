@@ -218,9 +218,15 @@ def test_a_log_is_listed_and_verified() -> None:
     assert (code, said) == (0, "")
     assert out.splitlines()[-1].endswith(f"2 lines, none changed; the last one's SHA-256: {last}")
     assert len(out.splitlines()) == 3
-    code, _, said = site("audit", "audit.jsonl", "--seen", "5f0c")
+    assert site("audit", "audit.jsonl", "--seen", first[:8].upper())[0] == 0
+    code, _, said = site("audit", "audit.jsonl", "--seen", "5f0c5f0c")
     assert code == 1
-    assert said.startswith("error: audit log audit.jsonl no longer holds 5f0c")
+    assert said.startswith("error: audit log audit.jsonl no longer holds 5f0c5f0c")
+    for short in (first[:7], "", first + "0", "0x" + first[:8], "notahash", first[:8] + "\n"):
+        code, out, said = site("audit", "audit.jsonl", "--seen", short)
+        assert (code, out) == (2, "")
+        assert said.startswith("error: a hash that was noted has 8 to 64 hex digits, got ")
+        assert said.count("\n") == 1
 
 
 def test_a_changed_log_is_listed_up_to_the_change() -> None:

@@ -78,7 +78,9 @@ def site_audit(
     ],
     seen: Annotated[
         str | None,
-        typer.Option(metavar="SHA256", help="A hash noted earlier, which must still be there."),
+        typer.Option(
+            metavar="SHA256", help="A hash noted earlier, or its first digits: it must be there."
+        ),
     ] = None,
 ) -> None:
     """List what a site decided and what left it, and verify that no line was changed."""

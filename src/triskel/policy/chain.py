@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ START = "0" * 64
 """What the first line has before it."""
 BEGINS = b'{"n":'
 SEAL = (b',"sha256":"', b'"}')
+LEAST = 8
+"""Hex digits of a hash that was noted; fewer would be found in a log by chance."""
+NOTED = re.compile(rf"[0-9a-fA-F]{{{LEAST},64}}")
 LONGEST_LINE = 1 << 20
 """Bytes; a longer one is not written, and one far longer is not read."""
 PATIENCE_S = 10.0
@@ -155,12 +159,17 @@ def read(path: Path, *, seen: str | None = None) -> Iterator[Entry]:
 
     Args:
         path: The log.
-        seen: A hash noted earlier; it must be in the log.
+        seen: A hash noted earlier, or its first digits; a line with it must be in the log.
 
     Raises:
         AuditError: The chain is broken, at the line that is named, or `seen` is not in it.
-        DataError: The log is missing or cannot be read.
+        DataError: The log is missing or cannot be read, or `seen` is no hash.
     """
+    if seen is not None and not NOTED.fullmatch(seen):
+        raise DataError(
+            f"a hash that was noted has {LEAST} to 64 hex digits, got {seen[:100]!r}; "
+            "`triskel site audit` prints it"
+        )
     found = seen is None
     try:
         with path.open("rb") as file:
@@ -171,7 +180,7 @@ def read(path: Path, *, seen: str | None = None) -> Iterator[Entry]:
                 except StopIteration as done:
                     tail = cast("_Tail", done.value)
                     break
-                found = found or entry["sha256"] == seen
+                found = found or entry["sha256"].startswith(cast("str", seen).lower())
                 yield entry
     except OSError as error:
         raise DataError(f"audit log {path} cannot be read: {error.strerror}") from error
