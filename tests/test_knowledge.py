@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triskel.aggregate.knowledge import Knowledge, combine, confidence, dense, log_rest, stack, top
+from triskel.aggregate.knowledge import Knowledge, combine, confidence, dense, outcomes, stack, top
 from triskel.errors import MessageError
 
 WAYS = ["logits", "probabilities", "confidence"]
@@ -166,11 +166,39 @@ def test_the_largest_predictions_keep_their_probability_and_the_mass_of_the_rest
     torch.testing.assert_close(rest, 1 - largest.values.sum(-1), rtol=1e-5, atol=1e-7)
 
 
-def test_what_is_left_is_never_nothing() -> None:
-    whole = torch.tensor([[math.log(0.5), math.log(0.5)], [math.log(0.25), math.log(0.5)]])
-    found = log_rest(whole)
-    assert float(found[0]) < -13  # the rounding of two float32 numbers near 0.5, or nothing
-    assert float(found[1]) == pytest.approx(math.log(0.25))
+def sure(gap: float, seed: int = 0) -> Tensor:
+    """Logits of which the first three of 11 stand out by a gap."""
+    return logits(seed, classes=11) + torch.tensor([gap] * 3 + [0.0] * 8)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("gap", [12.0, 20.0, 28.0, 60.0])
+def test_a_sure_party_keeps_the_mass_of_the_rest(gap: float, temperature: float) -> None:
+    known = top(sure(gap), 3, temperature)
+    z = sure(gap).double() / temperature
+    mass = z[:, 3:].exp().sum(-1) / z.exp().sum(-1)
+    assert {tuple(sorted(row)) for row in known.ids.tolist()} == {(0, 1, 2)}
+    found = (known.tail.double() / temperature).exp()
+    torch.testing.assert_close(found, mass, rtol=3e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_average_of_sure_parties_keeps_the_mass_of_the_rest(way: str) -> None:
+    parties = [top(sure(28.0, seed), 3, 1.0) for seed in range(3)]
+    found = combine(parties, way, 1.0).tail.double().exp()
+    wanted = averaged([spread(party, 1.0) for party in parties], way)[:, 3:].sum(-1)
+    assert float(wanted.max()) < 1e-9
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0.0)
+    alone = combine(parties[:1], way, 1.0).tail
+    torch.testing.assert_close(alone, parties[0].tail, rtol=1e-6, atol=1e-5)
+
+
+def test_where_every_token_is_named_a_trace_is_left() -> None:
+    z = torch.tensor([[0.5, 1.5], [3.0, -2.0]])
+    found = outcomes(z, torch.tensor([[1, 0], [0, 1]]))
+    p = softmax(z, 1.0)
+    torch.testing.assert_close(found[:, :2].exp().double(), torch.stack([p[0].flip(0), p[1]]))
+    torch.testing.assert_close(found[:, 2].exp(), torch.tensor([1e-30, 1e-30]), rtol=1e-4, atol=0)
 
 
 def test_rows_and_stacks_undo_each_other() -> None:

@@ -256,6 +256,31 @@ def test_the_loss_and_its_gradient_are_the_formula(k: int | None, temperature: f
     torch.testing.assert_close(slope, by_hand, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("gap", [10.0, 20.0, 28.0, 40.0])
+def test_a_sure_student_gets_the_gradient_of_the_formula(gap: float) -> None:
+    teacher = logits(1, classes=50) + torch.tensor([24.0] * 4 + [0.0] * 46)
+    student = logits(0, classes=50) + torch.tensor([gap] * 4 + [0.0] * 46)
+    known = top(teacher, 4, 1.0)
+
+    def by_hand(student: Tensor) -> Tensor:
+        z, t = student.double(), teacher.double()
+        parts = []
+        for x in (t, z):
+            rest = x[:, 4:].logsumexp(1) - x.logsumexp(1)
+            parts.append(torch.cat([x.log_softmax(1)[:, :4], rest[:, None]], 1))
+        target, own = parts
+        return (target.exp() * (target - own)).sum(1).mean()
+
+    slopes = []
+    for loss in (lambda z: distil_loss(z, known, 1.0), by_hand):
+        z = student.clone().requires_grad_()
+        slopes.append(torch.autograd.grad(loss(z), z)[0].double())
+    assert {tuple(sorted(row)) for row in known.ids.tolist()} == {(0, 1, 2, 3)}
+    assert float((slopes[0] - slopes[1]).norm() / slopes[1].norm()) < 1e-5
+    others = [slope[:, 4:] for slope in slopes]
+    assert float((others[0] - others[1]).norm() / others[1].norm()) < 1e-4
+
+
 def test_temperature_leaves_the_size_of_gradients_about_the_same() -> None:
     student, teacher = (logits(i) / 30 for i in (0, 1))
     student.requires_grad_()

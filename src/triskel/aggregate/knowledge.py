@@ -17,11 +17,12 @@ read: this one is ours). The answer is again top k with a tail.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd import Function
 
 from triskel.errors import MessageError
 
@@ -74,21 +75,55 @@ def dense(logits: Float[Tensor, "positions classes"]) -> Knowledge:
 
 def top(logits: Float[Tensor, "positions tokens"], k: int, temperature: float) -> Knowledge:
     """Return the k largest of each row and the log of what is left."""
-    scaled = torch.log_softmax(logits.float() / temperature, dim=-1)
-    k = min(k, logits.shape[1])
-    values, ids = scaled.topk(k, dim=-1)
+    scaled = logits.float() / temperature
+    ids = scaled.topk(min(k, logits.shape[1]), dim=-1).indices
+    logp = outcomes(scaled, ids)
     return Knowledge(
-        values=temperature * values,
+        values=temperature * logp[:, :-1],
         ids=ids,
-        tail=temperature * log_rest(values),
+        tail=temperature * logp[:, -1],
         vocabulary=logits.shape[1],
     )
 
 
-def log_rest(logp: Float[Tensor, "positions k"]) -> Float[Tensor, " positions"]:
-    """Return log(1 - Σ exp(logp)), at least log of 1e-30."""
-    rest = (1 - logp.double().exp().sum(-1)).clamp(min=TINY)
-    return rest.log().to(logp.dtype)
+def outcomes(
+    scaled: Float[Tensor, "positions tokens"], ids: Int[Tensor, "positions k"]
+) -> Float[Tensor, "positions outcomes"]:
+    """Return log p of the named tokens and, last, of all others together.
+
+    The others' mass is summed, never 1 less the rest: where a model is sure, that difference is
+    rounding. Where all are named, what is left is log of 1e-30.
+
+    Args:
+        scaled: Logits over τ, or log-probabilities.
+        ids: Which tokens are named, none twice.
+    """
+    return _Outcomes.apply(scaled, ids)  # type: ignore[no-any-return]
+
+
+class _Outcomes(Function):
+    """What `outcomes` returns; its gradient takes one tensor of the size of the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, scaled: Tensor, ids: Tensor) -> Tensor:  # noqa: ANN401 - as torch has it
+        """Return the log-probabilities, and keep the logits of what is not named."""
+        named, unnamed = scaled.gather(1, ids), scaled.scatter(1, ids, -math.inf)
+        if ids.shape[1] == scaled.shape[1]:
+            others = named.logsumexp(dim=1) + math.log(TINY)
+        else:
+            others = unnamed.logsumexp(dim=1)
+        logp = torch.log_softmax(torch.cat([named, others[:, None]], dim=1), dim=1)
+        ctx.save_for_backward(unnamed, ids, others, logp)
+        return logp
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:  # noqa: ANN401 - as torch has it
+        """Return the gradient of the logits; within the others it goes by their shares."""
+        unnamed, ids, others, logp = ctx.saved_tensors
+        (slope,) = upstream
+        slope = slope - logp.exp() * slope.sum(dim=1, keepdim=True)
+        shares = (unnamed - others[:, None]).exp_()
+        return shares.mul_(slope[:, -1:]).scatter_(1, ids, slope[:, :-1]), None
 
 
 def combine(parties: Sequence[Knowledge], way: Way, temperature: float) -> Knowledge:
@@ -167,15 +202,16 @@ def _combine_top(parties: Sequence[Knowledge], way: Way, temperature: float) -> 
         at = torch.searchsorted(union, _ids(party).contiguous())
         row.scatter_(1, at, logp)
         row = row.masked_fill(~member, -math.inf)
-        left = (1 - row.exp().sum(-1)).clamp(min=TINY).log()
+        left = spread + (vocabulary - member.sum(1)).double().clamp(min=TINY).log()
         columns.append(torch.cat([row, left[:, None]], dim=1))
     raw = [c * temperature for c in columns]
-    mean = torch.log_softmax(_average(raw, columns, way, temperature, sure), dim=-1)
-    values, at = mean[:, :width].topk(k, dim=-1)
+    mean = _average(raw, columns, way, temperature, sure)
+    at = mean[:, :width].topk(k, dim=-1).indices
+    logp = temperature * outcomes(mean, at)
     return Knowledge(
-        values=(temperature * values).float(),
+        values=logp[:, :-1].float(),
         ids=union.gather(1, at),
-        tail=(temperature * log_rest(values)).float(),
+        tail=logp[:, -1].float(),
         vocabulary=vocabulary,
     )
 

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from triskel.aggregate.knowledge import Knowledge, combine, dense, log_rest, stack, top
+from triskel.aggregate.knowledge import Knowledge, combine, dense, outcomes, stack, top
 from triskel.data.text import eval_plan, lengths_of
 from triskel.errors import MessageError, RoundError
 from triskel.evaluate import probe_joined
@@ -212,15 +212,14 @@ def distil_loss(
 
     τ² keeps gradients the same size as τ changes. The gradient is zero where they agree.
     """
-    scaled = torch.log_softmax(student.float() / temperature, dim=-1)
+    scaled = student.float() / temperature
     if teacher.ids is None or teacher.tail is None:
-        target = torch.log_softmax(teacher.values.to(scaled.device) / temperature, dim=-1)
+        logp, sent = torch.log_softmax(scaled, dim=-1), teacher.values
     else:
-        picked = scaled.gather(1, teacher.ids.to(scaled.device).long())
-        scaled = torch.cat([picked, log_rest(picked)[:, None]], dim=1)
-        sent = torch.cat([teacher.values, teacher.tail[:, None]], dim=1).to(scaled.device)
-        target = torch.log_softmax(sent / temperature, dim=-1)
-    rows = kl_div(scaled, target, reduction="none", log_target=True).sum(-1)
+        logp = outcomes(scaled, teacher.ids.to(scaled.device).long())
+        sent = torch.cat([teacher.values, teacher.tail[:, None]], dim=1)
+    target = torch.log_softmax(sent.to(logp.device) / temperature, dim=-1)
+    rows = kl_div(logp, target, reduction="none", log_target=True).sum(-1)
     return temperature**2 * rows.mean()
 
 
