@@ -3,18 +3,23 @@
 import json
 import runpy
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from triskel.bench import prepare
 from triskel.errors import CheckpointError, ModelError
+from triskel.job import Model
 from triskel.model import choose as choosing
 from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST, choose, measured
 from triskel.model.cost import Piece
+from triskel.model.load import dtype_of
+from triskel.model.memo import machine
 
 here = Path(__file__)
 tiny = SimpleNamespace(**runpy.run_path(str(here.with_name("tiny.py"))))
@@ -56,7 +61,9 @@ def test_a_small_model_is_not_timed(body: Body, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_a_measurement_is_made_once(body: Body, tmp_path: Path) -> None:
+def test_a_measurement_is_made_once(
+    body: Body, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     found = choose(body, "auto", cache=tmp_path, say=said.append)
     assert said == ["timing how this model trains fastest on this machine; done once"]
@@ -73,7 +80,10 @@ def test_a_measurement_is_made_once(body: Body, tmp_path: Path) -> None:
     assert len(list(kept.iterdir())) == 2, "another adapter is another measurement"
     place.write_text('{"path": "fast", "speed": 9}', encoding="utf-8")
     assert choose(body, "auto", cache=tmp_path, say=said.append).path in {"fast", "reference"}
-    assert len(said) == 4, "a version that chose between other things is not believed"
+    assert len(said) == 4, "what is no choice is not believed"
+    monkeypatch.setattr(choosing, "code_sha256", lambda: "of another version")
+    choose(body, "auto", cache=tmp_path, say=said.append)
+    assert len(said) == 5, "another version times anew"
 
 
 @pytest.mark.usefixtures("large")
@@ -84,23 +94,58 @@ def test_a_cache_that_cannot_be_written_stops_nobody(body: Body, tmp_path: Path)
     assert said[1].startswith("this machine cannot remember what it found out about the model: ")
 
 
+GPU = replace(FAST, flash=1)
+"""What a GPU takes without timing."""
+
+
 @pytest.mark.parametrize(
-    ("plain", "fast", "held", "flash", "apart", "joined", "wanted"),
+    ("default", "plain", "fast", "held", "flash", "apart", "joined", "wanted"),
     [
-        (1.0, 1.0, 1.0, 9.0, 1.0, 0.5, Choice()),
-        (1.2, 1.0, 1.0, 9.0, 1.0, 0.5, Choice(path="fast", flash=1024, join=512)),
-        (1.2, 1.0, 1.0, 9.0, 1.0, 1.0, Choice(path="fast", flash=1024, join=0)),
-        (1.2, 1.0, 9.0, 1.0, 1.0, 0.5, Choice(path="fast", flash=1, join=512)),
+        (FAST, 1.0, 1.0, 1.0, 9.0, 1.0, 0.5, Choice()),
+        (FAST, 1.2, 1.0, 1.0, 9.0, 1.0, 0.5, Choice(path="fast", flash=1024, join=512)),
+        (FAST, 1.2, 1.0, 1.0, 9.0, 1.0, 1.0, Choice(path="fast", flash=1024, join=0)),
+        (FAST, 1.2, 1.0, 9.0, 1.0, 1.0, 0.5, Choice(path="fast", flash=512, join=512)),
+        (GPU, 1.2, 1.0, 9.0, 1.0, 1.0, 0.5, Choice(path="fast", flash=1, join=512)),
+        (GPU, 1.2, 1.0, 1.0, 9.0, 1.0, 0.5, Choice(path="fast", flash=513, join=512)),
     ],
 )
 def test_the_faster_way_is_taken_and_the_plainer_one_in_doubt(  # noqa: PLR0913, PLR0917 - six times and what follows
-    plain: float, fast: float, held: float, flash: float, apart: float, joined: float,
-    wanted: Choice, body: Body, monkeypatch: pytest.MonkeyPatch,
+    default: Choice, plain: float, fast: float, held: float, flash: float, apart: float,
+    joined: float, wanted: Choice, body: Body, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     times = iter([[plain, fast], [held, flash]])
     monkeypatch.setattr(choosing, "_ratio", lambda *_, **__: next(times))
     monkeypatch.setattr(choosing, "_apart_and_joined", lambda *_: (apart, joined))
-    assert measured(body, FAST) == wanted
+    assert measured(body, default) == wanted
+
+
+def test_only_the_device_that_computes_is_waited_for_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    for name, words in (("cpu", set[str]()), ("cuda:1", {"card 1"})):
+        device = torch.device(name)
+        choosing._timed(device, lambda: None)
+        assert {line for line in machine(device).splitlines() if "card" in line} == words
+    assert waited == [torch.device("cuda:1")]
+
+
+def test_bfloat16_that_a_gpu_emulates_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards before Ampere (compute capability 8) say yes to it, and are slow."""
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda x: nullcontext(asked.append(x)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    for major, wanted in ((7, torch.float32), (8, torch.bfloat16)):
+        card = SimpleNamespace(major=major)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, it=card: it)
+        assert dtype_of(Model()) == wanted
+    assert asked == [torch.device("cuda")] * 2, "the model's card is asked"
+    assert dtype_of(Model(dtype="bfloat16")) == torch.bfloat16
 
 
 def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:

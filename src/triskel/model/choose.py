@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from triskel.code import code_sha256
 from triskel.job import Train
 from triskel.model.body import Body, Choice
 from triskel.model.cost import Costs, Piece
@@ -30,6 +31,7 @@ WORTH_TIMING = 20_000_000
 FAST = Choice(path="fast", flash=1024, join=512)
 """What is taken without timing; flash on a GPU from the first token."""
 LONG = 512
+"""Tokens of the text on which the two kinds of attention are timed."""
 TURNS = 3
 ROOM = 0.6
 """Share of free memory that activations may take before they are computed twice instead."""
@@ -62,9 +64,9 @@ def choose(
     size = sum(p.numel() for p in body.blocks.model.parameters())
     if compute == "fast" or cache is None or size < WORTH_TIMING:
         return default
-    place = place_of(cache / "choices", body)
+    place = place_of(cache / "choices", body, code_sha256())
     known = recalled(place)
-    with suppress(TypeError):  # by a version that chose between other things
+    with suppress(TypeError):  # what lies there is no choice
         if known is not None:
             return Choice(**known)
     say("timing how this model trains fastest on this machine; done once")
@@ -86,7 +88,9 @@ def measured(body: Body, default: Choice) -> Choice:
             rows=1,
             tokens=LONG,
         )
-        chosen = replace(default, flash=1 if flash * GAIN < held else default.flash)
+        # a win at this length says nothing of shorter texts, and a loss nothing of longer ones
+        first = min(default.flash, LONG) if flash * GAIN < held else max(default.flash, LONG + 1)
+        chosen = replace(default, flash=first)
         apart, joined = _apart_and_joined(body, chosen)
         return replace(chosen, join=default.join if joined * GAIN < apart else 0)
     finally:
@@ -119,7 +123,7 @@ def _ratio(body: Body, ways: Sequence[Choice], *, rows: int, tokens: int) -> lis
         for place, way in enumerate(ways):
             body.use(way)
             (one,) = _steps(body, 1, rows, tokens)
-            taken = _timed(one.run)
+            taken = _timed(body.device, one.run)
             if turn:  # the first is to warm up
                 seconds[place].append(taken)
     return [statistics.median(each) for each in seconds]
@@ -132,9 +136,9 @@ def _apart_and_joined(body: Body, way: Choice) -> tuple[float, float]:
     joined: list[float] = []
     for _ in range(TURNS):
         alone = _steps(body, 4, 4, 32)
-        apart.append(sum(_timed(one.run) for one in alone))
+        apart.append(sum(_timed(body.device, one.run) for one in alone))
         first, *others = _steps(body, 4, 4, 32)
-        joined.append(_timed(lambda first=first, others=others: first.run(others)))
+        joined.append(_timed(body.device, lambda first=first, others=others: first.run(others)))
     return statistics.median(apart), statistics.median(joined)
 
 
@@ -156,9 +160,9 @@ def _steps(body: Body, parties: int, rows: int, tokens: int) -> list[Descent]:
     return made
 
 
-def _timed(work: Callable[[], object]) -> float:
+def _timed(device: torch.device, work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start

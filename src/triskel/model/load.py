@@ -77,8 +77,10 @@ def dtype_of(model: Model) -> torch.dtype:
     """
     if model.dtype != "auto":
         return DTYPES[model.dtype]
-    if device_of(model).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if (device := device_of(model)).type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if _native_bf16() else torch.float32
 
 

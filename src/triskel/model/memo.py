@@ -14,15 +14,15 @@ from triskel.model.body import Body
 from triskel.model.load import versions
 
 
-def machine() -> str:
-    """Return what computing depends on beside the model."""
+def machine(device: torch.device) -> str:
+    """Return what computing on a device depends on beside the model."""
     words = [platform.machine(), str(os.cpu_count()), str(torch.get_num_threads())]
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
         words += sorted({x for x in lines if x.startswith(("model name", "flags"))})
-    if torch.cuda.is_available():
-        words.append(torch.cuda.get_device_name())
+    if device.type == "cuda":
+        words.append(torch.cuda.get_device_name(device))
     return "\n".join([*words, *versions().values()])
 
 
@@ -30,7 +30,7 @@ def place_of(folder: Path, body: Body, *more: str) -> Path:
     """Return the file of what is known of this model on this machine, and of what more is named."""
     config: Any = body.blocks.config
     parts = [
-        machine(),
+        machine(body.device),
         json.dumps(config.to_dict(), sort_keys=True, default=str),
         str(getattr(config, "_attn_implementation", "")),
         body.adapter.model_dump_json(),
