@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from triskel.data.text import batch_of
 from triskel.errors import ModelError
 from triskel.model.blocks import Blocks, family_of
-from triskel.model.body import Body
+from triskel.model.body import Body, Choice
+from triskel.model.train import label_loss
 from triskel.types import Batch, Tensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
@@ -269,3 +271,49 @@ def test_a_fresh_adapter_changes_nothing(kind: str) -> None:
             wanted = plain.model(**tiny.called_with(batch, 0)).last_hidden_state
             found = body.blocks.norm(h)[batch.rows, batch.columns]
         torch.testing.assert_close(found, wanted[batch.rows, batch.columns], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "adapter"),
+    [
+        ("llama", {"kind": "dora", "dropout": 0.5}),
+        ("gpt2", {"dropout": 0.5}),
+        ("gemma2", {}),
+        ("bert", {"dropout": 0.5}),
+        ("roberta", {"kind": "ia3"}),
+    ],
+)
+def test_library_blocks_computed_twice_have_the_same_bits(
+    family: str, adapter: dict[str, object]
+) -> None:
+    """Also when another party's tensors lie in the slots by then, and dropout is off again."""
+    body = tiny.body(family, tiny.job(adapter=adapter))
+    batch = batch_of(tiny.examples(4), range(4), pool=body.blocks.pool)
+    parties = [tiny.random_like(body.initial, seed) for seed in (1, 2)]
+    kept: list[int] = []
+
+    def slopes(*, recompute: bool) -> list[torch.Tensor]:
+        body.use(Choice(recompute=recompute))
+        size = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        open_: list[tuple[torch.Tensor, list[nn.Parameter]]] = []
+        for place, party in enumerate(parties):
+            leaves = body.parameters(party)
+            body.dropout(place)
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+                loss = label_loss(body.logits(leaves, batch), batch)
+            open_.append((loss, list(leaves.values())))
+        body.dropout(None)
+        kept.append(size)
+        found = [x for loss, own in open_ for x in torch.autograd.grad(loss, own)]
+        assert not any(module.training for module in body._dropouts)
+        return found
+
+    plain, twice = slopes(recompute=False), slopes(recompute=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, twice, strict=True))
+    assert kept[1] < kept[0] / 4

@@ -17,7 +17,7 @@ from triskel.job import Model
 from triskel.model import choose as choosing
 from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST, choose, measured
-from triskel.model.cost import Piece
+from triskel.model.cost import Cost, Piece
 from triskel.model.load import dtype_of
 from triskel.model.memo import machine
 
@@ -182,6 +182,19 @@ def test_activations_are_computed_twice_where_memory_is_short(
     assert bytes_of[0] == bytes_of[1]
     never = job.model_copy(update={"model": job.model.model_copy(update={"recompute": "never"})})
     assert not prepare(never, small.watch).body().choice.recompute
+
+
+def test_activations_are_computed_twice_on_the_reference_path_too(tmp_path: Path) -> None:
+    model = small.save_model(tmp_path / "model", "gpt2")
+    job = small.job(model, small.save_rows(tmp_path / "rows.csv", 30))
+    costs: list[Cost] = []
+    for recompute in ("never", "always"):
+        way = job.model.model_copy(update={"recompute": recompute})
+        bench = prepare(job.model_copy(update={"model": way}), small.watch)
+        assert bench.body().choice == Choice(recompute=recompute == "always")
+        costs.append(bench.costs(bench.body())[Piece("train")])
+    assert costs[0].flops == costs[1].flops, "what is computed twice is counted once"
+    assert costs[1].bytes_of(8, 12, 8) < costs[0].bytes_of(8, 12, 8) / 4
 
 
 def test_hidden_states_are_kept_where_they_fit(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class Bench:
                 ) from error
         model = self.job.model
         choice = choose(body, model.compute, cache=cache_folder(), say=self._say)
-        if choice.path == "fast" and model.recompute != "never":
+        if model.recompute != "never":
             train = self.job.train
             body.use(choice)
             twice = model.recompute == "always" or short_of_memory(

@@ -11,6 +11,7 @@ pass (`together`). A new body is on the reference path; `use` switches.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 from triskel.errors import ModelError
 from triskel.job import Adapter
@@ -59,8 +61,7 @@ class Choice:
         path: `reference`, or `fast` where the model has fused blocks.
         flash: From how many tokens on the fast path takes the library's fused attention.
         join: Clients' batches of fewer padded tokens than this are run in one pass; 0 for never.
-        recompute: Whether the fast path keeps no activations inside a block for backward, and
-            computes them twice.
+        recompute: Whether no activations inside a block are kept for backward, but computed twice.
     """
 
     path: PathName = "reference"
@@ -327,5 +328,34 @@ class Body:
                 h, crew, low, high, flash=choice.flash, recompute=choice.recompute
             )
         (parameters,) = crew.parties
-        self.install(parameters, self.layout.within(low, high))
-        return self.blocks.run(h, lengths.to(self.device), low, high)
+        lengths = lengths.to(self.device)
+        if not (self.choice.recompute and torch.is_grad_enabled()):
+            self.install(parameters, self.layout.within(low, high))
+            return self.blocks.run(h, lengths, low, high)
+        drops = self._drops
+        for index in range(low, high):
+            again = partial(self._block, parameters, lengths, index, drops=drops)
+            h = checkpoint(again, h, use_reentrant=False, preserve_rng_state=drops)
+        return h
+
+    @property
+    def _drops(self) -> bool:
+        """Whether the adapter's dropout is on."""
+        return any(module.training for module in self._dropouts)
+
+    def _block(
+        self, parameters: Parameters, lengths: Tensor, index: int, h: Tensor, *, drops: bool
+    ) -> Tensor:
+        """Run one block of the library's code: forward, and again when its backward pass comes.
+
+        Somebody else's tensors may lie in its slots by then, and dropout may be off.
+        """
+        before = self._drops
+        self.install(parameters, self.layout.within(index, index + 1))
+        try:
+            for module in self._dropouts:
+                module.train(drops)
+            return self.blocks.run(h, lengths, index, index + 1)
+        finally:
+            for module in self._dropouts:
+                module.train(before)

@@ -264,7 +264,7 @@ def _both(
         body.use(Choice())
         seen = [_measure(body, piece, *shape) for shape in shapes]
         body.use(chosen)
-        if chosen.path == "reference":
+        if chosen.path == "reference" and not chosen.recompute:
             return seen
         real = [_measure(body, piece, *shape)[1] for shape in shapes]
         return [(flops, held) for (flops, _), held in zip(seen, real, strict=True)]
@@ -325,7 +325,7 @@ def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> t
         return tensor
 
     counter = _Counter()
-    counts = body.choice.path == "reference"  # fused blocks are not counted, only what they save
+    counts = body.choice == Choice()  # any other way only what it saves is wanted
     with counter if counts else nullcontext():
         with torch.autograd.graph.saved_tensors_hooks(keep, _same):
             out, backward = _forward(body, piece, batch, parameters)
