@@ -24,7 +24,7 @@ from triskel.errors import MeterError
 from triskel.job import Adapter, Model
 from triskel.ledger import Ledger
 from triskel.model import cost
-from triskel.model.body import Body
+from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST
 from triskel.model.cost import Cost, Costs, Piece, count
 from triskel.model.load import load
@@ -348,6 +348,45 @@ def test_bytes_saved_for_backward_are_predicted_for_shapes_never_seen(
         body.install(leaves, leaves)
         real = saved_by(body, lambda b=batch, p=leaves: body.logits(p, b))
         assert found.bytes_of(rows, tokens, rows) == pytest.approx(real, rel=0.01), (rows, tokens)
+
+
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_bytes_of_long_texts_are_those_of_attention_that_keeps_no_scores(
+    task: str, folder: Callable[[str], Path]
+) -> None:
+    body = Bodies(folder)("llama", task)
+    body.use(Choice(path="fast", flash=20))
+    costs, seen = Costs(body), list[float]()
+
+    def kept(window: int | None, tokens: int) -> None:
+        """Compare what is predicted with what autograd keeps."""
+        body.blocks.config.sliding_window, body.blocks.config.layer_types = window, None
+        body.blocks.config.model_type = "llama" if window is None else "mistral"
+        batch = Batch(
+            ids=torch.randint(3, V, (4, tokens)),
+            lengths=torch.full((4,), tokens),
+            rows=torch.arange(4),
+            columns=torch.full((4,), tokens - 1),
+            targets=torch.zeros(4, dtype=torch.int64),
+        )
+        leaves = body.parameters(body.initial)
+        body.install(leaves, leaves)
+
+        def run() -> Tensor:
+            losses = body.label_losses([leaves], [batch])
+            return body.logits(leaves, batch) if losses is None else losses[0]
+
+        real = saved_by(body, run)
+        found = costs.bytes_of(Piece("train"), 4, tokens, 4)
+        assert found == pytest.approx(real, rel=0.02), (window, tokens)
+        seen.append(real / tokens)
+
+    for tokens in (16, 19, 20, 100):
+        kept(None, tokens)
+    assert seen[3] == pytest.approx(seen[2], rel=0.02), "linear in tokens"
+    costs = Costs(body)
+    for tokens in (24, 25, 60):  # beyond a window scores are kept again
+        kept(24, tokens)
 
 
 def test_a_peak_is_weights_gradients_moments_and_saved_bytes(bodies: Bodies) -> None:

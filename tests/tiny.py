@@ -193,6 +193,9 @@ class Free(Costs):
     def __getitem__(self, piece: object) -> Cost:
         return Cost(flops=(0, 0, 0, 0), saved=(Fraction(0),) * 5)
 
+    def bytes_of(self, *shape: object) -> int:  # noqa: ARG002 - the signature of Costs
+        return 0
+
     def resident(self, pieces: object) -> int:  # noqa: ARG002 - the signature of Costs
         return 0
 

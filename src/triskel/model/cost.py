@@ -8,16 +8,18 @@ tokens with S scored positions costs
 exactly: matrix products are linear in rows and attention is quadratic in tokens. The fit is solved
 in rational numbers and checked on a shape it has not seen; a product the counter does not know, or
 a miss on that shape, raises. Bytes saved for backward are a polynomial of the same shape plus
-terms that do not grow with B (rotary tables, masks).
+terms that do not grow with B (rotary tables, masks), and another one for texts so long that fused
+attention keeps no scores.
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -37,6 +39,7 @@ PRODUCTS = ("mm", "matmul", "attention", "conv", "linear", "einsum", "dot", "mv"
 SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4))
 """(B, T, S) that are counted; the last one is the check. One row alone would share memory that
 more rows do not."""
+Shape = tuple[int, int, int]
 WORTH_KEEPING_S = 0.1
 """A count that took longer than this is remembered."""
 ADAM_BYTES = 8
@@ -76,7 +79,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cost:
-    """The polynomials of one piece."""
+    """The polynomials of one piece.
+
+    Attributes:
+        flops: FLOPs.
+        saved: Bytes kept for the backward pass, where attention keeps its scores.
+    """
 
     flops: tuple[int, int, int, int]
     saved: tuple[Fraction, ...]
@@ -88,8 +96,7 @@ class Cost:
 
     def bytes_of(self, rows: int, tokens: int, scored: int) -> int:
         """Return bytes kept for the backward pass of a batch."""
-        terms = _saved_terms(rows, tokens, scored)
-        return max(0, math.ceil(sum(c * t for c, t in zip(self.saved, terms, strict=True))))
+        return _bytes_of(self.saved, rows, tokens, scored)
 
 
 class Meter:
@@ -131,7 +138,7 @@ class Meter:
         for piece in pieces:
             cost = self._costs[piece]
             self.flops += cost.of(rows, tokens, scored)
-            saved += cost.bytes_of(rows, tokens, scored)
+            saved += self._costs.bytes_of(piece, rows, tokens, scored)
         trained = sum(p.numel() for p in (training or {}).values())
         self.tokens += rows * tokens if training else 0
         held = self._costs.resident(pieces) + trained * (GRADIENT_BYTES + ADAM_BYTES) + saved
@@ -165,6 +172,7 @@ class Costs(Mapping[Piece, Cost]):
         self._body, self._cache, self._say = body, cache, say
         self._known: dict[Piece, Cost] = {}
         self._resident: dict[tuple[Piece, ...], int] = {}
+        self._flashed: dict[Piece, tuple[Fraction, ...]] = {}
 
     def __getitem__(self, piece: Piece) -> Cost:
         """Return the cost of a piece."""
@@ -195,6 +203,25 @@ class Costs(Mapping[Piece, Cost]):
                 row = {"flops": cost.flops, "saved": [str(x) for x in cost.saved]}
                 remember(place, row, self._say)
         self._known[piece] = cost
+
+    def bytes_of(self, piece: Piece, rows: int, tokens: int, scored: int) -> int:
+        """Return bytes kept for the backward pass of a batch, by the attention of its length."""
+        if tokens not in self._lengths:
+            return self[piece].bytes_of(rows, tokens, scored)
+        if piece not in self._flashed:
+            shapes = _shapes(self._body)
+            flash = replace(self._body.choice, flash=1)
+            self._flashed[piece] = _fitted(shapes, _kept(self._body, piece, shapes, flash))
+        return _bytes_of(self._flashed[piece], rows, tokens, scored)
+
+    @cached_property
+    def _lengths(self) -> range:
+        """Tokens of the texts whose scores the library's fused kernel never keeps."""
+        choice, blocks = self._body.choice, self._body.blocks
+        if choice.path == "reference":
+            return range(0)
+        window = min(blocks.window(index, sys.maxsize - 1) for index in range(blocks.count))
+        return range(choice.flash, window + 1)
 
     def meter(self) -> Meter:
         """Return a client's account, at zero."""
@@ -236,16 +263,16 @@ def count(body: Body, piece: Piece) -> Cost:
     Raises:
         MeterError: A product is unknown to the counter, or the polynomial misses the check shape.
     """
-    shapes = list(dict.fromkeys(s if body.task == "causal" else (*s[:2], s[0]) for s in SHAPES))
-    seen = _both(body, piece, shapes)
-    points = dict(zip(shapes, (flops for flops, _ in seen), strict=True))
+    shapes, chosen = _shapes(body), body.choice
+    seen = _measured(body, piece, shapes, Choice())
+    points = {shape: flops for shape, (flops, _) in zip(shapes, seen, strict=True)}
     solved = _solve([_flop_terms(*s) for s in points], [Fraction(f) for f in points.values()])
+    held = [size for _, size in seen]
+    if chosen.path == "fast" or chosen.recompute:
+        held = _kept(body, piece, shapes, replace(chosen, flash=sys.maxsize))
     flops = tuple(int(c) for c in solved)
-    cost = Cost(
-        flops=cast("tuple[int, int, int, int]", flops),
-        saved=_solve([_saved_terms(*s) for s in shapes], [Fraction(b) for _, b in seen]),
-    )
-    for shape, (counted, _) in zip(shapes, seen, strict=True):
+    cost = Cost(cast("tuple[int, int, int, int]", flops), _fitted(shapes, held))
+    for shape, counted in points.items():
         if cost.of(*shape) != counted:
             raise MeterError(
                 f"FLOPs of {piece} are not the polynomial expected: {counted} counted and "
@@ -255,21 +282,33 @@ def count(body: Body, piece: Piece) -> Cost:
     return cost
 
 
-def _both(
-    body: Body, piece: Piece, shapes: Sequence[tuple[int, int, int]]
+def _shapes(body: Body) -> list[Shape]:
+    return list(dict.fromkeys(s if body.task == "causal" else (*s[:2], s[0]) for s in SHAPES))
+
+
+def _measured(
+    body: Body, piece: Piece, shapes: Sequence[Shape], way: Choice
 ) -> list[tuple[int, int]]:
-    """Return FLOPs of the library's own code, and bytes saved on the path in use."""
-    chosen = body.choice
+    """Return FLOPs, where it is the library's own code, and bytes saved."""
+    before = body.choice
+    body.use(way)
     try:
-        body.use(Choice())
-        seen = [_measure(body, piece, *shape) for shape in shapes]
-        body.use(chosen)
-        if chosen.path == "reference" and not chosen.recompute:
-            return seen
-        real = [_measure(body, piece, *shape)[1] for shape in shapes]
-        return [(flops, held) for (flops, _), held in zip(seen, real, strict=True)]
+        return [_measure(body, piece, *shape) for shape in shapes]
     finally:
-        body.use(chosen)
+        body.use(before)
+
+
+def _kept(body: Body, piece: Piece, shapes: Sequence[Shape], way: Choice) -> list[int]:
+    return [size for _, size in _measured(body, piece, shapes, way)]
+
+
+def _fitted(shapes: Sequence[Shape], sizes: Sequence[int]) -> tuple[Fraction, ...]:
+    return _solve([_saved_terms(*s) for s in shapes], [Fraction(b) for b in sizes])
+
+
+def _bytes_of(saved: Sequence[Fraction], rows: int, tokens: int, scored: int) -> int:
+    terms = _saved_terms(rows, tokens, scored)
+    return max(0, math.ceil(sum(c * t for c, t in zip(saved, terms, strict=True))))
 
 
 def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
