@@ -243,8 +243,8 @@ class Host:
             if failed := _who(met, "failed"):
                 return failed  # which another try does not mend
             raise RoundError(
-                f"{_who(met, 'away')}; the others are fewer than federation.quorum asks for: see to "
-                "it, then `triskel federation resume` goes on"
+                f"{_who(met, 'away')}; the others are fewer than federation.quorum asks for: see "
+                "to it, then `triskel federation resume` goes on"
             )
         self._keep_roster()
         return ""
