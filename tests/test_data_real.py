@@ -11,7 +11,7 @@ from triskel import job as jobs
 from triskel.data import assets as shelf
 from triskel.data.federate import describe, federate
 from triskel.data.rows import Rows
-from triskel.data.text import batch_of, eval_plan, lengths_of, plan, tokenise
+from triskel.data.text import batch_of, lengths_of, plan, tokenise
 
 
 def parse(data: dict[str, str], *overrides: str) -> jobs.Job:

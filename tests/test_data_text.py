@@ -17,12 +17,12 @@ from triskel.data.text import (
     PLAIN,
     WINDOW,
     batch_of,
-    eval_plan,
     lengths_of,
     plan,
     tokenise,
 )
 from triskel.errors import DataError
+from triskel.tensors import eval_plan
 
 CORPUS = [string.printable, "the answer is blue and the question was what colour the sky has"] * 3
 UNKNOWN, BEFORE, AFTER = "[UNK]", "[CLS]", "[SEP]"

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from triskel.data.text import batch_of, eval_plan, lengths_of
+from triskel.data.text import batch_of, lengths_of
 from triskel.data.tokens import concatenated
 from triskel.errors import MessageError
 from triskel.exchange import number
 from triskel.message import expect
 from triskel.metrics import Score, empty, merge, score
 from triskel.model.body import Body
+from triskel.tensors import eval_plan
 from triskel.types import ClientId, Examples, Message, Section, Tensors
 from triskel.worker import Worker
 

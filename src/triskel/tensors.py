@@ -1,4 +1,4 @@
-"""Arithmetic on named tensors, and rows without padding."""
+"""Arithmetic on named tensors, rows without padding, and batches with little of it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -84,3 +84,18 @@ def runs(mask: Bool[Tensor, " tokens"]) -> list[int]:
 def indices(lengths: Int[Tensor, " batch"]) -> list[int]:
     """Return lengths as plain integers."""
     return [int(n) for n in lengths]
+
+
+def eval_plan(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
+    """Return batches sorted by length, each at most `tokens` tokens padded, or one example.
+
+    >>> eval_plan([5, 1, 9, 2], tokens=6)
+    [[1, 3], [0], [2]]
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and lengths[i] * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -120,21 +120,6 @@ def plan(
     return [batches[i] for i in permutation(len(batches), source)]
 
 
-def eval_plan(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
-    """Return batches sorted by length, each at most `tokens` tokens padded, or one example.
-
-    >>> eval_plan([5, 1, 9, 2], tokens=6)
-    [[1, 3], [0], [2]]
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and lengths[i] * (len(batches[-1]) + 1) <= tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
 # --- classify ---------------------------------------------------------------------------------
 
 

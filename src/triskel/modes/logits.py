@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from triskel.aggregate.knowledge import Knowledge, combine, dense, outcomes, stack, top
-from triskel.data.text import eval_plan, lengths_of
+from triskel.data.text import lengths_of
 from triskel.errors import MessageError, RoundError
 from triskel.evaluate import probe_joined
 from triskel.exchange import number, same_round
@@ -41,6 +41,7 @@ from triskel.message import expect
 from triskel.model.body import Parameters
 from triskel.model.cost import Piece
 from triskel.model.train import Learner, Term, Where, alone, learning_rate
+from triskel.tensors import eval_plan
 from triskel.types import (
     Ask,
     AskStyle,

@@ -33,7 +33,7 @@ from torch import Tensor
 from triskel.aggregate.mean import Mean, MeanTotal
 from triskel.crossing import answer_of, ask_backward, ask_forward, came_down, received, wanted
 from triskel.cut import Cut, cut_of, lengths_in, packed
-from triskel.data.text import eval_plan, lengths_of
+from triskel.data.text import lengths_of
 from triskel.errors import LimitError, MessageError, TrainingError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
 from triskel.exchange import adapter_of, adapter_sections, integers, number, same_round
@@ -52,7 +52,7 @@ from triskel.model.train import (
     learning_rate,
 )
 from triskel.rng import derive
-from triskel.tensors import select
+from triskel.tensors import eval_plan, select
 from triskel.trunk import Graph, backward, forward, group, learn, scored, shares_in, summed
 from triskel.types import (
     Ask,
