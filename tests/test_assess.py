@@ -144,6 +144,18 @@ def test_a_file_of_the_runs_own_test_rows_gives_the_runs_own_figures(
     )
 
 
+def test_nothing_is_kept_of_a_file_whose_texts_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_in(tmp_path, adapter={"blocks": "top:1"})
+    folder = played(tmp_path, job, modes=("params",), baselines=())
+    held = prepare(job, ignore).federation.clients
+    file = as_file(tmp_path / "more.csv", {c: h.test for c, h in held.items()})
+    wanted = assess(folder, watch=ignore)
+    monkeypatch.delattr("triskel.model.prefix.Prefix.get")
+    assert assess(folder, data=file, watch=ignore) == wanted
+
+
 def test_a_file_without_owners_is_one_part(finished: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "more.csv", 12, owners=False)
     shared = assess(finished, mode="params", data=file, watch=ignore)

@@ -58,6 +58,8 @@ def assess(
     """
     job, _ = read_run(run)
     stage = _stage_named(run, mode, job.mode)
+    if data is not None:  # nothing is kept of texts that run once
+        job = job.model_copy(update={"model": job.model.model_copy(update={"cache_mb": 0})})
     bench = prepare(job, watch)
     watch({"event": "stage_start", "stage": stage, "rounds": 0})
     if data is None:

@@ -7,6 +7,7 @@ Texts are tokenised once per client and model.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,7 @@ class Bench:
 
     def body(self, client: ClientId | None = None) -> Body:
         """Return the model of a client, or the server's; loaded at first use."""
-        job = self.job
-        own = job.client(client) if client else None
-        path = (own.model if own else None) or job.model.path
-        rank = (own.rank if own else None) or job.adapter.rank
+        job, (path, rank) = self.job, self._model(client)
         if (path, rank) not in self._bodies:
             body = load(
                 resolve(path, fetch=True, say=self._say),
@@ -90,9 +88,15 @@ class Bench:
             )
             body.use(self._choice(f"{path} rank {rank}", body))
             if self._keeps(body):
-                body.prefix = Prefix()
+                body.prefix = self._prefix
             self._bodies[path, rank] = body
         return self._bodies[path, rank]
+
+    def _model(self, client: ClientId | None) -> tuple[str, int]:
+        """Return the path and the rank of a client's model, or the server's."""
+        own = self.job.client(client) if client else None
+        path = (own.model if own else None) or self.job.model.path
+        return path, (own.rank if own else None) or self.job.adapter.rank
 
     def _choice(self, name: str, body: Body) -> Choice:
         """Return how a model computes: as this run began, or as it does best on this machine."""
@@ -125,12 +129,27 @@ class Bench:
     def _keeps(self, body: Body) -> bool:
         """Return whether hidden states below the first block that trains are kept.
 
-        A function of the job alone: at most so many tokens for every text that is held.
+        A function of the job alone, so that a resumed run keeps what the stopped one kept. It
+        counts `train.max_tokens` for every text that a stage keeps: training texts once, public
+        ones for every model, test texts as their owner's and for every model that is scored on all
+        of them; and as if all of these ran through a model of this width.
         """
-        held = self.federation.clients.values()
-        texts = sum(len(one.train) + len(one.test) for one in held) + len(self.federation.public)
+        models = len({self._model(client) for client in (None, *self.clients)})
+        texts = models * len(self.federation.public) + sum(
+            len(one.train) + (1 + models) * len(one.test)
+            for one in self.federation.clients.values()
+        )
         size = texts * self.job.train.max_tokens * body.blocks.width * body.dtype.itemsize
         return body.frozen > 0 and size <= self.job.model.cache_mb * MB
+
+    @cached_property
+    def _prefix(self) -> Prefix:
+        """Where hidden states of all models are kept."""
+        return Prefix(self.job.model.cache_mb * MB, say=self._say)
+
+    def forget(self) -> None:
+        """Let go of the hidden states that were kept; the next stage keeps its own."""
+        self._prefix.forget()
 
     def costs(self, body: Body) -> Costs:
         """Return what pieces of a model cost, counted once."""

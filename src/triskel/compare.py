@@ -180,12 +180,14 @@ def _run(
         bench.count()
         for name in request.baselines:
             result["baselines"][name] = baseline(name, bench, engine, folder, told)
+            bench.forget()
             save(folder, result)
         for name in request.modes:
             if name not in skipped:
                 result["modes"][name] = complete(
                     venue.stage(name, bench, told), bench, engine, folder, told
                 )
+                bench.forget()
                 save(folder, result)
         save(folder, result)
         write_report(folder)

@@ -84,7 +84,8 @@ class Body:
         adapter: The adapter's options.
         choice: How it computes.
         frozen: How many of the first blocks hold nothing that trains.
-        prefix: Where hidden states below those are kept, or None where nothing is kept.
+        prefix: Where hidden states below those are kept, other bodies' too, or None where nothing
+            is kept.
     """
 
     def __init__(  # noqa: PLR0913 - what `load` found, handed over once
@@ -251,6 +252,14 @@ class Body:
         """Return logits at the scored positions: the joined model."""
         return self.together([parameters], [batch])[0]
 
+    def below(
+        self, ids: Int[Tensor, "batch tokens"], lengths: Int[Tensor, " batch"], depth: int
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Return hidden states after the embeddings and blocks [0, depth), where nothing trains."""
+        with torch.no_grad():
+            h = self.blocks.embed(ids.to(self.device))
+            return self._run(Crew([{}], [len(h)]), h, lengths, 0, depth)
+
     # --- several parties in one pass ----------------------------------------------------------
 
     @property
@@ -310,12 +319,9 @@ class Body:
         depth = min(self.frozen, high)
         if self.prefix is None or batch.examples is None or not depth:
             return self.blocks.embed(batch.ids.to(self.device)), 0
-        kept = self.prefix.get(batch, depth)
+        kept = self.prefix.get(self, batch.examples, batch.indices, depth)
         if kept is None:
-            with torch.no_grad():
-                h = self.blocks.embed(batch.ids.to(self.device))
-                kept = self._run(Crew([{}], [len(h)]), h, batch.lengths, 0, depth)
-            self.prefix.put(batch, depth, kept)
+            kept = self.below(batch.ids, batch.lengths, depth)
         return kept.to(self.device), depth
 
     def _run(

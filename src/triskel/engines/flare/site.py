@@ -309,8 +309,9 @@ class Site:
             part.tokens += int(event["tokens"])
 
     def _keep_own(self, stage: ModeName) -> None:
-        """Save the site's own model of a stage as an adapter folder."""
+        """Let go of a stage, once the site's own model of it is saved as an adapter folder."""
         bench, mode = self._held, self._modes[stage]
+        bench.forget()
         own = mode.own(Kept(self._home / stage, self.name).before(2**31))
         if own is None:
             return
