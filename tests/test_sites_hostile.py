@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+from nvflare.collab.api.app import ClientApp
+from nvflare.collab.runtime import dispatch
+from nvflare.collab.runtime.defs import CallHeaderKey, ObjectCallKey
+from nvflare.fuel.f3.message import Message as Call
 
 from triskel.data import sources
 from triskel.engines import flare
@@ -451,6 +455,8 @@ class Collab:
     caller = "clinic"
     site_name = "clinic"
     server = None
+    fl_ctx = SimpleNamespace(get_prop=lambda _: None)
+    workspace = SimpleNamespace(get_root_dir=lambda: PLACE)
 
 
 def test_the_servers_published_methods_refuse_arguments_that_are_none(
@@ -492,12 +498,50 @@ def test_a_sites_published_methods_serve_the_server_alone_and_refuse_what_is_non
         reply = getattr(client, method)(*arguments)
         assert reply == {"state": "failed", "error": "only the server calls a site"}
     there.caller = "server"
+    for method, arguments in calls.items():  # one too few, and of another type
+        for wrong in ([], [b"x"] * len(arguments)) if arguments else ():
+            reply = getattr(client, method)(*wrong)
+            assert reply["state"] == "failed"
+            assert "must be" in reply["error"] or "expected a table" in reply["error"]
+    assert client.collect("p")["error"].startswith("hold_s must be seconds")
     assert client.hello({"version": 5})["state"] == "ready"  # it was asked before
     assert client.begin({})["state"] == "failed"
     assert client.finish(LONG)["state"] == "failed"
     assert client.hand_over("another play") == {"state": "unknown", "update": b""}
     assert client.collect("another play", 1.0) == {"state": "unknown"}
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "said"),
+    [
+        ("collect", {"play": "p"}, "hold_s must be seconds"),
+        ("finish", {}, "stage must be text"),
+        ("collect", {"play": "p", "hold_s": 1.0, "more": 1}, "unexpected keyword argument 'more'"),
+        ("ping", {"more": 1}, "unexpected keyword argument 'more'"),
+        ("hello", {"about": {}}, "JobError"),  # of a submission without a run
+    ],
+)
+def test_no_call_through_flare_brings_back_a_trace(
+    monkeypatch: pytest.MonkeyPatch, method: str, arguments: Mapping[str, Any], said: str,
+    party: Any,
+) -> None:  # fmt: skip
+    there = Collab()
+    there.caller = "server"
+    monkeypatch.setattr(flare, "collab", there)
+    client = flare.Client({})
+    if said != "JobError":
+        client._site = party.meeting.sites["clinic"]
+    names = {
+        CallHeaderKey.AUTHENTICATED_CALLER: "server",
+        CallHeaderKey.METHOD_NAME: method,
+        CallHeaderKey.TARGET_NAME: "clinic.clinic",
+    }
+    request = Call(names, {ObjectCallKey.KWARGS: dict(arguments)})
+    app = ClientApp(client, "clinic")
+    told = dispatch._call_app_method(request, app, logging.getLogger("flare")).payload
+    assert said in repr(told)
+    assert not any(word in repr(told) for word in ("Traceback", ".py", str(Path(__file__).parent)))
 
 
 # --- Errors that hold secrets -------------------------------------------------------------------

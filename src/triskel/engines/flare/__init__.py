@@ -7,6 +7,7 @@ what is said. Nothing below this file knows FLARE.
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any, cast
 
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.collab import CollabCallError, collab
+from nvflare.collab.runtime import dispatch
 from nvflare.fuel.f3.stats_pool import StatsPoolManager
 
-from triskel.engines.flare.calls import Lost, Reply, text, whole
+from triskel.engines.flare.calls import Lost, Reply, span, text, whole
 from triskel.engines.flare.host import Host
 from triskel.engines.flare.site import Site
 from triskel.errors import MessageError, TriskelError
@@ -64,6 +66,15 @@ def _answered(what: Callable[[], Reply], caller: str) -> Reply:
         LOGGER.exception("a call of %s failed", caller)
         kind = type(error).__name__
         return {"state": "failed", "gone": kind, "error": kind}
+
+
+def _trace() -> str:
+    """Keep what FLARE would send of a call that it cannot make: its trace, with paths of files."""
+    LOGGER.error("a call was refused", exc_info=sys.exception())
+    return ""
+
+
+dispatch.secure_format_traceback = _trace
 
 
 def _noted(reply: Reply, caller: str) -> Reply:
@@ -129,13 +140,20 @@ class Server:
             signal.trigger(True)  # noqa: FBT003 - FLARE waits for calls to those that are gone
 
     @collab.publish
-    def fetch(self, play: str) -> Reply:
+    def fetch(self, play: object = None) -> Reply:
         """Return the calling site's task."""
         caller = collab.caller
         return _answered(lambda: self._board().fetch(caller, text({"play": play}, "play")), caller)
 
     @collab.publish
-    def ask(self, play: str, ticket: int, taken: int, waits: bool, data: bytes) -> Reply:  # noqa: FBT001
+    def ask(
+        self,
+        play: object = None,
+        ticket: object = None,
+        taken: object = None,
+        waits: object = None,
+        data: object = None,
+    ) -> Reply:
         """Take an ask of the calling site, and answer it when it is due."""
         caller = collab.caller
 
@@ -161,6 +179,9 @@ class Server:
 class Client:
     """A site's object in a FLARE job.
 
+    What the server leaves out of a call is None here, and refused in one sentence like what is of
+    another type.
+
     Args:
         spec: What was submitted.
     """
@@ -171,27 +192,28 @@ class Client:
         self._lock = threading.Lock()
 
     @collab.publish
-    def hello(self, about: dict[str, Any]) -> Reply:
+    def hello(self, about: object = None) -> Reply:
         """Say who this is and what it holds."""
         return self._called(lambda site: site.hello(_table(about)))
 
     @collab.publish
-    def begin(self, order: dict[str, Any]) -> Reply:
+    def begin(self, order: object = None) -> Reply:
         """Start a part."""
         return self._called(lambda site: site.begin(_table(order)))
 
     @collab.publish
-    def collect(self, play: str, hold_s: float) -> Reply:
+    def collect(self, play: object = None, hold_s: object = None) -> Reply:
         """Say how far a part is."""
-        return self._called(lambda site: site.collect(text({"play": play}, "play"), hold_s))
+        told = {"play": play, "hold_s": hold_s}
+        return self._called(lambda site: site.collect(text(told, "play"), span(told, "hold_s")))
 
     @collab.publish
-    def hand_over(self, play: str) -> Reply:
+    def hand_over(self, play: object = None) -> Reply:
         """Return the update of a part that is done."""
         return self._called(lambda site: site.hand_over(text({"play": play}, "play")))
 
     @collab.publish
-    def finish(self, stage: str) -> Reply:
+    def finish(self, stage: object = None) -> Reply:
         """Keep the site's own model of a stage."""
         return self._called(lambda site: site.finish(text({"stage": stage}, "stage")))
 
@@ -207,6 +229,9 @@ class Client:
         if caller != SERVER:
             LOGGER.warning("a call of %s was refused: only the server calls a site", caller)
             return {"state": "failed", "error": "only the server calls a site"}
+        return _answered(lambda: what(self._there()), caller)
+
+    def _there(self) -> Site:
         with self._lock:
             if self._site is None:
                 self._site = Site(
@@ -216,8 +241,7 @@ class Client:
                     _Proxy(collab.server),
                     _submitter(),
                 )
-        site = self._site
-        return _answered(lambda: what(site), caller)
+            return self._site
 
 
 def _table(value: object) -> Mapping[str, Any]:
