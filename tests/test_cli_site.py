@@ -136,15 +136,18 @@ def test_a_model_lies_beside_the_policy_and_not_beside_the_job() -> None:
         model(beside, b"weights")
     code, out, _ = check()
     assert code == 1
-    assert out.startswith("models: the job names a model whose weights are not on this machine;")
+    assert out == (
+        "models: the job runs model 'small'; this site allows small, each by its SHA-256, and has "
+        "no weights of this one\n"
+    )
     for path in ("./small", "models/../small", "/etc", "jobs/models/small"):
         text = JOB.replace('"small"', f'"{path}"')
         Path("jobs/job.toml").write_text(text, encoding="utf-8")
         code, out, said = check()
         assert (code, said) == (1, "")
         assert out == (
-            f"models: the job names a model by '{path}'; this site opens models by their names "
-            "only\n"
+            f"models: the job names a model by '{path}', which is no name; this site opens models "
+            "by their names only\n"
         )
 
 
@@ -160,8 +163,8 @@ def test_every_model_that_the_site_would_load_is_held_against_the_policy() -> No
     code, out, _ = check()
     assert code == 1
     assert out == (
-        f"models: the job names a model whose weights have SHA-256 '{other}'; this site allows "
-        "small, each by its SHA-256\n"
+        "models: the job runs model 'own'; this site allows small, each by its SHA-256, and has "
+        f"this one with SHA-256 '{other}'\n"
     )
     listed = policy.replace("[models]", f'[models]\nown = "{other}"')
     Path("policy.toml").write_text(listed, encoding="utf-8")
@@ -172,11 +175,28 @@ def test_every_model_that_the_site_would_load_is_held_against_the_policy() -> No
     assert f"SHA-256 '{SHA}'" in out
 
 
+def test_the_site_itself_is_told_what_its_policy_allows_and_what_it_has() -> None:
+    Path("models/small/model.safetensors").write_bytes(b"others")
+    has = hashlib.sha256(b"others").hexdigest()
+    assert check("--by", "eve", "--at", "2026-11-16T20:00:00")[1].splitlines() == [
+        "submitters: the job is submitted by 'eve'; this site takes jobs from ann",
+        (
+            "hours: the job would start on mon at 20:00 (UTC); this site runs jobs from 18:00 to "
+            "20:00 on mon, tue, wed, thu, fri, sat, sun, and in UTC it would be mon at 20:00"
+        ),
+        (
+            "models: the job runs model 'small'; this site allows small, each by its SHA-256, and "
+            f"has this one with SHA-256 '{has}'"
+        ),
+    ]
+
+
 def test_an_asset_that_is_not_here_is_a_model_that_is_not_here() -> None:
     Path("jobs/job.toml").write_text(JOB.replace('"small"', '"smollm2-135m"'), encoding="utf-8")
     code, out, _ = check()
     assert code == 1
-    assert out.startswith("models: the job names a model whose weights are not on this machine;")
+    assert out.startswith("models: the job runs model 'smollm2-135m'; this site allows small, ")
+    assert out.endswith(" and has no weights of this one\n")
 
 
 @pytest.mark.parametrize(

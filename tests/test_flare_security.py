@@ -241,7 +241,7 @@ def test_a_site_of_another_version_or_whose_policy_says_no_ends_the_job_before_a
         "the job ended: bank: the site runs triskel 0.0.9 and this side 0.1.0; install the same "
         "release everywhere; clinic: the site runs other code under the same version 0.1.0; "
         "install the same release everywhere; shop: modes: the job runs in mode 'params'; this "
-        "site allows logits, split"
+        "site does not allow it"
     )
     assert not (tmp_path / "out").exists()
 

@@ -21,7 +21,13 @@ from triskel.job import Job
 from triskel.job import parse as parse_job
 from triskel.ledger import Ledger
 from triskel.message import pack
-from triskel.policy.decide import Circumstances, cohort_of, decide, wanted
+from triskel.policy.decide import (
+    Circumstances,
+    cohort_of,
+    decide,
+    decide_who_and_when,
+    wanted,
+)
 from triskel.policy.expected import Sizes, round_bytes
 from triskel.policy.rules import SECTIONS, Hours, Policy, PolicyError, load, parse
 from triskel.policy.template import TEMPLATE
@@ -232,16 +238,19 @@ REFUSED: list[tuple[Mapping[str, str], tuple[str, ...], Mapping[str, Any], list[
     ({'["ann@lab.example"]': "[]"}, (), {}, [
         "submitters: the job is submitted by 'ann@lab.example'; this site takes jobs from nobody"]),
     ({}, (), {"now": MONDAY - timedelta(hours=3, minutes=1)}, [
-        ("hours: the job would start on mon at 17:59 (Europe/Zurich); this site runs jobs from "
-        "18:00 to 06:00 on mon, fri")]),
+        ("hours: the job would start on mon at 16:59 (UTC); this site runs jobs from 18:00 to "
+        "06:00 on mon, fri, and in Europe/Zurich it would be mon at 17:59")]),
     ({'"params", ': ""}, (), {}, [
         "modes: the job runs in mode 'params'; this site allows logits, split"]),
     ({}, (), {"model_sha256": "cd" * 32}, [
-        (f"models: the job names a model whose weights have SHA-256 '{'cd' * 32}'; this site "
-        "allows small, each by its SHA-256")]),
-    ({}, (), {"model_sha256": None}, [
-        ("models: the job names a model whose weights are not on this machine; this site allows "
-        "small, each by its SHA-256")]),
+        ("models: the job runs model 'smollm2-135m'; this site allows small, each by its SHA-256, "
+        f"and has this one with SHA-256 '{'cd' * 32}'")]),
+    ({}, ("clients.each.hospital-a.model=own",), {"model_sha256": None}, [
+        ("models: the job runs model 'own'; this site allows small, each by its SHA-256, and has "
+        "no weights of this one")]),
+    ({}, (), {"model_sha256": None, "model": "other"}, [
+        ("models: the job runs model 'other'; this site allows small, each by its SHA-256, and has "
+        "no weights of this one")]),
     ({}, ("data.train=letters",), {}, [
         "datasets: the job reads dataset 'letters'; this site gives open, tickets"]),
     ({}, ("data.train=/etc/passwd",), {}, [
@@ -321,6 +330,41 @@ REFUSED: list[tuple[Mapping[str, str], tuple[str, ...], Mapping[str, Any], list[
         ("privacy.secure_aggregation: the job shows the server each update, as this version of "
         "Triskel always does; this site requires that it sees sums only")]),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)))
+def test_who_asked_is_told_the_key_and_what_the_job_asks_and_nothing_of_policy_or_machine(
+    case: int,
+) -> None:
+    changes, job, here, said = REFUSED[case]
+    policy = POLICY
+    for old, new in changes.items():
+        policy = policy.replace(old, new)
+    refusals = decide(
+        parse(policy), parse_job(JOB, overrides=job), Circumstances(**{**HERE, **here})
+    )
+    told = [refusal.told for refusal in refusals]
+    for full, one in zip(said, told, strict=True):
+        asked, _, allows = full.partition("; this site ")
+        assert one == f"{asked}; this site does not allow it"
+        assert allows not in one
+    own = ["Zurich", "18:00", "06:00", "small", "open", "branch", "cd" * 32, SHA, "10,000,000"]
+    if {**HERE, **here}["submitter"] != "ann@lab.example":
+        own.append("ann@lab.example")
+    assert not any(word in one for word in own for one in told)
+
+
+def test_the_time_is_looked_at_once_the_submitter_is_known_and_nothing_else_with_it() -> None:
+    def keys(submitter: str | None, now: datetime = MONDAY) -> list[str]:
+        here = Circumstances(now=now, submitter=submitter)  # of model, data and sizes nothing
+        return [refusal.key for refusal in decide_who_and_when(parse(POLICY), here)]
+
+    late = MONDAY - timedelta(hours=5)
+    assert keys("eve", late) == keys(None, late) == ["submitters"]
+    assert keys("ann@lab.example", late) == ["hours"]
+    assert keys("ann@lab.example") == []
+    with pytest.raises(ValueError, match="must carry its time zone"):
+        keys("eve", datetime(2026, 11, 16))  # noqa: DTZ001 - on purpose
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)))

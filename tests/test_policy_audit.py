@@ -31,6 +31,7 @@ from triskel.policy.listing import line_of
 from triskel.types import Message, Section
 
 NOON = datetime(2026, 11, 16, 12, tzinfo=UTC)
+RUN = "0123456789ab"
 ADAPTER = Section(
     kind="lowrank",
     tensors={
@@ -80,15 +81,17 @@ def broken_at(log: Path) -> int:
 def test_what_leaves_is_logged_by_shape_bytes_and_hash_and_never_by_value(log: Path) -> None:
     coded = encode(UPDATE, "bf16")
     data = pack(coded)
-    noted = Audit(log, noon).left(coded, data)
+    noted = Audit(log, RUN, noon).left(coded, data, stage="params", round_=7)
     (line,) = read(log)
     assert line == {
         "n": 1,
         "at": "2026-11-16T12:00:00.000+00:00",
         "what": "left",
         "previous": "0" * 64,
+        "run": RUN,
         "kind": "update",
         "topic": "",
+        "stage": "params",
         "round": 7,
         "facts": ["examples", "loss", "round"],
         "sections": {
@@ -106,25 +109,76 @@ def test_what_leaves_is_logged_by_shape_bytes_and_hash_and_never_by_value(log: P
     }
     assert "0.125" not in log.read_text()
     assert line_of(line) == (
-        "    1 2026-11-16T12:00:00.000+00:00 left    update of round 7: adapter (lowrank: 3 of "
-        f"BF16 [2, 8] + 3 of BF16 [6, 2]); {len(data)} bytes, SHA-256 {line['message_sha256']}"
+        f"    1 2026-11-16T12:00:00.000+00:00 {RUN} left    update of params round 7: adapter "
+        f"(lowrank: 3 of BF16 [2, 8] + 3 of BF16 [6, 2]); {len(data)} bytes, SHA-256 "
+        f"{line['message_sha256']}"
     )
 
 
-def test_a_message_without_round_or_sections_is_logged_all_the_same(log: Path) -> None:
-    message = Message(kind="ask", topic="knowledge", facts={"round": "\x1b[2J"})
-    Audit(log, noon).left(message, pack(message))
-    (line,) = read(log)
-    assert "round" not in line
-    assert " left    ask knowledge of round -: no section; " in line_of(line)
+def test_the_round_of_a_line_is_the_sites_whatever_the_message_says(log: Path) -> None:
+    for said in ("\x1b[2J", 9, None):
+        message = Message(
+            kind="ask", topic="knowledge", facts={} if said is None else {"round": said}
+        )
+        Audit(log, RUN, noon).left(message, pack(message), stage="logits", round_=2)
+    for line in read(log):
+        assert (line["stage"], line["round"]) == ("logits", 2)
+        assert f" {RUN} left    ask knowledge of logits round 2: no section; " in line_of(line)
+
+
+OLD = (  # as the first versions of the log were written, without runs and stages
+    '{"n":1,"at":"2026-11-16T12:00:00.000+00:00","what":"decided","previous":"' + "0" * 64 + '",'
+    '"allowed":true,"job":"opinions","mode":"params","by":"ann","job_sha256":"194934ab8a1bc694a6a29'
+    'ec517ce6f04a9c552b9abcbb447340bb8b9a718fbfa","policy_sha256":"'
+    + "ab"
+    * 32
+    + '","refusals":[],'
+    '"sha256":"788abc9fd62b2a65ea3dd59b9f277a6e82031a963e03be31e5f1ede5d4e24aa4"}\n'
+    '{"n":2,"at":"2026-11-16T12:00:00.000+00:00","what":"told","previous":"788abc9fd62b2a65ea3dd59b9f'
+    '277a6e82031a963e03be31e5f1ede5d4e24aa4","facts":{"examples":31},"sha256":"da7a6b0905dc24c905924d'
+    'c43fa955bfd2778d1b13acb769911c7d08b829780a"}\n'
+    '{"n":3,"at":"2026-11-16T12:00:00.000+00:00","what":"left","previous":"da7a6b0905dc24c905924dc43f'
+    'a955bfd2778d1b13acb769911c7d08b829780a","kind":"update","topic":"","facts":["round"],"sections":'
+    '{"adapter":{"kind":"dense","codec":[],"facts":[],"tensors":{"F32 [2, 3]":1},"bytes":24}},'
+    '"bytes":227,"message_sha256":"2abd21fa9b92080af04caacdb7b5e1d4ca4cb7af92dc0581ccc93871e35af1d1","round":'
+    '7,"sha256":"65ce60d4a96147314560ca5a6945bc6f123f0e771986b79d6b5424ab8fc59ab4"}\n'
+)
+
+
+def test_a_log_of_before_is_verified_and_gone_on_with(log: Path) -> None:
+    log.write_text(OLD, encoding="ascii")
+    Audit(log, RUN, noon).told({"examples": 31})
+    lines = list(read(log, seen="65ce60d4a96147314560ca5a6945bc6f123f0e771986b79d6b5424ab8fc59ab4"))
+    assert [line.get("run") for line in lines] == [None, None, None, RUN]
+    assert log.read_text(encoding="ascii").startswith(OLD)
+    shown = [line_of(line).partition("+00:00 ")[2] for line in lines]
+    assert shown[:2] == ["allowed job 'opinions' (mode params) of 'ann'", "told    examples 31"]
+    assert shown[2].startswith("left    update of round 7: adapter (dense: 1 of F32 [2, 3]); 227 ")
+    assert shown[3] == f"{RUN} told    examples 31"
+
+
+def test_a_failure_is_logged_by_its_kind_and_by_what_was_told(log: Path) -> None:
+    audit = Audit(log, RUN, noon)
+    audit.failed("DataError", "DataError; the log of site 'bank' says more")
+    audit.failed("RoundError", "round 2 is over\n", stage="split", round_=2)
+    before, later = read(log)
+    assert "stage" not in before
+    assert "round" not in before
+    assert (later["run"], later["stage"], later["round"]) == (RUN, "split", 2)
+    assert line_of(before).endswith(
+        f"{RUN} failed  DataError; told: DataError; the log of site 'bank' says more"
+    )
+    assert line_of(later).endswith("RoundError in split round 2; told: round 2 is over\\n")
 
 
 def test_a_decision_is_logged_with_who_asked_for_what_and_every_refusal(log: Path) -> None:
-    audit = Audit(log, noon)
+    audit = Audit(log, RUN, noon)
     why = Refusal(key="modes", asks="runs", allows="allows none")
-    audit.decided(Job(name="t" * 999), [why], policy_sha256="ab" * 32, submitter="\x1b[2Jeve\n")
-    audit.decided(Job(), [], policy_sha256="ab" * 32)
+    job, policy = Job(name="t" * 999), "ab" * 32
+    audit.decided(job, [why], to="read", policy_sha256=policy, submitter="\x1b[2Jeve\n")
+    audit.decided(Job(), [], to="send", policy_sha256=policy)
     refused, allowed = read(log)
+    assert [(one["run"], one["to"]) for one in (refused, allowed)] == [(RUN, "read"), (RUN, "send")]
     assert (refused["allowed"], allowed["allowed"]) == (False, True)
     assert refused["refusals"] == ["modes: the job runs; this site allows none"]
     assert (len(refused["job"]), refused["mode"], allowed["by"]) == (200, "params", None)
@@ -134,7 +188,7 @@ def test_a_decision_is_logged_with_who_asked_for_what_and_every_refusal(log: Pat
     assert shown.isprintable()
     assert shown.endswith("of '\\x1b[2Jeve\\n'; modes: the job runs; this site allows none")
     assert " refused job 'ttt" in shown
-    assert line_of(allowed).endswith("allowed job 'opinions' (mode params) of None")
+    assert line_of(allowed).endswith(f"{RUN} allowed job 'opinions' (mode params, to send) of None")
 
 
 def test_the_log_is_its_owners_alone_and_its_hashes_are_recomputed_by_anyone(log: Path) -> None:
@@ -420,10 +474,12 @@ def test_a_writer_that_never_lets_go_stops_what_would_leave(
         {"sections": [], "topic": 3, "round": []},
         {"sections": {"a": 3, "\x1b": {"tensors": 4}, "b": {"tensors": {"\n": []}}}},
         {"refusals": 3, "job": ["\x1b"]},
+        {"run": "\x1b[2J", "to": "\n", "stage": "\x1b", "facts": {"\x1b": "\n"}, "told": "\x1b"},
+        {"run": ["\x1b"], "to": 4, "stage": {}, "facts": 3, "error": b"".decode()},
         {"refusals": ["\x1b[2J\n", 4]},
     ],
 )
-@pytest.mark.parametrize("what", ["left", "decided", "\x1b[2J"])
+@pytest.mark.parametrize("what", ["left", "decided", "told", "failed", "\x1b[2J"])
 def test_a_line_somebody_else_wrote_is_listed_without_harm(
     log: Path, what: str, about: dict[str, Any]
 ) -> None:

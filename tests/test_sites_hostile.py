@@ -24,6 +24,7 @@ from nvflare.fuel.f3.message import Message as Call
 
 from triskel.data import sources
 from triskel.engines import flare
+from triskel.engines.flare import site as site_
 from triskel.engines.flare.about import own_code
 from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.host import Host
@@ -32,6 +33,7 @@ from triskel.engines.flare.site import Site
 from triskel.engines.flare.sizes import sizes_of
 from triskel.errors import DataError, MessageError, RoundError
 from triskel.message import pack, unpack
+from triskel.policy import place as place_
 from triskel.policy.audit import Audit
 from triskel.policy.chain import AuditError, read
 from triskel.policy.expected import round_bytes
@@ -151,16 +153,16 @@ def test_a_reply_that_is_none_costs_a_site_its_place_and_the_others_no_bit(
 
 def test_a_peer_that_returns_no_table_is_taken_for_a_lost_call() -> None:
     for found in (None, "x", [1], 5):
-        link = flare._Proxy(lambda timeout, r=found: SimpleNamespace(ping=lambda: r))  # noqa: ARG005
+        link = flare._Proxy(lambda timeout, r=found: SimpleNamespace(hello=lambda: r))  # noqa: ARG005
         with pytest.raises(Lost, match=type(found).__name__):
-            link.call("ping", 1.0, {})
+            link.call("hello", 1.0, {})
 
     def fails(**_: Any) -> Any:
-        raise flare.CollabCallError("bank", "ping", ValueError("no route"))
+        raise flare.CollabCallError("bank", "hello", ValueError("no route"))
 
-    link = flare._Proxy(lambda timeout: SimpleNamespace(ping=fails))  # noqa: ARG005
+    link = flare._Proxy(lambda timeout: SimpleNamespace(hello=fails))  # noqa: ARG005
     with pytest.raises(Lost, match="no route"):
-        link.call("ping", 1.0, {})
+        link.call("hello", 1.0, {})
 
 
 # --- Updates that lie ---------------------------------------------------------------------------
@@ -518,7 +520,7 @@ def test_a_sites_published_methods_serve_the_server_alone_and_refuse_what_is_non
         ("collect", {"play": "p"}, "hold_s must be seconds"),
         ("finish", {}, "stage must be text"),
         ("collect", {"play": "p", "hold_s": 1.0, "more": 1}, "unexpected keyword argument 'more'"),
-        ("ping", {"more": 1}, "unexpected keyword argument 'more'"),
+        ("finish", {"more": 1}, "unexpected keyword argument 'more'"),
         ("hello", {"about": {}}, "JobError"),  # of a submission without a run
     ],
 )
@@ -576,6 +578,9 @@ def test_what_goes_wrong_at_a_site_stays_there_but_for_its_kind(
     finally:
         site._modes["params"] = own
     assert why == f"{kind}; the log of site 'clinic' says more"
+    *_, line = read(party.house.root / "clinic" / "triskel" / "audit.jsonl")
+    assert (line["what"], line["error"], line["told"]) == ("failed", kind, why)
+    assert (line["stage"], line["round"]) == ("params", 1)
     told = repr(received)
     assert not any(word in told for word in (PLACE, SECRET, "Traceback", "test_sites_hostile"))
     mine = [record for record in caplog.records if record.name == "triskel.site"]
@@ -674,13 +679,125 @@ def test_a_job_beyond_a_policy_is_refused_before_data_are_read_logged_and_said(
     assert ended == json.loads((tmp_path / "out" / "ended.json").read_text())
     assert (ended["done"], ended["refused"]) == (False, True)
     assert ended["error"].startswith(f"bank: {key}: the job ")
-    (line,) = read(tmp_path / "bank" / "triskel" / "audit.jsonl")
-    assert (line["what"], line["allowed"], line["mode"], line["by"]) == (
-        "decided", False, mode, ANNA,
+    *before, line = read(tmp_path / "bank" / "triskel" / "audit.jsonl")
+    to = "send" if key == "limits.round_mb" else "read"
+    assert [(one["to"], one["allowed"]) for one in before] == [("read", True)] * (to == "send")
+    assert (line["what"], line["to"], line["allowed"], line["mode"], line["by"]) == (
+        "decided", to, False, mode, ANNA,
     )  # fmt: skip
     assert any(one.startswith(f"{key}: ") for one in line["refusals"])
+    said = []  # the log has what the policy allows, and who asked is told the rest
+    for one in line["refusals"]:
+        asked, _, allows = one.partition("; this site ")
+        said.append(f"{asked}; this site does not allow it")
+        assert allows not in ended["error"]
+    assert ended["error"] == "bank: " + "; ".join(said)
+    assert sha256 not in ended["error"]
     if key != "limits.round_mb":
         assert not list((tmp_path / "bank" / "triskel").rglob("choices.json"))
+
+
+def hello(there: Any, by: str, run: str, *modes: str) -> Any:
+    """Submit a job to the bank; return what it answers."""
+
+    def never(_m: str, _a: Any) -> Any:
+        raise AssertionError("nobody is asked")
+
+    spec = there.spec(*modes, run=run)
+    one = Site("bank", there.root / "bank", spec, Loop(never), by, lambda: NOON)
+    reply: Any = {"state": "preparing"}
+    while reply["state"] == "preparing":
+        reply = one.hello({**own_code(), "clients": 3})
+    one.close()
+    return reply
+
+
+def test_a_stranger_is_told_no_name_and_has_nothing_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = house(tmp_path)
+    place = tmp_path / "bank" / "local" / "policy.toml"
+    hours = '\n[hours]\nzone = "UTC"\nopens = "01:00"\ncloses = "02:00"\n'
+    place.write_text(place.read_text().replace('site = "bank"', 'site = "other"') + hours)
+
+    def looked(name: str, _policy: Path) -> Any:
+        raise AssertionError(f"{name} was looked for")
+
+    monkeypatch.setattr(place_, "weights_of", looked)
+    why = "the job is submitted by 'mallory'; this site"
+    reply = hello(there, "mallory", "a" * 12, "params", "split")
+    assert reply["state"] == "refused"
+    assert reply["error"] == f"submitters: {why} does not allow it"
+    late = "hours: the job would start on wed at 12:00 (UTC); this site does not allow it"
+    assert hello(there, ANNA, "b" * 12, "params")["error"] == late
+    place.write_text(place.read_text().replace(hours, ""))
+    astray = "site: the job came to site 'bank'; this site does not allow it"
+    assert hello(there, ANNA, "c" * 12, "params")["error"] == astray
+    lines = list(read(tmp_path / "bank" / "triskel" / "audit.jsonl"))
+    assert [(one["run"][0], one["mode"], one["by"]) for one in lines] == [
+        ("a", "params", "mallory"), ("a", "split", "mallory"), ("b", "params", ANNA),
+        ("c", "params", ANNA),
+    ]  # fmt: skip
+    assert not any(one["allowed"] for one in lines)
+    assert lines[0]["refusals"] == [f"submitters: {why} takes jobs from {ANNA}"]
+    assert lines[3]["refusals"][0].endswith("; this site is 'other' in its policy")
+
+
+def test_nobody_is_told_which_models_are_on_a_machine_nor_their_checksums(tmp_path: Path) -> None:
+    there, said = house(tmp_path), list[str]()
+    models = tmp_path / "bank" / "local" / "models"
+    (models / "theirs").mkdir()
+    (models / "theirs" / "model.safetensors").write_bytes(b"not in the policy")
+    (models / "theirs" / "config.json").write_text('{"num_hidden_layers": 9}')
+    place = tmp_path / "bank" / "local" / "policy.toml"
+    place.write_text(place.read_text().replace("first = 0", "first = 2"))  # asks for the blocks
+    for name in ("theirs", "absent", "org/absent"):
+        text = there.text.replace('path = "tiny"', f'path = "{name}"')
+        reply = hello(replace(there, text=text), ANNA, "a" * 12, "split")
+        said.append(reply["error"].replace(f"'{name}'", "NAME"))
+    assert len(set(said)) == 1
+    assert said[0].startswith("models: the job runs model NAME; this site does not allow it; ")
+    found = [one["refusals"][0] for one in read(tmp_path / "bank" / "triskel" / "audit.jsonl")]
+    has = hashlib.sha256(b"not in the policy").hexdigest()
+    allows = "; this site allows tiny, each by its SHA-256, and has "
+    assert found[0].endswith(f"{allows}this one with SHA-256 '{has}'")
+    assert found[1].endswith(f"{allows}no weights of this one")
+
+
+def test_a_job_that_reads_and_then_fails_or_dies_has_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, log = house(tmp_path), tmp_path / "bank" / "triskel" / "audit.jsonl"
+    when_read: list[Any] = []
+
+    def opened(*_: Any) -> Any:
+        when_read.extend(read(log))  # a kill from here on leaves these
+        raise DataError(f"row 7 of {PLACE} holds the label {SECRET}, which is not in data.classes")
+
+    monkeypatch.setattr(site_, "federate_own", opened)
+    reply = hello(there, ANNA, "a" * 12, "params", "logits")
+    told = "DataError; the log of site 'bank' says more"
+    assert (reply["state"], reply["error"]) == ("failed", told)
+    assert [(one["to"], one["mode"], one["allowed"]) for one in when_read] == [
+        ("read", "params", True), ("read", "logits", True),
+    ]  # fmt: skip
+    *before, last = read(log)
+    assert before == when_read
+    assert (last["what"], last["run"], last["error"]) == ("failed", "a" * 12, "DataError")
+    assert last["told"] == told
+    assert SECRET not in log.read_text()
+    assert PLACE not in log.read_text()
+
+
+def test_the_lines_of_two_jobs_at_once_can_be_told_apart(tmp_path: Path) -> None:
+    there = house(tmp_path)
+    for run in ("a" * 12, "b" * 12):
+        assert hello(there, ANNA, run, "params")["state"] == "ready"
+    lines = list(read(tmp_path / "bank" / "triskel" / "audit.jsonl"))
+    each = [("decided", "read"), ("decided", "send"), ("told", None)]
+    assert [(one["run"], (one["what"], one.get("to"))) for one in lines] == [
+        (run, one) for run in ("a" * 12, "b" * 12) for one in each
+    ]
 
 
 @pytest.mark.parametrize("name", ["/etc", "..", "../tiny", "tiny/../tiny", "~", "a/b/c", "./tiny"])
@@ -745,6 +862,7 @@ def test_no_more_leaves_in_a_round_than_the_policy_allows_over_all_asks(party: A
             _, ledger = party.round("split", quorum=0.6)
             assert sum(sent) <= most
             assert ledger.absent.get("clinic", "").startswith(word)
+            assert f"{most:,}" not in ledger.absent.get("clinic", "")  # what the policy allows
             assert bool(word) == bool(ledger.absent)
     finally:
         site._gate = own
@@ -821,20 +939,28 @@ def test_whatever_leaves_has_its_line_in_the_log_before_it_left(party: Any) -> N
     assert count["ask"] > 3 * 5
     for name, log in logs.items():
         lines = list(read(log))
-        assert [line["what"] for line in lines[:4]] == ["decided"] * 3 + ["told"]
-        assert [line["mode"] for line in lines[:3]] == ["params", "logits", "split"]
-        assert all(line["allowed"] for line in lines[:3])
-        assert set(lines[3]["facts"]) == {"examples", "tests", "tokens"}
-        assert {line["what"] for line in lines[4:]} == {"left"}, name
+        assert [line["what"] for line in lines[:7]] == ["decided"] * 6 + ["told"]
+        modes = ("params", "logits", "split")
+        assert [(line["to"], line["mode"]) for line in lines[:6]] == [
+            (to, mode) for to in ("read", "send") for mode in modes
+        ]
+        assert all(line["allowed"] for line in lines[:6])
+        assert set(lines[6]["facts"]) == {"examples", "tests", "tokens"}
+        assert {line["run"] for line in lines} == {sites["RUN"]}
+        left = [line for line in lines[7:] if line["what"] == "left"]
+        assert {line["what"] for line in lines[7:]} <= {"left", "failed"}, name
+        assert {(line["stage"], line["round"]) for line in left} == {(mode, 1) for mode in modes}
+        tests = [line for line in left if line["topic"] == "score"]
+        assert {line["stage"] for line in tests} == set(modes), "a test has its round in no fact"
 
 
 def test_nothing_leaves_while_the_log_cannot_be_written(
     party: Any, monkeypatch: pytest.MonkeyPatch, fewer: Any
 ) -> None:
-    def full(self: Audit, *_: Any) -> str:
+    def full(self: Audit, *_: Any, **where: Any) -> str:
         if self is party.meeting.sites["clinic"]._audit:
             raise AuditError(f"audit log {PLACE} cannot be written: no space")
-        return left(self, *_)
+        return left(self, *_, **where)
 
     left, sent = Audit.left, list[bytes]()
     monkeypatch.setattr(Audit, "left", full)

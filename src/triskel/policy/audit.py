@@ -2,6 +2,7 @@
 
 A message is logged before it is sent, so that nothing leaves unless its line is on disk; a line
 says that the site was about to send it. Facts are named and not shown: a loss is about the data.
+Each line says of which run it is, so that those of two jobs at once can be told apart.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from triskel.job import Job, to_toml
 from triskel.message import DTYPE_NAMES, section_bytes
@@ -26,17 +27,19 @@ class Audit:
 
     Args:
         path: The log; several writers may share it.
+        run: The run whose lines are written.
         clock: What time it is.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], datetime] = now) -> None:
-        self._chain = Chain(path, clock)
+    def __init__(self, path: Path, run: str, clock: Callable[[], datetime] = now) -> None:
+        self._chain, self._run = Chain(path, clock), run
 
     def decided(
         self,
         job: Job,
         refusals: Sequence[Refusal],
         *,
+        to: Literal["read", "send"],
         policy_sha256: str,
         submitter: str | None = None,
     ) -> str:
@@ -45,6 +48,7 @@ class Audit:
         Args:
             job: The job, as it was decided on.
             refusals: What `decide` returned.
+            to: What the job may do or not: read the site's data, or send what that would make.
             policy_sha256: The policy it was decided by, as `load` returned it.
             submitter: Who submitted the job.
 
@@ -53,6 +57,7 @@ class Audit:
         """
         about = {
             "allowed": not refusals,
+            "to": to,
             "job": job.name[:LONGEST],
             "mode": job.mode,
             "by": None if submitter is None else submitter[:LONGEST],
@@ -60,7 +65,7 @@ class Audit:
             "policy_sha256": policy_sha256,
             "refusals": [str(refusal) for refusal in refusals],
         }
-        return self._chain.append("decided", about)
+        return self._append("decided", about)
 
     def told(self, facts: Mapping[str, int]) -> str:
         """Log what the server is told of the site before the first round; return the line's hash.
@@ -68,14 +73,30 @@ class Audit:
         Raises:
             AuditError: The line cannot be written; do not tell it.
         """
-        return self._chain.append("told", {"facts": dict(facts)})
+        return self._append("told", {"facts": dict(facts)})
 
-    def left(self, message: Message, data: bytes) -> str:
+    def failed(self, error: str, told: str, *, stage: str = "", round_: int = 0) -> str:
+        """Log that the job failed here; return the hash of the line.
+
+        Args:
+            error: The kind of the error.
+            told: The sentence that the server will be told.
+            stage: The mode that was played; before the first round none.
+            round_: Of which round, counted from 1; before the first round 0.
+
+        Raises:
+            AuditError: The line cannot be written; do not tell the sentence.
+        """
+        return self._append("failed", {"error": error, "told": told, **_where(stage, round_)})
+
+    def left(self, message: Message, data: bytes, *, stage: str, round_: int) -> str:
         """Log a message that is about to be sent; return the hash of its line.
 
         Args:
             message: What was packed, codecs applied.
             data: What `pack` made of it.
+            stage: The mode that is played.
+            round_: The round that the site plays, counted from 1, whatever the message says.
 
         Raises:
             AuditError: The line cannot be written; do not send the message.
@@ -88,9 +109,14 @@ class Audit:
             "bytes": len(data),
             "message_sha256": hashlib.sha256(data).hexdigest(),
         }
-        if type(message.facts.get("round")) is int:
-            about["round"] = message.facts["round"]
-        return self._chain.append("left", about)
+        return self._append("left", about | _where(stage, round_))
+
+    def _append(self, what: str, about: Mapping[str, object]) -> str:
+        return self._chain.append(what, {"run": self._run, **about})
+
+
+def _where(stage: str, round_: int) -> dict[str, object]:
+    return {name: value for name, value in (("stage", stage), ("round", round_)) if value}
 
 
 def _row(section: Section) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 No clock, no disk and no network in here; whoever asks says what time it is, who submits the job and
 what model it names. What a limit needs to know and nobody can say is refused: a site that sets a
 limit wants it held.
+
+A refusal has two sentences: one for the site's own log and screen, with what the policy allows, and
+one for who asked, without it, since a policy never leaves its site.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from triskel.job import Job, default_cut
 from triskel.policy.rules import DAYS, Hours, Policy
@@ -27,7 +30,8 @@ class Circumstances:
     Attributes:
         now: The time, with its zone.
         submitter: Who submits the job, as whoever authenticated them says.
-        model_sha256: SHA-256 of the weights that the job's model has at this site.
+        model: What the job calls the model, where it is not the one that the site trains.
+        model_sha256: SHA-256 of the weights that this model has at this site.
         blocks: How many blocks that model has.
         clients: How many clients the federation has.
         round_bytes: What this site would send in a round, as `expected.round_bytes` says.
@@ -35,6 +39,7 @@ class Circumstances:
 
     now: datetime
     submitter: str | None = None
+    model: str | None = None
     model_sha256: str | None = None
     blocks: int | None = None
     clients: int | None = None
@@ -47,8 +52,9 @@ class Refusal:
 
     Attributes:
         key: The key of the policy that refuses.
-        asks: What the job asks, or what is not known of it.
-        allows: What the policy allows.
+        asks: What the job asks, or what is not known of it; nothing of the policy, nor of what else
+            is on this machine.
+        allows: What the policy allows, and what was found here.
     """
 
     key: str
@@ -56,8 +62,23 @@ class Refusal:
     allows: str
 
     def __str__(self) -> str:
-        """Return it as one sentence."""
+        """Return it as one sentence for the site itself."""
         return f"{self.key}: the job {self.asks}; this site {self.allows}"
+
+    @property
+    def told(self) -> str:
+        """The sentence that may leave the site."""
+        return f"{self.key}: the job {self.asks}; this site does not allow it"
+
+
+def decide_who_and_when(policy: Policy, circumstances: Circumstances) -> list[Refusal]:
+    """Return why nothing else of a job is looked at: who submits it, or else the time; or nothing.
+
+    Raises:
+        ValueError: The time has no zone.
+    """
+    _zoned(circumstances)
+    return list(_submitter(policy, circumstances)) or list(_hours(policy, circumstances))
 
 
 def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refusal]:
@@ -66,12 +87,12 @@ def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refus
     Raises:
         ValueError: The time has no zone.
     """
-    if circumstances.now.tzinfo is None:
-        raise ValueError("circumstances.now must carry its time zone, got a naive time")
+    _zoned(circumstances)
     return [
-        *_who_and_when(policy, circumstances),
+        *_submitter(policy, circumstances),
+        *_hours(policy, circumstances),
         *_mode(policy, job),
-        *_model(policy, circumstances),
+        *_model(policy, job, circumstances),
         *_data(policy, job),
         *_leaving(policy, job),
         *_cut(policy, job, circumstances),
@@ -87,23 +108,28 @@ def decide_for_server(policy: Policy, job: Job, circumstances: Circumstances) ->
     Raises:
         ValueError: The time has no zone.
     """
-    if circumstances.now.tzinfo is None:
-        raise ValueError("circumstances.now must carry its time zone, got a naive time")
+    _zoned(circumstances)
     named = {job.data.public: wanted(job)[job.data.public]} if job.data.public else {}
     return [
-        *_who_and_when(policy, circumstances),
+        *_submitter(policy, circumstances),
+        *_hours(policy, circumstances),
         *_mode(policy, job),
-        *_model(policy, circumstances),
+        *_model(policy, job, circumstances),
         *_named(policy, job, named),
         *_limits(policy, job, circumstances),
         *_codecs(policy, job),
     ]
 
 
+def _zoned(here: Circumstances) -> None:
+    if here.now.tzinfo is None:
+        raise ValueError("circumstances.now must carry its time zone, got a naive time")
+
+
 # --- One rule for each key --------------------------------------------------------------------
 
 
-def _who_and_when(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
+def _submitter(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
     if here.submitter not in policy.submitters:
         who = "nobody known" if here.submitter is None else _show(here.submitter)
         yield Refusal(
@@ -111,15 +137,23 @@ def _who_and_when(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
             asks=f"is submitted by {who}",
             allows=f"takes jobs from {_names(policy.submitters, 'nobody')}",
         )
-    if policy.hours is not None and not _open(policy.hours, here.now):
-        hours = policy.hours
+
+
+def _hours(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
+    hours = policy.hours
+    if hours is not None and not _open(hours, here.now):
         local = here.now.astimezone(hours.zone)
         yield Refusal(
             key="hours",
-            asks=f"would start on {DAYS[local.weekday()]} at {local:%H:%M} ({hours.zone.key})",
+            asks=f"would start on {_moment(here.now.astimezone(UTC))} (UTC)",
             allows=f"runs jobs from {hours.opens:%H:%M} to {hours.closes:%H:%M} on "
-            f"{', '.join(day for day in DAYS if day in hours.days)}",
+            f"{', '.join(day for day in DAYS if day in hours.days)}, and in {hours.zone.key} it "
+            f"would be {_moment(local)}",
         )
+
+
+def _moment(when: datetime) -> str:
+    return f"{DAYS[when.weekday()]} at {when:%H:%M}"
 
 
 def _open(hours: Hours, now: datetime) -> bool:
@@ -144,15 +178,15 @@ def _mode(policy: Policy, job: Job) -> Iterator[Refusal]:
         )
 
 
-def _model(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
-    if here.model_sha256 is None or here.model_sha256 not in policy.models.values():
-        got = here.model_sha256
+def _model(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
+    got = here.model_sha256
+    if got is None or got not in policy.models.values():
+        name = here.model or job.client(policy.site).model or job.model.path
+        has = "no weights of this one" if got is None else f"this one with SHA-256 {_show(got)}"
         yield Refusal(
             key="models",
-            asks="names a model whose weights are not on this machine"
-            if got is None
-            else f"names a model whose weights have SHA-256 {_show(got)}",
-            allows=f"allows {_names(policy.models)}, each by its SHA-256",
+            asks=f"runs model {_show(name)}",
+            allows=f"allows {_names(policy.models)}, each by its SHA-256, and has {has}",
         )
 
 

@@ -8,15 +8,17 @@ def line_of(entry: Entry) -> str:
     what = entry.get("what")
     if what == "cut":
         return f"      the last line is cut off after {entry['bytes']} bytes, as a kill leaves it"
-    rest = {"decided": _decided, "left": _left}.get(str(what), _other)(entry)
-    return f"{entry['n']:>5} {_plain(entry['at'])} {rest}"
+    rest = _LINES.get(str(what), _other)(entry)
+    run = f"{_plain(entry['run'])} " if entry.get("run") else ""  # older logs name none
+    return f"{entry['n']:>5} {_plain(entry['at'])} {run}{rest}"
 
 
 def _decided(entry: Entry) -> str:
     verdict = "allowed" if entry.get("allowed") is True else "refused"
     job, who = ascii(entry.get("job")), ascii(entry.get("by"))
     why = "".join(f"; {_plain(refusal)}" for refusal in _list(entry.get("refusals")))
-    return f"{verdict} job {job} (mode {_plain(entry.get('mode'))}) of {who}{why}"
+    to = f", to {_plain(entry['to'])}" if entry.get("to") else ""
+    return f"{verdict} job {job} (mode {_plain(entry.get('mode'))}{to}) of {who}{why}"
 
 
 def _left(entry: Entry) -> str:
@@ -26,10 +28,26 @@ def _left(entry: Entry) -> str:
     topic = f" {_plain(entry['topic'])}" if entry.get("topic") else ""
     what = ", ".join(parts) or "no section"
     return (
-        f"left    {_plain(entry.get('kind'))}{topic} of round {_plain(entry.get('round', '-'))}: "
+        f"left    {_plain(entry.get('kind'))}{topic} of {_round(entry)}: "
         f"{what}; {_plain(entry.get('bytes'))} bytes, "
         f"SHA-256 {_plain(entry.get('message_sha256'))}"
     )
+
+
+def _round(entry: Entry) -> str:
+    stage = f"{_plain(entry['stage'])} " if entry.get("stage") else ""
+    return f"{stage}round {_plain(entry.get('round', '-'))}"
+
+
+def _told(entry: Entry) -> str:
+    facts = entry.get("facts")
+    shown = facts.items() if isinstance(facts, dict) else ()
+    return f"told    {', '.join(f'{_plain(name)} {_plain(n)}' for name, n in shown) or 'nothing'}"
+
+
+def _failed(entry: Entry) -> str:
+    where = f" in {_round(entry)}" if entry.get("stage") else ""
+    return f"failed  {_plain(entry.get('error'))}{where}; told: {_plain(entry.get('told'))}"
 
 
 def _section(name: object, row: object) -> str:
@@ -53,3 +71,6 @@ def _list(value: object) -> list[object]:
 def _plain(value: object) -> str:
     """Return a value without control characters or line ends."""
     return ascii(value)[1:-1] if isinstance(value, str) else ascii(value)
+
+
+_LINES = {"decided": _decided, "told": _told, "left": _left, "failed": _failed}

@@ -90,13 +90,16 @@ def decided(
         try:
             model = weights_of(name, file)
         except JobError:
-            asks, only = f"names a model by {show(name)}", "opens models by their names only"
+            asks = f"names a model by {show(name)}, which is no name"
+            only = "opens models by their names only"
             found.append(Refusal(key="models", asks=asks, allows=only))
             continue
+        known = model is not None and model.sha256 in policy.models.values()
         here = replace(
             circumstances,
+            model=name,
             model_sha256=model.sha256 if model else None,
-            blocks=model.blocks if model else None,
+            blocks=model.blocks if model and known else None,  # of others nothing is told
         )
         found += decide(policy, job, here)
     return list(dict.fromkeys(found))

@@ -40,9 +40,9 @@ class Gate:
         most = round(self.round_mb * MB)
         if total > most:
             raise LimitError(
-                f"limits.round_mb: {total:,} bytes would leave in round {round_}; this site "
-                f"allows {most:,}"
+                f"limits.round_mb: {total:,} bytes would leave in round {round_}; this site does "
+                "not allow it"
             )
-        self.audit.left(encoded, data)
+        self.audit.left(encoded, data, stage=stage, round_=round_)
         self.sent[stage, round_] = total
         return data

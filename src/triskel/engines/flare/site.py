@@ -1,18 +1,19 @@
 """A site's half of a federation: its policy, its data, and its part in every play.
 
 The server calls; this side answers at once and works in one thread of its own. Before anything of
-the site is read, the policy decides on the job. Before anything leaves, it is written to the site's
-audit log and counted against the policy's limit of a round. Paths, texts and traces of errors stay
-here: the server is told what went wrong in one sentence, or only that the site's own log has it.
+the site is read, the policy decides on the job, and the decision is in the site's audit log. Before
+anything leaves, it is written there too and counted against the policy's limit of a round. The
+policy, paths, texts and traces of errors stay here: the server is told what the job asked in vain,
+or what went wrong, in one sentence, or only that the site's own log has it.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -31,16 +32,16 @@ from triskel.errors import (
     MeterError,
     RoundError,
     TrainingError,
-    TriskelError,
 )
 from triskel.evaluate import evaluate, score_message
 from triskel.exchange import adapter_of
 from triskel.export import save_adapter
 from triskel.folder import safe
 from triskel.job import Job, ModeName
+from triskel.message import show
 from triskel.policy.audit import Audit
-from triskel.policy.chain import now
-from triskel.policy.decide import MB, Circumstances, Refusal
+from triskel.policy.chain import AuditError, now
+from triskel.policy.decide import MB, Circumstances, Refusal, decide_who_and_when
 from triskel.policy.expected import round_bytes
 from triskel.policy.place import datasets, decided, placed
 from triskel.policy.rules import Policy, load
@@ -52,6 +53,8 @@ from triskel.worker import Worker
 LOGGER = logging.getLogger("triskel.site")
 TELLABLE = (JobError, MessageError, TrainingError, MeterError, RoundError)
 """Errors whose sentence names nothing of the site's own; of others only the kind is told."""
+LONGEST_TOLD = 2000
+"""Characters of such a sentence."""
 PARTS: tuple[What, ...] = ("work", "probe", "student")
 
 
@@ -79,7 +82,7 @@ class Site:
         self.name, self._spec, self._server, self._submitter = name, spec, server, submitter
         self._policy_file = root / "local" / "policy.toml"
         self._home = root / "triskel" / "runs" / run_of(spec)
-        self._audit = Audit(root / "triskel" / "audit.jsonl", clock)
+        self._audit = Audit(root / "triskel" / "audit.jsonl", run_of(spec), clock)
         self._clock = clock
         self._changed = threading.Condition()
         # a new thread would begin with as many as there are cores, and sum in another order
@@ -92,7 +95,7 @@ class Site:
         self._begun: set[str] = set()
         self._facts: dict[str, int] = {}
         self._gate = Gate(self._audit, "fp32", 0.0)  # which lets nothing out
-        self._policy, self._clients = Policy(), 0
+        self._policy, self._policy_sha256, self._clients = Policy(), "", 0
         self._job = Job()
         self._modes: dict[str, Mode[Any, Any, Worker]] = {}
         self._bench: Bench | None = None
@@ -190,8 +193,6 @@ class Site:
         try:
             error = self._admitted(about)
             state = "refused" if error else "ready"
-        except TriskelError as found:
-            error = self._told(found)
         except Exception as found:  # noqa: BLE001 - whatever it is stays here
             error = self._told(found)
         with self._changed:
@@ -202,28 +203,24 @@ class Site:
         """Load everything, and return why the job may not run here, or nothing."""
         if strange := other_code(about, "the server"):
             return strange
-        self._policy, sha256 = load(self._policy_file)
-        if self._policy.site and self._policy.site != self.name:
-            return f"the policy is of site {self._policy.site!r}, and this is {self.name!r}"
-        # what a job asks of this site alone is asked under its name
-        self._policy = self._policy.model_copy(update={"site": self.name})
+        self._policy, self._policy_sha256 = load(self._policy_file)
         self._job, modes = job_of(self._spec)
         jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
-        clients = self._clients = whole(about, "clients", most=1_000_000)
-        found = {job.mode: self._decided(job, clients, 0) for job in jobs}
-        if not any(found.values()):  # only now is anything of the site read
-            bench = self._read()
-            for job in jobs:
-                size = round_bytes(job, sizes_of(job, bench, self.name))
-                found[job.mode] = self._decided(job, clients, size)
-            if "logits" in modes and (strange := bench.same_tokens()):
-                raise JobError(strange)
-        for job in jobs:
-            why = found[job.mode]
-            self._audit.decided(job, why, policy_sha256=sha256, submitter=self._submitter)
-        if refusals := dict.fromkeys(str(r) for some in found.values() for r in some):
-            return "; ".join(refusals)
-        bench = self._held
+        self._clients = whole(about, "clients", most=1_000_000)
+        door = self._at_the_door()
+        # what a job asks of this site alone is asked under its name
+        self._policy = self._policy.model_copy(update={"site": self.name})
+        if refused := self._written("read", [(job, door or self._decided(job, 0)) for job in jobs]):
+            return refused
+        bench = self._read()  # only now is anything of the site read
+        if "logits" in modes and (strange := bench.same_tokens()):
+            raise JobError(strange)
+        sizes = [round_bytes(job, sizes_of(job, bench, self.name)) for job in jobs]
+        if refused := self._written(
+            "send",
+            [(job, self._decided(job, size)) for job, size in zip(jobs, sizes, strict=True)],
+        ):
+            return refused
         share = bench.share(self.name)
         facts = {
             "examples": len(share.train),
@@ -237,10 +234,36 @@ class Site:
         self._modes = {mode: MAKERS[mode](bench, self._noted) for mode in modes}
         return ""
 
-    def _decided(self, job: Job, clients: int, size: int) -> list[Refusal]:
+    def _at_the_door(self) -> list[Refusal]:
+        """Return why nothing is looked for on this machine, or nothing."""
+        here = Circumstances(now=self._clock(), submitter=self._submitter)
+        found, own = decide_who_and_when(self._policy, here), self._policy.site
+        if not found and own and own != self.name:
+            asks, is_ = f"came to site {show(self.name)}", f"is {show(own)} in its policy"
+            found.append(Refusal(key="site", asks=asks, allows=is_))
+        return found
+
+    def _written(
+        self, to: Literal["read", "send"], decisions: Sequence[tuple[Job, list[Refusal]]]
+    ) -> str:
+        """Write decisions to the log; return what the server is told of refusals, or nothing."""
+        for job, found in decisions:
+            self._audit.decided(
+                job,
+                found,
+                to=to,
+                policy_sha256=self._policy_sha256,
+                submitter=self._submitter,
+            )
+        return "; ".join(dict.fromkeys(r.told for _, found in decisions for r in found))
+
+    def _decided(self, job: Job, size: int) -> list[Refusal]:
         """Hold the policy against a job that would send so many bytes in a round."""
         here = Circumstances(
-            now=self._clock(), submitter=self._submitter, clients=clients, round_bytes=size
+            now=self._clock(),
+            submitter=self._submitter,
+            clients=self._clients,
+            round_bytes=size,
         )
         return decided(self._policy, self._policy_file, job, self.name, here)
 
@@ -269,10 +292,9 @@ class Site:
             part.state = "done"
         except Left as why:
             part.state, part.error = "failed", str(why)
-        except TriskelError as error:
-            part.state, part.error = "failed", self._told(error)
         except Exception as error:  # noqa: BLE001 - whatever it is stays here
-            part.state, part.error = "failed", self._told(error)
+            part.error = self._told(error, part.stage, part.round)
+            part.state = "failed"
         with self._changed:
             self._changed.notify_all()
 
@@ -326,9 +348,15 @@ class Site:
         if "text" in event:
             LOGGER.info("%s", event["text"])
 
-    def _told(self, error: Exception) -> str:
-        """Write an error to the site's own log, and return what the server may know of it."""
-        LOGGER.error("%s: %s", type(error).__name__, error, exc_info=error)
-        if isinstance(error, TELLABLE):
-            return str(error)
-        return f"{type(error).__name__}; the log of site {self.name!r} says more"
+    def _told(self, error: Exception, stage: str = "", round_: int = 0) -> str:
+        """Write an error to the site's own logs, and return what the server may know of it."""
+        kind = type(error).__name__
+        LOGGER.error("%s: %s", kind, error, exc_info=error)
+        known = f"; the log of site {self.name!r} says more"
+        told = str(error)[:LONGEST_TOLD] if isinstance(error, TELLABLE) else kind + known
+        try:
+            self._audit.failed(kind, told, stage=stage, round_=round_)
+        except AuditError as full:
+            LOGGER.error("%s: %s", type(full).__name__, full)  # noqa: TRY400 - one sentence
+            return type(full).__name__ + known
+        return told
