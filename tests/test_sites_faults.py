@@ -17,6 +17,7 @@ import torch
 
 from triskel.engines.flare import board as board_
 from triskel.engines.flare import drive, kept
+from triskel.engines.flare import site as site_
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import Lost, Spent, patience
 from triskel.errors import MessageError, RoundError
@@ -183,6 +184,47 @@ def test_a_finish_that_got_lost_is_called_again_and_one_that_fails_is_said(party
     host._note = kept
     assert calls == {"bank": 3, "clinic": 1, "shop": 1}
     assert [e["text"] for e in told] == ["shop at the end of params: disk full"]
+
+
+def test_a_model_that_is_saved_for_long_is_saved_once_and_its_end_is_heard(
+    party: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, saved, hold = party.meeting.host, Counter[str](), threading.Event()
+    party.engine("params")
+    monkeypatch.setattr(site_, "patience", lambda: 0.05)
+    for name, one in party.meeting.sites.items():
+
+        def keep(stage: str, name: str = name) -> None:
+            saved[f"{name} {stage}"] += 1
+            if name == "bank":
+                assert hold.wait(20)
+            if name == "shop":
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(one, "_keep_own", keep)
+        monkeypatch.setattr(one, "_saves", {})
+    calls = Counter[str]()
+
+    def twist(name: str, method: str, _a: Any, real: Any) -> Any:
+        calls[name] += 1
+        if calls[name] == 3:
+            hold.set()
+        reply = real()
+        if reply["state"] == "working":  # it comes later than the caller waits
+            raise Lost(method)
+        return reply
+
+    told: list[Any] = []
+    party.twist = twist
+    monkeypatch.setattr(host, "_note", told.append)
+    host._finish("params")
+    assert saved == {f"{name} params": 1 for name in SITES}
+    assert calls["bank"] >= 3
+    said = "shop at the end of params: OSError; the log of site 'shop' says more"
+    assert [e["text"] for e in told] == [said]
+    again = [one.finish("params") for one in party.meeting.sites.values()]
+    assert [reply["state"] for reply in again] == ["ready", "ready", "failed"]
+    assert sum(saved.values()) == 3
 
 
 # --- Sites that go ------------------------------------------------------------------------------

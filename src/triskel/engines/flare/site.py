@@ -10,7 +10,7 @@ or what went wrong, in one sentence, or only that the site's own log has it.
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,7 +20,7 @@ import torch
 from triskel.bench import Bench
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
-from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, span, text, whole
+from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, patience, span, text, whole
 from triskel.engines.flare.drive import Drive, Left, Part
 from triskel.engines.flare.gate import Gate
 from triskel.engines.flare.kept import Kept
@@ -93,6 +93,7 @@ class Site:
         self._state, self._error = "new", ""
         self._part: Part | None = None
         self._begun: set[str] = set()
+        self._saves: dict[str, Future[str]] = {}
         self._facts: dict[str, int] = {}
         self._gate = Gate(self._audit, "fp32", 0.0)  # which lets nothing out
         self._policy, self._policy_sha256, self._clients = Policy(), "", 0
@@ -160,11 +161,21 @@ class Site:
             return {"state": "done", "update": part.update}
 
     def finish(self, stage: str) -> Reply:
-        """Keep, at the site, the model of its own that a stage leaves it with, if it does."""
+        """Keep, at the site, the model of its own that a stage leaves it with, if it does.
+
+        It is saved once, however often the call is made. While that lasts, no reply comes in time,
+        so the call is made again; what comes too late says `working`.
+        """
         if stage not in self._modes:
             raise MessageError(f"this site plays no {stage!r} in this job")
-        self._hand.submit(self._keep_own, cast("ModeName", stage)).result()
-        return {"state": self._state}
+        with self._changed:
+            if stage not in self._saves:
+                self._saves[stage] = self._hand.submit(self._finish, cast("ModeName", stage))
+            save = self._saves[stage]
+        if not wait([save], patience()).done:
+            return {"state": "working"}
+        error = save.result()
+        return {"state": "failed", "error": error} if error else {"state": self._state}
 
     def close(self) -> None:
         """Stop whatever is played."""
@@ -329,6 +340,14 @@ class Site:
     def _step(self, part: Part, event: Event) -> None:
         if event.get("event") == "step":
             part.tokens += int(event["tokens"])
+
+    def _finish(self, stage: ModeName) -> str:
+        """Save what a stage leaves; return why that failed, as the server may know it."""
+        try:
+            self._keep_own(stage)
+        except Exception as error:  # noqa: BLE001 - whatever it is stays here
+            return self._told(error, stage)
+        return ""
 
     def _keep_own(self, stage: ModeName) -> None:
         """Let go of a stage, once the site's own model of it is saved as an adapter folder."""
