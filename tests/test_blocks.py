@@ -204,6 +204,23 @@ def test_an_unknown_architecture_and_a_task_it_cannot_do_are_refused() -> None:
         Blocks(unknown, "classify")
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_text_of_as_many_tokens_as_there_are_positions_runs_and_a_longer_one_does_not(
+    family: str,
+) -> None:
+    body, _ = made(family, "classify")
+    most = body.blocks.positions
+    learned = {"gpt2": 64, "bert": 64, "roberta": 64 - 2}  # RoBERTa's padding is 1
+    assert most == learned.get(family)
+    for tokens in (62, 64) if most is None else (most, most + 1):
+        batch = batch_of(tiny.examples(1, short=tokens, long=tokens), [0], pool=body.blocks.pool)
+        if most is not None and tokens > most:
+            with pytest.raises((IndexError, RuntimeError)):
+                body.logits(body.parameters(body.initial), batch)
+        else:
+            assert body.logits(body.parameters(body.initial), batch).isfinite().all()
+
+
 def test_only_adapter_and_head_train() -> None:
     for family, task in tiny.JOINED:
         body, _ = made(family, task)

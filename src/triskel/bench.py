@@ -17,7 +17,7 @@ from triskel.data.federate import Federation, federate
 from triskel.data.rows import Rows
 from triskel.data.text import tokenise
 from triskel.data.tokens import concatenated
-from triskel.errors import CheckpointError
+from triskel.errors import CheckpointError, JobError
 from triskel.evaluate import Group, grouped
 from triskel.job import Job
 from triskel.model.body import Body, Choice
@@ -86,6 +86,7 @@ class Bench:
                 classes=len(self.federation.classes),
                 seed=job.seed,
             )
+            _long_enough(body, job)
             body.use(self._choice(f"{path} rank {rank}", body))
             if self._keeps(body):
                 body.prefix = self._prefix
@@ -266,3 +267,17 @@ def prepare(job: Job, watch: Watch, choices: Path | None = None) -> Bench:
     if job.data.source == "opinions":
         resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
     return Bench(job=job, federation=federate(job), watch=watch, choices=choices)
+def _long_enough(body: Body, job: Job) -> None:
+    """Refuse texts longer than a model that learned a vector for each position has such.
+
+    Raises:
+        JobError: `train.max_tokens` is beyond them.
+    """
+    most, asked = body.blocks.positions, job.train.max_tokens
+    if most is not None and asked > most:
+        raise JobError(
+            f"train.max_tokens is {asked}, and a {body.blocks.config.model_type} model of this job "
+            f"knows {most} positions; --set train.max_tokens={most}"
+        )
+
+

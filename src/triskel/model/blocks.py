@@ -35,6 +35,8 @@ class Family:
         pooler: Path of a frozen pooler between norm and head, or "".
         causal: Whether a token sees only what is to its left.
         embed: Token ids to what enters the first block.
+        positions: Path of the table with a vector for each position, or "" where there is none:
+            rotations go on for as long as a text does.
     """
 
     types: tuple[str, ...]
@@ -44,6 +46,7 @@ class Family:
     pooler: str
     causal: bool
     embed: Callable[[Any, Int[Tensor, "batch tokens"]], Float[Tensor, "batch tokens width"]]
+    positions: str = ""
 
 
 def _embed_llama(model: Any, ids: Tensor) -> Tensor:
@@ -88,6 +91,7 @@ FAMILIES: tuple[Family, ...] = (
         pooler="",
         causal=True,
         embed=_embed_gpt2,
+        positions="transformer.wpe",
     ),
     Family(
         types=("bert",),
@@ -97,6 +101,7 @@ FAMILIES: tuple[Family, ...] = (
         pooler="bert.pooler",
         causal=False,
         embed=_embed_bert,
+        positions="bert.embeddings.position_embeddings",
     ),
     Family(
         types=("roberta", "xlm-roberta"),
@@ -106,6 +111,7 @@ FAMILIES: tuple[Family, ...] = (
         pooler="",
         causal=False,
         embed=_embed_roberta,
+        positions="roberta.embeddings.position_embeddings",
     ),
 )
 
@@ -138,6 +144,7 @@ class Blocks:
         count: L, the number of blocks.
         width: d, the size of a hidden state.
         dtype: What hidden states are computed in.
+        positions: Most tokens of a text; None where there is no such limit.
     """
 
     def __init__(self, model: nn.Module, task: Task) -> None:
@@ -158,7 +165,15 @@ class Blocks:
         self.pooler: Any = model.get_submodule(self.family.pooler) if self.family.pooler else None
         self.pool: Literal["last", "first"] = "last" if self.family.causal else "first"
         self.dtype = next(model.parameters()).dtype
+        self.positions = self._positions()
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def _positions(self) -> int | None:
+        if not self.family.positions:
+            return None
+        table: Any = self.model.get_submodule(self.family.positions)
+        before = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa's, unused
+        return int(table.num_embeddings) - before
 
     def embed(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
         """Return what enters block 0."""
