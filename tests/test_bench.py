@@ -13,6 +13,7 @@ import torch
 
 from triskel import bench as bench_module
 from triskel.bench import SERVER, Bench, concatenated
+from triskel.errors import JobError
 from triskel.model.cost import Piece
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -131,14 +132,60 @@ def test_tokens_of_unlike_vocabularies_cannot_be_compared(room: Path, tmp_path: 
     tokens.add_tokens(["extra"])
     tokens.save_pretrained(other)
     each = {"client-02": {"model": str(other)}}
-    assert bench_of(room, clients={"each": each}).same_tokens() is None, "classes can be"
-    assert bench_of(room, task="causal").same_tokens() is None
-    reason = bench_of(room, task="causal", clients={"each": each}).same_tokens()
+    assert bench_of(room, clients={"each": each}).unteachable() is None, "classes can be"
+    assert bench_of(room, task="causal").unteachable() is None
+    reason = bench_of(room, task="causal", clients={"each": each}).unteachable()
     assert reason == (
         "client client-02 uses a tokenizer unlike the server's, and predictions on tokens cannot "
         "be averaged across tokenizers; give all clients models of one tokenizer, or use a "
         "classify task"
     )
+
+
+def test_models_of_one_tokenizer_with_padded_heads_can_be_compared(
+    room: Path, tmp_path: Path
+) -> None:
+    SMALL.save_model(tmp_path / "longer", vocab_size=64)
+    SMALL.save_model(tmp_path / "shorter", vocab_size=40)
+    less = (
+        "client client-02 has a model that predicts the first 40 tokens of the tokenizer, and the "
+        "server's predicts 46; give all clients models that know the same tokens, or use a "
+        "classify task"
+    )
+    for name, said in (("longer", None), ("shorter", less)):
+        each = {"client-02": {"model": str(tmp_path / name)}}
+        it = bench_of(room, task="causal", clients={"each": each})
+        assert it.body().vocabulary == 46, "the word list of small.py"
+        assert it.unteachable() == said
+
+
+def test_without_a_public_token_there_is_nothing_to_predict_on(room: Path) -> None:
+    it = bench_of(room, task="causal", train={"max_tokens": 2}, logits={"public": 3})
+    assert len(it.federation.public) == 3
+    assert it.unteachable() == (
+        "no public text is left to predict on: within train.max_tokens = 2 none has a token of "
+        "its response; raise it, or give shorter public texts"
+    )
+    assert bench_of(room, task="causal", logits={"public": 3}).unteachable() is None
+
+
+@pytest.mark.parametrize(("kind", "most"), [("gpt2", 128), ("llama", None)])
+def test_texts_beyond_the_positions_of_a_model_are_refused_as_it_is_loaded(
+    room: Path, kind: str, most: int | None
+) -> None:
+    job = SMALL.job(room / kind, room / "rows.csv", train={"max_tokens": 129})
+    it = SMALL.bench(job)
+    if most is None:
+        assert it.body().blocks.positions is None
+        return
+    with pytest.raises(JobError) as refused:
+        it.body()
+    assert str(refused.value) == (
+        f"train.max_tokens is 129, and a {kind} model of this job knows {most} positions; "
+        f"--set train.max_tokens={most}"
+    )
+    fits = SMALL.job(room / kind, room / "rows.csv", train={"max_tokens": most})
+    assert SMALL.bench(fits).body().blocks.positions == most
 
 
 def test_work_is_tokens_of_one_epoch(room: Path) -> None:

@@ -279,7 +279,7 @@ def test_a_fresh_adapter_changes_nothing(kind: str) -> None:
         targets = () if kind == "ia3" else tiny.TARGETS["llama"]
         model = tiny.model("llama", task)
         adapter = job.adapter.model_copy(update={"targets": targets})
-        body = Body(model, None, task=task, classes=0, adapter=adapter, seed=job.seed)
+        body = Body(model, tiny.tokenizer(), task=task, classes=0, adapter=adapter, seed=job.seed)
         texts = tiny.examples(4, task)
         batch = batch_of(texts, range(4))
         with torch.no_grad():

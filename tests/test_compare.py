@@ -181,6 +181,28 @@ def test_a_mode_refused_by_tokens_is_refused_when_strict(room: Path, tmp_path: P
         run(job, request, tmp_path / "run", LocalEngine(job), SMALL.watch)
 
 
+def test_a_client_whose_head_is_padded_further_takes_part(room: Path, tmp_path: Path) -> None:
+    other = SMALL.save_model(tmp_path / "other", vocab_size=64)
+    each = {"client-02": {"model": str(other)}}
+    job = SMALL.job(room / "model", room / "rows.csv", task="causal", clients={"each": each})
+    request = Request(modes=("logits",), baselines=(), strict=True)
+    found = run(job, request, tmp_path / "run", LocalEngine(job), SMALL.watch)
+    assert found["modes"]["logits"]["rounds"][0]["clients"].keys() == set(found["data"]["clients"])
+
+
+def test_a_mode_without_a_public_token_is_skipped(room: Path, tmp_path: Path) -> None:
+    public = tmp_path / "public.csv"
+    public.write_text(f"text,answer\n{'w1 ' * 20},good\n", encoding="utf-8")
+    data = {"public": str(public)}
+    job = SMALL.job(
+        room / "model", room / "rows.csv", task="causal", data=data, logits={"public": 0}
+    )
+    request = Request(modes=("params", "logits"), baselines=())
+    found = run(job, request, tmp_path / "run", LocalEngine(job), SMALL.watch)
+    assert list(found["modes"]) == ["params"]
+    assert found["skipped"]["logits"].startswith("no public text is left to predict on: within")
+
+
 def test_a_request_is_written_before_anything_that_takes_time(room: Path, tmp_path: Path) -> None:
     job: Job = SMALL.job(room / "nowhere", room / "rows.csv")
     request = Request(modes=("split",), baselines=("central",), strict=True)

@@ -6,6 +6,7 @@ docs/design.md, section 4.
 
 # ruff: noqa: ANN401 - stand-ins take whatever they are handed
 
+import json
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,8 +172,17 @@ def test_logits_of_a_language_model_are_k_numbers_and_ids_a_token_and_a_tail(
     assert {totals_of(row) for row in rows.values()} == {(size, size)}
 
 
-def test_ids_of_a_large_vocabulary_travel_in_four_bytes(tmp_path: Path) -> None:
-    model = SMALL.save_model(tmp_path / "model", vocab_size=65_537, hidden_size=4)
+@pytest.mark.parametrize(("words", "each"), [(65_536, 2), (65_537, 4)])
+def test_ids_of_a_large_vocabulary_travel_in_four_bytes(
+    tmp_path: Path, words: int, each: int
+) -> None:
+    """It is the tokenizer's that counts; the head is padded beyond it."""
+    model = SMALL.save_model(tmp_path / "model", vocab_size=65_600, hidden_size=4)
+    file = model / "tokenizer.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    known = told["model"]["vocab"]
+    known |= {f"x{i}": i for i in range(len(known), words)}
+    file.write_text(json.dumps(told), encoding="utf-8")
     job = SMALL.job(
         model,
         SMALL.save_rows(tmp_path / "rows.csv", 20),
@@ -184,7 +194,7 @@ def test_ids_of_a_large_vocabulary_travel_in_four_bytes(tmp_path: Path) -> None:
     public = bench.federation.public
     scored = sum(counted(p, r)[1] for p, r in zip(public.prompt, public.response, strict=True))
     (rows,) = play(bench, "logits")
-    size = scored * 3 * (4 + 4) + scored * 4
+    size = scored * 3 * (4 + each) + scored * 4
     assert {totals_of(row) for row in rows.values()} == {(size, size)}
 
 

@@ -360,6 +360,46 @@ def test_clients_may_have_different_models_and_ranks() -> None:
     assert not tiny.equal(state.student, mode.server.body.initial)
 
 
+def test_models_of_one_tokenizer_may_have_heads_of_different_lengths() -> None:
+    """As Qwen2.5-0.5B with 151,936 rows and -7B with 152,064 do, for the same 151,665 tokens."""
+    mode, (ann, bob) = federation("causal", rounds=2, logits={"top_k": 5, "mix": 1.0})
+    longer = tiny.body("llama", ann.job, **WIDE, vocab_size=tiny.VOCABULARY + 3)
+    padded = longer.blocks.head.weight[tiny.VOCABULARY :]
+    padded.copy_(9.0 * padded.sign())  # what is there would win
+    known = predict(replace(ann, body=longer), longer.parameters(longer.initial))
+    assert int(known.ids.max()) < tiny.VOCABULARY
+    whole = tiny.model("llama", "causal", **WIDE, vocab_size=tiny.VOCABULARY + 3)
+    whole.lm_head.weight.data[tiny.VOCABULARY :] = padded
+    rows = []
+    for i in range(len(ann.public)):
+        batch = batch_of(ann.public, [i])
+        out = whole(**tiny.called_with(batch, 0)).logits[batch.rows, batch.columns]
+        rows.append(out[:, : tiny.VOCABULARY].detach())
+    p = softmax(torch.cat(rows), 2.0)
+    torch.testing.assert_close((known.values.double() / 2).exp(), p.gather(1, known.ids))
+    torch.testing.assert_close(
+        (known.tail.double() / 2).exp(), 1 - p.gather(1, known.ids).sum(1), rtol=1e-5, atol=1e-7
+    )
+    short = tiny.body("llama", ann.job, **WIDE)
+    for server, client in ((short, longer), (longer, short)):
+        workers = [replace(ann, body=client), replace(bob, body=short)]
+        state, mine = tiny.play(
+            Logits(server=replace(mode.server, body=server)), mode.server.job, workers
+        )
+        assert set(mine) == {"ann", "bob"}
+        assert not tiny.equal(state.student, server.initial)
+
+
+def test_what_a_head_is_padded_with_is_not_taught() -> None:
+    student = torch.cat([logits(0), logits(2)], dim=1).requires_grad_()
+    for teacher in (dense(logits(1)), top(logits(1), 3, 2.0)):
+        loss = distil_loss(student, teacher, 2.0)
+        assert loss.item() == distil_loss(logits(0), teacher, 2.0).item()
+        (slope,) = torch.autograd.grad(loss, student)
+        assert not slope[:, 9:].any()
+        assert bool(slope[:, :9].any())
+
+
 def test_a_pooled_token_is_chosen_by_each_models_own_family() -> None:
     _, (ann, _) = federation()
     bert = replace(ann, body=tiny.body("bert", ann.job, **WIDE))

@@ -152,7 +152,7 @@ def body(
         targets = ("query", "value") if family == "roberta" else ("q_proj", "v_proj")
     return Body(
         model(family, task, dtype=dtype, seed=seed, **options),
-        None,
+        tokenizer([f"w{i}" for i in range(3, VOCABULARY)]) if task == "causal" else None,
         task=task,
         classes=0 if task == "causal" else CLASSES,
         adapter=job.adapter.model_copy(update={"targets": tuple(targets)}),

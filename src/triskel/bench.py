@@ -223,17 +223,35 @@ class Bench:
         none = Examples(ids=(), labels=())
         return self.hand(SERVER, self.body(), Share(train=none, test=none), watch)
 
+    def unteachable(self) -> str | None:
+        """Return why `logits` cannot be played with these models and texts, or None if it can."""
+        if not len(self.public(self.body())):
+            return (
+                "no public text is left to predict on: within train.max_tokens = "
+                f"{self.job.train.max_tokens} none has a token of its response; raise it, or give "
+                "shorter public texts"
+            )
+        return self.same_tokens()
+
     def same_tokens(self) -> str | None:
         """Return why predictions on tokens cannot be compared, or None when they can."""
         if self.job.data.task != "causal":
             return None
-        ours = self.body().tokenizer.get_vocab()
+        ours = self.body()
+        known = ours.tokenizer.get_vocab()
         for client in self.clients:
-            if self.body(client).tokenizer.get_vocab() != ours:
+            body = self.body(client)
+            if body is not ours and body.tokenizer.get_vocab() != known:
                 return (
                     f"client {client} uses a tokenizer unlike the server's, and predictions on "
                     "tokens cannot be averaged across tokenizers; give all clients models of one "
                     "tokenizer, or use a classify task"
+                )
+            if body.vocabulary != ours.vocabulary:
+                return (
+                    f"client {client} has a model that predicts the first {body.vocabulary} tokens "
+                    f"of the tokenizer, and the server's predicts {ours.vocabulary}; give all "
+                    "clients models that know the same tokens, or use a classify task"
                 )
         return None
 
@@ -253,20 +271,6 @@ class Bench:
         self.watch({"event": "note", "text": text})
 
 
-def prepare(job: Job, watch: Watch, choices: Path | None = None) -> Bench:
-    """Read the data and deal them out.
-
-    Args:
-        job: The job.
-        watch: Told about whatever a user should know.
-        choices: A file of the run's folder, for how its models compute.
-
-    Raises:
-        DataError: The data are not what the job says.
-    """
-    if job.data.source == "opinions":
-        resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
-    return Bench(job=job, federation=federate(job), watch=watch, choices=choices)
 def _long_enough(body: Body, job: Job) -> None:
     """Refuse texts longer than a model that learned a vector for each position has such.
 
@@ -281,3 +285,17 @@ def _long_enough(body: Body, job: Job) -> None:
         )
 
 
+def prepare(job: Job, watch: Watch, choices: Path | None = None) -> Bench:
+    """Read the data and deal them out.
+
+    Args:
+        job: The job.
+        watch: Told about whatever a user should know.
+        choices: A file of the run's folder, for how its models compute.
+
+    Raises:
+        DataError: The data are not what the job says.
+    """
+    if job.data.source == "opinions":
+        resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
+    return Bench(job=job, federation=federate(job), watch=watch, choices=choices)

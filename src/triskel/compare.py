@@ -200,7 +200,7 @@ def _skipped(bench: Bench, request: Request) -> dict[str, str]:
     for mode in request.modes:
         reason = unsupported(bench.job, mode)
         if reason is None and mode == "logits":
-            reason = bench.same_tokens()
+            reason = bench.unteachable()
         if reason is not None:
             found[mode] = reason
     return found

@@ -78,6 +78,8 @@ class Body:
         tokenizer: Its tokenizer.
         task: `classify` or `causal`.
         classes: Number of classes; 0 for `causal`.
+        vocabulary: Tokens that can be predicted, up to the tokenizer's last: heads of models of one
+            tokenizer are padded to various lengths beyond it. 0 for `classify`.
         layout: Which trainable tensor belongs where.
         initial: The trainable tensors before any training; a function of the seed.
         path: Where the base model came from.
@@ -109,6 +111,7 @@ class Body:
         self.tokenizer = tokenizer
         self.task: Task = task
         self.classes = classes
+        self.vocabulary = self._known() if task == "causal" else 0
         self.adapter = adapter
         self.path = str(path)
         self._slots = insert(self.blocks, adapter, seed=seed)
@@ -138,6 +141,10 @@ class Body:
                 raise ModelError(f'model.compute = "fast" cannot be used: {reason}')
             self._fast = FastBlocks(self.blocks, self.adapter)
         self.choice = choice
+
+    def _known(self) -> int:
+        last = max(self.tokenizer.get_vocab().values())
+        return min(last + 1, int(self.blocks.config.vocab_size))
 
     def _layout(self) -> Layout:
         head = tuple(n for n in self._slots if n.startswith(f"{self.blocks.head_name}."))

@@ -15,8 +15,10 @@ One round, public texts X, temperature τ, mixing weight μ, clients i with thei
 
 Labels of public texts are never used. A round trip is one exchange. For `causal`, zᵢ is the k
 largest log-probabilities of every scored position with token ids and the log of the left-over mass,
-and KL runs over these k + 1 outcomes. Distillation: Hinton et al. 2015, arXiv:1503.02531,
-section 2; in federations FedMD, Li and Wang 2019, arXiv:1910.03581; KD-FedLLMs of arXiv:2501.04436.
+and KL runs over these k + 1 outcomes. The vocabulary is the tokenizer's: models of one tokenizer
+with heads padded to different lengths teach each other. Distillation: Hinton et al. 2015,
+arXiv:1503.02531, section 2; in federations FedMD, Li and Wang 2019, arXiv:1910.03581; KD-FedLLMs
+of arXiv:2501.04436.
 
 What leaves a client: predictions on public texts, never texts, labels or parameters. Predictions
 can still betray whether a text was trained on (docs/threats.md).
@@ -193,13 +195,12 @@ class Logits:
         if body.classes:
             return dense(torch.zeros(len(public), body.classes))
         positions = sum(int(scored.sum()) for scored in public.scored)
-        vocabulary = int(body.blocks.config.vocab_size)
-        k = min(self.server.job.logits.top_k, vocabulary)
+        k = min(self.server.job.logits.top_k, body.vocabulary)
         return Knowledge(
             values=torch.zeros(positions, k),
             ids=torch.zeros(positions, k, dtype=torch.int64),
             tail=torch.zeros(positions),
-            vocabulary=vocabulary,
+            vocabulary=body.vocabulary,
         )
 
 
@@ -211,9 +212,10 @@ def distil_loss(
 ) -> Float[Tensor, ""]:
     """Return τ² KL(teacher ‖ student), both softened by τ, in nats, mean over positions.
 
-    τ² keeps gradients the same size as τ changes. The gradient is zero where they agree.
+    τ² keeps gradients the same size as τ changes. The gradient is zero where they agree. What the
+    student's head is padded with beyond the teacher's vocabulary takes no part.
     """
-    scaled = student.float() / temperature
+    scaled = student[:, : teacher.vocabulary].float() / temperature
     if teacher.ids is None or teacher.tail is None:
         logp, sent = torch.log_softmax(scaled, dim=-1), teacher.values
     else:
@@ -261,7 +263,9 @@ def predict(worker: Worker, parameters: Parameters) -> Knowledge:
             batch = worker.batch(public, rows)
             logits = body.logits(parameters, batch)
             known = (
-                dense(logits) if body.classes else top(logits, options.top_k, options.temperature)
+                dense(logits)
+                if body.classes
+                else top(logits[:, : body.vocabulary], options.top_k, options.temperature)
             )
             worker.meter.ran(batch, AHEAD)
             for place, row in enumerate(rows):

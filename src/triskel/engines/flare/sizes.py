@@ -19,8 +19,7 @@ def sizes_of(job: Job, bench: Bench, client: ClientId) -> Sizes:
     if job.mode == "logits":
         public = bench.public(body)
         rows = len(public) if classes else sum(int(s.sum()) for s in public.scored)
-        vocabulary = int(body.blocks.config.vocab_size)
-        return Sizes(public=rows, vocabulary=vocabulary, tests=tests, classes=classes)
+        return Sizes(public=rows, vocabulary=body.vocabulary, tests=tests, classes=classes)
     cut, train = cut_of(job, body, client), share.train
     scored = sum(int(s.sum()) for s in train.scored)
     return Sizes(
