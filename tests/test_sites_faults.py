@@ -645,7 +645,7 @@ def test_a_wave_waits_for_everyone_and_a_window_does_not() -> None:
     there = board("a", "b", "c")
     ask(there, "a", 1, waits=True)
     assert there.due(STREAM, None) == {}
-    assert there.due(STREAM, 0.05) == {} or time.monotonic() > 0
+    assert there.due(STREAM, 60.0) == {}
     time.sleep(0.06)
     assert list(there.due(STREAM, 0.05)) == ["a"]
     assert there.due(BARRIER | {"forward": "barrier"}, 0.05) == {}
