@@ -11,10 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from triskel import bench as bench_module
 from triskel.bench import prepare
+from triskel.choices import Choices
 from triskel.errors import CheckpointError, ModelError
 from triskel.job import Model
 from triskel.model import choose as choosing
+from triskel.model import load as loading
 from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST, choose, measured
 from triskel.model.cost import Cost, Piece
@@ -154,7 +157,7 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
     job, place = small.job(model, rows), tmp_path / "run" / "choices.json"
     place.parent.mkdir()
     assert prepare(job, small.watch, choices=place).body().choice == FAST
-    (name,) = json.loads(place.read_text())
+    name, _ = json.loads(place.read_text())
     place.write_text("{cut", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"choices.json does not say how .*delete it"):
         prepare(job, small.watch, choices=place).body()
@@ -165,14 +168,63 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
     assert prepare(again, small.watch).body().choice.recompute
 
 
+def test_dtype_device_and_grouping_are_those_a_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.save_model(tmp_path / "model")
+    job, place = small.job(model, small.save_rows(tmp_path / "rows.csv", 30)), tmp_path / "c.json"
+    auto = job.model.model_copy(update={"dtype": "auto", "device": "auto"})
+    job = job.model_copy(update={"model": auto})
+
+    def began(**changes: object) -> None:
+        name, grouping = json.loads(whole)
+        rows = json.loads(whole)
+        rows[name] |= {k: v for k, v in changes.items() if k in rows[name]}
+        rows[grouping] |= {k: v for k, v in changes.items() if k in rows[grouping]}
+        place.write_text(json.dumps(rows), encoding="utf-8")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(loading, "_native_bf16", lambda: True)
+    assert prepare(job, small.watch, choices=place).body().dtype == torch.bfloat16
+    whole = place.read_text(encoding="utf-8")
+    row, numbers = json.loads(whole).values()
+    assert (row["dtype"], row["device"]) == ("bfloat16", "cpu")
+    assert (numbers["in_flight"], numbers["most"], numbers["trunk_padding"]) == (16, 2048, 1.1)
+    monkeypatch.setattr(loading, "_native_bf16", lambda: False)  # another machine
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    again = prepare(job, small.watch, choices=place).body()
+    assert (again.dtype, again.device.type) == (torch.bfloat16, "cpu")
+    assert again.choice == FAST
+    assert place.read_text(encoding="utf-8") == whole
+    began(device="cuda:7")
+    with pytest.raises(CheckpointError, match=r"c.json: this run began on cuda:7, which cannot be"):
+        prepare(job, small.watch, choices=place).body()
+    began(most=4096)
+    with pytest.raises(
+        CheckpointError, match=r"began with grouping.most = 4096, and this version has 2048, .*anew"
+    ):
+        prepare(job, small.watch, choices=place).body()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (name, row), _ = json.loads(whole).items()
+    del row["dtype"], row["device"]
+    place.write_text(json.dumps({name: row}), encoding="utf-8")  # of a version that wrote neither
+    assert prepare(job, small.watch, choices=place).body().dtype == torch.float32
+
+
+@pytest.mark.parametrize("text", ["[]", '{"grouping": 3}', '{"grouping": {"most": 2048'])
+def test_a_file_that_says_nothing_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"c.json does not say how .*put it back, or delete"):
+        Choices(tmp_path / "c.json")
+
+
 def test_activations_are_computed_twice_where_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small.save_model(tmp_path / "model")
     job = small.job(model, small.save_rows(tmp_path / "rows.csv", 30))
     assert not prepare(job, small.watch).body().choice.recompute
-    assert 0 < choosing.free_memory(prepare(job, small.watch).body()) < 1e15
-    monkeypatch.setattr(choosing, "free_memory", lambda _: 1000.0)
+    monkeypatch.setattr(bench_module, "free_memory", lambda _: 1000.0)
     place = tmp_path / "choices.json"
     first = prepare(job, small.watch, choices=place)
     body = first.body()

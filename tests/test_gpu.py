@@ -10,9 +10,10 @@ import torch
 from triskel.bench import Share
 from triskel.data.text import batch_of
 from triskel.model.body import Body, Choice
-from triskel.model.choose import choose, free_memory
+from triskel.model.choose import choose
 from triskel.model.prefix import Prefix
 from triskel.model.train import label_loss
+from triskel.room import free_memory
 from triskel.round import play
 from triskel.stages import stage_of
 from triskel.types import Tensors
@@ -71,4 +72,4 @@ def test_a_choice_is_measured_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     body = on("cuda", "reference")
     choice = choose(body, "auto", cache=tmp_path, say=lambda _: None)
     assert choice.path in {"fast", "reference"}
-    assert 0 < free_memory(body) < 1e13
+    assert 0 < free_memory(body.device) < 1e13

@@ -394,6 +394,7 @@ def ask_of(lengths: Sequence[int]) -> Message:
         ({"a": [400, 400], "b": [200]}, [["a"], ["b"]]),  # 1,200 tokens for 1,000: neither
         ({"a": [300], "b": [310], "c": [900]}, [["a", "b"], ["c"]]),
         ({"b": [5], "a": [9], "c": [7]}, [["a", "b", "c"]]),
+        ({"a": [512] * 2, "b": [512] * 2, "c": [512]}, [["a", "b"], ["c"]]),  # never above 2,048
     ],
 )
 def test_clients_are_joined_while_padding_is_cheap(

@@ -4,27 +4,27 @@ One base model is loaded per distinct (model, rank); all clients and the server 
 Texts are tokenised once per client and model.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from triskel.checkpoint import write_text
+from triskel.choices import Choices
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.federate import Federation, federate
 from triskel.data.rows import Rows
 from triskel.data.text import tokenise
 from triskel.data.tokens import concatenated
-from triskel.errors import CheckpointError, JobError
+from triskel.errors import JobError
 from triskel.evaluate import Group, grouped
-from triskel.job import Job
+from triskel.job import Job, ModeName
 from triskel.model.body import Body, Choice
-from triskel.model.choose import choose, short_of_memory
+from triskel.model.choose import choose
 from triskel.model.cost import Costs
 from triskel.model.load import load
 from triskel.model.prefix import Prefix
+from triskel.room import ROOM, free_memory, kept
 from triskel.types import ClientId, Examples, Watch
 from triskel.worker import WHOLE, Worker
 
@@ -49,12 +49,14 @@ class Bench:
         federation: Who holds what, as text.
         watch: Told about whatever a user should know.
         choices: Where is written how each model computes, so that a resumed run does the same.
+        modes: What is played; empty is the job's own mode.
     """
 
     job: Job
     federation: Federation
     watch: Watch
     choices: Path | None = None
+    modes: Sequence[ModeName] = ()
     _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
     _costs: dict[int, Costs] = field(default_factory=dict[int, Costs])
     _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
@@ -78,16 +80,20 @@ class Bench:
         """Return the model of a client, or the server's; loaded at first use."""
         job, (path, rank) = self.job, self._model(client)
         if (path, rank) not in self._bodies:
+            name, choices = f"{path} rank {rank}", Choices(self.choices)
             body = load(
                 resolve(path, fetch=True, say=self._say),
-                job.model,
+                choices.model(name, job.model),
                 job.adapter.model_copy(update={"rank": rank}),
                 task=job.data.task,
                 classes=len(self.federation.classes),
                 seed=job.seed,
             )
             _long_enough(body, job)
-            body.use(self._choice(f"{path} rank {rank}", body))
+            if (choice := choices.choice(name)) is None:
+                choice = self._choice(body)
+                choices.keep(name, body, choice)
+            body.use(choice)
             if self._keeps(body):
                 body.prefix = self._prefix
             self._bodies[path, rank] = body
@@ -99,33 +105,31 @@ class Bench:
         path = (own.model if own else None) or self.job.model.path
         return path, (own.rank if own else None) or self.job.adapter.rank
 
-    def _choice(self, name: str, body: Body) -> Choice:
-        """Return how a model computes: as this run began, or as it does best on this machine."""
-        known: dict[str, Any] = {}
-        if self.choices is not None and self.choices.exists():
-            try:
-                known = json.loads(self.choices.read_text(encoding="utf-8"))
-                if name in known:
-                    return Choice(**known[name])
-            except (OSError, ValueError, TypeError) as error:
-                raise CheckpointError(
-                    f"{self.choices} does not say how the run began to compute: {error}; put it "
-                    "back, or delete it to choose anew (results may differ by rounding)"
-                ) from error
+    def _choice(self, body: Body) -> Choice:
+        """Return how a model computes best on this machine."""
         model = self.job.model
         choice = choose(body, model.compute, cache=cache_folder(), say=self._say)
-        if model.recompute != "never":
-            train = self.job.train
+        if model.recompute == "never":
+            return choice
+        body.use(choice)
+        twice = model.recompute == "always" or self._short(body)
+        if twice:
+            choice = replace(choice, recompute=True)
             body.use(choice)
-            twice = model.recompute == "always" or short_of_memory(
-                body, self.costs(body), rows=train.batch, tokens=train.max_tokens
-            )
-            choice = replace(choice, recompute=twice)
-            if twice:
-                self._costs.pop(id(body), None)  # it was weighed as if activations were kept
-        if self.choices is not None:
-            write_text(self.choices, json.dumps({**known, name: asdict(choice)}, indent=1))
+            self._costs.pop(id(body), None)  # it was weighed as if activations were kept
+            if model.recompute == "auto" and self._short(body):
+                self._say(
+                    "memory may run out although activations are computed twice: lower "
+                    "train.batch or train.max_tokens, or set split.wave"
+                )
         return choice
+
+    def _short(self, body: Body) -> bool:
+        """Return whether what training keeps would fill most of the memory that is free."""
+        modes = self.modes or (self.job.mode,)
+        clients = math.ceil(self.job.clients.cohort * len(self.clients))
+        most = kept(body, self.costs(body), self.job, modes, clients)
+        return most > ROOM * free_memory(body.device)
 
     def _keeps(self, body: Body) -> bool:
         """Return whether hidden states below the first block that trains are kept.

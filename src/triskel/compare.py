@@ -158,6 +158,7 @@ def _run(
     start = time.perf_counter()
     with Log(folder / "events.jsonl", watch) as told:
         bench = venue.prepare(job, told, folder / "choices.json")
+        bench.modes = request.modes
         skipped = _skipped(bench, request)
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))

@@ -18,14 +18,14 @@ from triskel.exchange import number
 from triskel.message import expect
 from triskel.metrics import Score, score
 from triskel.model.body import Body, Parameters
-from triskel.model.train import Where, finite, label_loss
+from triskel.model.train import MOST, Where, finite, label_loss
 from triskel.tensors import select
 from triskel.types import Batch, ClientId, Message, Section, Tensors
 
 TIGHT = 1.1
 """Clients are joined while padding costs at most this factor, ..."""
 SMALL = 512
-"""... or while the joined batch has at most this many padded tokens."""
+"""... or while the joined batch has at most this many padded tokens; and never beyond `MOST`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def group(asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]) -> lis
         for client in clients:
             count, longest = len(lengths[client]), max(lengths[client])
             joint = (texts + count) * longest
-            if texts and (joint <= SMALL or joint <= TIGHT * (alone + count * longest)):
+            tight = joint <= TIGHT * (alone + count * longest)
+            if texts and joint <= MOST and (joint <= SMALL or tight):
                 groups[-1].append(client)
             else:
                 groups.append([client])

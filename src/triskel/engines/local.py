@@ -14,6 +14,7 @@ from triskel.engines.wire import Wire
 from triskel.errors import RoundError
 from triskel.job import Job
 from triskel.ledger import Ledger
+from triskel.model.train import IN_FLIGHT
 from triskel.types import (
     A,
     Ask,
@@ -30,9 +31,6 @@ from triskel.types import (
     Work,
 )
 from triskel.worker import Worker
-
-IN_FLIGHT = 16
-"""Clients that train side by side where nobody asks; fewer run in one pass when the model says."""
 
 
 @dataclass

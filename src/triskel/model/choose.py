@@ -5,7 +5,6 @@ seconds the first time it runs on a machine, and the outcome lies in the cache f
 is not worth timing and takes the defaults.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +18,9 @@ import torch
 from triskel.code import code_sha256
 from triskel.job import Train
 from triskel.model.body import Body, Choice
-from triskel.model.cost import Costs, Piece
 from triskel.model.fast import why_not
 from triskel.model.memo import place_of, recalled, remember
-from triskel.model.train import MOST, Descent, Learner, Term, Where
+from triskel.model.train import Descent, Learner, Term, Where
 from triskel.types import Batch
 
 Compute = Literal["auto", "fast", "reference"]
@@ -33,8 +31,6 @@ FAST = Choice(path="fast", flash=1024, join=512)
 LONG = 512
 """Tokens of the text on which the two kinds of attention are timed."""
 TURNS = 3
-ROOM = 0.6
-"""Share of free memory that activations may take before they are computed twice instead."""
 GAIN = 1.02
 """What a choice must gain over the plainer one to be taken."""
 
@@ -95,25 +91,6 @@ def measured(body: Body, default: Choice) -> Choice:
         return replace(chosen, join=default.join if joined * GAIN < apart else 0)
     finally:
         body.use(before)
-
-
-def short_of_memory(body: Body, costs: Costs, *, rows: int, tokens: int) -> bool:
-    """Return whether the activations of such a batch would fill most of the memory that is free."""
-    rows = max(rows, -(-MOST // tokens)) if body.joins else rows
-    scored = rows * tokens if body.task == "causal" else rows
-    return costs[Piece("train")].bytes_of(rows, tokens, scored) > ROOM * free_memory(body)
-
-
-def free_memory(body: Body) -> float:
-    """Return bytes that are free where the body computes; infinity where nobody says."""
-    if body.device.type == "cuda":
-        return float(torch.cuda.mem_get_info(body.device)[0])
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    return math.inf
 
 
 def _ratio(body: Body, ways: Sequence[Choice], *, rows: int, tokens: int) -> list[float]:

@@ -25,6 +25,8 @@ from triskel.types import Batch, Local, Tensors, Work
 R = TypeVar("R")
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+IN_FLIGHT = 16
+"""Clients that train side by side where nobody asks; fewer run in one pass when the model says."""
 TIGHT = 1.15
 """Clients are joined while padding costs at most this factor, ..."""
 SMALL = 512

@@ -224,6 +224,7 @@ class Site:
         if refused := self._written("read", [(job, door or self._decided(job, 0)) for job in jobs]):
             return refused
         bench = self._read()  # only now is anything of the site read
+        bench.modes = modes
         if "logits" in modes and (strange := bench.unteachable()):
             raise JobError(strange)
         sizes = [round_bytes(job, sizes_of(job, bench, self.name)) for job in jobs]

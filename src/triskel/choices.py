@@ -1,0 +1,112 @@
+"""How a run computes: written into its folder before round 1, and taken up when it goes on.
+
+`choices.json` has a row for each model: its `Choice`, its dtype, and the device it lies on. Beside
+them stands, once, what decides which clients' texts run in one pass.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from triskel import evaluate, trunk
+from triskel.checkpoint import write_text
+from triskel.errors import CheckpointError, ModelError
+from triskel.job import Model
+from triskel.model import fast, train
+from triskel.model.body import Body, Choice
+from triskel.model.load import device_of
+
+GROUPING = "grouping"
+ANEW = "or delete it to choose anew (results may differ by rounding)"
+
+
+def grouping() -> dict[str, float]:
+    """Return what decides which clients' texts run in one pass."""
+    return {
+        "in_flight": train.IN_FLIGHT,
+        "padding": train.TIGHT,
+        "small": train.SMALL,
+        "most": train.MOST,
+        "side_by_side": fast.MAX_SIDE_BY_SIDE,
+        "trunk_padding": trunk.TIGHT,
+        "trunk_small": trunk.SMALL,
+        "scored": evaluate.BATCH_TOKENS,
+    }
+
+
+class Choices:
+    """What the file of a run says.
+
+    Args:
+        file: The file; None keeps nothing.
+
+    Raises:
+        CheckpointError: The file is damaged, or this version groups clients otherwise.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._rows: dict[str, dict[str, Any]] = {}
+        if file is None or not file.exists():
+            return
+        try:
+            self._rows = {k: dict(row) for k, row in json.loads(file.read_text("utf-8")).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise self._damaged(error) from error
+        now = grouping()
+        begun = self._rows.get(GROUPING, now)  # runs of earlier versions wrote none
+        if others := [name for name in now if begun.get(name) != now[name]]:
+            raise CheckpointError(
+                f"{file}: this run began with {GROUPING}.{others[0]} = {begun.get(others[0])}, and "
+                f"this version has {now[others[0]]}, so other clients' texts would run in one "
+                f"pass; go on with the version it began with, {ANEW}"
+            )
+
+    def model(self, name: str, model: Model) -> Model:
+        """Return how a model is loaded: dtype and device that are `auto` are those of the start.
+
+        Raises:
+            CheckpointError: The device is not here.
+        """
+        row = self._rows.get(name, {})
+        auto = {key for key in ("dtype", "device") if getattr(model, key) == "auto"}
+        begun = model.model_copy(update={key: row[key] for key in auto if key in row})
+        try:
+            device_of(begun)
+        except ModelError as error:
+            if begun.device == model.device:
+                raise
+            raise CheckpointError(
+                f"{self._file}: this run began on {begun.device}, which cannot be used here; go "
+                f"on where it is, {ANEW}"
+            ) from error
+        return begun
+
+    def choice(self, name: str) -> Choice | None:
+        """Return how a model computes; None where nothing was chosen.
+
+        Raises:
+            CheckpointError: Its row is damaged.
+        """
+        if name not in self._rows:
+            return None
+        row = {k: v for k, v in self._rows[name].items() if k not in {"dtype", "device"}}
+        try:
+            return Choice(**row)
+        except TypeError as error:
+            raise self._damaged(error) from error
+
+    def keep(self, name: str, body: Body, choice: Choice) -> None:
+        """Write how a model computes."""
+        if self._file is None:
+            return
+        where = {"dtype": str(body.dtype).removeprefix("torch."), "device": str(body.device)}
+        self._rows[name] = {**asdict(choice), **where}
+        self._rows[GROUPING] = grouping()
+        write_text(self._file, json.dumps(self._rows, indent=1))
+
+    def _damaged(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self._file} does not say how the run began to compute: {error}; put it back, {ANEW}"
+        )
