@@ -17,6 +17,7 @@ from triskel import folder
 from triskel import round as round_module
 from triskel.compare import Request, resume, run
 from triskel.data import federate
+from triskel.data.text import batch_of
 from triskel.data.tokens import Ragged, concatenated
 from triskel.engines.local import LocalEngine
 from triskel.evaluate import evaluate, evaluate_each, grouped
@@ -225,6 +226,35 @@ def test_clients_scored_together_have_the_scores_they_have_alone(
         assert found[client].loss_sum == pytest.approx(alone.loss_sum, rel=1e-5)
         if alone.confusion is not None:
             assert torch.equal(found[client].confusion, alone.confusion)
+
+
+def test_a_large_vocabulary_is_scored_some_positions_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_ = SMALL.save_rows(tmp_path / "rows.csv", 20)
+    body = SMALL.bench(SMALL.job(SMALL.save_model(tmp_path / "m"), rows_, task="causal")).body()
+    held = shares(6, 9, "causal")
+    leaves, wanted = body.parameters(body.initial), dict[str, tuple[int, int, float]]()
+    for client, examples in held.items():  # text by text, all logits at once
+        count, right, loss = 0, 0, 0.0
+        for index in range(len(examples)):
+            batch = batch_of(examples, [index])
+            logits = body.logits(leaves, batch).detach().double()
+            count += len(logits)
+            right += int((logits.argmax(1) == batch.targets).sum())
+            loss += float(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum"))
+        wanted[client] = (count, right, loss)
+    vocabulary, sizes = len(body.blocks.head.weight), list[int]()
+    monkeypatch.setattr("triskel.model.body.AT_ONCE", 5 * vocabulary + 1)
+    hook = body.blocks.head.register_forward_hook(lambda *x: sizes.append(x[2].numel()))
+    alone = {client: evaluate(body, body.initial, held[client]) for client in held}
+    for found in (alone, dict(evaluate_each(body, body.initial, grouped(held)))):
+        for client, (count, right, loss) in wanted.items():
+            assert (found[client].count, found[client].correct) == (count, right)
+            assert found[client].loss_sum == pytest.approx(loss, rel=1e-5)
+    hook.remove()
+    assert max(sizes) == 5 * vocabulary
+    assert torch.is_grad_enabled()
 
 
 def test_nobody_at_all_is_scored_as_nobody(tmp_path: Path) -> None:

@@ -469,6 +469,26 @@ def test_predictions_are_made_without_dropout() -> None:
     assert torch.equal(predict(ann, tensors).values, wanted)
 
 
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_predictions_on_a_large_vocabulary_are_made_some_positions_at_a_time(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, (ann, _) = federation(task)
+    tensors = ann.body.parameters(tiny.random_like(ann.body.initial, 1))
+    wanted, sizes = predict(ann, tensors), list[int]()
+    classes = len(ann.body.blocks.head.weight)
+    monkeypatch.setattr("triskel.model.body.AT_ONCE", 2 * classes)
+    hook = ann.body.blocks.head.register_forward_hook(lambda *x: sizes.append(x[2].numel()))
+    found = predict(ann, tensors)
+    hook.remove()
+    assert torch.allclose(found.values, wanted.values, atol=1e-5)
+    if task == "causal":
+        assert max(sizes) == 2 * classes
+        assert found.ids is not None
+        assert wanted.ids is not None
+        assert torch.equal(found.ids, wanted.ids)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 

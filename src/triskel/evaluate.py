@@ -27,11 +27,11 @@ def evaluate(body: Body, tensors: Tensors, examples: Examples) -> Score:
         return total
     parameters = body.parameters(tensors)
     body.dropout(None)
-    with torch.no_grad():
-        for rows in eval_plan(lengths_of(examples), tokens=BATCH_TOKENS):
-            batch = batch_of(examples, rows, pool=body.blocks.pool)
-            logits = body.logits(parameters, batch)
-            total = merge(total, score(logits, batch.targets.to(logits.device), body.classes))
+    for rows in eval_plan(lengths_of(examples), tokens=BATCH_TOKENS):
+        batch = batch_of(examples, rows, pool=body.blocks.pool)
+        for part, logits in body.logits_by_part(parameters, batch):
+            targets = batch.targets[part].to(logits.device)
+            total = merge(total, score(logits, targets, body.classes))
     return total
 
 
@@ -91,17 +91,16 @@ def _together(body: Body, tensors: Tensors, group: Group) -> list[Score]:
         return found
     parameters = body.parameters(tensors)
     body.dropout(None)
-    with torch.no_grad():
-        for rows in eval_plan(lengths_of(group.examples), tokens=BATCH_TOKENS):
-            batch = batch_of(group.examples, rows, pool=body.blocks.pool)
-            logits = body.logits(parameters, batch)
-            targets = batch.targets.to(logits.device)
-            owners = [group.owners[i] for i in rows]
-            whose = torch.tensor(owners)[batch.rows].to(logits.device)
-            for owner in dict.fromkeys(owners):
+    for rows in eval_plan(lengths_of(group.examples), tokens=BATCH_TOKENS):
+        batch = batch_of(group.examples, rows, pool=body.blocks.pool)
+        owners = torch.tensor([group.owners[i] for i in rows])[batch.rows]
+        for part, logits in body.logits_by_part(parameters, batch):
+            targets = batch.targets[part].to(logits.device)
+            whose = owners[part].to(logits.device)
+            for owner in dict.fromkeys(owners[part].tolist()):
                 mine = whose == owner
-                part = score(logits[mine], targets[mine], body.classes)
-                found[owner] = merge(found[owner], part)
+                scored = score(logits[mine], targets[mine], body.classes)
+                found[owner] = merge(found[owner], scored)
     return found
 
 

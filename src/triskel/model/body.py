@@ -9,7 +9,7 @@ Blocks run on one of two paths. `reference` is the library's own code, block by 
 pass (`together`). A new body is on the reference path; `use` switches.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,9 @@ from triskel.model.fast import Crew, FastBlocks, Parameters, why_not
 from triskel.model.prefix import Prefix
 from triskel.model.vocabulary import vocabulary_losses
 from triskel.types import Batch, Tensors
+
+AT_ONCE = 1 << 24
+"""Logits that are made at once where only scores or the largest are wanted."""
 
 PathName = Literal["reference", "fast"]
 
@@ -266,6 +269,23 @@ class Body:
         with torch.no_grad():
             h = self.blocks.embed(ids.to(self.device))
             return self._run(Crew([{}], [len(h)]), h, lengths, 0, depth)
+
+    def logits_by_part(
+        self, parameters: Parameters, batch: Batch
+    ) -> Iterator[tuple[slice, Float[Tensor, "_part classes"]]]:
+        """Return logits as `logits` does, but some scored positions at a time; without gradients.
+
+        All of them over a large vocabulary would take gigabytes.
+        """
+        with torch.no_grad():
+            (rows,) = self._scored([parameters], [batch])
+        tokens = len(next(self.blocks.head.parameters())) if self.task == "causal" else 1
+        each = max(1, AT_ONCE // tokens)
+        for start in range(0, max(1, len(rows)), each):
+            part = slice(start, start + each)
+            with torch.no_grad():
+                logits = self.head(parameters, rows[part])
+            yield part, logits
 
     # --- several parties in one pass ----------------------------------------------------------
 

@@ -258,18 +258,17 @@ def predict(worker: Worker, parameters: Parameters) -> Knowledge:
     body, public, options = worker.body, worker.public, worker.job.logits
     body.dropout(None)
     found: dict[int, Knowledge] = {}
-    with torch.no_grad():
-        for rows in eval_plan(lengths_of(public), tokens=PREDICT_TOKENS):
-            batch = worker.batch(public, rows)
-            logits = body.logits(parameters, batch)
-            known = (
-                dense(logits)
-                if body.classes
-                else top(logits[:, : body.vocabulary], options.top_k, options.temperature)
+    for rows in eval_plan(lengths_of(public), tokens=PREDICT_TOKENS):
+        batch, known = worker.batch(public, rows), list[Knowledge]()
+        for _, logits in body.logits_by_part(parameters, batch):
+            mine = logits[:, : body.vocabulary]
+            known.append(
+                dense(logits) if body.classes else top(mine, options.top_k, options.temperature)
             )
-            worker.meter.ran(batch, AHEAD)
-            for place, row in enumerate(rows):
-                found[row] = known.rows((batch.rows == place).to(logits.device))
+        worker.meter.ran(batch, AHEAD)
+        together = stack(known)
+        for place, row in enumerate(rows):
+            found[row] = together.rows((batch.rows == place).to(together.values.device))
     return stack([found[row] for row in range(len(public))])
 
 
