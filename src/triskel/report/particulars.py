@@ -89,7 +89,7 @@ def again(result: Result) -> str:
     )
     return (
         "<p>Save the job below as <code>job.toml</code>. On the same machine the same job gives "
-        "the same scores, bytes and FLOPs; times differ.</p>"
+        "the same scores (on a GPU up to rounding), bytes and FLOPs; times differ.</p>"
         f"<pre>{text(steps)}</pre>"
         f"{folded('The job', f'<pre>{text(tomli_w.dumps(job))}</pre>', 'job')}"
         f"{folded('Where it ran', where if env else '<p>Not recorded.</p>')}"
