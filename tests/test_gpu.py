@@ -22,7 +22,9 @@ tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def on(device: str, path: str, *, flash: int = 1, adapter: dict[str, str] | None = None) -> Body:
+def on(
+    device: str, path: str, *, flash: int = 1, adapter: dict[str, str | float] | None = None
+) -> Body:
     body = tiny.body("llama", tiny.job(adapter=adapter or {}))
     body.blocks.model.to(device)
     body.use(Choice(path="fast" if path == "fast" else "reference", flash=flash, join=10_000))
@@ -43,6 +45,21 @@ def test_losses_and_gradients_are_those_of_the_cpu(path: str, flash: int) -> Non
     for name, wanted in found[0].items():
         gap = float((found[1][name] - wanted).norm() / wanted.norm())
         assert gap < 1e-3, (name, gap)
+
+
+def test_library_blocks_computed_twice_draw_the_same_dropout() -> None:
+    batch = batch_of(tiny.examples(6), range(6))
+    found: list[list[torch.Tensor]] = []
+    for recompute in (False, True):
+        body = on("cuda", "reference", adapter={"dropout": 0.5})
+        body.use(Choice(recompute=recompute))
+        leaves = body.parameters(tiny.random_like(body.initial, 1))
+        body.dropout(3)
+        loss = label_loss(body.logits(leaves, batch), batch)
+        body.dropout(None)
+        found.append(list(torch.autograd.grad(loss, list(leaves.values()))))
+    for once, twice in zip(*found, strict=True):
+        assert torch.allclose(once, twice, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", ["reference", "fast"])
