@@ -153,12 +153,15 @@ def test_calls_of_an_old_play_are_turned_away_by_both_sides(party: Any) -> None:
     party.twist = twist
     first, _ = party.round("split")
     old = dict(seen)
-    again: list[Any] = []
+    again, begun = list[Any](), set[str]()
 
-    def late(_n: str, method: str, _a: Any, real: Any) -> Any:
-        if method == "ask":
+    def late(name: str, method: str, _a: Any, real: Any) -> Any:
+        if method == "ask" and len(begun) == len(SITES):  # before, the old play is a site's own
             again.extend(old[f"{n} {m}"]() for n in SITES for m in ("begin", "ask", "fetch"))
-        return real()
+        reply = real()
+        if method == "begin":
+            begun.add(name)
+        return reply
 
     party.twist = late
     second, _ = party.round("split")
