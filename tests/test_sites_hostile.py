@@ -24,6 +24,7 @@ from nvflare.fuel.f3.message import Message as Call
 
 from triskel.data import sources
 from triskel.engines import flare
+from triskel.engines.flare import host as host_
 from triskel.engines.flare import site as site_
 from triskel.engines.flare.about import own_code
 from triskel.engines.flare.calls import Lost
@@ -710,6 +711,23 @@ def hello(there: Any, by: str, run: str, *modes: str) -> Any:
         reply = one.hello({**own_code(), "clients": 3})
     one.close()
     return reply
+
+
+def test_a_stranger_at_the_server_is_told_nothing_of_its_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = house(tmp_path)
+
+    def looked(name: str, _policy: Path) -> Any:
+        raise AssertionError(f"{name} was looked for")
+
+    monkeypatch.setattr(host_, "weights_of", looked)
+    ended = Host(tmp_path / "server", there.spec("params"), {}, "mallory").play(tmp_path / "out")
+    why = "submitters: the job is submitted by 'mallory'; this site"
+    assert (ended["refused"], ended["error"]) == (
+        True, f"the server refuses: {why} does not allow it",
+    )  # fmt: skip
+    assert f"{why} takes jobs from {ANNA}" in caplog.text, "the server's own log says more"
 
 
 def test_a_stranger_is_told_no_name_and_has_nothing_looked_for(

@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -23,8 +23,9 @@ from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
 from triskel.data.federate import federate_none
-from triskel.engines.flare.about import job_of, other_code, own_code, run_of
-from triskel.engines.flare.calls import Lost, Peer, Reply, patience, text, whole
+from triskel.engines.flare.about import job_of, own_code, run_of
+from triskel.engines.flare.calls import Lost, Peer, patience, text
+from triskel.engines.flare.present import HostBench, Met, Present, met_in, who
 from triskel.engines.flare.remote import PING_S, Remote, nobody, uncounted
 from triskel.errors import (
     CheckpointError,
@@ -35,7 +36,13 @@ from triskel.errors import (
 )
 from triskel.job import Job, ModeName
 from triskel.policy.chain import now
-from triskel.policy.decide import Circumstances, decide_for_server, quorum_of
+from triskel.policy.decide import (
+    Circumstances,
+    Refusal,
+    decide_for_server,
+    decide_who_and_when,
+    quorum_of,
+)
 from triskel.policy.place import datasets, placed, weights_of
 from triskel.policy.rules import Policy, load
 from triskel.round import Scores, Stage
@@ -49,88 +56,12 @@ AGAIN_S = 1.0
 LOADING_S = 30.0
 """How long a site may be silent at least before the first round: its process begins to load."""
 READY_S = 600.0
-"""How long sites have to read their data and load their models."""
+"""How long sites have to read their data and load their models, or to save one."""
 LINGER_S = 60.0
 """How long a job waits for another one of the same run to end."""
 ENDED = "ended.json"
 ROSTER = "-sites.json"
 """Who took part when the run began, and what each said it holds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Present:
-    """What a site says it holds.
-
-    Attributes:
-        examples: Its training examples.
-        tests: Its test examples.
-        tokens: Of its training examples together.
-    """
-
-    examples: int
-    tests: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Met:
-    """How a site was found before it takes part.
-
-    Attributes:
-        why: Why it does not, as far as is known.
-        standing: `away` if it may be there next time, `failed` if it says that it cannot,
-            `refuses` if it will not have the job, with others or without.
-        present: What it holds, once it is ready.
-    """
-
-    why: str = ""
-    standing: Literal["away", "failed", "refuses"] = "away"
-    present: Present | None = None
-
-
-@dataclass
-class HostBench(Bench):
-    """A job, loaded at a server: its model and the public set; of the sites, numbers only.
-
-    Attributes:
-        present: What each site says it holds; nothing of one that has not said so yet.
-    """
-
-    present: Mapping[ClientId, Present | None] = field(
-        default_factory=dict[ClientId, Present | None]
-    )
-
-    @property
-    def active(self) -> list[ClientId]:
-        """Sites that may hold a training example, by name."""
-        return [c for c, one in sorted(self.present.items()) if one is None or one.examples]
-
-    @property
-    def testers(self) -> list[ClientId]:
-        """Sites that may hold a test example, by name."""
-        return [c for c, one in sorted(self.present.items()) if one is None or one.tests]
-
-    def work(self, clients: list[ClientId]) -> Mapping[ClientId, int]:
-        """Return training tokens of one epoch of each site, as it says."""
-        return {c: one.tokens if (one := self.present[c]) else 0 for c in clients}
-
-    def same_tokens(self) -> None:
-        """Return None: each site compares its tokenizer with the server's itself."""
-
-    def count(self) -> None:
-        """Count nothing: what training costs is counted where it is done."""
-
-    def held(self) -> dict[str, Any]:
-        """Return a table, as JSON values, of what every site that was met says it holds."""
-        return {
-            "classes": list(self.federation.classes),
-            "public": len(self.federation.public),
-            "clients": {
-                client: {"train": one.examples, "test": one.tests}
-                for client, one in sorted(self.present.items())
-                if one is not None
-            },
-        }
 
 
 class Host:
@@ -224,26 +155,29 @@ class Host:
         policy, _ = load(self._policy_file)
         job, modes = job_of(self._spec)
         self._present = dict(self._began() or dict.fromkeys(sorted(self._peers)))
-        refusals = [
-            f"{refusal}"
+        here = Circumstances(now=self._clock(), submitter=self._submitter)
+        against = decide_who_and_when(policy, here) or [
+            refusal
             for mode in modes
             for refusal in self._decided(policy, job.model_copy(update={"mode": mode}))
         ]
-        if refusals:
-            return "the server refuses: " + "; ".join(dict.fromkeys(refusals))
+        for refusal in dict.fromkeys(against):
+            LOGGER.warning("%s", refusal)  # in full, with what the policy allows
+        if against:
+            return "the server refuses: " + "; ".join(dict.fromkeys(r.told for r in against))
         if not self._peers:
             return "no site takes part"
         self._policy, self._job, self._modes = policy, job, modes
         met = self._met()
-        if refused := _who(met, "refuses"):
+        if refused := who(met, "refuses"):
             return refused
         self._away = {c: one.why for c, one in met.items() if one.present is None}
         self._present |= {c: one.present for c, one in met.items() if one.present is not None}
         if len(met) - len(self._away) < quorum_of(job, len(met)):
-            if failed := _who(met, "failed"):
+            if failed := who(met, "failed"):
                 return failed  # which another try does not mend
             raise RoundError(
-                f"{_who(met, 'away')}; the others are fewer than federation.quorum asks for: see "
+                f"{who(met, 'away')}; the others are fewer than federation.quorum asks for: see "
                 "to it, then `triskel federation resume` goes on"
             )
         self._keep_roster()
@@ -289,7 +223,7 @@ class Host:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._roster} does not say who takes part: {error}") from error
 
-    def _decided(self, policy: Policy, job: Job) -> Sequence[object]:
+    def _decided(self, policy: Policy, job: Job) -> Sequence[Refusal]:
         model = weights_of(job.model.path, self._policy_file)
         here = Circumstances(
             now=self._clock(),
@@ -325,7 +259,7 @@ class Host:
 
     def _hello(self, client: ClientId, timeout_s: float) -> Met:
         about = {**own_code(), "clients": len(self._present)}
-        return _met_in(self._peers[client].call("hello", timeout_s, {"about": about}))
+        return met_in(self._peers[client].call("hello", timeout_s, {"about": about}))
 
     def _welcome(self, client: ClientId) -> str:
         """Ask a site that was away whether it is ready; return why it is not, or nothing.
@@ -410,11 +344,16 @@ class Host:
 
     def _unfinished(self, client: ClientId, stage: str) -> str:
         """Tell a site that a stage is over; return why it could not keep its model, or nothing."""
-        end = time.monotonic() + self._job.federation.patience_s
+        start = time.monotonic()
+        end = start + self._job.federation.patience_s
         while not self._stopped():
             try:
                 reply = self._peers[client].call("finish", patience(), {"stage": stage})
-                return text(reply, "error") if text(reply, "state") == "failed" else ""
+                if text(reply, "state") != "working":
+                    return text(reply, "error") if text(reply, "state") == "failed" else ""
+                if time.monotonic() > start + READY_S:
+                    return f"it was not done after {READY_S:g} s"
+                end = time.monotonic() + self._job.federation.patience_s  # it is there, and saves
             except MessageError as error:
                 return f"its reply cannot be read: {error}"
             except Lost:
@@ -462,32 +401,6 @@ def _alone(folder: Path) -> Generator[None]:
         yield
     finally:
         lock.release()
-
-
-def _met_in(reply: Reply) -> Met:
-    """Return what a site says of itself: nothing yet, while it is not ready.
-
-    Raises:
-        MessageError: It cannot be read.
-    """
-    state = text(reply, "state")
-    if strange := other_code(reply, "the site"):
-        return Met(strange, "refuses")
-    if state in {"refused", "failed"}:
-        why = text(reply, "error", longest=2000) or f"it {state}"
-        return Met(why, "refuses" if state == "refused" else "failed")
-    if state == "preparing":
-        return Met()
-    if state != "ready":
-        raise MessageError(f"a site is never {state!r} before the first round")
-    holds = ("examples", "tests", "tokens")
-    return Met(present=Present(**{name: whole(reply, name) for name in holds}))
-
-
-def _who(met: Mapping[ClientId, Met], standing: str) -> str:
-    """Return the sites of one standing that take no part, with their reasons."""
-    some = {c: one.why for c, one in met.items() if one.standing == standing and not one.present}
-    return "; ".join(f"{client}: {why}" for client, why in sorted(some.items()))
 
 
 def _held(bench: Bench) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from triskel.bench import Bench
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import job_of, other_code, own_code, run_of
-from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, patience, span, text, whole
+from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, span, text, whole
 from triskel.engines.flare.drive import Drive, Left, Part
 from triskel.engines.flare.gate import Gate
 from triskel.engines.flare.kept import Kept
@@ -163,8 +163,7 @@ class Site:
     def finish(self, stage: str) -> Reply:
         """Keep, at the site, the model of its own that a stage leaves it with, if it does.
 
-        It is saved once, however often the call is made. While that lasts, no reply comes in time,
-        so the call is made again; what comes too late says `working`.
+        It is saved once, however often the call is made; while that lasts, the reply is `working`.
         """
         if stage not in self._modes:
             raise MessageError(f"this site plays no {stage!r} in this job")
@@ -172,7 +171,7 @@ class Site:
             if stage not in self._saves:
                 self._saves[stage] = self._hand.submit(self._finish, cast("ModeName", stage))
             save = self._saves[stage]
-        if not wait([save], patience()).done:
+        if not wait([save], HOLD_S).done:
             return {"state": "working"}
         error = save.result()
         return {"state": "failed", "error": error} if error else {"state": self._state}

@@ -1,0 +1,113 @@
+"""What a server knows of its sites before the first round: numbers, as each of them says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from triskel.bench import Bench
+from triskel.engines.flare.about import other_code
+from triskel.engines.flare.calls import Reply, text, whole
+from triskel.errors import MessageError
+from triskel.types import ClientId
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """What a site says it holds.
+
+    Attributes:
+        examples: Its training examples.
+        tests: Its test examples.
+        tokens: Of its training examples together.
+    """
+
+    examples: int
+    tests: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Met:
+    """How a site was found before it takes part.
+
+    Attributes:
+        why: Why it does not, as far as is known.
+        standing: `away` if it may be there next time, `failed` if it says that it cannot,
+            `refuses` if it will not have the job, with others or without.
+        present: What it holds, once it is ready.
+    """
+
+    why: str = ""
+    standing: Literal["away", "failed", "refuses"] = "away"
+    present: Present | None = None
+
+
+@dataclass
+class HostBench(Bench):
+    """A job, loaded at a server: its model and the public set; of the sites, numbers only.
+
+    Attributes:
+        present: What each site says it holds; nothing of one that has not said so yet.
+    """
+
+    present: Mapping[ClientId, Present | None] = field(
+        default_factory=dict[ClientId, Present | None]
+    )
+
+    @property
+    def active(self) -> list[ClientId]:
+        """Sites that may hold a training example, by name."""
+        return [c for c, one in sorted(self.present.items()) if one is None or one.examples]
+
+    @property
+    def testers(self) -> list[ClientId]:
+        """Sites that may hold a test example, by name."""
+        return [c for c, one in sorted(self.present.items()) if one is None or one.tests]
+
+    def work(self, clients: list[ClientId]) -> Mapping[ClientId, int]:
+        """Return training tokens of one epoch of each site, as it says."""
+        return {c: one.tokens if (one := self.present[c]) else 0 for c in clients}
+
+    def same_tokens(self) -> None:
+        """Return None: each site compares its tokenizer with the server's itself."""
+
+    def count(self) -> None:
+        """Count nothing: what training costs is counted where it is done."""
+
+    def held(self) -> dict[str, Any]:
+        """Return a table, as JSON values, of what every site that was met says it holds."""
+        return {
+            "classes": list(self.federation.classes),
+            "public": len(self.federation.public),
+            "clients": {
+                client: {"train": one.examples, "test": one.tests}
+                for client, one in sorted(self.present.items())
+                if one is not None
+            },
+        }
+
+
+def met_in(reply: Reply) -> Met:
+    """Return what a site says of itself: nothing yet, while it is not ready.
+
+    Raises:
+        MessageError: It cannot be read.
+    """
+    state = text(reply, "state")
+    if strange := other_code(reply, "the site"):
+        return Met(strange, "refuses")
+    if state in {"refused", "failed"}:
+        why = text(reply, "error", longest=2000) or f"it {state}"
+        return Met(why, "refuses" if state == "refused" else "failed")
+    if state == "preparing":
+        return Met()
+    if state != "ready":
+        raise MessageError(f"a site is never {state!r} before the first round")
+    holds = ("examples", "tests", "tokens")
+    return Met(present=Present(**{name: whole(reply, name) for name in holds}))
+
+
+def who(met: Mapping[ClientId, Met], standing: str) -> str:
+    """Return the sites of one standing that take no part, with their reasons."""
+    some = {c: one.why for c, one in met.items() if one.standing == standing and not one.present}
+    return "; ".join(f"{client}: {why}" for client, why in sorted(some.items()))
