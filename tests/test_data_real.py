@@ -12,6 +12,7 @@ from triskel.data import assets as shelf
 from triskel.data.federate import describe, federate
 from triskel.data.rows import Rows
 from triskel.data.text import batch_of, lengths_of, plan, tokenise
+from triskel.tensors import eval_plan
 
 
 def parse(data: dict[str, str], *overrides: str) -> jobs.Job:

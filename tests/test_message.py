@@ -294,11 +294,11 @@ def test_the_message_waited_for_passes() -> None:
         ),
         (
             {"sections": {**WANTED, "labels": {"y": torch.zeros(4)}}},
-            "tensor 'y': holds integers, expected floats",
+            "tensor 'y': holds int64, expected float32",
         ),
         (
             {"sections": {**WANTED, "labels": {"y": torch.zeros(4) > 0}}},
-            "tensor 'y': holds integers, expected bools",
+            "tensor 'y': holds int64, expected bool",
         ),
         (
             {"kinds": {"adapter": "activations"}},

@@ -142,7 +142,7 @@ class Board:
 
     def _too_much(self, line: Line, ticket: int, size: int) -> str:
         held = sum(held for _, held in line.asked.values())
-        if ticket > line.tickets and held + size > self._most:
+        if ticket > line.tickets and held and held + size > self._most:
             return f"its open asks have more than {self._most} bytes (wire.max_mb)"
         return ""
 
