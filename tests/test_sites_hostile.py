@@ -385,6 +385,35 @@ def test_what_nobody_foresaw_in_a_clients_bytes_costs_that_client_its_place(
     assert SECRET in caplog.text, "the server's own log has it"
 
 
+def test_what_nobody_foresaw_in_a_clients_ask_costs_that_client_its_place(
+    party: Any, fewer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = type(party.modes["split"]).answer
+
+    def answer(mode: Any, state: Any, asks: Mapping[str, Message]) -> Any:
+        if "clinic" in asks:
+            raise RuntimeError(f"sizes do not match {SECRET}")
+        return real(mode, state, asks)
+
+    monkeypatch.setattr(type(party.modes["split"]), "answer", answer)
+    why = left_out(party, "split", fewer)
+    assert why == "what it sent cannot be worked with: RuntimeError"
+    assert SECRET in caplog.text, "the server's own log has it"
+
+
+def test_a_site_that_is_met_late_and_holds_nothing_is_left_out_and_remembered(
+    tmp_path: Path,
+) -> None:
+    there, holds = house(tmp_path), {"examples": 0, "tests": 2, "tokens": 0}
+    late = Loop(lambda _m, _a: {"state": "ready", **holds, **own_code()})
+    host = Host(tmp_path / "server", there.spec("params"), {"shop": late}, ANNA)
+    host._folder.parent.mkdir(parents=True)
+    host._present = {"bank": None, "shop": None}
+    assert host._welcome("shop") == "it holds no training example"
+    (roster,) = (tmp_path / "server" / "triskel" / "runs").glob("*-sites.json")
+    assert json.loads(roster.read_text()) == {"bank": None, "shop": holds}
+
+
 # --- What a site refuses of a server ------------------------------------------------------------
 
 

@@ -270,9 +270,10 @@ class Host:
         one = self._hello(client, PING_S)
         if one.present is None:
             return one.why or "it reads its data"
-        if self._present[client] is None:
-            self._present[client] = one.present
-            self._keep_roster()
+        with self._lock:  # several may be back at once
+            if self._present[client] is None:
+                self._present[client] = one.present
+                self._keep_roster()
         return "" if one.present.examples else "it holds no training example"
 
     # --- the run ------------------------------------------------------------------------------
