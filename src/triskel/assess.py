@@ -109,8 +109,13 @@ def _local(run: Path, bench: Bench) -> dict[str, Any]:
     for client, tensors in _own(run, bench, "local").items():
         body = bench.body(client)
         own = evaluate(body, tensors, bench.share(client).test)
-        reached = everywhere(bench, body, tensors).pooled.accuracy
-        each[client] = {**own.row(), "examples": own.count, "global_accuracy": reached}
+        everybody = everywhere(bench, body, tensors).pooled.row()
+        each[client] = {
+            **own.row(),
+            "examples": own.count,
+            "everybody": everybody,
+            "global_accuracy": everybody["accuracy"],
+        }
     count = sum(one["examples"] for one in each.values())
     found = local_row(each, bench.body().classes)
     return {**found, "examples": count}

@@ -151,6 +151,7 @@ class Clients(Part):
     examples: Count = 0
     test_examples: Count = 0
     cohort: Annotated[float, Field(gt=0, le=1)] = 1.0
+    drop_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     each: Mapping[str, Override] = Field(default_factory=dict)
 
 

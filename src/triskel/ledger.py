@@ -169,6 +169,7 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **both,
         "client_flops": sum(row["flops"] for row in rows),
+        "server_flops": sum(one.get("server", {}).get("flops", 0) for one in rounds),
         "peak_client_bytes": max((row["peak_client_bytes"] for row in rows), default=0),
         "seconds": sum(one["seconds"] for one in rounds),
     }

@@ -16,9 +16,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from triskel.engines.flare.board import Board
@@ -38,7 +38,7 @@ from triskel.engines.flare.calls import (
 )
 from triskel.engines.wave import crews
 from triskel.engines.wire import MB, Wire, alike
-from triskel.errors import MessageError, RoundError, TriskelError
+from triskel.errors import JobError, MessageError, RoundError, TriskelError
 from triskel.evaluate import score_of
 from triskel.exchange import adapter_sections
 from triskel.job import Job
@@ -113,14 +113,21 @@ class Remote:
         keep: Callable[[ClientId, ClientState], None],
         ledger: Ledger,
         watch: Watch,
+        gone: Collection[ClientId] = (),
     ) -> S:
         """Play one round and close it; workers and what clients keep are at the sites.
 
         Raises:
+            JobError: Drop-outs were to be simulated.
             RoundError: Fewer than the quorum were left, or the job was stopped.
             TriskelError: Whatever stopped the server.
         """
         del worker, mine, keep
+        if gone:
+            raise JobError(
+                "clients.drop_share simulates drop-outs in one process; between organisations "
+                "they happen by themselves: set it to 0"
+            )
         wire, total, folded = Wire(self.job, ledger, watch), mode.zero(state), 0
 
         def fold(client: ClientId, update: Message, spent: Spent) -> None:
@@ -132,17 +139,17 @@ class Remote:
             )
 
         enough, before = quorum_of(self.job, len(cohort)), self.crossed()
-        gone: dict[ClientId, str] = {}
+        left: dict[ClientId, str] = {}
         for crew in crews(mode.asks, sorted(cohort), self.job, free=len(cohort)):
-            may_go = len(cohort) - enough - len(gone)
+            may_go = len(cohort) - enough - len(left)
             talk = _Talk(self, "work", mode, wire, fold, may_go=may_go, least=enough)
             state = talk.play(state, crew)
-            gone |= talk.gone
-        for client, why in sorted(gone.items()):
+            left |= talk.gone
+        for client, why in sorted(left.items()):
             ledger.left_out(client, why)
             watch({"event": "warning", "text": f"{client} is left out of this round: {why}"})
         if not folded:
-            raise RoundError(f"no client finished the round: {_sentence(gone)}")
+            raise RoundError(f"no client finished the round: {_sentence(left)}")
         if before is not None and (after := self.crossed()) is not None:
             ledger.crossed(up=after[0] - before[0], down=after[1] - before[1])
         return mode.close(state, total)
@@ -168,9 +175,7 @@ class Remote:
             return pooled(each, body.classes)
         sections = adapter_sections(student, body.layout)
         both = self._tested("student", mode, state, clients, body, sections)
-        return Scores(
-            pooled=pooled(both, body.classes).pooled, each=pooled(each, body.classes).each
-        )
+        return replace(pooled(each, body.classes), pooled=pooled(both, body.classes).pooled)
 
     def _tested(
         self,
