@@ -4,16 +4,22 @@ In run r text t adds vᵣₜ to a figure and wᵣₜ to what it is divided by. W
 n distinct texts:
 
     θᵣ = Σₜ vᵣₜ / Wᵣ      θ = mean of θᵣ      eᵣₜ = (vᵣₜ - θᵣ wᵣₜ) / (R Wᵣ)
-    runs   = variance of θᵣ / R                            R - 1 degrees of freedom
-    texts  = n/(n-1) Σₜ (Σᵣ eᵣₜ)²                          what texts alone explain
-    common = texts - n/(n-1) Σᵣₜ eᵣₜ²,  at least 0         the same text in several runs
+    runs   = variance of θᵣ / R                               R - 1 degrees of freedom
+    texts  = n/(n-1) Σₜ (Σᵣ eᵣₜ)²                             what texts alone explain
+    common = R/(R-1) (texts - n/(n-1) Σᵣₜ eᵣₜ²),  at least 0  the same text in several runs
     Var θ  = runs + common
 
-That is clustering by seeds plus clustering by texts less what both count (Cameron, Gelbach and
-Miller 2011, equation 2.11), with residuals linearised for a ratio; runs may share all texts, some
-or none. Few seeds know `runs` badly and many texts know `common` well, so each counts with its own
-quantile of Student's t, weighted by its share of the variance (Cochran and Cox 1950, section 4.14,
-for two means of unequal variances). One run knows nothing of seeds: Var θ = texts.
+`runs` is the variance as if no text were met twice, `common` the mean covariance of two runs, so
+together they cluster both ways, by seeds and by texts (Cameron, Gelbach and Miller 2011, section
+2.1), with residuals linearised for a ratio; runs may share all texts, some or none. All shared, it
+is the crossed random-effects model by its mean squares. One run knows nothing of seeds: Var θ =
+texts, with n - 1 degrees of freedom.
+
+Few seeds know `runs` badly, many texts know `common` well. With shares λ of the variance, normal
+quantile z and Student's t of either's degrees of freedom the quantile is z + Σ λ² (t - z): the
+first order of Welch (1947), with the exact t in place of its own first order, so Student's where
+one share is all. Satterthwaite's single degree of freedom misses up to 8 % with three seeds, and
+weights λ (Cochran and Cox) miss 3 %.
 """
 
 import math
@@ -67,13 +73,18 @@ class Spread:
         return self.runs == 1 and self.distinct == 1
 
     def quantile(self, p: float) -> float:
-        """Return Cochran and Cox's two-sided quantile, in standard errors."""
-        of_runs = -float(special.stdtrit(self.free_between, p / 2))
-        of_texts = -float(special.stdtrit(self.free_common, p / 2))
+        """Return the two-sided quantile of the header, in standard errors."""
+        normal = -float(special.ndtri(p / 2))
         whole = self.between + self.common
         if whole == 0:
-            return of_runs if self.runs > 1 else of_texts
-        return (of_runs * self.between + of_texts * self.common) / whole
+            free = self.free_between if self.runs > 1 else self.free_common
+            return -float(special.stdtrit(free, p / 2))
+        parts = ((self.between, self.free_between), (self.common, self.free_common))
+        return normal + sum(
+            (part / whole) ** 2 * (-float(special.stdtrit(free, p / 2)) - normal)
+            for part, free in parts
+            if part
+        )
 
     def error(self, extra: float = 0.0) -> float:
         """Return the standard error to multiply `quantile` with.
@@ -99,13 +110,13 @@ class Spread:
         if error == 0:
             return 0.0
         reached = abs(self.mean) / error
-        of_runs, of_texts = (
+        normal, of_runs, of_texts = (
             2 * float(special.stdtr(free, -reached))
-            for free in (self.free_between, self.free_common)
+            for free in (math.inf, self.free_between, self.free_common)
         )
         if self.runs == 1 or self.common == 0:
             return of_texts if self.runs == 1 else of_runs
-        return self._solved(reached, max(min(of_runs, of_texts), LEAST), max(of_runs, of_texts))
+        return self._solved(reached, max(normal, LEAST), max(of_runs, of_texts))
 
     def _solved(self, reached: float, low: float, high: float) -> float:
         """Return the p between two whose quantile is reached."""
@@ -133,13 +144,14 @@ def spread(columns: Sequence[Columns]) -> Spread:
     residual = (value - means[run] * weight) / (runs * wholes[run])
     unbiased = distinct / (distinct - 1) if distinct > 1 else 0.0
     texts = unbiased * float((np.bincount(text, residual) ** 2).sum())
-    common = max(0.0, texts - unbiased * float((residual**2).sum()))
+    twice = texts - unbiased * float((residual**2).sum())
+    common = max(0.0, twice * runs / (runs - 1)) if runs > 1 else texts
     again = int((np.bincount(text) > 1).sum())
     alone = runs == 1
     return Spread(
         mean=math.fsum(means) / runs,
         between=0.0 if alone else float(means.var(ddof=1)) / runs,
-        common=texts if alone else common,
+        common=common,
         texts=texts,
         runs=runs,
         distinct=distinct,
