@@ -27,6 +27,7 @@ from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml, unsuppo
 from triskel.report.page import write_report
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
+from triskel.summary import summary
 from triskel.types import ClientId, Event, Watch
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
@@ -198,6 +199,8 @@ def _run(
             bench.forget()
             if row is not None:
                 result["baselines"]["local_equal"] = row
+        if (told_of := summary([result], [folder])) is not None:
+            result["summary"] = told_of
         save(folder, result)
         write_report(folder)
         told({"event": "run_end", "seconds": time.perf_counter() - start})
