@@ -86,6 +86,7 @@ class Sheet:
     blocks: str
     training: Training | None
     versions: Mapping[str, str]
+    attention: str = "eager"
 
 
 def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
@@ -137,6 +138,15 @@ def read_sheet(folder: Path) -> Sheet:
     if schema != SCHEMA:
         raise CheckpointError(f"{folder / SHEET} has schema {schema}; this version reads {SCHEMA}")
     return sheet
+
+
+def called(base: str) -> str:
+    """Return what a reader calls a base model: an asset's name, a hub id, or a folder's own name.
+
+    >>> called("/home/anna/models/llama-1b"), called("org/llama-1b")
+    ('llama-1b', 'org/llama-1b')
+    """
+    return Path(base).name if Path(base).is_absolute() else base
 
 
 def asset_of(base: str) -> str | None:
