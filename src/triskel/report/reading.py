@@ -155,12 +155,13 @@ def _mode(name: str, raw: Json, planned: int) -> ModeRun:
         members=members or None,
         total=_stated(totals, whole or _cost({})),
         seconds=_first(number(totals, "seconds"), sum(seconds) if seconds else None),
-        wire=_wire(totals),
+        wire=_both_ways(totals, "wire_bytes"),
+        scoring=_both_ways(inner(totals, "scoring"), "message_bytes"),
     )
 
 
-def _wire(totals: Json) -> tuple[float, float] | None:
-    up, down = (number(inner(totals, way), "wire_bytes") for way in ("up", "down"))
+def _both_ways(sums: Json, key: str) -> tuple[float, float] | None:
+    up, down = (number(inner(sums, way), key) for way in ("up", "down"))
     return None if up is None or down is None else (up, down)
 
 

@@ -64,7 +64,8 @@ class ModeRun:
 
     `total` is over all clients, `each` the mean over those who took part at all, and `members` how
     many that were, where it is known. `wire` are the bytes up and down that the engine counted on
-    a network, where it does.
+    a network, where it does; `scoring` those of the messages that tested models, which are in no
+    other sum, where there were any.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ModeRun:
     members: int | None = None
     seconds: float | None = None
     wire: tuple[float, float] | None = None
+    scoring: tuple[float, float] | None = None
 
     @property
     def per_client(self) -> Mapping[str, Score]:
