@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from triskel.data.assets import ASSETS
-from triskel.sheet import Sheet, Training, asset_of, called
+from triskel.job import called
+from triskel.sheet import Sheet, Training, asset_of
 
 CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2501.04436"

@@ -140,15 +140,6 @@ def read_sheet(folder: Path) -> Sheet:
     return sheet
 
 
-def called(base: str) -> str:
-    """Return what a reader calls a base model: an asset's name, a hub id, or a folder's own name.
-
-    >>> called("/home/anna/models/llama-1b"), called("org/llama-1b")
-    ('llama-1b', 'org/llama-1b')
-    """
-    return Path(base).name if Path(base).is_absolute() else base
-
-
 def asset_of(base: str) -> str | None:
     """Return the name of the asset that a base model is, or None."""
     folder = Path(base)

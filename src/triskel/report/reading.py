@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from triskel.errors import CheckpointError
 from triskel.report.result import (
+    Asked,
     Baseline,
     Cost,
     Holding,
@@ -55,7 +56,16 @@ def read(raw: Json) -> Result:
         skipped={str(n): str(why) for n, why in inner(raw, "skipped").items()},
         modes={n: _mode(n, inner(modes, n), planned) for n in MODES if n in modes},
         stopped=stopped if isinstance(stopped, str) else "interrupted" if stopped else "",
+        asked=_asked(inner(raw, "request")),
     )
+
+
+def _asked(raw: Json) -> Asked | None:
+    modes = tuple(name for name in items(raw.get("modes")) if name in MODES)
+    baselines = tuple(name for name in items(raw.get("baselines")) if name in BASELINES)
+    if not modes:
+        return None
+    return Asked(modes=modes, baselines=baselines, strict=raw.get("strict") is True)
 
 
 def _whole(raw: Json, key: str) -> int | None:

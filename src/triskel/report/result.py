@@ -111,6 +111,15 @@ class Holding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked of a run: its modes and baselines, and whether a mode may not be skipped."""
+
+    modes: tuple[str, ...]
+    baselines: tuple[str, ...]
+    strict: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """A run folder's result."""
 
@@ -124,6 +133,7 @@ class Result:
     skipped: Mapping[str, str]
     modes: Mapping[str, ModeRun]
     stopped: str
+    asked: Asked | None = None
 
     @property
     def causal(self) -> bool:
