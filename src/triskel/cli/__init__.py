@@ -364,7 +364,19 @@ def evaluate(
     mode: Trained = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Texts to evaluate on instead of the run's own."),
+        typer.Option(
+            metavar="FILE",
+            help="Texts to evaluate on instead of the run's own, with the columns of its job.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the base model lies here, if not where the job says.",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
 ) -> None:
     """Score what a run trained, on its own test texts or on others."""
@@ -374,7 +386,7 @@ def evaluate(
         from triskel.assess import assess
         from triskel.live import Live
     with Live(console) as live:
-        found = assess(folder, mode=chosen, data=data, watch=live)
+        found = assess(folder, mode=chosen, data=data, model=model, watch=live)
     console_for().print(_scores(found))
 
 
