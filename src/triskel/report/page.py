@@ -38,6 +38,22 @@ def write_report(folder: Path) -> Path:
     Raises:
         CheckpointError: There is no result in the folder, or it cannot be read.
     """
+    asked = _asked(folder)
+    known = {"request": asked, **stored(folder)}
+    missing = _missing(asked, known)
+    if missing:
+        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
+    target = folder / "report.html"
+    _write_whole(target, render(known))
+    return target
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Return what the `result.json` of a run folder holds.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+    """
     source = folder / "result.json"
     try:
         raw: object = json.loads(source.read_text(encoding="utf-8"))
@@ -49,15 +65,7 @@ def write_report(folder: Path) -> Path:
         raise CheckpointError(f"{source} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{source} must hold a JSON object, got {type(raw).__name__}")
-    known = cast("dict[str, Any]", raw)
-    asked = _asked(folder)
-    known = {"request": asked, **known}
-    missing = _missing(asked, known)
-    if missing:
-        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
-    target = folder / "report.html"
-    _write_whole(target, render(known))
-    return target
+    return cast("dict[str, Any]", raw)
 
 
 def render(result: Mapping[str, Any]) -> str:
