@@ -19,7 +19,7 @@ from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError, ModelError
 from triskel.evaluate import evaluate
-from triskel.export import read_adapter
+from triskel.export import export_run, read_adapter
 from triskel.job import MODE_NAMES, Job, load
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -255,6 +255,16 @@ def test_a_federations_model_that_is_not_here_is_asked_for(
     assert refused.value.__notes__ == ["`--model DIR` says where tiny lies on this machine"]
     here = federated.root / "tiny"
     assert assess(run_, data=file, model=here, watch=ignore)["examples"] == 1
+
+
+def test_a_clients_own_model_is_not_looked_for_in_a_federations_result(
+    federated: Any,  # noqa: ANN401 - of sites.py
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(JobError, match="it has logits, params, split; in a federation, clients'"):
+        export_run(federated.root / "out", tmp_path / "a", mode="logits", client="bank", say=print)
+    export_run(federated.root / "out", tmp_path / "a", mode="logits", merge=True, say=print)
+    assert (tmp_path / "a" / "model.safetensors").is_file()
 
 
 def test_a_model_that_moved_is_named(tmp_path: Path) -> None:
