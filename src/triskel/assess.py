@@ -20,6 +20,7 @@ from triskel.errors import DataError, JobError
 from triskel.evaluate import evaluate
 from triskel.export import ADAPTERS, read_adapter, saved
 from triskel.folder import safe
+from triskel.job import Judge
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.modes.logits import OWN, LogitsState
@@ -35,7 +36,12 @@ FILE = "file"
 
 
 def assess(
-    run: Path, *, mode: str | None = None, data: Path | None = None, watch: Watch
+    run: Path,
+    *,
+    mode: str | None = None,
+    data: Path | None = None,
+    judge: Judge | None = None,
+    watch: Watch,
 ) -> dict[str, Any]:
     """Evaluate what a run trained.
 
@@ -45,6 +51,7 @@ def assess(
             there, else the only one there is.
         data: A file with the columns of the job's data. Where the job deals rows by a column and
             the file has it, each client's row counts for it; else all rows are one part.
+        judge: Which of the run's own rows; those the run itself was scored on if left out.
         watch: Told about whatever a user should know.
 
     Returns:
@@ -56,11 +63,11 @@ def assess(
         DataError: The file does not fit the job.
         ModelError: A saved adapter does not fit the job's model.
     """
-    job, _ = read_run(run)
+    job, request = read_run(run)
     stage = _stage_named(run, mode, job.mode)
     if data is not None:  # nothing is kept of texts that run once
         job = job.model_copy(update={"model": job.model.model_copy(update={"cache_mb": 0})})
-    bench = prepare(job, watch)
+    bench = prepare(job, watch, judge=judge or request.judge)
     watch({"event": "stage_start", "stage": stage, "rounds": 0})
     if data is None:
         found = _local(run, bench) if stage == "local" else _again(run, bench, stage)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from triskel.checkpoint import write_text
 from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
-from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml, unsupported
+from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
 from triskel.report.page import write_report
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
@@ -41,11 +41,13 @@ class Request:
         modes: Modes to run, in order.
         baselines: Baselines to run, in order.
         strict: Whether a mode that cannot run the job is an error rather than skipped.
+        judge: Which rows models are scored on; with `validation` no test row is read.
     """
 
     modes: tuple[ModeName, ...] = MODE_NAMES
     baselines: tuple[BaselineName, ...] = BASELINES
     strict: bool = False
+    judge: Judge = "test"
 
 
 def _described(bench: Bench) -> dict[str, Any]:
@@ -57,12 +59,12 @@ class Venue:
     """Where a job is played: in one process, or between organisations.
 
     Attributes:
-        prepare: Reads what the job needs here.
+        prepare: Reads what the job needs here, called as `bench.prepare`.
         stage: What a mode is here.
         data: Says who holds what, as far as it is known here.
     """
 
-    prepare: Callable[[Job, Watch, Path], Bench] = prepare
+    prepare: Callable[..., Bench] = prepare
     stage: Callable[[ModeName, Bench, Watch], Stage[Any, Any]] = stage_of
     data: Callable[[Bench], dict[str, Any]] = _described
 
@@ -95,9 +97,7 @@ def run(
         if request.strict and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
     asked = {
-        "modes": request.modes,
-        "baselines": request.baselines,
-        "strict": request.strict,
+        **asdict(request),
         "job_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     write_text(folder / "job.toml", text)
@@ -139,6 +139,7 @@ def read_run(folder: Path) -> tuple[Job, Request]:
             modes=tuple(asked["modes"]),
             baselines=tuple(asked["baselines"]),
             strict=bool(asked["strict"]),
+            judge=asked.get("judge", "test"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -157,7 +158,7 @@ def _run(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     with Log(folder / "events.jsonl", watch) as told:
-        bench = venue.prepare(job, told, folder / "choices.json")
+        bench = venue.prepare(job, told, folder / "choices.json", judge=request.judge)
         bench.modes = request.modes
         _somebody(bench)
         skipped = _skipped(bench, request)
@@ -168,6 +169,7 @@ def _run(
             "schema": 1,
             "triskel": __version__,
             "job": dump(job),
+            "request": asdict(request),
             "environment": environment(bench),
             "data": venue.data(bench),
             "baselines": {},
