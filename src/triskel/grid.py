@@ -97,7 +97,7 @@ def _lists(given: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in given:
         key, _, listed = text.partition("=")
-        pairs = [f"{key}={value}" for value in values_of(listed)]
+        pairs = [f"{key}={value}" for value in values_of(listed)] if "=" in text else [text]
         parts = [setting_of(pair) for pair in pairs]
         name = ".".join(parts[0][0])
         if any(not pair.partition("=")[2] for pair in pairs):
