@@ -85,13 +85,12 @@ def compared(entries: Sequence[Entry]) -> list[Table]:
     for key, values in told.items():
         keys.add_row(key, *(escape("–" if v is None else json.dumps(v)) for v in values))
     if not told:
-        keys.caption = "the jobs are the same in every key"
-    names = dict.fromkeys(row for entry in entries for row in entry.rows)
-    for row in names:
+        keys.add_row("none differs")
+    rows.add_row("state", *(entry.state for entry in entries))
+    rows.add_row("figure", *(f"{entry.figure} on {entry.judge} texts" for entry in entries))
+    for row in dict.fromkeys(row for entry in entries for row in entry.rows):
         for column in COLUMNS:
             rows.add_row(f"{row}, {column}", *(figure(e, row, column) for e in entries))
-    whats = [f"{one.folder}: {one.figure} on {one.judge} texts, {one.state}" for one in entries]
-    rows.caption, rows.caption_justify = escape("\n".join(whats)), "left"
     return [keys, rows]
 
 
