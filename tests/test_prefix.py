@@ -177,7 +177,7 @@ def played(job: Any, *, keep: bool, folder: Path, path: str) -> tuple[Tensors, l
         "bob": Share(train=tiny.examples(15, seed=1), test=tiny.examples(3, seed=4)),
     }
     bench = tiny.bench(job, body, shares, tiny.examples(4, seed=2))
-    bench._costs[id(body)] = Costs(body)
+    bench.loaded.costs[id(body)] = Costs(body)
     stage = stage_of(job.mode, bench, tiny.ignore)
     outcome = play(stage, tiny.LocalEngine(job), job, folder=folder, watch=tiny.ignore)
     served = stage.mode.served(outcome.state)

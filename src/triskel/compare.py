@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
 from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
+from triskel.records import COLUMNS
 from triskel.report.page import write_report
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
-from triskel.summary import summary
+from triskel.summary import DROPS, amounts
 from triskel.types import ClientId, Event, Watch
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
@@ -43,17 +44,20 @@ class Request:
         baselines: Baselines to run, in order.
         strict: Whether a mode that cannot run the job is an error rather than skipped.
         judge: Which rows models are scored on; with `validation` no test row is read.
+        drop_share: Where above 0, each mode is played once more with this `clients.drop_share`.
     """
 
     modes: tuple[ModeName, ...] = MODE_NAMES
     baselines: tuple[BaselineName, ...] = BASELINES
     strict: bool = False
     judge: Judge = "test"
+    drop_share: float = 0.0
 
     def asked(self) -> dict[str, Any]:
         """Return it as JSON values."""
         lists = {"modes": list(self.modes), "baselines": list(self.baselines)}
-        return {**lists, "strict": self.strict, "judge": self.judge}
+        more = {"drop_share": self.drop_share} if self.drop_share else {}
+        return {**lists, "strict": self.strict, "judge": self.judge, **more}
 
 
 def _described(bench: Bench) -> dict[str, Any]:
@@ -146,6 +150,7 @@ def read_run(folder: Path) -> tuple[Job, Request]:
             baselines=tuple(asked["baselines"]),
             strict=bool(asked["strict"]),
             judge=asked.get("judge", "test"),
+            drop_share=float(asked.get("drop_share", 0.0)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -187,8 +192,7 @@ def _run(
         told(_opening(bench, request, skipped))
         bench.count()
         _play(result, bench, request, engine, folder, told, venue)
-        if (amounts := summary([result], [folder])) is not None:
-            result["summary"] = amounts
+        result |= amounts([result], [folder])
         save(folder, result)
         write_report(folder)
         told({"event": "run_end", "seconds": time.perf_counter() - start})
@@ -219,8 +223,24 @@ def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
         if name not in result["skipped"]:
             stage = venue.stage(name, bench, told)
             keep("modes", name, complete(stage, bench, engine, folder, told))
+    for name in request.modes if request.drop_share else ():
+        if name not in result["skipped"]:
+            result.setdefault("robustness", {})
+            keep("robustness", name, _with_drop_outs(name, request, bench, engine, folder, told))
     if "local_equal" in request.baselines:
         keep("baselines", "local_equal", equal_compute(result, bench, engine, folder, told))
+
+
+def _with_drop_outs(
+    name: ModeName, request: Request, bench: Bench, engine: Engine, folder: Path, told: Watch
+) -> dict[str, Any]:
+    """Play a mode with drop-outs, and return what it reaches."""
+    clients = bench.job.clients.model_copy(update={"drop_share": request.drop_share})
+    shaky = replace(bench, job=bench.job.model_copy(update={"clients": clients}))
+    stage = replace(stage_of(name, shaky, told), name=f"{name}{DROPS}", saves=False)
+    final = complete(stage, shaky, engine, folder, told)["final"]
+    both = {column: final[column] for column in COLUMNS}
+    return {"drop_share": request.drop_share, **both}
 
 
 def _warnings(bench: Bench, skipped: Mapping[str, str]) -> Iterator[str]:

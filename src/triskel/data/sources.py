@@ -246,19 +246,24 @@ def _named(values: Sequence[object], names: Sequence[str] | None) -> Sequence[ob
 # --- One file per client ----------------------------------------------------------------------
 
 
+def _no_folder(there: Path) -> str:
+    """Say that there is no folder of clients, and where a job runs whose datasets are names."""
+    why = f"data.train must be a folder with one file per client, got {there}"
+    if there.exists():
+        return why
+    return (
+        f"{why}; where it is a dataset's name at the sites of a federation, the job runs there: "
+        "`triskel federation submit`, or `resume`"
+    )
+
+
 def _clients(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
     """Return training and test rows; test rows of a single file belong to no group."""
     data = job.data
     folder = Path(data.train)
     wanted = columns_of(job, labelled=True)
     if not folder.is_dir():
-        why = f"data.train must be a folder with one file per client, got {folder}"
-        if not folder.exists():
-            why += (
-                "; where it is a dataset's name at the sites of a federation, the job runs there: "
-                "`triskel federation submit`, or `resume`"
-            )
-        raise DataError(why)
+        raise DataError(_no_folder(folder))
     mine = {n: p for n, p in _files(folder).items() if not n.endswith(TEST_SUFFIX)}
     beside = {
         name.removesuffix(TEST_SUFFIX): path
