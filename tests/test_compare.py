@@ -75,7 +75,8 @@ def test_the_result_returned_is_the_result_on_disk(whole: SimpleNamespace) -> No
     found = json.loads(text, parse_constant=strict)
     assert found == json.loads(json.dumps(whole.result))
     assert list(found) == [
-        "schema", "triskel", "job", "environment", "data", "baselines", "skipped", "modes",
+        "schema", "triskel", "job", "request", "environment", "data", "baselines", "skipped",
+        "modes",
     ]  # fmt: skip
     assert list(found["modes"]) == ["params", "logits", "split"]
     assert list(found["baselines"]) == list(BASELINES)

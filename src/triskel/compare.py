@@ -47,6 +47,11 @@ class Request:
     baselines: tuple[BaselineName, ...] = BASELINES
     strict: bool = False
 
+    def asked(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        lists = {"modes": list(self.modes), "baselines": list(self.baselines)}
+        return {**lists, "strict": self.strict}
+
 
 def _described(bench: Bench) -> dict[str, Any]:
     return describe(bench.federation)
@@ -95,9 +100,7 @@ def run(
         if request.strict and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
     asked = {
-        "modes": request.modes,
-        "baselines": request.baselines,
-        "strict": request.strict,
+        **request.asked(),
         "job_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     write_text(folder / "job.toml", text)
@@ -168,6 +171,7 @@ def _run(
             "schema": 1,
             "triskel": __version__,
             "job": dump(job),
+            "request": request.asked(),
             "environment": environment(bench),
             "data": venue.data(bench),
             "baselines": {},

@@ -80,6 +80,7 @@ def save_adapter(
         blocks=body.adapter.blocks,
         training=training,
         versions={"triskel": __version__, **{name: version(name) for name in PACKAGES}},
+        attention=body.blocks.attention,
     )
     with _whole(folder) as making:
         peft_folder.write(making, body, tensors)

@@ -167,6 +167,8 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
             row["clients"] = ledger.rows()
         if ledger.wire_bytes:
             row["wire_bytes"] = ledger.wire_bytes
+        if ledger.scoring:
+            row["scoring"] = ledger.scoring
         if ledger.absent:
             row["absent"] = dict(sorted(ledger.absent.items()))
         rows.append(row)

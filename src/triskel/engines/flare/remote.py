@@ -88,6 +88,7 @@ class Remote:
         board: The open play, for the sites' calls.
         session: Part of every play's name, so that none is taken for one of a server before.
         crossed: Returns the bytes that came from sites and went to them so far, if it is known.
+        ledger: Of the last round, into which the test of what it left is booked too.
     """
 
     job: Job
@@ -99,6 +100,7 @@ class Remote:
     board: Board | None = None
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     crossed: Callable[[], tuple[int, int] | None] = uncounted
+    ledger: Ledger = field(default_factory=Ledger)
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -121,6 +123,7 @@ class Remote:
             TriskelError: Whatever stopped the server.
         """
         del worker, mine, keep
+        self.ledger = ledger
         wire, total, folded = Wire(self.job, ledger, watch), mode.zero(state), 0
 
         def fold(client: ClientId, update: Message, spent: Spent) -> None:
@@ -187,7 +190,7 @@ class Remote:
             del spent
             found[client] = score_of(message, body.classes)
 
-        wire = Wire(self.job, Ledger(), _quiet)
+        wire = Wire(self.job, self.ledger, _quiet, scoring=True)
         may_go = len(clients) - quorum_of(self.job, len(clients))
         for crew in crews(mode.asks, sorted(clients), self.job, free=len(clients)):
             talk = _Talk(self, what, mode, wire, take, may_go=may_go, sections=sections)
@@ -229,6 +232,8 @@ class _Talk:
         engine, options = self.engine, self.engine.job.federation
         tasks = {client: self.mode.task(state, client) for client in crew}
         round_ = max(whole(task.facts, "round") for task in tasks.values())
+        if self.what != "work":
+            round_ -= 1  # the task opens the next round, and what the last one left is tested
         if self.sections is not None:
             facts = {"round": round_}
             alike = Message(kind="evaluate", sections=self.sections, facts=facts)
