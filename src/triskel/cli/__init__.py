@@ -307,9 +307,9 @@ def _sentence(folder: Path, event: Event) -> str:
 
 
 def _conclude(result: Mapping[str, Any], folder: Path) -> None:
+    from triskel.report.conclusions import verdict
     from triskel.report.reading import read
     from triskel.report.tables import final_table
-    from triskel.report.words import verdict
 
     console, page = console_for(), folder / "report.html"
     headline, *more = verdict(read(result))

@@ -15,6 +15,7 @@ from typing import Any, cast
 from triskel.errors import CheckpointError
 from triskel.job import called
 from triskel.report import particulars, sections, units
+from triskel.report.comparisons import readings_section
 from triskel.report.figures import draw
 from triskel.report.markup import script_json, text
 from triskel.report.reading import read
@@ -70,8 +71,9 @@ def render(result: Mapping[str, Any]) -> str:
     drawn = draw(seen)
     parts = (
         ("found", "Result", "What came out", sections.found(seen)),
-        ("measured", "Metrics", "The three metrics", sections.measured(seen)),
+        ("measured", "Metrics", "Scores and costs", sections.measured(seen)),
         ("training", "Learning", "Learning curves", sections.training(seen, drawn)),
+        ("readings", "Readings", "At a budget, to a target, in trouble", readings_section(seen)),
         ("clients", "Clients", "Who should join", sections.clients(seen, drawn)),
         ("costs", "Cost", "Computation and time", particulars.costs(seen, drawn)),
         ("leaving", "Privacy", "What left each client", particulars.leaving(seen)),
@@ -141,7 +143,9 @@ def _facts(result: Result) -> list[str]:
         facts.append(f"{train:,} training and {test:,} test texts")
     if isinstance(job.get("rounds"), int):
         facts.append(units.plural(job["rounds"], "round"))
-    if job.get("seed") is not None:
+    if result.seeds:
+        facts.append(units.plural(len(result.seeds), "seed"))
+    elif job.get("seed") is not None:
         facts.append(f"seed {job['seed']}")
     return facts
 
