@@ -1,6 +1,7 @@
 """Several seeds: means, bands, error bars, and every seed by itself."""
 
 import copy
+import json
 import re
 import runpy
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from triskel.report import render
+from triskel.report import markdown, render, write_report
+from triskel.report.conclusions import verdict
 from triskel.report.figures import draw
 from triskel.report.reading import read
 from triskel.report.seed_mean import averaged
@@ -115,3 +117,23 @@ def test_one_seed_of_several_has_no_band() -> None:
 def test_the_mean_of_equal_runs_is_each_of_them() -> None:
     one = SAMPLES.columned(SAMPLES.result())
     assert averaged([one, copy.deepcopy(one)])["modes"] == one["modes"]
+
+
+def test_a_mode_that_a_seed_lacks_is_missed_in_a_written_report(tmp_path: Path) -> None:
+    found = SAMPLES.seeds(3)
+    asked = {"modes": ["params", "logits", "split"]}
+    (tmp_path / "request.json").write_text(json.dumps(asked), encoding="utf-8")
+    for lacks in (False, True):
+        if lacks:
+            del found["runs"][1]["modes"]["split"]
+        (tmp_path / "result.json").write_text(json.dumps(found), encoding="utf-8")
+        page = write_report(tmp_path).read_text(encoding="utf-8")
+        assert ("no result for split" in page) is lacks
+
+
+def test_figures_on_validation_texts_are_called_so() -> None:
+    found = SAMPLES.modern()
+    assert "validation" not in markdown(found)
+    found["request"] = {"judge": "validation"}
+    assert "on validation texts; test texts were not read" in markdown(found)
+    assert "600 validation texts" in " ".join(verdict(read(found)))

@@ -20,6 +20,7 @@ from triskel.job import MODE_NAMES, ModeName
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
 House, Meeting, house = sites["House"], sites["Meeting"], sites["house"]
+SITES = sites["SITES"]
 
 
 def alone(there: Any, modes: tuple[ModeName, ...]) -> dict[str, Any]:

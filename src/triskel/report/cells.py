@@ -88,12 +88,15 @@ def rows(result: Result) -> list[Row]:
 def notes(result: Result) -> list[str]:
     """Return what a reader of the table must know, one sentence each."""
     found: list[str] = []
+    if result.validation:
+        found.append("All figures are on validation texts; test texts were not read.")
     if result.summary is None:
         found.append(UNTESTED)
     elif result.summary.spans:
-        over = "test texts, one seed"
+        texts = "validation texts" if result.validation else "test texts"
+        over = f"{texts}, one seed"
         if len(result.seeds) > 1:
-            over = f"seeds and test texts, {len(result.seeds)} seeds"
+            over = f"seeds and {texts}, {len(result.seeds)} seeds"
         found.append(f"±: half of the {units.percent(result.summary.level)} interval over {over}.")
     if any(better_off(result, name) for name in result.modes):
         found.append(

@@ -280,7 +280,8 @@ def _nothing(result: Result) -> list[str]:
 
 def _caution(result: Result) -> str:
     """Say what the words above hold for."""
-    texts = f", {result.tested:,} test texts" if result.tested else ""
+    kind = "validation" if result.validation else "test"
+    texts = f", {result.tested:,} {kind} texts" if result.tested else ""
     seed, many = result.job.get("seed"), len(result.seeds)
     lead = f"One seed{f' ({seed})' if seed is not None else ''}{texts}"
     over, more = "texts", " Another seed may order them otherwise."
@@ -288,7 +289,7 @@ def _caution(result: Result) -> str:
         lead, over, more = f"{many} seeds{f'{texts} each' if texts else ''}", "seeds and texts", ""
     if result.summary is None:
         return f"{lead}: another seed gives other figures." if more else f"{lead}."
-    better, worse = (words_of(result)[kind].removesuffix(" than") for kind in ("above", "below"))
+    better, worse = (words_of(result)[one].removesuffix(" than") for one in ("above", "below"))
     return (
         f"{lead}: what is called {better} or {worse} is so beyond chance over {over}, at "
         f"{percent(result.summary.level)} for all pairs together; level is what cannot be told "

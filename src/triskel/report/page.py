@@ -39,6 +39,22 @@ def write_report(folder: Path) -> Path:
     Raises:
         CheckpointError: There is no result in the folder, or it cannot be read.
     """
+    asked = _asked(folder)
+    known = {"request": asked, **stored(folder)}
+    missing = _missing(asked, known)
+    if missing:
+        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
+    target = folder / "report.html"
+    _write_whole(target, render(known))
+    return target
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Return what the `result.json` of a run folder holds.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+    """
     source = folder / "result.json"
     try:
         raw: object = json.loads(source.read_text(encoding="utf-8"))
@@ -50,15 +66,7 @@ def write_report(folder: Path) -> Path:
         raise CheckpointError(f"{source} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{source} must hold a JSON object, got {type(raw).__name__}")
-    known = cast("dict[str, Any]", raw)
-    asked = _asked(folder)
-    known = {"request": asked, **known}
-    missing = _missing(asked, known)
-    if missing:
-        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
-    target = folder / "report.html"
-    _write_whole(target, render(known))
-    return target
+    return cast("dict[str, Any]", raw)
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -112,9 +120,10 @@ def _asked(folder: Path) -> Mapping[str, Any]:
 
 
 def _missing(asked: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    """Return the modes that a request names and the result lacks."""
-    told = {*inner(result, "modes"), *inner(result, "skipped")}
-    return [str(m) for m in items(asked.get("modes")) if m not in told]
+    """Return the modes that a request names and the result, or a seed of it, lacks."""
+    runs = [one for one in items(result.get("runs")) if isinstance(one, Mapping)]
+    told = [{*inner(one, "modes"), *inner(one, "skipped")} for one in runs or [result]]
+    return [str(m) for m in items(asked.get("modes")) if any(m not in one for one in told)]
 
 
 def _header(result: Result, name: str) -> str:

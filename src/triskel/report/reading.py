@@ -71,7 +71,7 @@ def _several(raw: Json) -> Result:
         readings=inner(raw, "readings"),
         seeds=tuple(seeds[: len(runs)]),
         runs=each,
-        stopped=whole.stopped or missing,
+        stopped=str(raw.get("interrupted") or "") or whole.stopped or missing,
         asked=_asked(inner(raw, "request")) or whole.asked,
     )
 
@@ -114,6 +114,7 @@ def _one(raw: Json) -> Result:
         asked=_asked(inner(raw, "request")),
         summary=_summary(raw),
         readings=inner(raw, "readings"),
+        validation=inner(raw, "request").get("judge") == "validation",
     )
 
 

@@ -178,7 +178,8 @@ class Asked:
 class Result:
     """A run folder's result.
 
-    Of several seeds, every figure is the mean over them, `runs` has each by itself, and job, data
+    `validation` says that figures are on validation texts and test texts were not read. Of several
+    seeds, every figure is the mean over them, `runs` has each by itself, and job, data
     and environment are those of the first.
     """
 
@@ -195,6 +196,7 @@ class Result:
     asked: Asked | None = None
     summary: Summary | None = None
     readings: Json = field(default_factory=dict[str, Any])
+    validation: bool = False
     seeds: tuple[int, ...] = ()
     runs: tuple["Result", ...] = ()
 
