@@ -109,9 +109,8 @@ def test_below_the_base_nobody_comes_first(sure: float) -> None:
     found = told({"logits": 0.250, "params": 0.241, "split": 0.2}, base=0.272, beyond=sure)
     text = headline(found)
     assert text.startswith("None of the modes beats the base, accuracy 0.272 on everybody's texts")
-    assert "logits 0.250, params 0.241 and split 0.200" in text
-    kind = {0.001: "are below it", 0.01: "are below it", 0.5: "are level with it"}[sure]
-    assert f"logits, params and split {kind}" in text
+    kind = {0.001: "below it", 0.01: "below it", 0.5: "level with it"}[sure]
+    assert f"logits 0.250, params 0.241 and split 0.200, all {kind}" in text
     assert "first" not in " ".join(verdict(read(found)))
 
 
@@ -143,7 +142,7 @@ def test_ten_texts_tell_nothing_apart_however_far_they_are() -> None:
     found = told({"params": 0.6, "logits": 0.9, "split": 0.7}, base=0.5, beyond={}, n=10)
     text = headline(found)
     assert text.startswith("None of the modes beats the base")
-    assert "logits, split and params are level with it" in text
+    assert "logits 0.900, split 0.700 and params 0.600, all level with it" in text
     assert "10 test texts" in verdict(read(found))[-1]
 
 
@@ -156,7 +155,7 @@ def test_less_is_better_for_causal_and_is_called_so() -> None:
     assert "worse than split and better than the base" in verdict(read(found))[1]
     found = told({"params": 3.0, "split": 2.0}, base=1.0, causal=True)
     assert headline(found).startswith("None of the modes beats the base, perplexity 2.00")
-    assert "split and params are worse than it" in headline(found)
+    assert "split 4.00 and params 8.00, both worse than it" in headline(found)
 
 
 def test_several_seeds_are_called_so_and_one_seed_only_where_there_is_one() -> None:
@@ -290,3 +289,20 @@ def test_traffic_is_told_from_the_least_on() -> None:
         "down, 510 times the bytes of logits; split 150 MB up and 150 MB down, 14,000 times the "
         "bytes of logits."
     )
+
+
+def test_test_texts_are_counted_and_not_their_tokens() -> None:
+    causal = SAMPLES.modern(causal=True)
+    for score in causal["modes"]["split"]["rounds"][-1]["per_client"].values():
+        score["examples"] = 9_000  # scored tokens
+    assert "One seed (0), 600 test texts:" in verdict(read(causal))[-1]
+    plain = SAMPLES.modern()
+    plain["data"] = {}
+    assert "One seed (0), 600 test texts:" in verdict(read(plain))[-1]
+
+
+def test_a_difference_of_rounding_makes_no_client_better_off() -> None:
+    found = SAMPLES.modern()
+    for client in found["summary"]["clients"]["params"].values():
+        client |= {"difference": 1e-17, "verdict": "even"}
+    assert "Own texts, params against alone: 0 of 4 clients better." in verdict(read(found))

@@ -42,7 +42,7 @@ def readings_section(result: Result) -> str:
         _titled(
             f"Cost to a target {what}",
             "What had been spent when the first round that reached it closed; a dash where no "
-            "round did, in every seed.",
+            "round did (in each seed, where there are several).",
             _target_table(result, told),
         ),
         _titled(

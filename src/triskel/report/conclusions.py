@@ -26,6 +26,8 @@ MANY = 6
 """More clients than this are counted, not named."""
 CLEAR = 1.5
 """A ratio of bytes worth a word."""
+ALIKE = 1e-9
+"""Figures closer than this differ by rounding."""
 ROUND = 9.5
 """From here on a ratio needs no decimals."""
 
@@ -90,7 +92,7 @@ def better_off(result: Result, mode: str) -> tuple[int, int, int, int] | None:
     told = result.summary.clients.get(mode) if result.summary else None
     if not told:
         return None
-    up = sum(gain > 0 for _, gain in told.values())
+    up = sum(gain > ALIKE for _, gain in told.values())
     kinds = [kind for kind, _ in told.values()]
     return up, kinds.count("gain"), kinds.count("lose"), len(told)
 

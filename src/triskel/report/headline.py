@@ -133,9 +133,12 @@ def _below_base(result: Result, order: Sequence[ModeRun]) -> str:
         )
     else:
         each = [f"{r.name} {written(result, figure_of(result, r, 'everybody'))}" for r in order]
+        beside = f"; {placed(told, 'it', words_of(result))}"
+        if len(set(told.values())) == 1:
+            beside = f", {_all(order)}{words_of(result)[told[order[0].name]]} it"
         text = (
             f"None of the modes beats the {named(base)}, {quality(result)} {floor} {WHERE}: "
-            f"{joined(each)}; {placed(told, 'it', words_of(result))}"
+            f"{joined(each)}{beside}"
         )
     return f"{text}{beside_alone(result, order)}."
 
@@ -146,8 +149,7 @@ def _beside_base(result: Result, runs: Sequence[ModeRun]) -> str:
         return ""
     floor = written(result, figure_of(result, result.baselines["base"], "everybody"))
     if len(set(told.values())) == 1:
-        lead = {1: "", 2: "both "}.get(len(runs), "all ")
-        return f", {lead}{words_of(result)[told[runs[0].name]]} the base ({floor})"
+        return f", {_all(runs)}{words_of(result)[told[runs[0].name]]} the base ({floor})"
     return f"; {placed(told, f'the base ({floor})', words_of(result))}"
 
 
@@ -157,6 +159,10 @@ def _beside(told: Mapping[str, Standing], other: str, words: Mapping[Standing, s
         return placed(told, other, words)
     lead = {1: "it is", 2: "both are"}.get(len(told), "all are")
     return f"{lead} {words[next(iter(told.values()))]} {other}"
+
+
+def _all(runs: Sequence[ModeRun]) -> str:
+    return {1: "", 2: "both "}.get(len(runs), "all ")
 
 
 def _names(runs: Sequence[ModeRun]) -> str:

@@ -226,12 +226,14 @@ class Result:
 
     @property
     def tested(self) -> int | None:
-        """How many test examples the scores rest on, where it is known."""
+        """How many test texts the scores rest on, where it is known; one of many tokens is one."""
+        held = sum(share.test for share in self.holdings.values())
+        if held or self.causal:  # clients of a causal task count tokens
+            return held or None
         counts = [
             sum(s.examples or 0 for s in run.per_client.values()) for run in self.modes.values()
         ]
-        held = sum(share.test for share in self.holdings.values())
-        return max([held, *counts]) or None
+        return max(counts, default=0) or None
 
 
 def mark(result: Result, score: Score) -> float | None:
