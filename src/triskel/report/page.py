@@ -15,6 +15,7 @@ from typing import Any, cast
 from triskel.errors import CheckpointError
 from triskel.job import called
 from triskel.report import particulars, sections, units
+from triskel.report.comparisons import readings_section
 from triskel.report.figures import draw
 from triskel.report.markup import Figure, script_json, text
 from triskel.report.reading import read
@@ -78,8 +79,9 @@ def render(result: Mapping[str, Any]) -> str:
     drawn = draw(seen)
     parts = (
         ("found", "Result", "What came out", sections.found(seen)),
-        ("measured", "Metrics", "The three metrics", sections.measured(seen)),
+        ("measured", "Metrics", "Scores and costs", sections.measured(seen)),
         ("training", "Learning", "Learning curves", sections.training(seen, drawn)),
+        ("readings", "Readings", "At a budget, to a target, in trouble", readings_section(seen)),
         ("clients", "Clients", "Who should join", sections.clients(seen, drawn)),
         ("costs", "Cost", "Computation and time", particulars.costs(seen, drawn)),
         ("leaving", "Privacy", "What left each client", particulars.leaving(seen)),
@@ -141,9 +143,10 @@ def _asked(folder: Path) -> Mapping[str, Any]:
 
 
 def _missing(asked: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    """Return the modes that a request names and the result lacks."""
-    told = {*inner(result, "modes"), *inner(result, "skipped")}
-    return [str(m) for m in items(asked.get("modes")) if m not in told]
+    """Return the modes that a request names and the result, or a seed of it, lacks."""
+    runs = [one for one in items(result.get("runs")) if isinstance(one, Mapping)]
+    told = [{*inner(one, "modes"), *inner(one, "skipped")} for one in runs or [result]]
+    return [str(m) for m in items(asked.get("modes")) if any(m not in one for one in told)]
 
 
 def _header(kind: str, name: str, facts: Sequence[str]) -> str:
@@ -172,7 +175,9 @@ def _facts(result: Result) -> list[str]:
         facts.append(f"{train:,} training and {test:,} test texts")
     if isinstance(job.get("rounds"), int):
         facts.append(units.plural(job["rounds"], "round"))
-    if job.get("seed") is not None:
+    if result.seeds:
+        facts.append(units.plural(len(result.seeds), "seed"))
+    elif job.get("seed") is not None:
         facts.append(f"seed {job['seed']}")
     return facts
 
