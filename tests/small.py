@@ -45,6 +45,8 @@ def config(kind: str = "llama", **more: Any) -> transformers.PreTrainedConfig:
     if kind == "bert":
         return transformers.BertConfig(vocab_size=vocabulary, **(sizes | more))
     sizes |= {"num_key_value_heads": 1}
+    if kind == "mistral":
+        return transformers.MistralConfig(vocab_size=vocabulary, **(sizes | more))
     return transformers.LlamaConfig(vocab_size=vocabulary, **(sizes | more))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from triskel.compare import Request, read_run, run
 from triskel.engines.local import LocalEngine
-from triskel.errors import CheckpointError, JobError
+from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, safe
 from triskel.job import Job, dump, parse
 
@@ -264,3 +264,15 @@ def test_a_log_ends_with_what_stopped_the_run(error: Exception, text: str, tmp_p
 
 def test_a_stages_name_can_be_a_folder() -> None:
     assert safe("local:bank/a") == "local-bank_a"
+
+
+def test_a_job_in_which_nobody_can_train_is_refused_before_round_1(
+    room: Path, tmp_path: Path
+) -> None:
+    job = SMALL.job(room / "model", room / "rows.csv", task="causal", train={"max_tokens": 1})
+    with pytest.raises(DataError) as caught:
+        run(job, Request(), tmp_path / "run", LocalEngine(job), SMALL.watch)
+    assert str(caught.value) == (
+        "none of 26 training rows has a token of its response within train.max_tokens = 1; raise "
+        "it, or look at what the tokenizer makes of them"
+    )

@@ -11,7 +11,7 @@ import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from triskel.bench import Bench
 from triskel.engines.local import LocalEngine
 from triskel.errors import MeterError
-from triskel.job import Adapter, Model
+from triskel.job import DROPPING, Adapter, AdapterKind, Model
 from triskel.ledger import Ledger
 from triskel.model import cost
 from triskel.model.body import Body, Choice
@@ -254,11 +254,15 @@ def play(bench: Bench, mode: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["params", "logits"])
 @pytest.mark.parametrize("task", ["classify", "causal"])
+@pytest.mark.parametrize("kind", get_args(AdapterKind))
 def test_a_round_costs_what_torch_counts_while_it_runs(
-    mode: str, task: str, folder: Callable[[str], Path], tmp_path: Path
+    kind: str, mode: str, task: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    adapter: dict[str, Any] = {"kind": kind, "dropout": 0.1 if kind in DROPPING else 0.0}
+    if kind != "ia3":
+        adapter["targets"] = ("q_proj", "v_proj")
     bench = bench_of(
-        folder, "llama", tmp_path, task=task, adapter={"dropout": 0.1}, logits={"student": False}
+        folder, "llama", tmp_path, task=task, adapter=adapter, logits={"student": False}
     )
     play(bench, mode)  # so that pieces are counted before the count begins
     with FlopCounterMode(display=False) as counter:

@@ -350,7 +350,7 @@ def test_a_server_without_a_student_learns_nothing() -> None:
 def test_clients_may_have_different_models_and_ranks() -> None:
     mode, (ann, bob) = federation(rounds=2)
     wider = ann.job.model_copy(update={"adapter": ann.job.adapter.model_copy(update={"rank": 3})})
-    bodies = {"ann": tiny.body("gpt2", ann.job), "bob": tiny.body("bert", wider)}
+    bodies = {"ann": tiny.body("gpt2", ann.job, **WIDE), "bob": tiny.body("bert", wider, **WIDE)}
     workers = [replace(w, body=bodies[w.client]) for w in (ann, bob)]
     state, mine = tiny.play(mode, mode.server.job, workers)
     for client, body in bodies.items():

@@ -1,12 +1,17 @@
 """The local loop, against torch's own optimisers and formulas by hand."""
 
 import math
+import runpy
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.adamw import adamw
 
 from triskel.errors import TrainingError
 from triskel.job import Train
@@ -28,6 +33,8 @@ from triskel.model.train import (
 )
 from triskel.rng import derive
 from triskel.types import Batch
+
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
 
 
 def tensors(seed: int) -> dict[str, Tensor]:
@@ -62,6 +69,47 @@ def test_steps_by_value_are_those_of_torch(decay: float) -> None:
     assert moments.steps == {"a": 6, "b": 6}
     assert torch.equal(moments.mean["a"], adam.state[leaves["a"]]["exp_avg"])
     assert torch.equal(moments.square["a"], adam.state[leaves["a"]]["exp_avg_sq"])
+
+
+def columns() -> dict[str, Tensor]:
+    """Gradients as a fused layer returns them: columns of one matrix, of strides (2, 1)."""
+    return dict(zip("ab", torch.arange(8.0).view(4, 2).split(1, dim=1), strict=True))
+
+
+def test_the_fused_kernel_of_torch_ignores_strides() -> None:
+    wide = torch.arange(8.0).view(4, 2).t()  # strides (1, 2)
+    leaves = [nn.Parameter(torch.zeros(2, 4)) for _ in range(2)]
+    for leaf, slope in zip(leaves, (wide, wide.contiguous()), strict=True):
+        adamw(
+            [leaf.data], [slope], [torch.zeros(2, 4)], [torch.zeros(2, 4)], [], [torch.zeros(())],
+            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=1.0, weight_decay=0.0,
+            eps=10.0, maximize=False,
+        )  # fmt: skip
+    assert not torch.allclose(*leaves)  # why every optimiser refuses; should it fail, torch learnt
+
+
+def test_an_optimiser_refuses_gradients_that_are_columns_of_a_wider_matrix() -> None:
+    start = {n: torch.zeros_like(s) for n, s in columns().items()}
+    with pytest.raises(TrainingError, match=r"gradient of a has strides \(2, 1\) for shape"):
+        adamw_step(start, columns(), Moments(), Train(), 0.01)
+    body = tiny.body("llama", tiny.job())
+    learner = Learner(body, body.initial, Train(), 0.01)
+    for leaf in learner.parameters.values():
+        leaf.grad = torch.ones(leaf.shape[::-1]).t()
+    with pytest.raises(TrainingError, match="which the fused optimiser would read in a wrong"):
+        learner.step()
+
+
+def test_a_step_of_tensors_that_lie_transposed_is_that_of_tensors_that_do_not() -> None:
+    start, slopes = {"a": torch.randn(3, 4)}, {"a": torch.randn(3, 4)}
+    turned = {"a": start["a"].t().contiguous().t()}
+    assert not turned["a"].is_contiguous()
+    plain, moments = adamw_step(start, slopes, Moments(), Train(), 0.01)
+    other, _ = adamw_step(turned, slopes, Moments(), Train(), 0.01)
+    assert torch.equal(plain["a"], other["a"])
+    late = replace(moments, mean={"a": moments.mean["a"].t().contiguous().t()})
+    wanted, _ = adamw_step(plain, slopes, moments, Train(), 0.01)
+    assert torch.equal(wanted["a"], adamw_step(plain, slopes, late, Train(), 0.01)[0]["a"])
 
 
 def test_the_first_step_is_the_formula() -> None:

@@ -21,7 +21,7 @@ from triskel.baselines import BASELINES, BaselineName, baseline
 from triskel.bench import Bench, prepare
 from triskel.checkpoint import write_text
 from triskel.data.federate import describe
-from triskel.errors import CheckpointError, JobError
+from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
 from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml, unsupported
 from triskel.report.page import write_report
@@ -159,6 +159,7 @@ def _run(
     with Log(folder / "events.jsonl", watch) as told:
         bench = venue.prepare(job, told, folder / "choices.json")
         bench.modes = request.modes
+        _somebody(bench)
         skipped = _skipped(bench, request)
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))
@@ -194,6 +195,22 @@ def _run(
         write_report(folder)
         told({"event": "run_end", "seconds": time.perf_counter() - start})
     return result
+
+
+def _somebody(bench: Bench) -> None:
+    """Refuse a job in which nobody can train.
+
+    Raises:
+        DataError: No client holds a training example.
+    """
+    if bench.active:
+        return
+    if rows := sum(len(held.train) for held in bench.federation.clients.values()):
+        raise DataError(
+            f"none of {rows} training rows has a token of its response within train.max_tokens = "
+            f"{bench.job.train.max_tokens}; raise it, or look at what the tokenizer makes of them"
+        )
+    raise DataError("no client holds a training example; look at clients.partition")
 
 
 def _skipped(bench: Bench, request: Request) -> dict[str, str]:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from triskel.tensors import wide
 from triskel.types import Fact
 
 LARGEST_LOG = 700.0
@@ -104,7 +105,7 @@ def score(
         classes: Classes of a `classify` task, or 0 for `causal`.
     """
     known = targets >= 0
-    logits, targets = logits[known].float(), targets[known]
+    logits, targets = logits[known].to(wide(logits.dtype)), targets[known]
     if not len(targets):
         return empty(classes)
     guess = logits.argmax(-1)

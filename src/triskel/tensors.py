@@ -25,6 +25,15 @@ def blend(old: Tensors, new: Tensors, share: float) -> dict[str, Tensor]:
     }
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return what sums, losses and scores of such numbers are made in: float32 at least.
+
+    >>> wide(torch.bfloat16), wide(torch.float64)
+    (torch.float32, torch.float64)
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def numbers(tensors: Tensors) -> int:
     """Return how many numbers the tensors hold.
 

@@ -235,7 +235,9 @@ def _slopes(
         mine = found[0][place, : max(texts)]
         mine = mine / share[client] if share[client] else mine
         down[client] = packed(mine, texts, pooled=False)
-    return Slopes(trunk=dict(zip(cut.theirs, found[cut.below :], strict=True)), down=down)
+    # a fused layer returns columns of one matrix, and the optimiser's kernel ignores strides
+    trunk = {n: s.contiguous() for n, s in zip(cut.theirs, found[cut.below :], strict=True)}
+    return Slopes(trunk=trunk, down=down)
 
 
 def _labelled(body: Body, ask: Message, lengths: Sequence[int]) -> Batch:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from triskel.errors import MessageError
+from triskel.tensors import wide
 
 Way = Literal["logits", "probabilities", "confidence"]
 TINY = 1e-30
@@ -70,12 +71,14 @@ def stack(parts: Sequence[Knowledge]) -> Knowledge:
 
 def dense(logits: Float[Tensor, "positions classes"]) -> Knowledge:
     """Return all of a party's logits as knowledge."""
-    return Knowledge(values=logits.float(), ids=None, tail=None, vocabulary=logits.shape[1])
+    return Knowledge(
+        values=logits.to(wide(logits.dtype)), ids=None, tail=None, vocabulary=logits.shape[1]
+    )
 
 
 def top(logits: Float[Tensor, "positions tokens"], k: int, temperature: float) -> Knowledge:
     """Return the k largest of each row and the log of what is left."""
-    scaled = logits.float() / temperature
+    scaled = logits.to(wide(logits.dtype)) / temperature
     ids = scaled.topk(min(k, logits.shape[1]), dim=-1).indices
     logp = outcomes(scaled, ids)
     return Knowledge(
@@ -144,7 +147,7 @@ def combine(parties: Sequence[Knowledge], way: Way, temperature: float) -> Knowl
     if first.ids is None:
         logp = [torch.log_softmax(p.values.double() / temperature, -1) for p in parties]
         mean = _average([p.values.double() for p in parties], logp, way, temperature)
-        return dense((temperature * mean).float())
+        return dense((temperature * mean).to(first.values.dtype))
     return _combine_top(parties, way, temperature)
 
 
@@ -209,9 +212,9 @@ def _combine_top(parties: Sequence[Knowledge], way: Way, temperature: float) -> 
     at = mean[:, :width].topk(k, dim=-1).indices
     logp = temperature * outcomes(mean, at)
     return Knowledge(
-        values=logp[:, :-1].float(),
+        values=logp[:, :-1].to(parties[0].values.dtype),
         ids=union.gather(1, at),
-        tail=logp[:, -1].float(),
+        tail=logp[:, -1].to(parties[0].values.dtype),
         vocabulary=vocabulary,
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from triskel.errors import MessageError
+from triskel.tensors import wide
 from triskel.types import Section
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -36,8 +37,7 @@ def is_finite(x: Tensor) -> bool:
         return True
     # A sum is several times cheaper than a mask, and one infinity or NaN spoils it. Finite
     # entries can spoil it too, by overflow: only then look at each.
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return math.isfinite(float(x.sum(dtype=wide))) or bool(torch.isfinite(x).all())
+    return math.isfinite(float(x.sum(dtype=wide(x.dtype)))) or bool(torch.isfinite(x).all())
 
 
 def tensor_bytes(dtype: torch.dtype, shape: Shape) -> int:

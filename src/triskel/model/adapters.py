@@ -22,6 +22,7 @@ from triskel.errors import ModelError
 from triskel.job import Adapter, blocks_of
 from triskel.model.blocks import Blocks
 from triskel.rng import derive, stream
+from triskel.tensors import wide
 
 SLOT = "default"
 """The name PEFT gives the one adapter of a model; never on the wire."""
@@ -60,10 +61,9 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
             slots[canonical(name)] = _slot(model, name)
     if blocks.head_name != "lm_head":
         slots |= _fresh_head(blocks, seed)
-    wide = torch.float64 if blocks.dtype == torch.float64 else torch.float32
     for owner, attribute in slots.values():
         value = cast("Tensor", getattr(owner, attribute))
-        setattr(owner, attribute, nn.Parameter(value.detach().to(wide)))
+        setattr(owner, attribute, nn.Parameter(value.detach().to(wide(blocks.dtype))))
     return slots
 
 

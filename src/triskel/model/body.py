@@ -28,6 +28,7 @@ from triskel.model.blocks import Blocks, Task
 from triskel.model.fast import Crew, FastBlocks, Parameters, why_not
 from triskel.model.prefix import Prefix
 from triskel.model.vocabulary import vocabulary_losses
+from triskel.tensors import wide
 from triskel.types import Batch, Tensors
 
 AT_ONCE = 1 << 24
@@ -178,8 +179,7 @@ class Body:
         Raises:
             ModelError: A name or shape is not this body's.
         """
-        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        device, leaves = self.device, dict[str, nn.Parameter]()
+        dtype, device, leaves = wide(self.dtype), self.device, dict[str, nn.Parameter]()
         for name, tensor in tensors.items():
             expected = self.initial.get(name)
             if expected is None or expected.shape != tensor.shape:
@@ -188,7 +188,9 @@ class Body:
                     f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit this model, "
                     f"which has {shape}"
                 )
-            copy = tensor.detach().to(device=device, dtype=dtype, copy=True)
+            copy = tensor.detach().to(
+                device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format
+            )
             leaves[name] = nn.Parameter(copy)
         return leaves
 

@@ -3,13 +3,14 @@
 torch's own formulas count the real model on a few tiny shapes. A batch of B rows padded to T
 tokens with S scored positions costs
 
-    flops(B, T, S) = B·(c₀ + c₁ T + c₂ T²) + c₃ S
+    flops(B, T, S) = B·(c₀ + c₁ T + c₂ T²) + c₃ S + c₄
 
-exactly: matrix products are linear in rows and attention is quadratic in tokens. The fit is solved
-in rational numbers and checked on a shape it has not seen; a product the counter does not know, or
-a miss on that shape, raises. Bytes saved for backward are a polynomial of the same shape plus
-terms that do not grow with B (rotary tables, masks), and another one for texts so long that fused
-attention keeps no scores.
+exactly: matrix products are linear in rows, attention is quadratic in tokens, and products of
+factors, which some adapters make of their own weights, do not depend on the batch. The fit is
+solved in rational numbers and checked on a shape it has not seen; a product the counter does not
+know, or a miss on that shape, raises. Bytes saved for backward are a polynomial of the same shape
+plus terms that do not grow with B (rotary tables, masks), and another one for texts so long that
+fused attention keeps no scores.
 """
 
 import math
@@ -40,6 +41,7 @@ SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4))
 """(B, T, S) that are counted; the last one is the check. One row alone would share memory that
 more rows do not."""
 Shape = tuple[int, int, int]
+Flops = tuple[int, int, int, int, int]
 WORTH_KEEPING_S = 0.1
 """A count that took longer than this is remembered."""
 ADAM_BYTES = 8
@@ -86,13 +88,13 @@ class Cost:
         saved: Bytes kept for the backward pass, where attention keeps its scores.
     """
 
-    flops: tuple[int, int, int, int]
+    flops: Flops
     saved: tuple[Fraction, ...]
 
     def of(self, rows: int, tokens: int, scored: int) -> int:
         """Return the FLOPs of a batch; a multiplication and an addition count two."""
-        c0, c1, c2, c3 = self.flops
-        return rows * (c0 + c1 * tokens + c2 * tokens * tokens) + c3 * scored
+        c0, c1, c2, c3, c4 = self.flops
+        return rows * (c0 + c1 * tokens + c2 * tokens * tokens) + c3 * scored + c4
 
     def bytes_of(self, rows: int, tokens: int, scored: int) -> int:
         """Return bytes kept for the backward pass of a batch."""
@@ -254,7 +256,7 @@ def _cost_of(row: Any) -> Cost | None:
     except (TypeError, ValueError, KeyError):
         return None
     whole = len(flops) == len(_flop_terms(1, 1, 1)) and len(saved) == len(_saved_terms(1, 1, 1))
-    return Cost(cast("tuple[int, int, int, int]", tuple(flops)), tuple(saved)) if whole else None
+    return Cost(cast("Flops", tuple(flops)), tuple(saved)) if whole else None
 
 
 def count(body: Body, piece: Piece) -> Cost:
@@ -271,7 +273,7 @@ def count(body: Body, piece: Piece) -> Cost:
     if chosen.path == "fast" or chosen.recompute:
         held = _kept(body, piece, shapes, replace(chosen, flash=sys.maxsize))
     flops = tuple(int(c) for c in solved)
-    cost = Cost(cast("tuple[int, int, int, int]", flops), _fitted(shapes, held))
+    cost = Cost(cast("Flops", flops), _fitted(shapes, held))
     for shape, counted in points.items():
         if cost.of(*shape) != counted:
             raise MeterError(
@@ -312,7 +314,7 @@ def _bytes_of(saved: Sequence[Fraction], rows: int, tokens: int, scored: int) ->
 
 
 def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
-    return [Fraction(x) for x in (rows, rows * tokens, rows * tokens * tokens, scored)]
+    return [Fraction(x) for x in (rows, rows * tokens, rows * tokens**2, scored, 1)]
 
 
 def _saved_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:

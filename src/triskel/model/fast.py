@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from triskel.job import Adapter
 from triskel.model.adapters import is_lowrank, scale_of
 from triskel.model.blocks import Blocks
+from triskel.tensors import wide
 
 TYPES = ("llama", "mistral", "qwen2")
 """Values of `config.model_type` whose blocks these are."""
@@ -292,8 +293,7 @@ class _LowRank(Function):
         b *= scale
         z = linear(x, a)
         if mask is not None:
-            wide = mask if len(spans) == 1 else mask.repeat(1, len(spans))
-            z *= wide
+            z *= mask if len(spans) == 1 else mask.repeat(1, len(spans))
         y.addmm_(z, b.t())
         ctx.save_for_backward(weight, x, z, a, b, mask)
         return y
@@ -329,10 +329,10 @@ class _Norm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return the normalised rows."""
-        wide = x.to(_wide(x), copy=True)
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        wide *= inverse
-        y = wide.to(x.dtype)
+        unit = x.to(wide(x.dtype), copy=True)
+        inverse = torch.rsqrt(unit.square().mean(-1, keepdim=True) + eps)
+        unit *= inverse
+        y = unit.to(x.dtype)
         ctx.save_for_backward(y, inverse, weight)
         return y * weight
 
@@ -340,10 +340,9 @@ class _Norm(Function):
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         """Return the gradient of x: (g w - x̂ mean(g w ∘ x̂)) / √(mean x² + ε)."""
         unit, inverse, weight = ctx.saved_tensors
-        slope = (slopes[0] * weight).to(_wide(unit))
-        wide = unit.to(_wide(unit))
-        share = torch.linalg.vecdot(slope, wide)[:, None] / wide.shape[-1]
-        slope.addcmul_(wide, share, value=-1).mul_(inverse)
+        slope, normed = (slopes[0] * weight).to(inverse.dtype), unit.to(inverse.dtype)
+        share = torch.linalg.vecdot(slope, normed)[:, None] / normed.shape[-1]
+        slope.addcmul_(normed, share, value=-1).mul_(inverse)
         return slope.to(unit.dtype), None, None
 
 
@@ -385,15 +384,15 @@ class _Attend(Function):
         groups: int,
     ) -> Tensor:
         """Return the mixed values, [rows, tokens, heads · size]."""
-        rows, tokens, wide = qkv.shape
-        size = wide // (heads + 2 * groups)
+        rows, tokens, width = qkv.shape
+        size = width // (heads + 2 * groups)
         turned = _turn(qkv[..., : (heads + groups) * size].view(rows, tokens, -1, size), cos, sin)
         q = _grouped(turned[:, :, :heads], groups)
         k = _grouped(turned[:, :, heads:], groups)
         v = _grouped(qkv[..., (heads + groups) * size :].view(rows, tokens, groups, size), groups)
         scale = size**-0.5
         scores = torch.baddbmm(mask, q, k.mT, alpha=scale)
-        p = torch.softmax(scores, dim=-1, dtype=_wide(scores)).to(scores.dtype)
+        p = torch.softmax(scores, dim=-1, dtype=wide(scores.dtype)).to(scores.dtype)
         ctx.save_for_backward(q, k, v, p, cos, sin)
         ctx.sizes, ctx.scale = (rows, tokens, heads, groups, size), scale
         mixed = _ungrouped(torch.bmm(p, v), qkv.new_empty(rows, tokens, heads, size))
@@ -407,19 +406,14 @@ class _Attend(Function):
         g = _grouped(slopes[0].view(rows, tokens, heads, size), groups)
         found = g.new_empty(rows, tokens, heads + 2 * groups, size)
         _ungrouped(torch.bmm(p.mT, g), found[:, :, heads + groups :])
-        dp, wide = torch.bmm(g, v.mT), _wide(p) if tokens < SHORT else p.dtype
+        dp, sums = torch.bmm(g, v.mT), wide(p.dtype) if tokens < SHORT else p.dtype
         back = torch.ops.aten._softmax_backward_data  # noqa: SLF001 - torch's own name
-        ds = back(dp.to(wide), p.to(wide), -1, wide).to(p.dtype).mul_(ctx.scale)
+        ds = back(dp.to(sums), p.to(sums), -1, sums).to(p.dtype).mul_(ctx.scale)
         both = g.new_empty(rows, tokens, heads + groups, size)
         _ungrouped(torch.bmm(ds, k), both[:, :, :heads])
         _ungrouped(torch.bmm(ds.mT, q), both[:, :, heads:])
         _turn(both, cos, -sin, into=found[:, :, : heads + groups])
         return found.view(rows, tokens, -1), None, None, None, None, None
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """Return what sums over a row are made in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, into: Tensor | None = None) -> Tensor:
@@ -446,8 +440,8 @@ def _ungrouped(x: Tensor, into: Tensor) -> Tensor:
 
 def _flash(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, groups: int) -> Tensor:
     """Return the mixed values by the library's kernel, which never holds all scores."""
-    rows, tokens, wide = qkv.shape
-    parts = qkv.view(rows, tokens, -1, wide // (heads + 2 * groups))
+    rows, tokens, width = qkv.shape
+    parts = qkv.view(rows, tokens, -1, width // (heads + 2 * groups))
     turned = _turn(parts[:, :, : heads + groups], cos, sin)
     q, k = turned[:, :, :heads].transpose(1, 2), turned[:, :, heads:].transpose(1, 2)
     v = parts[:, :, heads + groups :].transpose(1, 2)

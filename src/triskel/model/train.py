@@ -20,6 +20,7 @@ from triskel.job import Train
 from triskel.model.body import Body
 from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.rng import derive
+from triskel.tensors import wide
 from triskel.types import Batch, Local, Tensors, Work
 
 R = TypeVar("R")
@@ -81,11 +82,15 @@ def adamw_step(
     """Return tensors and moments after one AdamW step; the inputs stay as they were.
 
     The same kernel as `optimiser`, state in and state out.
+
+    Raises:
+        TrainingError: A gradient is not laid out row by row.
     """
     names = list(gradients)
-    new = {n: tensors[n].detach().clone() for n in names}
-    mean = {n: _or_zero(moments.mean, n, new[n]).clone() for n in names}
-    square = {n: _or_zero(moments.square, n, new[n]).clone() for n in names}
+    new = {n: _own(tensors[n].detach()) for n in names}
+    mean = {n: _own(_or_zero(moments.mean, n, new[n])) for n in names}
+    square = {n: _own(_or_zero(moments.square, n, new[n])) for n in names}
+    row_by_row(gradients)
     steps = {n: moments.steps.get(n, 0) for n in names}
     counts = [torch.tensor(float(steps[n]), device=new[n].device) for n in names]
     adamw(
@@ -129,8 +134,8 @@ def label_loss(logits: Float[Tensor, "scored classes"], batch: Batch) -> Float[T
     """Return the mean cross-entropy in nats over positions whose target is known."""
     targets = batch.targets.to(logits.device)
     known = int((batch.targets >= 0).sum())
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    total = cross_entropy(wide, targets, ignore_index=-1, reduction="sum")
+    sums = logits.to(wide(logits.dtype))
+    total = cross_entropy(sums, targets, ignore_index=-1, reduction="sum")
     return total / max(known, 1)
 
 
@@ -200,6 +205,7 @@ class Learner:
         if self._adam is None:
             return
         clip(self.parameters, self._train)
+        row_by_row({n: p.grad for n, p in self.parameters.items() if p.grad is not None})
         self._adam.step()
         self.forget()
 
@@ -376,6 +382,29 @@ def clipped(slopes: Tensors, train: Train) -> Tensors:
     norm = torch.stack([s.double().square().sum() for s in slopes.values()]).sum().sqrt()
     factor = float((train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
     return {name: slope * factor for name, slope in slopes.items()}
+
+
+def row_by_row(gradients: Tensors) -> None:
+    """Refuse what torch's fused kernels would read in another order than it is meant.
+
+    On a CPU they walk through memory and ignore strides: a gradient that is columns of a wider
+    matrix gives wrong numbers and no error.
+
+    Raises:
+        TrainingError: A gradient is not laid out row by row.
+    """
+    for name, gradient in gradients.items():
+        if not gradient.is_contiguous():
+            raise TrainingError(
+                f"the gradient of {name} has strides {gradient.stride()} for shape "
+                f"{tuple(gradient.shape)}, which the fused optimiser would read in a wrong order; "
+                "this is a defect of triskel, please report it with the job"
+            )
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a copy laid out row by row."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _or_zero(tensors: Tensors, name: str, like: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import linear
 
+from triskel.tensors import wide
+
 ROWS = 64
 """Positions at a time."""
 
@@ -34,14 +36,14 @@ class _Losses(Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """Return the losses, and keep their gradients by row."""
-        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        losses = torch.zeros(len(rows), dtype=wide, device=rows.device)
+        sums = wide(rows.dtype)
+        losses = torch.zeros(len(rows), dtype=sums, device=rows.device)
         slopes = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         for start in range(0, len(rows), ROWS):
             some, wanted = rows[start : start + ROWS], targets[start : start + ROWS]
             known = wanted >= 0
             place = wanted.clamp(min=0)[:, None]
-            shares = linear(some, weight).to(wide)
+            shares = linear(some, weight).to(sums)
             hit = shares.gather(1, place)[:, 0]
             total = torch.logsumexp(shares, dim=1)
             losses[start : start + ROWS] = (total - hit) * known

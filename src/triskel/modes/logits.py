@@ -43,7 +43,7 @@ from triskel.message import expect
 from triskel.model.body import Parameters
 from triskel.model.cost import Piece
 from triskel.model.train import Learner, Term, Where, alone, learning_rate
-from triskel.tensors import eval_plan
+from triskel.tensors import eval_plan, wide
 from triskel.types import (
     Ask,
     AskStyle,
@@ -192,14 +192,15 @@ class Logits:
     def _template(self) -> Knowledge:
         """Return the shapes that predictions must have; the numbers are not used."""
         body, public = self.server.body, self.server.public
+        dtype = wide(body.dtype)
         if body.classes:
-            return dense(torch.zeros(len(public), body.classes))
+            return dense(torch.zeros(len(public), body.classes, dtype=dtype))
         positions = sum(int(scored.sum()) for scored in public.scored)
         k = min(self.server.job.logits.top_k, body.vocabulary)
         return Knowledge(
-            values=torch.zeros(positions, k),
+            values=torch.zeros(positions, k, dtype=dtype),
             ids=torch.zeros(positions, k, dtype=torch.int64),
-            tail=torch.zeros(positions),
+            tail=torch.zeros(positions, dtype=dtype),
             vocabulary=body.vocabulary,
         )
 
@@ -215,7 +216,7 @@ def distil_loss(
     τ² keeps gradients the same size as τ changes. The gradient is zero where they agree. What the
     student's head is padded with beyond the teacher's vocabulary takes no part.
     """
-    scaled = student[:, : teacher.vocabulary].float() / temperature
+    scaled = student[:, : teacher.vocabulary].to(wide(student.dtype)) / temperature
     if teacher.ids is None or teacher.tail is None:
         logp, sent = torch.log_softmax(scaled, dim=-1), teacher.values
     else:
