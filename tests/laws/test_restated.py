@@ -89,7 +89,7 @@ FINE = {"train": {"lr": 1e-2, "epochs": 3}, "logits": {"temperature": 1.0}}
 FINER = {"train": {"lr": 2e-3, "epochs": 2}, "logits": {"temperature": 1.0}}
 """In float32: far from where a gradient is as small as rounding, which Adam makes large."""
 KINDS = [
-    case(f"{kind}", adapter(kind=kind, targets=IA3 if kind == "ia3" else ALL), counted=True)
+    case(kind, adapter(kind=kind, targets=IA3 if kind == "ia3" else QV))
     for kind in ("dora", "rslora", "ia3", "loha", "lokr")
 ]
 TRAINING = [
@@ -97,7 +97,6 @@ TRAINING = [
     case("epochs-linear", train(schedule="linear", epochs=2), CAUSAL, path="fast"),
     case("top-kept", adapter(blocks="top:2"), train(epochs=2), kept=True),
     case("top-kept-fast", adapter(blocks="top:1", targets=ALL), kept=True, path="fast"),
-    case("recompute", CAUSAL, recompute=True),
     case("recompute-fast", adapter(targets=ALL), path="fast", recompute=True),
     case("cohort", {"rounds": 3, "clients": {"cohort": 0.5}}),
     case("float32", FINE, dtype="float32"),
@@ -249,6 +248,10 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
     [
         *KINDS,
         *TRAINING,
+        *(
+            case(f"{kind}-counted", adapter(kind=kind, targets=ALL), CAUSAL, counted=True)
+            for kind in ("dora", "loha", "lokr")
+        ),
         case("plain", fresh=True),
         case("joined", adapter(targets=ALL), path="fast"),
         case("one-by-one", adapter(targets=ALL), CAUSAL, path="fast", join=0),
@@ -295,10 +298,14 @@ GRID = [
         longest=APART if groups == "several" else SHORT,
         groups=groups,
     )
-    for path in ("reference", "fast")
     for groups in ("one", "several")
     for labels in ("private", "shared")
-    for task, targets in (("classify", QV), ("causal", ALL), ("classify", ALL))
+    for path, task, targets in (
+        ("reference", "classify" if groups == "one" else "causal", ALL),
+        ("fast", "classify", QV),
+        ("fast", "classify", ALL),
+        ("fast", "causal", ALL),
+    )
 ]
 ENDS = [
     case(f"cut-{low}-{high}-{labels}-{path}", {"split": {"cut": (low, high), "labels": labels}},
