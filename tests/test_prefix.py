@@ -16,7 +16,7 @@ from triskel.compare import Request, Venue, run
 from triskel.data.text import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.evaluate import BATCH_TOKENS, evaluate
-from triskel.job import Job
+from triskel.job import Job, Judge
 from triskel.model.body import Body, Choice
 from triskel.model.cost import Costs, Piece
 from triskel.model.prefix import Prefix
@@ -302,8 +302,8 @@ def test_what_all_stages_keep_is_within_the_limit(
     limit = texts * 2 * 16 * 4  # 2 tokens of 16 float32
     benches, sizes = list[Bench](), list[int]()
 
-    def prepared(job: Job, watch: Watch, choices: Path) -> Bench:
-        benches.append(prepare(job, watch, choices))
+    def prepared(job: Job, watch: Watch, choices: Path, *, judge: Judge) -> Bench:
+        benches.append(prepare(job, watch, choices, judge=judge))
         return benches[-1]
 
     def watched(event: Event) -> None:

@@ -18,7 +18,7 @@ from triskel.data.text import tokenise
 from triskel.data.tokens import concatenated
 from triskel.errors import JobError
 from triskel.evaluate import Group, grouped
-from triskel.job import Job, ModeName
+from triskel.job import Job, Judge, ModeName
 from triskel.model.body import Body, Choice
 from triskel.model.choose import choose
 from triskel.model.cost import Costs
@@ -299,17 +299,18 @@ def _long_enough(body: Body, job: Job) -> None:
         )
 
 
-def prepare(job: Job, watch: Watch, choices: Path | None = None) -> Bench:
+def prepare(job: Job, watch: Watch, choices: Path | None = None, *, judge: Judge = "test") -> Bench:
     """Read the data and deal them out.
 
     Args:
         job: The job.
         watch: Told about whatever a user should know.
         choices: A file of the run's folder, for how its models compute.
+        judge: Which rows models are scored on.
 
     Raises:
         DataError: The data are not what the job says.
     """
     if job.data.source == "opinions":
         resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
-    return Bench(job=job, federation=federate(job), watch=watch, choices=choices)
+    return Bench(job=job, federation=federate(job, judge), watch=watch, choices=choices)

@@ -5,17 +5,15 @@ a command failed, 2 bad input, 130 interrupted. torch and what builds on it load
 that help, typing mistakes and mistakes in a job are answered at once.
 """
 
-import difflib
 import os
-import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -24,8 +22,11 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from triskel import __version__
-from triskel.cli import federation, site
-from triskel.cli.output import conclude, console_for, safe_name, write_text
+from triskel.cli import federation, runs, site, sweep
+from triskel.cli.options import Name
+from triskel.cli.options import names_in as _names
+from triskel.cli.options import next_folder as _next_folder
+from triskel.cli.output import conclude, console_for, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
@@ -50,8 +51,6 @@ QUIET = {
     "GOMP_SPINCOUNT": "2000",  # threads that wait give way on a busy machine
 }
 """What transformers, datasets, the hub and torch's threads read once, when they are imported."""
-
-Name = TypeVar("Name", bound=str)
 
 
 class Commands(TyperGroup):
@@ -218,6 +217,10 @@ def run(
     chosen = _one_of(MODE_NAMES, mode) or asked.mode
     beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
     _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
+
+
+app.command()(sweep.sweep)
+app.command()(runs.runs)
 
 
 def _start(
@@ -444,29 +447,6 @@ def get_assets(
 # --- Small things -----------------------------------------------------------------------------
 
 
-def _names(what: str, text: str, known: Sequence[Name], *, empty: bool = False) -> tuple[Name, ...]:
-    """Return the names in a comma-separated text, each once; `none` where none may be.
-
-    Raises:
-        JobError: A name is unknown, or there is none.
-    """
-    found: list[Name] = []
-    given = [part.strip() for part in text.split(",") if part.strip()]
-    if empty and given in ([], ["none"]):
-        return ()
-    for one in given:
-        name = next((name for name in known if name == one), None)
-        if name is None:
-            near = difflib.get_close_matches(one, known, n=1)
-            hint = f"did you mean {near[0]!r}? There" if near else "there"
-            raise JobError(f"unknown {what} {one!r}; {hint} are {', '.join(known)}")
-        if name not in found:
-            found.append(name)
-    if not found:
-        raise JobError(f"no {what} given; there are {', '.join(known)}")
-    return tuple(found)
-
-
 def _one_of(known: Sequence[Name], text: str | None) -> Name | None:
     """Return the mode that an option names, or None where it is not given.
 
@@ -479,15 +459,6 @@ def _one_of(known: Sequence[Name], text: str | None) -> Name | None:
     if more:
         raise JobError(f"--mode takes one name, got {text!r}; `triskel compare` takes several")
     return first
-
-
-def _next_folder(name: str) -> Path:
-    """Return `runs/NAME-N` with the first number above all that are there."""
-    runs, safe = Path("runs"), safe_name(name)
-    numbered = re.compile(re.escape(safe) + r"-(\d+)")
-    there: Iterable[Path] = runs.iterdir() if runs.is_dir() else ()
-    taken = [int(found[1]) for path in there if (found := numbered.fullmatch(path.name))]
-    return runs / f"{safe}-{max(taken, default=0) + 1}"
 
 
 def _clear(folder: Path) -> None:

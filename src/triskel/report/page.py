@@ -7,7 +7,7 @@ checks. Style and script stand beside this file; plotly.js comes from the instal
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from triskel.errors import CheckpointError
 from triskel.job import called
 from triskel.report import particulars, sections, units
 from triskel.report.figures import draw
-from triskel.report.markup import script_json, text
+from triskel.report.markup import Figure, script_json, text
 from triskel.report.reading import read
 from triskel.report.result import Result, inner, items
 
@@ -44,7 +44,7 @@ def write_report(folder: Path) -> Path:
     if missing:
         known = {"interrupted": f"no result for {units.joined(missing)}", **known}
     target = folder / "report.html"
-    _write_whole(target, render(known))
+    write_whole(target, render(known))
     return target
 
 
@@ -86,22 +86,45 @@ def render(result: Mapping[str, Any]) -> str:
         ("data", "Data", "Who holds what", particulars.data(seen, drawn)),
         ("again", "Job", "The job, and how to run it again", particulars.again(seen)),
     )
+    name = str(seen.job.get("name") or "run")
+    source = f"Triskel {seen.version} from result.json"
+    return document(parts, drawn, kind="report", name=name, facts=_facts(seen), source=source)
+
+
+def document(
+    parts: Sequence[tuple[str, str, str, str]],
+    drawn: Mapping[str, Figure],
+    *,
+    kind: str,
+    name: str,
+    facts: Sequence[str],
+    source: str,
+) -> str:
+    """Return a whole page.
+
+    Args:
+        parts: Its sections: id, short title, title, and what is inside, as HTML.
+        drawn: Figures by the id of their place.
+        kind: What the page is.
+        name: What it is about.
+        facts: What is said below the name.
+        source: What it was written by and from.
+    """
     body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>'
+        f'<section id="{place}" aria-labelledby="{place}-title"><h2 id="{place}-title">{title}</h2>'
         f"{inside}</section>"
-        for name, _, title, inside in parts
+        for place, _, title, inside in parts
     )
-    links = "".join(f'<a href="#{name}">{short}</a>' for name, short, _, _ in parts)
-    name = text(seen.job.get("name") or "run")
+    links = "".join(f'<a href="#{place}">{short}</a>' for place, short, _, _ in parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{name} · Triskel</title>'
-        f"<style>{_beside('page.css')}</style></head><body>{_header(seen, name)}"
+        f'<link rel="icon" href="data:,"><title>{text(name)} · Triskel</title>'
+        f"<style>{_beside('page.css')}</style></head><body>{_header(kind, name, facts)}"
         f'<nav aria-label="Sections"><div>{links}</div></nav><main>'
         "<noscript><p>The figures need JavaScript; the tables hold the same numbers.</p></noscript>"
-        f"{body}</main><footer>Written by Triskel {text(seen.version)} from result.json. This page "
+        f"{body}</main><footer>Written by {text(source)}. This page "
         "holds everything it shows and loads nothing.</footer>"
         f'<script type="application/json" id="figures">{script_json(drawn)}</script>'
         f"<script>{_plotly()}</script><script>{_beside('page.js')}</script></body></html>\n"
@@ -123,11 +146,11 @@ def _missing(asked: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     return [str(m) for m in items(asked.get("modes")) if m not in told]
 
 
-def _header(result: Result, name: str) -> str:
-    facts = "".join(f"<li>{text(fact)}</li>" for fact in _facts(result))
+def _header(kind: str, name: str, facts: Sequence[str]) -> str:
+    listed = "".join(f"<li>{text(fact)}</li>" for fact in facts)
     return (
         f'<header><div><div class="brand"><svg viewBox="0 0 32 32" aria-hidden="true">{MARK}</svg>'
-        f'Triskel report</div><h1>{name}</h1><ul class="facts">{facts}</ul></div></header>'
+        f'Triskel {kind}</div><h1>{text(name)}</h1><ul class="facts">{listed}</ul></div></header>'
     )
 
 
@@ -163,7 +186,8 @@ def _beside(name: str) -> str:
     return files("triskel.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _write_whole(target: Path, page: str) -> None:
+def write_whole(target: Path, page: str) -> None:
+    """Write a page whole or not at all."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".html")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
