@@ -7,7 +7,6 @@ and to 1e-5 in float32.
 """
 
 import runpy
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import count
@@ -34,7 +33,6 @@ from triskel.worker import Worker
 
 TESTS = Path(__file__).resolve().parent.parent
 tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "tiny.py")))
-sys.path.append(str(TESTS))
 PLAY = {mode: import_module(f"restated.{mode}").play for mode in ("params", "logits", "split")}
 
 SIZES = {"ann": 7, "bob": 4, "cat": 2}
@@ -180,7 +178,7 @@ def same(mode: str, how: Mapping[str, Any], folder: Path) -> SimpleNamespace:
     events: list[Any] = []
     result = run(
         job, Request(modes=(mode,), baselines=()), folder, LocalEngine(job), events.append,
-        Venue(prepare=lambda *_: bench),
+        Venue(prepare=lambda *_, **__: bench),
     )["modes"][mode]  # fmt: skip
     body, clients = bench.body(), list(SIZES)
     workers = [bench.worker(c, tiny.ignore) for c in clients] + [bench.server(tiny.ignore)]
