@@ -38,9 +38,9 @@ LEAST = 1e-200
 """The least p that is told from 0."""
 
 Columns: TypeAlias = tuple[
-    Int64[np.ndarray, " texts"], Float64[np.ndarray, " texts"], Float64[np.ndarray, " texts"]
+    Int64[np.ndarray, " _"], Float64[np.ndarray, " _"], Float64[np.ndarray, " _"]
 ]
-"""Texts, v and w of one run."""
+"""Texts, v and w of one run; runs differ in length."""
 
 
 @dataclass(frozen=True, kw_only=True)
