@@ -142,6 +142,19 @@ def test_shared_texts_have_the_variance_of_the_analysis_of_variance(seed: int) -
     assert (found.free_between, found.free_common) == (runs - 1, texts - 1)
 
 
+def test_runs_that_share_some_texts_have_the_variance_of_their_mean() -> None:
+    rng = np.random.default_rng(4)
+    texts = np.array([np.arange(20), np.arange(8, 28), np.arange(16, 36)])
+    means, variances = np.empty(2000), np.empty(2000)
+    for draw in range(2000):
+        seeds, hard = 0.2 * rng.normal(size=3), rng.normal(size=36)
+        values = seeds[:, None] + hard[texts] + 0.3 * rng.normal(size=(3, 20))
+        found = spread([(t, v, np.ones(20)) for t, v in zip(texts, values, strict=True)])
+        means[draw], variances[draw] = found.mean, found.between + found.common
+    assert found.free_common == 12 + 12 - 4 - 1
+    assert variances.mean() == pytest.approx(means.var(), rel=0.08)
+
+
 def test_runs_of_different_texts_are_a_t_test_of_their_means() -> None:
     rng = np.random.default_rng(5)
     gaps = rng.normal(0.5, 1, size=(5, 40))
@@ -178,18 +191,20 @@ def test_a_share_of_tokens_has_the_linearised_variance_of_a_ratio() -> None:
 @pytest.mark.parametrize("shift", [0.02, 0.1, 0.3, 3.0])
 def test_p_is_the_level_at_which_the_interval_ends_at_0(shift: float) -> None:
     rng = np.random.default_rng(8)
-    left = [record(np.ones(30), row) for row in 2 + shift + 0.3 * rng.normal(size=(3, 30))]
+    noise = 0.3 * rng.normal(size=(1, 30)) + 0.3 * rng.normal(size=(3, 30))
+    left = [record(np.ones(30), row) for row in 2 + shift + noise + [[-0.05], [0], [0.06]]]
     right = [record(np.ones(30), 2.0)] * 3
     found = difference(left, right, "loss")
     columns = spread([(one.texts, one.loss - 2.0, one.scored) for one in left])
     shares = np.array([columns.between, columns.common])
     error, shares = math.sqrt(shares.sum()), shares / shares.sum()
+    assert shares.min() > 0.1
 
     def quantile(p: float) -> float:
         z = stats.norm.isf(p / 2)
         return z + (shares**2 * (stats.t.isf(p / 2, [2, 29]) - z)).sum()
 
-    wanted = optimize.bisect(lambda p: quantile(p) - found.mean / error, 1e-12, 1, xtol=1e-14)
+    wanted = optimize.bisect(lambda p: quantile(p) - abs(found.mean) / error, 1e-12, 1, xtol=1e-14)
     assert found.p == pytest.approx(max(wanted, 2.0**-29), rel=1e-6)
     assert found.high - found.low == pytest.approx(2 * quantile(0.05) * error)
     assert (found.low <= 0 <= found.high) == (found.p >= 0.05)
@@ -206,6 +221,7 @@ def test_one_text_is_never_beyond_chance(figure: Figure, runs: int) -> None:
     assert mean.low <= mean.mean <= mean.high
     if runs == 1:
         assert mean.high > mean.low
+        assert (found.low, found.high) == (-math.inf, math.inf) or figure == "accuracy"
 
 
 def test_three_texts_that_all_differ_alike_are_not_beyond_chance() -> None:
