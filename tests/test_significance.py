@@ -240,6 +240,15 @@ def test_all_or_none_right_still_has_wilsons_width(runs: int, right: int) -> Non
     assert (found.low, found.high) == pytest.approx((1 - end, 1) if right else (0, end))
 
 
+def test_a_share_of_several_runs_solves_wilsons_equation() -> None:
+    runs = random_runs(5, 4)
+    found, of = mean_of(runs, "accuracy"), spread([(r.texts, r.right, r.scored) for r in runs])
+    share, reach = of.mean, of.quantile(0.05) * of.error()
+    worth = share * (1 - share) / reach**2
+    for end in (found.low, found.high):
+        assert (share - end) ** 2 == pytest.approx(end * (1 - end) / worth)
+
+
 def test_three_runs_that_happen_to_agree_do_not_look_sure() -> None:
     rng = np.random.default_rng(9)
     alike = rng.normal(0.05, 1, size=40)
