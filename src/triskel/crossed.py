@@ -77,8 +77,7 @@ class Spread:
         normal = -float(special.ndtri(p / 2))
         whole = self.between + self.common
         if whole == 0:
-            free = self.free_between if self.runs > 1 else self.free_common
-            return -float(special.stdtrit(free, p / 2))
+            return -float(special.stdtrit(self.free_between, p / 2))
         parts = ((self.between, self.free_between), (self.common, self.free_common))
         return normal + sum(
             (part / whole) ** 2 * (-float(special.stdtrit(free, p / 2)) - normal)
