@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from triskel.crossed import spread
+from triskel.crossed import Spread, spread
 from triskel.errors import DataError
 from triskel.outcomes import Figure, Outcomes
 from triskel.significance import (
@@ -210,6 +210,38 @@ def test_p_is_the_level_at_which_the_interval_ends_at_0(shift: float) -> None:
     assert found.p == pytest.approx(max(wanted, 2.0**-29), rel=1e-6)
     assert found.high - found.low == pytest.approx(2 * quantile(0.05) * error)
     assert (found.low <= 0 <= found.high) == (found.p >= 0.05)
+
+
+@pytest.mark.parametrize("runs", [1e-300, 1e-30, 1e-3, 1.0])
+@pytest.mark.parametrize("common", [1e-300, 1e-30, 1e-3, 1.0])
+@pytest.mark.parametrize("free", [2, 399])
+def test_p_falls_with_the_mean_from_1_to_nearly_0(runs: float, common: float, free: int) -> None:
+    def p(reached: float) -> float:
+        mean = reached * math.sqrt(runs + common)
+        return Spread(
+            mean=mean,
+            between=runs,
+            common=common,
+            texts=common,
+            runs=free + 1,
+            distinct=400,
+            free_between=free,
+            free_common=399,
+        ).p()
+
+    found = [p(reached) for reached in (0, 1e-9, 0.5, 1, 2, 5, 50, 1e4)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == 1
+    assert found[-1] < 1e-4
+    if runs < 1e-20 * common or common < 1e-20 * runs:
+        alone = stats.t(free if runs > common else 399)
+        assert found[2:6] == pytest.approx([2 * alone.sf(x) for x in (0.5, 1, 2, 5)], rel=1e-6)
+
+
+def test_one_token_right_of_several_is_not_right_or_wrong() -> None:
+    assert record([1, 0, 1]).binary
+    assert not record([1, 0, 1], scored=[3, 2, 1]).binary
+    assert not record([0.5, 0, 1]).binary
 
 
 @pytest.mark.parametrize("figure", FIGURES)

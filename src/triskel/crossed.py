@@ -120,15 +120,18 @@ class Spread:
     def _solved(self, reached: float, low: float, high: float) -> float:
         """Return the p between two whose quantile is reached."""
 
-        def gap(p: float) -> float:
-            return self.quantile(p) - reached
+        def gap(log_p: float) -> float:
+            return self.quantile(math.exp(log_p)) - reached
 
-        if high <= low * (1 + 1e-12) or gap(low) <= 0:
+        if high <= low:
             return low
-        if gap(high) >= 0:
+        ends = math.log(low), math.log(high)
+        if gap(ends[0]) <= 0:
+            return low
+        if gap(ends[1]) >= 0:
             return high
-        root: Any = optimize.brentq(gap, low, high, xtol=LEAST, rtol=np.float64(1e-10))
-        return float(root)
+        root: Any = optimize.brentq(gap, *ends, xtol=1e-11)
+        return math.exp(root)
 
 
 def spread(columns: Sequence[Columns]) -> Spread:
