@@ -1,0 +1,206 @@
+"""What is kept of each text: held against the result, against single texts, and against damage."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from triskel import records
+from triskel.baselines import flops_of
+from triskel.bench import prepare
+from triskel.compare import Request, run
+from triskel.engines.local import LocalEngine
+from triskel.errors import CheckpointError
+from triskel.evaluate import evaluate
+from triskel.export import read_adapter
+from triskel.metrics import PerText
+from triskel.summary import summary
+from triskel.types import Examples
+
+SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
+ROWS = ("base", "local", "local_equal", "central", "params", "logits", "split")
+
+
+@pytest.fixture(scope="module", params=["classify", "causal"])
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """One comparison of everything, with drop-outs."""
+    room = tmp_path_factory.mktemp(request.param)
+    SMALL.save_model(room / "model")
+    SMALL.save_rows(room / "rows.csv", 60)
+    torch.set_num_threads(1)
+    job = SMALL.job(
+        room / "model", room / "rows.csv", task=request.param, rounds=2, train={"lr": 0.01}
+    )
+    asked = Request(drop_share=0.4)
+    result = run(job, asked, room / "run", LocalEngine(job), SMALL.watch)
+    return SimpleNamespace(job=job, folder=room / "run", result=result)
+
+
+def row_of(result: dict, name: str) -> dict:
+    return result["baselines"][name] if name in result["baselines"] else result["modes"][name]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_texts_of_a_row_add_up_to_its_figures_in_both_columns(
+    whole: SimpleNamespace, name: str
+) -> None:
+    row, record = row_of(whole.result, name), records.read(whole.folder, name)
+    assert record is not None
+    figures = row.get("final", row)
+    for column in records.COLUMNS:
+        texts, told = record.columns[column], figures[column]
+        count = int(texts.scored.sum())
+        assert count
+        assert told["accuracy"] == pytest.approx(float(texts.right.sum()) / count)
+        assert told["loss"] == pytest.approx(float(texts.loss.sum()) / count)
+    each = row["rounds"][-1]["per_client"] if "rounds" in row else row["per_client"]
+    for client, one in each.items():
+        mine = record.by_client("own")[client]
+        assert one["accuracy"] == pytest.approx(float(mine.right.sum() / mine.scored.sum()))
+        assert one["examples"] == int(mine.scored.sum())
+
+
+@pytest.mark.parametrize("name", ["params", "split"])
+def test_each_text_by_itself_reaches_what_is_kept_of_it(whole: SimpleNamespace, name: str) -> None:
+    bench = prepare(whole.job, SMALL.watch)
+    body = bench.body()
+    tensors = read_adapter(whole.folder / "adapters" / name, body)
+    record = records.read(whole.folder, name)
+    assert record is not None
+    for client, kept in record.by_client("everybody").items():
+        tests = bench.share(client).test
+        for place in range(len(tests)):
+            alone = Examples(
+                ids=[tests.ids[place]],
+                labels=tests.labels[place : place + 1],
+                scored=[tests.scored[place]] if tests.scored else (),
+            )
+            found = evaluate(body, tensors, alone)
+            assert found.correct == kept.right[place]
+            assert found.count == kept.scored[place]
+            assert found.loss_sum == pytest.approx(float(kept.loss[place]), rel=1e-5)
+
+
+def test_alone_on_everybodys_texts_is_the_mean_over_clients_models(whole: SimpleNamespace) -> None:
+    record = records.read(whole.folder, "local")
+    models = [records.read(whole.folder, f"local-client-0{n}") for n in (1, 2, 3)]
+    assert record is not None
+    for what in ("right", "loss"):
+        parts = [getattr(m.columns["everybody"], what) for m in models if m is not None]
+        torch.testing.assert_close(
+            getattr(record.columns["everybody"], what), sum(parts) / len(models)
+        )
+
+
+def test_alone_at_equal_flops_computes_as_much_as_the_costliest_mode_and_less_than_a_round_more(
+    whole: SimpleNamespace,
+) -> None:
+    row, modes = whole.result["baselines"]["local_equal"], whole.result["modes"]
+    assert row["mode"] == "logits"
+    assert row["mode"] == max(modes, key=lambda m: modes[m]["totals"]["client_flops"])
+    local = whole.result["baselines"]["local"]["per_client"]
+    for client, flops in flops_of(modes["logits"]["rounds"]).items():
+        got, each = row["per_client"][client]["flops"], local[client]["flops"] / whole.job.rounds
+        assert flops <= got < flops + each + 1
+        assert got == pytest.approx(row["rounds_each"][client] * each, rel=0.1)
+    assert row["client_flops"] == sum(one["flops"] for one in row["per_client"].values())
+
+
+def test_the_summary_of_a_run_is_the_exact_test_of_its_pairs(whole: SimpleNamespace) -> None:
+    found = whole.result["summary"]
+    assert found == summary([whole.result], [whole.folder])
+    rows = [name for name in found if name in ROWS]
+    assert rows == list(ROWS)
+    pairs = {(d["left"], d["right"], d["column"]) for d in found["differences"]}
+    assert len(pairs) == len(found["differences"]) == 2 * len(ROWS) * (len(ROWS) - 1) // 2
+    for name in ROWS:
+        figures = row_of(whole.result, name).get("final", row_of(whole.result, name))
+        for column in records.COLUMNS:
+            told = found[name][column]
+            assert told["mean"] == pytest.approx(figures[column][found["figure"]])
+            assert told["low"] <= told["mean"] <= told["high"]
+            assert told["n"] == 1
+    if found["figure"] == "accuracy":
+        left, right = (records.read(whole.folder, name) for name in ("params", "base"))
+        assert left is not None
+        assert right is not None
+        gap = left.columns["own"].right - right.columns["own"].right
+        won, lost = int((gap > 0).sum()), int((gap < 0).sum())
+        one = next(
+            d for d in found["differences"]
+            if (d["left"], d["right"], d["column"]) == ("base", "params", "own")
+        )  # fmt: skip
+        assert one["difference"] == pytest.approx(-float(gap.mean()))
+        wanted = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+        assert one["p"] == pytest.approx(wanted)
+    for mode in ("params", "logits", "split"):
+        assert set(found["clients"][mode]) == {"client-01", "client-02", "client-03"}
+
+
+def test_drop_outs_are_a_second_play_of_each_mode(whole: SimpleNamespace) -> None:
+    lost = whole.result["readings"]["robustness"]
+    assert set(lost) == {"params", "logits", "split"}
+    for mode, one in lost.items():
+        assert one["drop_share"] == 0.4
+        shaky = records.read(whole.folder, f"{mode}~drop")
+        plain = records.read(whole.folder, mode)
+        assert shaky is not None
+        assert plain is not None
+        left, right = shaky.columns["everybody"], plain.columns["everybody"]
+        what = "loss" if whole.job.data.task == "causal" else "right"
+        gap = (getattr(left, what) - getattr(right, what)).sum() / right.scored.sum()
+        assert one["difference"] == pytest.approx(float(gap))
+    assert not list((whole.folder / "adapters").glob("*drop*"))
+
+
+def test_equal_texts_have_identities_of_their_own_and_the_same_in_every_run() -> None:
+    a = Examples(ids=[torch.tensor([3, 4]), torch.tensor([3, 4])], labels=(0, 0))
+    b = Examples(ids=[torch.tensor([3, 4]), torch.tensor([3])], labels=(1, 0))
+    found = records.identities([a, b])
+    assert len(set(found.tolist())) == 4
+    assert records.identities([a]).tolist() == found[:2].tolist()
+    again = Examples(ids=[torch.tensor([3]), torch.tensor([3, 4])], labels=(0, 0))
+    assert records.identities([again]).tolist() == [found[3], found[0]]
+
+
+def per_text(*right: float) -> PerText:
+    values = torch.tensor(right, dtype=torch.float64)
+    return PerText(right=values, loss=values + 1, scored=torch.ones(len(right), dtype=torch.int64))
+
+
+def test_a_client_that_was_not_measured_has_nothing_scored(tmp_path: Path) -> None:
+    tests = {
+        "ann": Examples(ids=[torch.tensor([3])], labels=(0,)),
+        "bob": Examples(ids=[torch.tensor([4]), torch.tensor([5])], labels=(1, 1)),
+    }
+    made = records.gathered(
+        tests, {"everybody": {"ann": per_text(1.0), "bob": per_text(0.0, 1.0)},
+                "own": {"bob": per_text(1.0, 0.0), "ann": per_text(1.0, 1.0)}},
+    )  # fmt: skip
+    records.write(tmp_path, "params", made)
+    read = records.read(tmp_path, "params")
+    assert read is not None
+    assert read.clients == ("ann", "bob")
+    assert read.owner.tolist() == [0, 1, 1]
+    assert read.columns["everybody"].right.tolist() == [1.0, 0.0, 1.0]
+    assert read.columns["own"].scored.tolist() == [0, 1, 1]  # ann's speaks of other texts
+    assert set(read.by_client("own")) == {"bob"}
+    assert records.read(tmp_path, "logits") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"no safetensors", None])
+def test_a_damaged_record_is_named(tmp_path: Path, damage: bytes | None) -> None:
+    tests = {"ann": Examples(ids=[torch.tensor([3])], labels=(0,))}
+    records.write(
+        tmp_path, "params",
+        records.gathered(tests, {c: {"ann": per_text(1.0)} for c in records.COLUMNS}),
+    )  # fmt: skip
+    place = tmp_path / "outcomes" / "params.safetensors"
+    place.write_bytes(place.read_bytes()[:-3] if damage is None else damage)
+    with pytest.raises(CheckpointError, match="does not hold what was reached on each text"):
+        records.read(tmp_path, "params")
