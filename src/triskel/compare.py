@@ -11,13 +11,13 @@ as it ends, so that a killed comparison goes on where it was. A run folder holds
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from triskel import __version__
-from triskel.baselines import BASELINES, BaselineName, baseline
+from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.bench import Bench, prepare
 from triskel.checkpoint import write_text
 from triskel.data.federate import describe
@@ -27,6 +27,7 @@ from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, 
 from triskel.report.page import write_report
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
+from triskel.summary import summary
 from triskel.types import ClientId, Event, Watch
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
@@ -48,6 +49,11 @@ class Request:
     baselines: tuple[BaselineName, ...] = BASELINES
     strict: bool = False
     judge: Judge = "test"
+
+    def asked(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        lists = {"modes": list(self.modes), "baselines": list(self.baselines)}
+        return {**lists, "strict": self.strict, "judge": self.judge}
 
 
 def _described(bench: Bench) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def run(
         if request.strict and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
     asked = {
-        **asdict(request),
+        **request.asked(),
         "job_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     write_text(folder / "job.toml", text)
@@ -169,34 +175,59 @@ def _run(
             "schema": 1,
             "triskel": __version__,
             "job": dump(job),
-            "request": asdict(request),
+            "request": request.asked(),
             "environment": environment(bench),
             "data": venue.data(bench),
             "baselines": {},
             "skipped": skipped,
             "modes": {},
         }
-        if idle := sorted(set(bench.clients) - set(bench.active)):
-            told({"event": "warning", "text": _idle(idle)})
+        for text in _warnings(bench, skipped):
+            told({"event": "warning", "text": text})
         told(_opening(bench, request, skipped))
-        for mode, reason in skipped.items():
-            told({"event": "warning", "text": f"{mode} is skipped: {reason}"})
         bench.count()
-        for name in request.baselines:
-            result["baselines"][name] = baseline(name, bench, engine, folder, told)
-            bench.forget()
-            save(folder, result)
-        for name in request.modes:
-            if name not in skipped:
-                result["modes"][name] = complete(
-                    venue.stage(name, bench, told), bench, engine, folder, told
-                )
-                bench.forget()
-                save(folder, result)
+        _play(result, bench, request, engine, folder, told, venue)
+        if (amounts := summary([result], [folder])) is not None:
+            result["summary"] = amounts
         save(folder, result)
         write_report(folder)
         told({"event": "run_end", "seconds": time.perf_counter() - start})
     return result
+
+
+def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
+    result: dict[str, Any],
+    bench: Bench,
+    request: Request,
+    engine: Engine,
+    folder: Path,
+    told: Watch,
+    venue: Venue,
+) -> None:
+    """Play every stage, and write the result after each."""
+
+    def keep(part: str, name: str, row: dict[str, Any] | None) -> None:
+        bench.forget()
+        if row is not None:
+            result[part][name] = row
+        save(folder, result)
+
+    for name in request.baselines:
+        if name != "local_equal":  # as costly as the costliest mode, so it runs after the modes
+            keep("baselines", name, baseline(name, bench, engine, folder, told))
+    for name in request.modes:
+        if name not in result["skipped"]:
+            stage = venue.stage(name, bench, told)
+            keep("modes", name, complete(stage, bench, engine, folder, told))
+    if "local_equal" in request.baselines:
+        keep("baselines", "local_equal", equal_compute(result, bench, engine, folder, told))
+
+
+def _warnings(bench: Bench, skipped: Mapping[str, str]) -> Iterator[str]:
+    if idle := sorted(set(bench.clients) - set(bench.active)):
+        yield _idle(idle)
+    for mode, reason in skipped.items():
+        yield f"{mode} is skipped: {reason}"
 
 
 def _somebody(bench: Bench) -> None:
@@ -232,7 +263,9 @@ def _idle(clients: Sequence[ClientId]) -> str:
 
 
 def _opening(bench: Bench, request: Request, skipped: Mapping[str, str]) -> Event:
-    stages: list[str] = [*request.baselines, *(m for m in request.modes if m not in skipped)]
+    before = [name for name in request.baselines if name != "local_equal"]
+    after = ["local_equal"] if {"local", "local_equal"} <= {*request.baselines} else []
+    stages = [*before, *(m for m in request.modes if m not in skipped), *after]
     return {
         "event": "run_start",
         "stages": stages,
@@ -249,6 +282,7 @@ def _work(bench: Bench, stage: str) -> int:
     if stage == "base":
         return 0
     private = sum(bench.work(bench.active).values()) * job.train.epochs
-    public = sum(len(ids) for ids in bench.public(bench.body()).ids) if stage == "logits" else 0
+    distils = stage in {"logits", "local_equal"}  # the latter computes as much as the former
+    public = sum(len(ids) for ids in bench.public(bench.body()).ids) if distils else 0
     both = public * job.logits.epochs * (2 if job.logits.mix < 1 else 1)
     return job.rounds * (private + len(bench.active) * both)
