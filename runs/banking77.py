@@ -5,20 +5,20 @@ number of adapted blocks, size of the public set (logits), cut (split), number o
 labels are spread. Top-k belongs to causal models, so its settings learn the same task as an answer:
 text in, the words of the intent out.
 
-Learning rates are chosen first, for every mode and baseline of its own: `--tune` trains on four
-fifths of train.csv and scores on the other fifth; test.csv is never read for it. Then
+Learning rates are chosen first, by `triskel sweep`, for every mode and baseline of its own: a fifth
+of each client's training texts is held out to choose by, and test.csv is read for the winners only.
+Then every setting is a `triskel compare` of one mode at its rate, on the same training texts:
 
     python runs/banking77.py --data FOLDER --tune
     python runs/banking77.py --data FOLDER
 
-write one JSON file a setting under `--out`, whenever a setting is done, so the script can be
-stopped and started again at will; `--share 1/2` and `--share 2/2` are two processes side by side.
-`--table` prints what is there, and `--plot FILE` draws it.
+write `tuning.json` and one JSON file a setting under `--out`, whenever one is done, so the script
+can be stopped and started again at will; `--share 1/2` and `--share 2/2` are two processes side
+by side. `--table` prints what is there, and `--plot FILE` draws it.
 """
 
 import argparse
 import contextlib
-import csv
 import json
 import sys
 import tempfile
@@ -33,8 +33,10 @@ from plotly.subplots import make_subplots
 from triskel.compare import Request, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import TriskelError
+from triskel.grid import settings_of
 from triskel.job import MODE_NAMES, load
 from triskel.report.marks import COLOURS, LINES, MARKERS
+from triskel.sweep import Sweep, sweep
 
 CENTRE: Mapping[str, Any] = {
     "name": "banking77",
@@ -57,6 +59,7 @@ CENTRE: Mapping[str, Any] = {
     "train.batch": 16,
     "train.lr": 2e-3,
     "train.max_tokens": 48,
+    "data.validation_share": 0.2,
     "logits.public": 200,
     "split.cut": [4, 28],
 }
@@ -112,32 +115,28 @@ def settings() -> Iterator[Setting]:
         yield Setting("logits.top_k", k, "logits", "causal")
 
 
-def trials() -> Iterator[Setting]:
-    """Return the trials that choose learning rates."""
-    for rate in RATES:
-        for what in TUNED:
-            yield Setting("train.lr", rate, what)
+def tune(data: Path, out: Path, folder: Path, given: list[str]) -> Mapping[str, Any]:
+    """Choose a learning rate for every mode and baseline at the centre."""
+    centre = [*overrides(Setting("centre", "", ""), data, 0, {}), *given]
+    lists = {pair.partition("=")[0]: pair for pair in centre}
+    lists["train.lr"] = f"train.lr={','.join(map(str, RATES))}"
+    job, tried = settings_of(None, list(lists.values()))
+    asked = Sweep(job=job, settings=tried, baselines=("local", "central"))
+    found = sweep(asked, folder, LocalEngine, said)
+    write(out / "tuning.json", {**found, "job": nameless(found["job"])})
+    return found
 
 
 def best_rates(out: Path) -> Mapping[str, float]:
-    """Return the learning rate of highest accuracy for each mode and baseline that was tried."""
-    found: dict[str, tuple[float, float]] = {}
-    for row in rows(out / "tuning"):
-        accuracy = row.get("final", row)["accuracy"]
-        found[row["what"]] = max(found.get(row["what"], (0.0, 0.0)), (accuracy, row["value"]))
-    return {what: rate for what, (_, rate) in found.items()}
+    """Return the learning rate that won for each mode and baseline."""
+    found = json.loads((out / "tuning.json").read_text(encoding="utf-8"))
+    rates = {one["name"]: one["set"]["train.lr"] for one in found["settings"]}
+    return {row: rates[won["setting"]] for row, won in found["winners"].items()}
 
 
-def held_out(data: Path, out: Path) -> Path:
-    """Write four fifths of train.csv to train on and the rest to choose by; return the folder."""
-    with (data / "train.csv").open(encoding="utf-8", newline="") as file:
-        head, *lines = csv.reader(file)
-    # the file is sorted by intent, so every fifth line has all of them
-    train = [line for index, line in enumerate(lines) if index % 5]
-    for name, part in (("test", lines[::5]), ("train", train)):
-        with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([head, *part])
-    return out
+def nameless(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job without where the data lay; whose machine does not matter."""
+    return {**job, "data": {**job["data"], "train": "train.csv", "test": "test.csv"}}
 
 
 def overrides(setting: Setting, data: Path, seed: int, rates: Mapping[str, float]) -> list[str]:
@@ -170,8 +169,6 @@ def play(setting: Setting, pairs: list[str], seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = run(job, request, Path(folder) / "run", LocalEngine(job), lambda _: None)
     found = result["baselines" if baseline else "modes"][setting.what]
-    described = result["job"]
-    described["data"] |= {"train": "train.csv", "test": "test.csv"}  # whose machine does not matter
     row: dict[str, Any] = {
         "what": setting.what,
         "task": setting.task,
@@ -181,7 +178,7 @@ def play(setting: Setting, pairs: list[str], seed: int) -> dict[str, Any]:
         "wall_s": round(time.perf_counter() - start, 1),
         "clients": {c: one["train"] for c, one in result["data"]["clients"].items()},
         "environment": result["environment"],
-        "job": described,
+        "job": nameless(result["job"]),
     }
     if baseline:
         return row | {k: v for k, v in found.items() if k not in {"rounds", "per_client"}}
@@ -195,7 +192,8 @@ def play(setting: Setting, pairs: list[str], seed: int) -> dict[str, Any]:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """Return the rows that are there."""
-    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(out.glob("*.json"))]
+    places = sorted(place for place in out.glob("*.json") if place.name != "tuning.json")
+    return [json.loads(place.read_text(encoding="utf-8")) for place in places]
 
 
 def table(out: Path) -> None:
@@ -271,6 +269,9 @@ def main() -> int:
     options.add_argument("--share", default="1/1", help="i/n: every n-th setting, from the i-th")
     options.add_argument("--set", action="append", default=[], help="section.key=value")
     options.add_argument("--tune", action="store_true", help="choose learning rates")
+    options.add_argument(
+        "--folder", type=Path, default=Path("runs/banking77-tuning"), help="where --tune plays"
+    )
     options.add_argument("--table", action="store_true", help="print what is there, and stop")
     options.add_argument("--plot", type=Path, help="draw what is there as an HTML page, and stop")
     chosen = options.parse_args()
@@ -283,34 +284,50 @@ def main() -> int:
     if chosen.data is None or not (chosen.data / "train.csv").exists():
         print("name a folder that has train.csv and test.csv with --data", file=sys.stderr)
         return 2
-    index, shares = map(int, chosen.share.split("/"))
-    queue = [s for s in (trials() if chosen.tune else settings()) if s.name.startswith(chosen.only)]
-    end = time.perf_counter() + 60 * (chosen.minutes or 1e9)
-    with tempfile.TemporaryDirectory() as folder:
-        data = held_out(chosen.data, Path(folder)) if chosen.tune else chosen.data
-        out = chosen.out / "tuning" if chosen.tune else chosen.out
-        rates = {} if chosen.tune else best_rates(chosen.out)
-        for setting in queue[index - 1 :: shares]:
-            place = out / f"{setting.name}.seed-{chosen.seed}.json"
-            if place.exists() or time.perf_counter() > end:
-                continue
-            try:
-                pairs = [*overrides(setting, data, chosen.seed, rates), *chosen.set]
-                keep(place, play(setting, pairs, chosen.seed))
-            except TriskelError as error:
-                print(f"{setting.name}: {error}", file=sys.stderr)
-                return error.exit_code
+    try:
+        if chosen.tune:
+            tune(chosen.data, chosen.out, chosen.folder, chosen.set)
+        else:
+            fill(chosen)
+    except TriskelError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0
 
 
+def fill(chosen: argparse.Namespace) -> None:
+    """Play the settings that are not there yet."""
+    index, shares = map(int, chosen.share.split("/"))
+    queue = [one for one in settings() if one.name.startswith(chosen.only)]
+    end = time.perf_counter() + 60 * (chosen.minutes or 1e9)
+    rates = best_rates(chosen.out)
+    for setting in queue[index - 1 :: shares]:
+        place = chosen.out / f"{setting.name}.seed-{chosen.seed}.json"
+        if place.exists() or time.perf_counter() > end:
+            continue
+        pairs = [*overrides(setting, chosen.data, chosen.seed, rates), *chosen.set]
+        keep(place, play(setting, pairs, chosen.seed))
+
+
+def said(event: Mapping[str, Any]) -> None:
+    """Print which setting of the sweep begins, and what goes wrong."""
+    if event["event"] in {"setting_start", "warning"}:
+        print(event.get("setting") or event.get("text"), flush=True)
+
+
 def keep(place: Path, row: Mapping[str, Any]) -> None:
-    """Write a row whole or not at all, and say so."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(".part")
-    part.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-    part.replace(place)
+    """Write a row, and say so."""
+    write(place, row)
     accuracy = row.get("final", row).get("accuracy", float("nan"))
     print(f"{place.stem}: accuracy {accuracy:.3f}, {row['wall_s']} s", flush=True)
+
+
+def write(place: Path, found: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    part.replace(place)
 
 
 if __name__ == "__main__":

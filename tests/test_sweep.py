@@ -260,6 +260,9 @@ def test_a_setting_that_diverges_is_named_and_the_sweep_goes_on(
     assert {won["setting"] for won in record["winners"].values()} == {"train.lr=0.001"}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "train.lr=1e+30, params: diverged: loss became" in page
+    events: list[Mapping[str, Any]] = []
+    played(what, tmp_path / "out", events.append)
+    assert events == [], "what diverged is not begun again"
 
 
 def test_a_row_that_fails_does_not_take_the_setting_s_other_rows_with_it(

@@ -1,5 +1,6 @@
 """Rows held out of the training rows to choose settings by, and who judges."""
 
+import hashlib
 import json
 import math
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from triskel import job as jobs
 from triskel.data import sources
@@ -109,6 +111,30 @@ def test_a_share_is_taken_of_each_client_and_spread_over_its_labels(tmp_path: Pa
         for label, count in counts.items():
             assert abs(taken[label] - 0.25 * count) <= 1
             assert taken[label] < count
+
+
+def test_rows_held_out_are_the_first_of_a_stream_named_after_client_and_label(
+    tmp_path: Path,
+) -> None:
+    ours = dealt(table(tmp_path / "a.csv", 240), 0.25, "natural", "seed=7")
+    before = trained(federate(ours.model_copy(update={"data": _without_share(ours)})))
+    for name, held in judged(federate(ours, "validation")).items():
+        whole, expected = before[name], set[str]()
+        for label, count in Counter(held.label).items():
+            mine = [text for text, own in zip(whole.text, whole.label, strict=True) if own == label]
+            path = f"7/validation/{name}/{label}".encode()
+            seed = int.from_bytes(hashlib.sha256(path).digest()[:8], "little") >> 1
+            order = torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))
+            expected |= {mine[i] for i in order[:count].tolist()}
+        assert set(held.text) == expected
+
+
+def test_test_rows_that_are_held_out_are_dropped_where_they_are_read(tmp_path: Path) -> None:
+    ours = job(table(tmp_path / "a.csv", 60), 0.25)
+    with_tests, without = sources.read(ours), sources.read(ours, tests=False)
+    assert len(with_tests.test) == 12
+    assert len(without.test) == 0
+    assert without.train == with_tests.train
 
 
 def _without_share(ours: jobs.Job) -> jobs.Data:

@@ -101,7 +101,7 @@ def render(record: Record) -> str:
         ("costs", "Costs", "What each setting cost", _costs(record)),
     )
     facts = [
-        str(record["job"]["model"]["path"]),
+        _model(str(record["job"]["model"]["path"])),
         units.plural(len(record["settings"]), "setting"),
         f"validation share {record['job']['data'].get('validation_share', 0)}",
         f"seed {record['job'].get('seed', 0)}",
@@ -150,11 +150,16 @@ def drawing(record: Record) -> Figure:
 # --- parts of them ----------------------------------------------------------------------------
 
 
+def _model(path: str) -> str:
+    """Return a model's name without where it lies on the disk."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def _winners(record: Record) -> str:
     if not record["winners"]:
         return "<p>No setting has a figure yet.</p>"
     kinds = (("validation", "validation"), ("test", "test"))
-    head = ["", "Setting", *(f"{n}, {WHERE[c]}" for _, n in kinds for c in COLUMNS)]
+    head = ["Row", "Setting", *(f"{n}, {WHERE[c]}" for _, n in kinds for c in COLUMNS)]
     body = [
         [
             named(row),
@@ -173,7 +178,7 @@ def _winners(record: Record) -> str:
 def _settings(record: Record) -> str:
     rows = rows_of(record)
     body = [[e["name"], *(_cell(record, e, row) for row in rows)] for e in record["settings"]]
-    return table(f"{record['figure']} on validation texts", ["", *map(named, rows)], body)
+    return table(f"{record['figure']} on validation texts", ["Setting", *map(named, rows)], body)
 
 
 def _costs(record: Record) -> str:
@@ -187,7 +192,9 @@ def _costs(record: Record) -> str:
         for row in rows_of(record)
         if row in entry["rows"]
     ]
-    return table("Costs of all clients, all rounds", ["", "Client FLOPs", "Up and down"], body)
+    return table(
+        "Costs of all clients, all rounds", ["Setting, row", "Client FLOPs", "Up and down"], body
+    )
 
 
 def _cell(record: Record, entry: Record, row: str) -> str:
