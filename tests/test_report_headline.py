@@ -296,6 +296,8 @@ def test_test_texts_are_counted_and_not_their_tokens() -> None:
     for score in causal["modes"]["split"]["rounds"][-1]["per_client"].values():
         score["examples"] = 9_000  # scored tokens
     assert "One seed (0), 600 test texts:" in verdict(read(causal))[-1]
+    causal["data"] = {}
+    assert "One seed (0):" in verdict(read(causal))[-1]
     plain = SAMPLES.modern()
     plain["data"] = {}
     assert "One seed (0), 600 test texts:" in verdict(read(plain))[-1]

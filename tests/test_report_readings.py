@@ -88,14 +88,16 @@ def test_flops_and_seconds_are_budgets_too() -> None:
 
 
 def test_the_time_of_a_round_is_that_of_its_slowest_client() -> None:
-    row = readings([run({"params": [(0.5, 10_000_000)]})])["stragglers"]["params"]
+    found = run({"params": [(0.5, 10_000_000)]})
+    row = readings([found], slowdown=5.0)["stragglers"]["params"]
     for link in LINKS:
         sent = 80e6 / link.up_bits
         a = 1.0 + sent + 80e6 / link.down_bits + link.delay_s
         b = 2.0 + sent + link.delay_s
         assert row[f"plain:{link.name}"] == pytest.approx(max(a, b))
-        assert row[f"seconds:{link.name}"] == pytest.approx(max(a, 8.0 + sent + link.delay_s))
-    assert row["slowdown"] == 4.0
+        assert row[f"seconds:{link.name}"] == pytest.approx(max(a, 10.0 + sent + link.delay_s))
+    assert row["slowdown"] == 5.0
+    assert readings([found])["stragglers"]["params"]["slowdown"] == 4.0
 
 
 def test_a_target_costs_what_was_spent_when_it_was_first_reached() -> None:
