@@ -496,7 +496,7 @@ def test_a_job_that_was_waited_for_ends_as_a_run_in_one_process_does(
     assert code == 0, said
     seen = read_result(ended["result"])
     for run in seen.modes.values():
-        assert re.search(rf"(?m)^ *{run.name} .* {run.final.accuracy:.3f} ", said), said
+        assert re.search(rf"(?m)^ *{run.name} .* {run.everybody.accuracy:.3f} ", said), said
     assert all(line in said for line in conclusions.verdict(seen))
     assert said.index("Results  out") < said.index("Report   out/report.html")
     shutil.rmtree("out")

@@ -107,6 +107,7 @@ def test_the_table_of_readings_fits_and_breaks_no_word(width: int) -> None:
     text = " ".join(" ".join(lines).split())
     for words in ("broadband", "centralised", "TFLOPs"):
         assert words in text.split()
+    assert "office" not in text
     assert readings_table(read(SAMPLES.result())) is None
 
 

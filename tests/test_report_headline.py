@@ -296,6 +296,8 @@ def test_test_texts_are_counted_and_not_their_tokens() -> None:
     for score in causal["modes"]["split"]["rounds"][-1]["per_client"].values():
         score["examples"] = 9_000  # scored tokens
     assert "One seed (0), 600 test texts:" in verdict(read(causal))[-1]
+    causal["data"] = {}
+    assert "One seed (0):" in verdict(read(causal))[-1]
     plain = SAMPLES.modern()
     plain["data"] = {}
     assert "One seed (0), 600 test texts:" in verdict(read(plain))[-1]
@@ -306,3 +308,15 @@ def test_a_difference_of_rounding_makes_no_client_better_off() -> None:
     for client in found["summary"]["clients"]["params"].values():
         client |= {"difference": 1e-17, "verdict": "even"}
     assert "Own texts, params against alone: 0 of 4 clients better." in verdict(read(found))
+
+
+def test_modes_that_are_called_level_are_level_with_each_other_too() -> None:
+    apart = {frozenset({"split", "logits"}): True}
+    above = {frozenset({"base", mode}): True for mode in ("params", "split", "logits")}
+    figures = {"params": 0.7, "split": 0.69, "logits": 0.6}
+    found = told(figures, base=0.2, beyond={**apart, **above})
+    assert headline(found).startswith("Params and split are level with 0.700 and 0.690 accuracy")
+    assert verdict(read(found))[1].startswith(
+        "Logits reaches accuracy 0.600 on everybody's texts, level with params, below split and "
+        "above the base"
+    )

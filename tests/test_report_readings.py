@@ -88,14 +88,16 @@ def test_flops_and_seconds_are_budgets_too() -> None:
 
 
 def test_the_time_of_a_round_is_that_of_its_slowest_client() -> None:
-    row = readings([run({"params": [(0.5, 1_000_000)]})])["stragglers"]["params"]
+    found = run({"params": [(0.5, 10_000_000)]})
+    row = readings([found], slowdown=5.0)["stragglers"]["params"]
     for link in LINKS:
-        sent = 8e6 / link.up_bits
-        a = 1.0 + sent + 8e6 / link.down_bits + link.delay_s
+        sent = 80e6 / link.up_bits
+        a = 1.0 + sent + 80e6 / link.down_bits + link.delay_s
         b = 2.0 + sent + link.delay_s
         assert row[f"plain:{link.name}"] == pytest.approx(max(a, b))
-        assert row[f"seconds:{link.name}"] == pytest.approx(max(a, 8.0 + sent + link.delay_s))
-    assert row["slowdown"] == 4.0
+        assert row[f"seconds:{link.name}"] == pytest.approx(max(a, 10.0 + sent + link.delay_s))
+    assert row["slowdown"] == 5.0
+    assert readings([found])["stragglers"]["params"]["slowdown"] == 4.0
 
 
 def test_a_target_costs_what_was_spent_when_it_was_first_reached() -> None:
@@ -130,12 +132,14 @@ def test_less_is_better_for_causal_and_targets_are_shares_of_the_loss_gained() -
 
 
 def test_over_seeds_a_figure_is_the_mean_and_none_where_a_seed_has_none() -> None:
-    slow = run({"params": [(0.3, 2000), (0.5, 2000)]})
+    slow = run({"params": [(0.3, 10_000), (0.5, 10_000)]})
     quick = run({"params": [(0.6, 1000), (0.7, 1000)]})
     told = readings([slow, quick])
     table = {row["budget"]: row["params"] for row in told["budget"]["bytes"]}
-    assert table[12_000.0] == pytest.approx(0.6)
-    assert all(table[b] is None for b in table if b < 6_000)
+    assert table[60_000.0] == pytest.approx(0.6)
+    early = [budget for budget in table if 3_000 <= budget < 30_000]
+    assert early
+    assert all(table[budget] is None for budget in early)
     row = next(one for one in told["target"] if one["what"] == "95 % of the best mode")
     assert row["target"] == pytest.approx(0.95 * 0.6)
     assert row["params"] is None

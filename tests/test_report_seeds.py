@@ -53,7 +53,8 @@ def test_curves_have_bands_and_bytes_have_error_bars() -> None:
     assert set(areas) == {"params", "logits", "split"}
     for mode, area in areas.items():
         low = [row.band.low for row in read(found).modes[mode].rounds if row.band]
-        assert area["y"][:3] == low
+        high = [row.band.high for row in read(found).modes[mode].rounds if row.band]
+        assert area["y"] == [*low, *reversed(high)]
         assert area["x"] == [1, 2, 3, 3, 2, 1]
     bars = {t["name"]: t for t in figures["by-bytes"]["data"] if "error_y" in t}
     assert set(bars) == {"params", "logits", "split"}

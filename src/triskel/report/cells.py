@@ -3,7 +3,6 @@
 Terminal, Markdown, page and model card take theirs from here, so that they cannot disagree.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -146,7 +145,7 @@ def _scored(result: Result, run: Baseline | ModeRun, column: str) -> Cell:
     span, exact = spans.get(column), "not measured" if value is None else f"{value:,.6g}"
     loss = column_of(run, column).loss
     more = "" if loss is None else f"; loss {loss:.4g}"
-    if span is None or value is None or not math.isfinite(span.half):
+    if span is None or value is None:
         return Cell(text=text, exact=exact + more)
     ends = f"{written(result, span.low)} to {written(result, span.high)}"
     return Cell(
