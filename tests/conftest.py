@@ -10,11 +10,17 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tiny models gain nothing from threads, and two test processes that share two cores lose a lot.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
+# A busy machine is not a failure: no test of properties has a deadline, none draws too slowly.
+SLOW = (hypothesis.HealthCheck.too_slow,)
+hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=SLOW)
+hypothesis.settings.load_profile("house")
 
 MARKER_OF = {"shared_data": "data", "assets": "asset"}
 
