@@ -15,9 +15,10 @@ from triskel.report import render
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
+patience = runpy.run_path(str(Path(__file__).with_name("patience.py")))["patience"]
 EVIL = "</script><img src=x onerror=\"document.title='owned'\">"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -32,6 +33,12 @@ def browser() -> Iterator["Browser"]:
         started = play.chromium.launch(executable_path=path, args=FLAGS)
         yield started
         started.close()
+
+
+def blank(browser: "Browser", width: int) -> "Page":
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.set_default_timeout(patience(30) * 1000)  # milliseconds
+    return page
 
 
 def shapes() -> dict[str, Any]:
@@ -55,7 +62,7 @@ def test_a_browser_draws_every_figure_and_complains_about_nothing(
 ) -> None:
     file = tmp_path / "report.html"
     file.write_text(render(shapes()[name]), encoding="utf-8")
-    page = browser.new_page(viewport={"width": width, "height": 800})
+    page = blank(browser, width)
     complaints: list[str] = []
     page.on("console", lambda said: complaints.append(said.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -87,7 +94,7 @@ def test_figures_fit_the_paper_and_come_back_to_the_screen(
 ) -> None:
     file = tmp_path / "report.html"
     file.write_text(render(SAMPLES.result()), encoding="utf-8")
-    page = browser.new_page(viewport={"width": 1366, "height": 800})
+    page = blank(browser, 1366)
     page.goto(file.as_uri())
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 7")
     widths = "[...document.querySelectorAll('.plot .main-svg')].map(s => s.clientWidth)"
