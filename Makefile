@@ -13,8 +13,8 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # One worker more than cores: those that run federations mostly wait for them.
 PYTEST  := $(OFFLINE) $(BIN)/python -m pytest -n 3 --dist loadgroup
 # What compares numbers closely enough for a processor to matter.
-NUMERIC := $(addprefix tests/,test_blocks.py test_fast.py test_knowledge.py test_mean.py \
-           test_metrics.py test_modes_params.py test_tensors.py test_train.py laws)
+NUMERIC := $(patsubst %,tests/test_%.py,blocks codec fast golden knowledge many mean metrics \
+           modes_logits modes_params tensors train)
 CODE    := $(wildcard src tests benchmarks examples runs)
 
 .DEFAULT_GOAL := help
@@ -45,7 +45,8 @@ covered: $(VENV)/.installed-dev
 processors: processor-avx2 processor-default  ## numeric tests as on processors without AVX-512, without AVX2
 
 processor-%: $(VENV)/.installed-dev
-	ATEN_CPU_CAPABILITY=$* ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(PYTEST) $(NUMERIC)
+	ATEN_CPU_CAPABILITY=$* ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	  $(PYTEST) -n 2 $(NUMERIC)
 
 format: $(VENV)/.installed-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff format $(CODE)
