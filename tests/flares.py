@@ -30,7 +30,7 @@ sites = runpy.run_path(str(HERE / "sites.py"))
 waits = runpy.run_path(str(HERE / "patience.py"))
 patience, until = waits["patience"], waits["until"]
 SITES, ANNA = sites["SITES"], sites["ANNA"]
-MARKS = [pytest.mark.federation, pytest.mark.slow, pytest.mark.xdist_group("federation")]
+MARKS = [pytest.mark.federation, pytest.mark.slow]
 STARTS_S = 60.0
 
 

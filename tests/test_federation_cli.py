@@ -20,7 +20,7 @@ import pytest
 from triskel.federation import kits, nodes, record
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
-pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.xdist_group("federation")]
+pytestmark = [pytest.mark.federation, pytest.mark.slow]
 
 ROOT = Path(__file__).parent
 waits = runpy.run_path(str(ROOT / "patience.py"))

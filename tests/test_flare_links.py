@@ -30,8 +30,7 @@ HERE = Path(__file__).parent
 flares = runpy.run_path(str(HERE / "flares.py"))
 compared = runpy.run_path(str(HERE / "test_sites.py"))
 patience, until, SITES, ANNA = (flares[n] for n in ("patience", "until", "SITES", "ANNA"))
-# Mostly waiting, so beside the others: it leaves them the cores.
-pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.xdist_group("links")]
+pytestmark = flares["MARKS"]
 VICTIM = "shop"
 
 
