@@ -10,10 +10,15 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+# One worker more than cores: those that run federations mostly wait for them.
+PYTEST  := $(OFFLINE) $(BIN)/python -m pytest -n 3 --dist loadgroup
+# What compares numbers closely enough for a processor to matter.
+NUMERIC := $(patsubst %,tests/test_%.py,blocks codec fast golden knowledge many mean metrics \
+           modes_logits modes_params tensors train)
 CODE    := $(wildcard src tests benchmarks examples runs)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint covered format docs-check clean
+.PHONY: help demo test check lint covered processors format docs-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,9 +28,9 @@ demo: $(VENV)/.installed  ## fetch a small model and real texts, then compare th
 	$(BIN)/triskel compare
 
 test: $(VENV)/.installed-dev  ## the tests, offline
-	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST)
 
-check: lint covered  ## everything CI runs: lint, then the tests with branch coverage
+check: lint covered processors  ## everything CI runs: lint, tests with branch coverage, other processors
 
 lint: $(VENV)/.installed-dev  ## formatting, style, types and floors
 	$(BIN)/ruff format --check $(CODE)
@@ -34,7 +39,14 @@ lint: $(VENV)/.installed-dev  ## formatting, style, types and floors
 	$(BIN)/lint-imports
 
 covered: $(VENV)/.installed-dev
-	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
+
+# ATen, oneDNN and MKL each choose kernels by the processor, and take orders to choose lesser ones.
+processors: processor-avx2 processor-default  ## numeric tests as on processors without AVX-512, without AVX2
+
+processor-%: $(VENV)/.installed-dev
+	ATEN_CPU_CAPABILITY=$* ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	  $(PYTEST) -n 2 $(NUMERIC)
 
 format: $(VENV)/.installed-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff format $(CODE)

@@ -10,10 +10,41 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tiny models gain nothing from threads, and two test processes that share two cores lose a lot.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 import torch
+from xdist.scheduler import LoadGroupScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# A busy machine is not a failure: no test of properties has a deadline, none draws too slowly.
+SLOW = (hypothesis.HealthCheck.too_slow,)
+hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=SLOW)
+hypothesis.settings.load_profile("house")
+
+# Files whose tests share a federation, so that one worker runs them: xdist 3.8 reads no marks of
+# groups under pytest 9.2. Links mostly wait, so they have a worker of their own.
+GROUPS = {
+    "test_federation_cli.py": "federation",
+    "test_flare.py": "federation",
+    "test_flare_security.py": "federation",
+    "test_flare_links.py": "links",
+}
+
+
+class Scheduling(LoadGroupScheduling):
+    """Deals tests to workers one by one, and those of a group together; groups come first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0].rpartition("/")[2]
+        return GROUPS.get(file) or super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)  # without xdist there is none
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling | None:
+    """Use our groups where `--dist loadgroup` asks for groups."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 MARKER_OF = {"shared_data": "data", "assets": "asset"}

@@ -27,8 +27,10 @@ from triskel.federation.record import Entry
 
 HERE = Path(__file__).parent
 sites = runpy.run_path(str(HERE / "sites.py"))
+waits = runpy.run_path(str(HERE / "patience.py"))
+patience, until = waits["patience"], waits["until"]
 SITES, ANNA = sites["SITES"], sites["ANNA"]
-MARKS = [pytest.mark.federation, pytest.mark.slow, pytest.mark.xdist_group("federation")]
+MARKS = [pytest.mark.federation, pytest.mark.slow]
 STARTS_S = 60.0
 
 
@@ -36,13 +38,6 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def until(there: Callable[[], object], what: str, patience_s: float = 60.0) -> None:
-    end = time.monotonic() + patience_s
-    while not there():
-        assert time.monotonic() < end, f"{what} did not come in {patience_s:g} s"
-        time.sleep(0.1)
 
 
 def model_in(folder: Path) -> Path | None:
@@ -81,7 +76,7 @@ class Federation:
         since, chosen = time.time(), kits.nodes_in(self.folder, names)
         for kit in chosen:
             self.begin(kit)
-        missing = nodes.waiting_for(chosen, since, STARTS_S)
+        missing = nodes.waiting_for(chosen, since, patience(STARTS_S))
         assert not missing, missing
 
     def begin(self, kit: kits.Kit, *prefix: str) -> None:

@@ -97,7 +97,7 @@ tensors = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tensors)
 def test_any_tensors_come_back_bit_for_bit_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, some: dict[str, Tensor]

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from triskel import job as jobs
@@ -31,7 +31,6 @@ def rows(n: int, labels: int = 4) -> Rows:
     )
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(DEALT),
     n=st.integers(0, 120),

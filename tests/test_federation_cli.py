@@ -6,12 +6,13 @@ certificates, nodes, jobs, killed processes.
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ import pytest
 from triskel.federation import kits, nodes, record
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
-pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.xdist_group("federation")]
+pytestmark = [pytest.mark.federation, pytest.mark.slow]
 
 ROOT = Path(__file__).parent
+waits = runpy.run_path(str(ROOT / "patience.py"))
+patience, until, said_by = waits["patience"], waits["until"], waits["said"]
 JOB = """
 name = "tickets"
 rounds = 3
@@ -62,9 +65,17 @@ class Operator:
 
     def run(self, *words: str, expect: int = 0) -> str:
         started = self.begin(*words)
-        said, _ = started.communicate(timeout=120)
+        said = str(said_by(started, 120))
         assert started.returncode == expect, said
         return said
+
+    def start(self, *names: str) -> None:
+        """Start nodes; where its own 30 s are too few on a busy machine, wait on."""
+        since, said = time.time(), said_by(self.begin("start", "f", *names), 60)
+        if "all are there" not in said:
+            assert "yet" in said or "it keeps trying" in said, said
+            late = nodes.waiting_for(kits.nodes_in(self.folder, names), since, patience(60))
+            assert not late, late
 
     def kit(self, name: str) -> kits.Kit:
         (found,) = kits.nodes_in(self.folder, [name])
@@ -80,13 +91,6 @@ class Operator:
         return json.loads((self.home / path).read_text(encoding="utf-8"))
 
 
-def until(there: Callable[[], object], what: str, patience_s: float = 40.0) -> None:
-    end = time.monotonic() + patience_s
-    while not there():
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.2)
-
-
 def kill(numbers: Sequence[int]) -> None:
     for number in numbers:
         os.kill(number, signal.SIGKILL)
@@ -100,8 +104,8 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     found.run("new", "f", "--site", "bank", "--site", "hospital", "--port", port)
-    assert "all are there" in found.run("start", "f")
     try:
+        found.start()
         yield found
     finally:
         for begun in found.begun:
@@ -137,13 +141,13 @@ def test_a_job_goes_on_when_a_client_process_dies_and_another_one_is_refused(
     words = ("--supervise", "--set", "name=refused", "--out", "no")
     refused = operator.begin("submit", "f", "job.toml", *words)
     assert "hospital" in operator.run("status", "f")
-    said, _ = following.communicate(timeout=60)
+    said = said_by(following, 60)
     assert following.returncode == 0, said
     assert "down: hospital" in said
     assert operator.json("died/result.json") == {"closed": [*range(1, 21)], "live": ["bank"]}
     assert operator.run("result", "f", run, "--out", "again").startswith("Results  again")
     assert operator.json("again/ended.json") == {"done": True}
-    said, _ = refused.communicate(timeout=30)
+    said = said_by(refused, 30)
     assert refused.returncode == 1
     assert "bank: its policy does not allow the mode params" in said
     assert count(operator) == before + 2, "what the engine refuses is not sent again"
@@ -159,8 +163,8 @@ def test_a_supervised_job_ends_although_supervisor_and_server_die(operator: Oper
     kill([following.pid])
     following = operator.begin("resume", "f", run, "--supervise", "--out", "kept")
     kill(nodes.processes(operator.kit("server")))
-    operator.run("start", "f", "server")
-    said, _ = following.communicate(timeout=90)
+    operator.start("server")
+    said = said_by(following, 90)
     assert following.returncode == 0, said
     assert "submitted again as" in said
     assert operator.json("kept/result.json") == {

@@ -29,7 +29,7 @@ from triskel.federation.provision import Plan
 HERE = Path(__file__).parent
 flares = runpy.run_path(str(HERE / "flares.py"))
 compared = runpy.run_path(str(HERE / "test_sites.py"))
-until, SITES, ANNA = flares["until"], flares["SITES"], flares["ANNA"]
+patience, until, SITES, ANNA = (flares[n] for n in ("patience", "until", "SITES", "ANNA"))
 pytestmark = flares["MARKS"]
 VICTIM = "shop"
 
@@ -106,7 +106,9 @@ def there(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             for kit in chosen:
                 found.begin(kit, "ip", "netns", "exec", net.space(kit.name))
             until(lambda: listens(net.server), "the server")
-            missing = nodes.waiting_for([k for k in chosen if k.kind == "site"], since, 60)
+            missing = nodes.waiting_for(
+                [k for k in chosen if k.kind == "site"], since, patience(60)
+            )
             assert not missing, missing
             yield found
         finally:

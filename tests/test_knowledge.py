@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -130,7 +130,6 @@ def test_one_party_is_its_own_teacher(way: str, sparse: bool) -> None:  # noqa: 
         )
 
 
-@settings(deadline=None)
 @given(order=st.permutations(range(3)), way=st.sampled_from(WAYS), sparse=st.booleans())
 def test_the_order_of_parties_does_not_matter(order: list[int], way: str, sparse: bool) -> None:  # noqa: FBT001 - two cases
     parties = [top(logits(s), 2, 2.0) if sparse else dense(logits(s)) for s in range(3)]

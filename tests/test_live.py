@@ -280,7 +280,7 @@ EVENTS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(EVENTS, max_size=12))
 def test_no_event_stops_a_run(events: list[dict[str, Any]]) -> None:
     live = Live(console(terminal=False))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,7 +24,6 @@ def fold(parties: list[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
     return MEAN.value(total)
 
 
-@settings(deadline=None)
 @given(weights=st.lists(st.integers(1, 10_000), min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_it_is_the_sum_of_weighted_tensors_over_the_sum_of_weights(
     weights: list[int], seed: int
@@ -39,14 +38,12 @@ def test_it_is_the_sum_of_weighted_tensors_over_the_sum_of_weights(
         assert found[name].dtype == torch.float32
 
 
-@settings(deadline=None)
 @given(weight=st.integers(1, 2**28), seed=st.integers(0, 99))
 def test_one_party_comes_back_bit_for_bit(weight: int, seed: int) -> None:
     found = fold([(party(seed), weight)])
     assert all(torch.equal(found[n], t) for n, t in party(seed).items())
 
 
-@settings(deadline=None)
 @given(order=st.permutations(range(4)))
 def test_order_does_not_matter(order: list[int]) -> None:
     parties = [(party(i), float(1 + 7 * i)) for i in range(4)]

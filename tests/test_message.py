@@ -107,7 +107,7 @@ def dense(**tensors: Tensor) -> Message:
 
 
 @given(parts())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_message_is_the_same_after_its_bytes(drawn: dict[str, Any]) -> None:
     sections = {name: Section(**each) for name, each in drawn["sections"].items()}
     message = replace(

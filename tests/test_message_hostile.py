@@ -24,6 +24,7 @@ from triskel.rng import derive
 from triskel.types import Message
 
 GOLDEN = Path(__file__).parent / "golden"
+patience = runpy.run_path(str(Path(__file__).with_name("patience.py")))["patience"]
 MADE: dict[str, Message] = runpy.run_path(str(GOLDEN / "make.py"))["messages"]()
 Json = Any
 PACKED = [pack(message) for message in MADE.values()]
@@ -388,7 +389,9 @@ def test_of_1_500_mutated_messages_each_is_refused_or_valid_and_well_typed() -> 
 def test_of_120_000_mutated_messages_each_is_refused_or_valid() -> None:
     # In a process of its own: without the type checks of this one it is twenty times faster.
     command = [sys.executable, __file__, "120000"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=patience(300)
+    )
     assert done.returncode == 0, done.stderr
     yes, no = map(int, done.stdout.split())
     assert yes > 1_500
@@ -398,7 +401,7 @@ def test_of_120_000_mutated_messages_each_is_refused_or_valid() -> None:
 
 @given(st.binary(max_size=80))
 @example(b"TRSK")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_random_bytes_are_refused(data: bytes) -> None:
     for forged in (data, DENSE[:16] + data, DENSE[: 16 + DEFLATED] + data):
         with pytest.raises(MessageError):
@@ -413,7 +416,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from([(), ("kind",), ("facts",), ("sections",), HEAD, W, (*HEAD, "facts")]), JSON)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_json_in_any_place_is_refused_or_valid(path: tuple[str, ...], value: object) -> None:
     accepted(changed(DENSE, put(*path, value=value)) if path else again(json.dumps(value).encode()))
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from triskel.metrics import Score, empty, merge, score
@@ -24,7 +24,6 @@ def scored(rows: list[tuple[int, int]], classes: int = 3) -> Score:
     return score(logits(rows), torch.tensor([t for t, _ in rows]), classes)
 
 
-@settings(deadline=None)
 @given(rows=ROWS)
 def test_a_score_is_what_counting_says(rows: list[tuple[int, int]]) -> None:
     found = scored(rows)
@@ -40,7 +39,6 @@ def test_a_score_is_what_counting_says(rows: list[tuple[int, int]]) -> None:
     assert found.loss == pytest.approx(nats / len(known) if known else 0, rel=1e-5, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(rows=ROWS)
 def test_macro_f1_is_the_mean_over_classes_that_occur_or_are_predicted(
     rows: list[tuple[int, int]],
@@ -57,7 +55,6 @@ def test_macro_f1_is_the_mean_over_classes_that_occur_or_are_predicted(
     assert scored(rows).macro_f1 == pytest.approx(wanted)
 
 
-@settings(deadline=None)
 @given(left=ROWS, right=ROWS, classes=st.sampled_from([0, 3]))
 def test_merging_is_scoring_together(
     left: list[tuple[int, int]], right: list[tuple[int, int]], classes: int

@@ -575,7 +575,7 @@ def _reasons(raw: Raw) -> list[list[str]]:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, len(TIGHTER) - 1), st.integers(0, 9)), max_size=6))
 def test_a_stricter_policy_refuses_whatever_a_laxer_one_does(steps: list[tuple[int, int]]) -> None:
     raw = tomllib.loads(POLICY)
@@ -588,7 +588,7 @@ def test_a_stricter_policy_refuses_whatever_a_laxer_one_does(steps: list[tuple[i
         before = after
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_a_policy_file_does_not_matter(random: Any) -> None:  # noqa: ANN401
     def shuffled(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds

@@ -226,7 +226,11 @@ def test_an_edited_line_is_found_wherever_it_is(log: Path) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[
+        *settings().suppress_health_check,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
 def test_no_byte_can_be_changed_unseen(log: Path, place: float, byte: int) -> None:

@@ -17,10 +17,11 @@ from triskel.report.readings import readings
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
 OLD = Path(__file__).with_name("golden") / "result-1-classify.json"
+patience = runpy.run_path(str(Path(__file__).with_name("patience.py")))["patience"]
 EVIL = "</script><img src=x onerror=\"document.title='owned'\">"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -42,20 +43,27 @@ def read_out(found: dict[str, Any]) -> dict[str, Any]:
     return found | {"readings": readings(found.get("runs", [found]))}
 
 
-def shapes() -> dict[str, Any]:
+def blank(browser: "Browser", width: int) -> "Page":
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.set_default_timeout(patience(30) * 1000)  # milliseconds
+    return page
+
+
+def shape(name: str) -> dict[str, Any]:
     held = {f"c{i:03d}": (30 + i, 10) for i in range(100)}
     labels = {c: {f"intent {j}": (i + j) % 5 for j in range(77)} for i, c in enumerate(held)}
     evil = {EVIL: (5, 5), "<b>b</b>": (5, 5)}
-    return {
-        "whole": SAMPLES.result(),
-        "causal": SAMPLES.result(causal=True),
-        "many": SAMPLES.result(held, labels),
-        "thousands": SAMPLES.many(10_000, 77),
-        "tested": read_out(SAMPLES.modern()),
-        "seeds": read_out(SAMPLES.seeds(3)),
-        "old": json.loads(OLD.read_text(encoding="utf-8")),
-        "hostile": SAMPLES.result(evil, {c: {EVIL: 5} for c in evil}),
-    }
+    found: dict[str, Any] = {
+        "whole": SAMPLES.result,
+        "causal": lambda: SAMPLES.result(causal=True),
+        "many": lambda: SAMPLES.result(held, labels),
+        "thousands": lambda: SAMPLES.many(10_000, 77),  # takes seconds
+        "tested": lambda: read_out(SAMPLES.modern()),
+        "seeds": lambda: read_out(SAMPLES.seeds(3)),
+        "old": lambda: json.loads(OLD.read_text(encoding="utf-8")),
+        "hostile": lambda: SAMPLES.result(evil, {c: {EVIL: 5} for c in evil}),
+    }[name]()
+    return found
 
 
 @pytest.mark.browser
@@ -67,8 +75,8 @@ def test_a_browser_draws_every_figure_and_complains_about_nothing(
     browser: "Browser", tmp_path: Path, name: str, width: int
 ) -> None:
     file = tmp_path / "report.html"
-    file.write_text(render(shapes()[name]), encoding="utf-8")
-    page = browser.new_page(viewport={"width": width, "height": 800})
+    file.write_text(render(shape(name)), encoding="utf-8")
+    page = blank(browser, width)
     complaints: list[str] = []
     page.on("console", lambda said: complaints.append(said.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -100,7 +108,7 @@ def test_figures_fit_the_paper_and_come_back_to_the_screen(
 ) -> None:
     file = tmp_path / "report.html"
     file.write_text(render(SAMPLES.result()), encoding="utf-8")
-    page = browser.new_page(viewport={"width": 1366, "height": 800})
+    page = blank(browser, 1366)
     page.goto(file.as_uri())
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 7")
     widths = "[...document.querySelectorAll('.plot .main-svg')].map(s => s.clientWidth)"

@@ -49,7 +49,7 @@ facts = st.dictionaries(names, st.floats(allow_nan=False) | st.just([1, 2]), max
 strange = st.sampled_from(["../a", "a/b", "A", "a", "é" * 200])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(names | strange, st.tuples(groups, facts)))
 def test_any_states_of_any_names_come_back_from_their_files_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, parts: dict[str, Any]
@@ -146,7 +146,7 @@ def test_a_state_larger_than_the_memory_is_read_each_time(room: int, tmp_path: P
     assert it._used == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 600), st.booleans())))
 def test_memory_stays_within_its_bound_and_holds_the_truth(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, bool]]

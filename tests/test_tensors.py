@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from triskel.tensors import blend, clone, indices, numbers, padded, present, ragged, runs, select
@@ -18,7 +18,6 @@ def test_a_clone_shares_no_memory_and_no_graph() -> None:
     assert not copy["a"].requires_grad
 
 
-@settings(deadline=None)
 @given(share=st.floats(0, 2))
 def test_a_blend_is_between(share: float) -> None:
     old, new = {"a": torch.tensor([1.0, -3.0])}, {"a": torch.tensor([2.0, 5.0])}
@@ -42,7 +41,6 @@ def test_numbers_are_counted_and_names_are_chosen_in_order() -> None:
         select(tensors, ["d"])
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, width=st.integers(1, 3))
 def test_rows_without_padding_can_be_padded_again(lengths: list[int], width: int) -> None:
     longest = max(lengths)
@@ -55,7 +53,6 @@ def test_rows_without_padding_can_be_padded_again(lengths: list[int], width: int
         assert not back[i, n:].any()
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, extra=st.integers(0, 3))
 def test_padding_beyond_the_longest_text_is_dropped(lengths: list[int], extra: int) -> None:
     whole = torch.ones(len(lengths), max(lengths) + extra, 2)
@@ -63,7 +60,6 @@ def test_padding_beyond_the_longest_text_is_dropped(lengths: list[int], extra: i
     assert present(lengths, max(lengths) + extra).sum(1).tolist() == lengths
 
 
-@settings(deadline=None)
 @given(mask=st.lists(st.booleans(), max_size=12))
 def test_runs_name_exactly_what_is_true(mask: list[bool]) -> None:
     found = runs(torch.tensor(mask, dtype=torch.bool))

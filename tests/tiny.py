@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 
 from triskel.bench import Bench, Share
 from triskel.data.federate import Federation, Holding
@@ -104,6 +105,33 @@ def model(
                 norm.weight = module.weight
                 made.set_submodule(name, norm)
     return made.eval()
+
+
+class Wide(TorchFunctionMode):
+    """In here what is float64 stays so, where transformers takes a step in float32.
+
+    Those steps are norms, and the softmax of `eager`. What they round away depends on the order of
+    sums, which is another one on another processor or in a batch of another shape.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever torch returns
+        del types
+        named = dict(kwargs or {})
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            kept = {torch.float32: torch.float64}
+            args = [kept.get(a, a) if isinstance(a, torch.dtype) else a for a in args]
+            named = {
+                n: kept.get(a, a) if isinstance(a, torch.dtype) else a for n, a in named.items()
+            }
+        return func(*args, **named)
 
 
 def tokenizer(words: Sequence[str] = ()) -> transformers.PreTrainedTokenizerFast:

@@ -105,7 +105,7 @@ def test_the_error_is_within_the_bound(
     st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=70),
     st.sampled_from(FLOATS),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_numbers_stay_within_the_bound(
     codec: CodecName, values: list[float], dtype: torch.dtype
 ) -> None:
