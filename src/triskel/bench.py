@@ -81,6 +81,7 @@ class Bench:
         job, (path, rank) = self.job, self._model(client)
         if (path, rank) not in self._bodies:
             name, choices = f"{path} rank {rank}", Choices(self.choices)
+            choices.settle(self._say)
             body = load(
                 resolve(path, fetch=True, say=self._say),
                 choices.model(name, job.model),

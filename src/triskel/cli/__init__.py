@@ -29,6 +29,7 @@ from triskel.cli.output import console_for, safe_name, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
+from triskel.threads import begun_with, settle
 
 # `types` and `compare` load torch, so what is needed of them is said again here
 Event = Mapping[str, Any]
@@ -47,9 +48,8 @@ QUIET = {
     "HF_HUB_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "DATASETS_VERBOSITY": "error",
-    "GOMP_SPINCOUNT": "2000",  # threads that wait give way on a busy machine
 }
-"""What transformers, datasets, the hub and torch's threads read once, when they are imported."""
+"""What transformers, datasets and the hub read once, when they are imported."""
 
 Name = TypeVar("Name", bound=str)
 
@@ -259,6 +259,7 @@ def _resume(folder: Path) -> None:
 def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
     """Run with a display, then say what came out; what stops it says how to go on."""
     console = console_for(stderr=True)
+    _settle_threads(console, folder)
     try:
         with console.status("loading torch and transformers"), loading():
             from triskel import compare
@@ -275,6 +276,14 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
             )
         raise
     _conclude(result, folder)
+
+
+def _settle_threads(console: Console, folder: Path) -> None:
+    """Say how torch computes, before it is imported: as the run of a folder began, if one did."""
+    if "torch" not in sys.modules:
+        said = settle(os.environ, begun_with(folder / "choices.json"))
+        if said is not None:
+            console.print(escape(said), soft_wrap=True)
 
 
 def _opening(folder: Path, console: Console, watch: Watch) -> Watch:
@@ -370,6 +379,7 @@ def evaluate(
     """Score what a run trained, on its own test texts or on others."""
     chosen = _one_of(TRAINED_NAMES, mode)
     console = console_for(stderr=True)
+    _settle_threads(console, folder)
     with console.status("loading torch and transformers"), loading():
         from triskel.assess import assess
         from triskel.live import Live
