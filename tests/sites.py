@@ -328,9 +328,13 @@ class Party:
         )  # fmt: skip
         return after, ledger
 
-    def scores(self, stage: str, engine: Remote | None = None, **options: Any) -> Any:
+    def scores(
+        self, stage: str, engine: Remote | None = None, state: Any = None, **options: Any
+    ) -> Any:
+        """Test what a round left, or the start."""
         engine, mode = engine or self.engine(stage, **options), self.modes[stage]
-        return engine.scores(mode, mode.start(), SITES, self.bench.body())
+        tested = mode.start() if state is None else state
+        return engine.scores(mode, tested, SITES, self.bench.body())
 
     def close(self) -> None:
         for one in self.meeting.sites.values():

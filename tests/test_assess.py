@@ -19,10 +19,11 @@ from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError, ModelError
 from triskel.evaluate import evaluate
-from triskel.export import read_adapter
+from triskel.export import export_run, read_adapter
 from triskel.job import MODE_NAMES, Job, load
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
+sites = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sites.py"))))
 
 OWNERS = ("bank", "clinic", "shop")
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
@@ -139,9 +140,14 @@ def test_a_file_of_the_runs_own_test_rows_gives_the_runs_own_figures(
 ) -> None:
     held = prepare(load(finished / "job.toml"), ignore).federation.clients
     file = as_file(tmp_path / "more.csv", {c: h.test for c, h in held.items()})
-    assert assess(finished, mode=mode, data=file, watch=ignore) == assess(
-        finished, mode=mode, watch=ignore
-    )
+    elsewhere = assess(finished, mode=mode, data=file, watch=ignore)
+    own = assess(finished, mode=mode, watch=ignore)
+    assert elsewhere.pop("loss") == pytest.approx(own.pop("loss"), rel=1e-6)  # other batches
+    each, mine = elsewhere.pop("per_client"), own.pop("per_client")
+    assert elsewhere == own
+    for client, row in mine.items():
+        assert each[client].pop("loss") == pytest.approx(row.pop("loss"), rel=1e-6)
+        assert each[client] == row
 
 
 def test_nothing_is_kept_of_a_file_whose_texts_run_once(
@@ -201,6 +207,76 @@ def test_a_file_that_does_not_fit_is_refused(finished: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="rows of 'forge', which has no model of its own"):
         assess(finished, mode="local", data=file, watch=ignore)
     assert list(assess(finished, data=file, watch=ignore)["per_client"]) == ["forge"]
+
+
+# --- a federation's run -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def federated(tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401 - of sites.py
+    """Three sites' run of every mode; its folder is `out`."""
+    there = sites.house(tmp_path_factory.mktemp("federated"))
+    assert sites.Meeting(there, there.spec(*MODE_NAMES)).play()["done"]
+    return there
+
+
+@pytest.mark.parametrize("mode", MODE_NAMES)
+def test_a_federations_adapter_reaches_on_its_sites_test_rows_what_they_said(
+    mode: str,
+    federated: Any,  # noqa: ANN401 - of sites.py
+    tmp_path: Path,
+) -> None:
+    held = prepare(federated.local, ignore).federation.clients
+    file = tmp_path / "all.csv"
+    rows = [row for h in held.values() for row in zip(h.test.text, h.test.label, strict=True)]
+    with file.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([["text", "label"], *rows])
+    found = assess(federated.root / "out", mode=mode, data=file, watch=ignore)
+    final = result_of(federated.root / "out")["modes"][mode]["final"]
+    assert (found["mode"], found["examples"]) == (mode, len(rows))
+    assert found["accuracy"] == final["accuracy"]
+    assert found["loss"] == pytest.approx(final["loss"], rel=1e-5)
+
+
+def test_without_a_file_a_federations_run_says_where_its_texts_are(
+    federated: Any,  # noqa: ANN401 - of sites.py
+) -> None:
+    with pytest.raises(DataError, match=r"are at the sites of its federation.*--data FILE"):
+        assess(federated.root / "out", watch=ignore)
+
+
+def test_a_federations_model_that_is_not_here_is_asked_for(
+    federated: Any,  # noqa: ANN401 - of sites.py
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run_, file = shutil.copytree(federated.root / "out", tmp_path / "run"), tmp_path / "more.csv"
+    file.write_text("text,label\nw1 w2,good\n")
+    sheet = run_ / "adapters" / "params" / "triskel.json"
+    sheet.write_text(json.dumps(json.loads(sheet.read_text()) | {"base": "/srv/gone"}))
+    with pytest.raises(ModelError) as refused:
+        assess(run_, data=file, watch=ignore)
+    assert refused.value.__notes__ == ["`--model DIR` says where tiny lies on this machine"]
+    here = federated.root / "tiny"
+    assert assess(run_, data=file, model=here, watch=ignore)["examples"] == 1
+
+
+def test_a_clients_own_model_is_not_looked_for_in_a_federations_result(
+    federated: Any,  # noqa: ANN401 - of sites.py
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(JobError, match="it has logits, params, split; in a federation, clients'"):
+        export_run(federated.root / "out", tmp_path / "a", mode="logits", client="bank", say=print)
+    export_run(federated.root / "out", tmp_path / "a", mode="logits", merge=True, say=print)
+    assert (tmp_path / "a" / "model.safetensors").is_file()
+
+
+def test_a_model_that_moved_is_named(tmp_path: Path) -> None:
+    folder = played(tmp_path, job_in(tmp_path), modes=("params",), baselines=())
+    wanted = assess(folder, watch=ignore)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert assess(folder, model=tmp_path / "moved", watch=ignore) == wanted
 
 
 # --- what is refused --------------------------------------------------------------------------

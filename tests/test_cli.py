@@ -475,9 +475,9 @@ def test_evaluate_shows_a_table_of_clients(monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[Any] = []
 
     def assess(
-        run: Path, *, mode: str | None, data: Path | None, watch: object
+        run: Path, *, mode: str | None, data: Path | None, model: Path | None, watch: object
     ) -> Mapping[str, Any]:
-        asked.append((run, mode, data))
+        asked.append((run, mode, data, model))
         assert isinstance(watch, live.Live)
         return {
             "mode": "split",
@@ -488,8 +488,8 @@ def test_evaluate_shows_a_table_of_clients(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setitem(sys.modules, "triskel.assess", SimpleNamespace(assess=assess))
     Path("run").mkdir()
-    code, out, _ = triskel("evaluate", "run", "--data", "more.csv")
-    assert (code, asked) == (0, [(Path("run"), None, Path("more.csv"))])
+    code, out, _ = triskel("evaluate", "run", "--data", "more.csv", "--model", "run")
+    assert (code, asked) == (0, [(Path("run"), None, Path("more.csv"), Path("run"))])
     assert [line.split() for line in out.splitlines()] == [
         ["split", "accuracy", "macro", "f1", "examples"],
         ["[a]", "1.000", "–", "1,000"],

@@ -17,7 +17,7 @@ from triskel.folder import Log, safe
 from triskel.job import Job, dump, parse
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
-BASELINES = ("base", "local", "central")
+BASELINES = ("base", "local", "central", "local_equal")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,18 @@ def whole(room: Path) -> SimpleNamespace:
 def test_a_run_folder_holds_job_request_log_result_report_adapters_and_stages(
     whole: SimpleNamespace,
 ) -> None:
-    stages = {"central", "local-client-01", "local-client-02", "params", "logits", "split"}
+    clients = {"client-01", "client-02"}
+    alone = {f"local-{c}" for c in clients}
+    stages = {"central", "params", "logits", "split"} | alone
+    more = {f"local_equal-{c}" for c in clients}
     assert {p.name for p in whole.folder.iterdir()} == {
         "job.toml", "request.json", "choices.json", "events.jsonl", "result.json", "report.html",
-        "adapters", "stages",
+        "adapters", "outcomes", "stages",
     }  # fmt: skip
-    assert {p.name for p in (whole.folder / "stages").iterdir()} == stages
+    assert {p.name for p in (whole.folder / "stages").iterdir()} == stages | more
+    assert {p.stem for p in (whole.folder / "outcomes").iterdir()} == {
+        *stages, *more, "base", "local", "local_equal"
+    }  # fmt: skip
     assert {p.name for p in (whole.folder / "adapters").iterdir()} == stages | {
         "logits-client-01", "logits-client-02",
     }  # fmt: skip
@@ -75,7 +81,8 @@ def test_the_result_returned_is_the_result_on_disk(whole: SimpleNamespace) -> No
     found = json.loads(text, parse_constant=strict)
     assert found == json.loads(json.dumps(whole.result))
     assert list(found) == [
-        "schema", "triskel", "job", "environment", "data", "baselines", "skipped", "modes",
+        "schema", "triskel", "job", "request", "environment", "data", "baselines", "skipped",
+        "modes",
     ]  # fmt: skip
     assert list(found["modes"]) == ["params", "logits", "split"]
     assert list(found["baselines"]) == list(BASELINES)
@@ -94,7 +101,15 @@ def test_the_log_holds_every_event_but_steps_and_messages(whole: SimpleNamespace
 
 def test_the_opening_names_stages_and_their_work(whole: SimpleNamespace) -> None:
     opening = next(e for e in whole.events if e["event"] == "run_start")
-    assert opening["stages"] == [*BASELINES, "params", "logits", "split"]
+    assert opening["stages"] == [
+        "base",
+        "local",
+        "central",
+        "params",
+        "logits",
+        "split",
+        "local_equal",
+    ]
     assert opening["clients"] == ["client-01", "client-02"]
     tokens = sum(
         e["tokens"]

@@ -307,8 +307,15 @@ def test_a_folder_that_is_unclear_is_refused(
 
 
 def test_a_file_where_a_folder_is_needed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must be a folder with one file per client"):
+    with pytest.raises(
+        DataError, match=r"must be a folder with one file per client, got .*a\.csv$"
+    ):
         read(clients_job(csv(tmp_path / "a.csv", 4)))
+
+
+def test_a_folder_that_is_not_there_may_be_a_name_in_a_federation(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got .*tickets; where .*`triskel federation submit`"):
+        read(clients_job(tmp_path / "tickets"))
 
 
 def test_no_party_sees_all_labels_so_they_must_be_given(tmp_path: Path) -> None:

@@ -71,11 +71,16 @@ def base(folder: Path, family: str, task: str, dtype: torch.dtype = torch.float3
 
 
 def body_of(
-    folder: Path, task: str = "classify", dtype: str = "float32", **adapter: object
+    folder: Path,
+    task: str = "classify",
+    dtype: str = "float32",
+    attention: str = "eager",
+    **adapter: object,
 ) -> Body:
+    options = {"path": str(folder), "dtype": dtype, "device": "cpu", "attention": attention}
     return load(
         str(folder),
-        Model.model_validate({"path": str(folder), "dtype": dtype, "device": "cpu"}),
+        Model.model_validate(options),
         Adapter.model_validate({"rank": 4, "alpha": 6.0, **adapter}),
         task=task,  # type: ignore[arg-type]
         classes=len(CLASSES) if task == "classify" else 0,
@@ -257,8 +262,53 @@ def test_the_code_on_a_classifiers_card_runs_and_agrees(
     with torch.no_grad():
         batch = batch_of(texts, [0, 1], pool=body.blocks.pool)
         ours = body.logits(body.parameters(tensors), batch)
-    near = 1e-5 if dtype == "float32" else 0.05
-    assert torch.allclose(space["logits"].float(), ours.float(), rtol=near, atol=near)
+    assert space["logits"].dtype == torch.float32, "a rounded score makes ties"
+    assert torch.allclose(space["logits"], ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classify", "causal"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_code_on_a_card_names_attention_and_type_of_the_run(
+    attention: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = base(tmp_path / "base", "llama", task)
+    body = body_of(folder, task, "bfloat16", attention)
+    save_adapter(tmp_path / "a", body, tiny.random_like(body.initial, 1), names_of(task))
+    inner = run_card(tmp_path / "a", monkeypatch)["model"].get_base_model()
+    assert inner.config._attn_implementation == attention
+    assert inner.dtype == torch.bfloat16
+
+
+def test_a_base_with_a_head_for_other_classes_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quiet():
+        tiny.model("llama", num_labels=7).save_pretrained(tmp_path / "base")
+        tiny.tokenizer(WORDS).save_pretrained(tmp_path / "base")
+    body = body_of(tmp_path / "base")
+    save_adapter(tmp_path / "a", body, tiny.random_like(body.initial, 1), CLASSES)
+    assert run_card(tmp_path / "a", monkeypatch)["logits"].shape == (2, len(CLASSES))
+
+
+def test_a_card_says_the_name_of_a_folder_and_not_where_it_lies(tmp_path: Path) -> None:
+    body = body_of(base(tmp_path / "base", "llama", "classify"))
+    save_adapter(tmp_path / "a", body, body.initial, CLASSES)
+    text = (tmp_path / "a" / "README.md").read_text()
+    before, _, after = text.partition("```python\n")
+    assert "adapter and head for `base`" in before
+    assert str(tmp_path) not in before + after.partition("```")[2]
+
+
+def test_a_sheet_from_before_attention_was_written_down_reads_as_the_default(
+    tmp_path: Path,
+) -> None:
+    body = body_of(base(tmp_path / "base", "llama", "classify"))
+    save_adapter(tmp_path / "a", body, body.initial, CLASSES)
+    place = tmp_path / "a" / "triskel.json"
+    raw = json.loads(place.read_text())
+    assert raw.pop("attention") == "eager"
+    place.write_text(json.dumps(raw))
+    assert sheet.read_sheet(tmp_path / "a").attention == "eager"
 
 
 @pytest.mark.parametrize("layout", ["", "Q: {prompt}\nA: {response}.", "chat"])
@@ -522,7 +572,9 @@ def test_a_merged_model_keeps_its_bases_type_and_its_card_runs(
         card.card(sheet.read_sheet(tmp_path / "a"), merged=True)
     )
     space = run_card(tmp_path / "m", monkeypatch)
-    assert space["model"].dtype == torch.bfloat16
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert space["model"].dtype == torch.float32, "as the run computed"
     assert capsys.readouterr().out.count(" -> ") == 2
 
 

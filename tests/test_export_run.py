@@ -1,6 +1,7 @@
 """What a run trained, taken out of it: the right adapter, its figures, and a whole model."""
 
 import json
+import re
 import runpy
 import shutil
 from collections.abc import Mapping
@@ -156,6 +157,56 @@ def test_a_merged_model_is_whole_and_answers_as_the_run_did(
     monkeypatch.chdir(tmp_path / "m")
     with quiet():
         exec(code, {})  # noqa: S102 - what a reader would run
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compute", "merge"),
+    [
+        ("float32", "fast", False),
+        ("bfloat16", "reference", False),
+        ("float32", "reference", True),
+    ],
+)
+def test_the_code_on_a_card_reaches_the_accuracy_of_the_run(
+    dtype: str,
+    compute: str,
+    merge: bool,  # noqa: FBT001 - a case
+    assets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert assets
+    options = {
+        "model.dtype": dtype,
+        "model.compute": compute,
+        "model.cache_mb": 0,
+        "adapter.blocks": "top:4",
+        "clients.examples": 8,
+        "clients.test_examples": 8,
+        "logits.public": 0,
+        "train.max_tokens": 32,
+        "rounds": 1,
+    }
+    job = load(None, [f"{key}={value}" for key, value in options.items()])
+    request = Request(modes=("params",), baselines=())
+    result = run(job, request, tmp_path / "run", LocalEngine(job), ignore)
+    export_run(tmp_path / "run", tmp_path / "out", merge=merge, say=silent)
+    held = prepare(job, ignore).federation
+    texts = [text for one in held.clients.values() for text in one.test.text]
+    labels = [label for one in held.clients.values() for label in one.test.label]
+    block = re.search(
+        r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL
+    )
+    assert block
+    code, put = re.subn(r"(?m)^texts = .*$", "texts = TEXTS", block[1])
+    assert put == 1
+    space: dict[str, Any] = {"TEXTS": texts}
+    monkeypatch.chdir(tmp_path / "out")
+    with quiet():
+        exec(code, space)  # noqa: S102 - what a reader would run
+    names = [space["model"].config.id2label[int(one)] for one in space["logits"].argmax(-1)]
+    right = sum(name == label for name, label in zip(names, labels, strict=True))
+    assert right / len(texts) == result["modes"]["params"]["final"]["accuracy"]
 
 
 # --- what is refused --------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """What an operator makes and sends, without starting anything."""
 
 import json
+import re
+import runpy
+import shutil
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,13 @@ from triskel.federation.harden import authorization, harden, settle, weakness
 from triskel.federation.provision import Plan
 from triskel.job import parse
 from triskel.policy.rules import load as load_policy
+from triskel.report import words
+from triskel.report.reading import read as read_result
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 RUNNER = CliRunner()
+samples = runpy.run_path(str(Path(__file__).with_name("report_samples.py")))
 JOB = """
 name = "tickets"
 rounds = 3
@@ -50,8 +56,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kit(made: Path, tmp_path: Path) -> Callable[[str], kits.Kit]:
-    import shutil  # noqa: PLC0415 - here only
-
     def copied(name: str) -> kits.Kit:
         found = kits.kit_at(Path(shutil.copytree(made / "kits" / name, tmp_path / name)))
         assert found is not None
@@ -98,8 +102,6 @@ def test_a_site_is_added_under_the_same_authority_and_nobody_else_changes(made: 
         with pytest.raises(JobError, match="--site shop is there already"):
             provision.add(made, ["shop"])
     finally:
-        import shutil  # noqa: PLC0415 - here only
-
         shutil.rmtree(shop.path)
 
 
@@ -454,6 +456,73 @@ def test_only_a_round_that_is_new_counts_as_progress() -> None:
         assert trail.idle == 2
     trail.note({"stage": "split", "round": 1})
     assert trail.idle == 0
+
+
+# --- What a run came to -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A job of which `out` is fetched, with what the engine says of its end in `said`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, "f")
+    Path("job.toml").write_text(JOB, encoding="utf-8")
+    found: dict[str, Any] = {"said": {"done": True}, "result": samples["result"]()}
+
+    def submit(line: follow.Line, asked: job.Request) -> record.Entry:
+        record.keep(line.kit, asked)
+        return record.note(line.kit, "11-1", asked, ("bank", "hospital"))
+
+    def fetch(line: follow.Line, number: str, out: Path) -> follow.Progress:
+        assert (line.kit.kind, number) == ("admin", "11-1")
+        out.mkdir()
+        (out / "result.json").write_text(json.dumps(found["result"]), encoding="utf-8")
+        (out / "report.html").write_text("<!DOCTYPE html>", encoding="utf-8")
+        return found["said"]
+
+    monkeypatch.setattr(follow, "submit", submit)
+    monkeypatch.setattr(follow, "fetch", fetch)
+    monkeypatch.setattr(follow, "wait", lambda *_: follow.End("FINISHED:COMPLETED"))
+    monkeypatch.setattr(follow, "_goes_on", lambda *_: False)
+    yield found
+    shutil.rmtree("out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("again", ["resume", "result"])
+def test_a_job_that_was_waited_for_ends_as_a_run_in_one_process_does(
+    ended: dict[str, Any], again: str
+) -> None:
+    code, said = triskel("submit", "f", "job.toml", "--out", "out")
+    assert code == 0, said
+    seen = read_result(ended["result"])
+    for run in seen.modes.values():
+        assert re.search(rf"(?m)^ *{run.name} .* {run.final.accuracy:.3f} ", said), said
+    assert all(line in said for line in words.verdict(seen))
+    assert said.index("Results  out") < said.index("Report   out/report.html")
+    shutil.rmtree("out")
+    shown = said[said.index("\n\n") + 1 :]
+    code, said = triskel(again, "f", "--out", "out")
+    assert code == 0, said
+    assert said.endswith(shown)
+
+
+def test_a_job_that_ended_before_its_time_says_where_what_it_finished_is(
+    ended: dict[str, Any],
+) -> None:
+    ended["said"] = {"done": False, "error": "bank: not heard of for 60 s"}
+    for command in (["submit", "f", "job.toml"], ["result", "f"]):
+        code, said = triskel(*command, "--out", "out")
+        assert code == 1
+        assert "the job ended: bank: not heard of for 60 s\nwhat was finished is in out\n" in said
+        shutil.rmtree("out")
+
+
+def test_a_result_of_another_version_is_where_it_was_put(ended: dict[str, Any]) -> None:
+    ended["result"] = {"schema": 99}
+    code, said = triskel("submit", "f", "job.toml", "--out", "out")
+    assert code == 1
+    assert "result.json has schema 99" in said
+    assert said.endswith("what was fetched is in out\n")
 
 
 # --- Mistakes on the command line -------------------------------------------------------------

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from triskel import cli
 from triskel.federation import follow
 from triskel.job import MODE_NAMES
 
@@ -17,6 +19,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 flares = runpy.run_path(str(Path(__file__).parent / "flares.py"))
 compared = runpy.run_path(str(Path(__file__).parent / "test_sites.py"))
 same, result = compared["same"], compared["result"]
+SITES = compared["SITES"]
 pytestmark = flares["MARKS"]
 
 
@@ -47,3 +50,28 @@ def test_every_mode_ends_with_the_adapters_bytes_and_flops_of_one_process(
     assert {one["stage"] for one in told if one and "stage" in one} <= set(MODE_NAMES)
     seen = {(one.get("stage"), one.get("round")) for one in told if one and one.get("rounds") == 2}
     assert seen, "progress is told while it runs"
+    for name in SITES:
+        lines = (house.root / name / "triskel" / "audit.jsonl").read_text().splitlines()
+        left = [one for one in map(json.loads, lines) if one["what"] == "left"]
+        assert {one["round"] for one in left} == {1, 2}
+    fetched_and_evaluated(there, house.root / "again")
+
+
+def fetched_and_evaluated(there: Any, out: Path) -> None:
+    """Hold what commands print of the result against the result."""
+    runner = CliRunner()
+    got = runner.invoke(cli.app, ["federation", "result", str(there.folder), "--out", str(out)])
+    assert got.exit_code == 0, got.output
+    stages = json.loads((out / "result.json").read_text())["modes"]
+    for mode in MODE_NAMES:
+        shown = f"{stages[mode]['final']['accuracy']:.3f}"
+        assert any(line.split()[:2] == [mode, shown] for line in got.stdout.splitlines())
+    got = runner.invoke(cli.app, ["evaluate", str(out), "--mode", "split"])
+    assert got.exit_code == 2
+    assert "are at the sites of its federation" in got.stderr
+    texts = out.with_suffix(".csv")
+    texts.write_text("text,label\nw1 w2,good\nw3,bad\n")
+    words = ["evaluate", str(out), "--mode", "split", "--data", str(texts)]
+    got = runner.invoke(cli.app, words)
+    assert got.exit_code == 0, got.output
+    assert got.stdout.splitlines()[-1].split()[-1] == "2"

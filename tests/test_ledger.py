@@ -394,6 +394,40 @@ def test_evaluation_is_not_in_the_totals() -> None:
     assert ledger.rows()["ann"]["down"]["messages"] == 0
 
 
+def test_what_tests_a_model_is_booked_apart_whatever_its_kind() -> None:
+    def scored() -> Ledger:
+        ledger = Ledger()
+        ledger.scored("down", message("task", 50), 300)
+        ledger.scored("down", message("task", 50), 300)
+        ledger.sent("ann", "up", message("evaluate", 9), 80)
+        return ledger
+
+    ledger = scored()
+    apart = {
+        "up": {"payload_bytes": 36, "message_bytes": 80, "messages": 1},
+        "down": {"payload_bytes": 400, "message_bytes": 600, "messages": 2},
+    }
+    assert ledger.scoring == apart
+    assert ledger.rows() == {}, "who only tests did not take part in the round"
+    ledger.sent("ann", "down", message("task", 2), 20)
+    ledger.sent("ann", "up", message("update", 3), 30)
+    assert ledger.scoring == apart
+    assert [ledger.rows()["ann"][way]["message_bytes"] for way in ("up", "down")] == [30, 20]
+    rounds = [
+        {"clients": ledger.rows(), "seconds": 1.0, "scoring": apart},
+        {"clients": {}, "seconds": 1.0},
+        {"clients": {}, "seconds": 1.0, "scoring": scored().scoring},
+    ]
+    found = totals(rounds)
+    assert found["scoring"] == {
+        "up": {"payload_bytes": 72, "message_bytes": 160, "messages": 2},
+        "down": {"payload_bytes": 800, "message_bytes": 1200, "messages": 4},
+    }
+    assert found["up"] == {"payload_bytes": 12, "message_bytes": 30, "messages": 1}
+    assert "scoring" not in totals(rounds[1:2])
+    assert Ledger().scoring == {}
+
+
 def test_half_precision_counts_four_bytes_a_number_as_payload() -> None:
     ledger = Ledger()
     half = Section(kind="dense", tensors={"w": torch.zeros(10, dtype=torch.bfloat16)})

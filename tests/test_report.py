@@ -384,6 +384,75 @@ def test_the_job_on_the_page_is_toml_that_reads_back() -> None:
     assert "triskel run job.toml" in render(bare())
 
 
+ALL = {"modes": ["params", "logits", "split"], "baselines": ["base", "local", "central"]}
+COMMANDS = [
+    ({**ALL, "strict": False}, "compare job.toml"),
+    ({**ALL, "modes": ["split", "params"]}, "compare job.toml --modes split,params"),
+    ({**ALL, "baselines": []}, "compare job.toml --baselines none"),
+    (
+        {"modes": ["logits"], "baselines": ["base", "local"], "strict": False},
+        "compare job.toml --modes logits --baselines base,local",
+    ),
+    ({"modes": ["logits"], "baselines": [], "strict": True}, "run job.toml --mode logits"),
+    (
+        {"modes": ["split"], "baselines": ["base", "central"], "strict": True},
+        "run job.toml --mode split --baselines base,central",
+    ),
+]
+
+
+def commands(found: dict[str, Any]) -> list[str]:
+    shown = re.findall(r"<pre>(.*?)</pre>", render(found), re.DOTALL)[0]
+    return [line for line in html.unescape(shown).splitlines() if line.startswith("triskel ")]
+
+
+@pytest.mark.parametrize(("asked", "command"), COMMANDS, ids=[one for _, one in COMMANDS])
+def test_a_run_again_is_asked_for_the_same_modes_and_baselines(
+    asked: dict[str, Any], command: str
+) -> None:
+    found = SAMPLES.result() | {"request": asked}
+    assert commands(found) == [f"triskel {command}", f"triskel {command} --set seed=1"]
+
+
+def test_a_federations_run_again_is_submitted() -> None:
+    found = SAMPLES.result() | {"request": {"modes": ["params", "split"], "strict": True}}
+    found["job"]["data"] |= {"source": "clients", "train": "tickets"}
+    command = "triskel federation submit FOLDER job.toml --mode params --mode split"
+    assert commands(found)[0] == command
+    found["job"]["data"]["train"] = "/home/anna/tickets"
+    assert "federation" not in commands(found)[0]
+
+
+@pytest.mark.parametrize("asked", [None, 3, [], {"modes": 7}, {"modes": [EVIL, 5]}, {}], ids=str)
+def test_a_request_that_cannot_be_read_is_none(asked: object) -> None:
+    assert commands(SAMPLES.result() | {"request": asked})[0] == "triskel compare job.toml"
+
+
+def test_what_was_asked_of_a_run_whose_result_does_not_say_it_stands_beside_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(SAMPLES.result()), encoding="utf-8")
+    (tmp_path / "request.json").write_text(json.dumps({**ALL, "baselines": []}), encoding="utf-8")
+    source = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "triskel compare job.toml --baselines none" in source
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/anna/models/llama-1b/", "llama-1b"),
+        ("smollm2-135m", "smollm2-135m"),
+        ("org/llama-1b", "org/llama-1b"),
+    ],
+)
+def test_the_header_names_a_model_and_not_where_it_lies(path: str, name: str) -> None:
+    found = SAMPLES.result()
+    found["job"]["model"]["path"] = path
+    head = re.search(r"<header>.*?</header>", render(found), re.DOTALL)
+    assert head
+    assert f"<li>{name}</li>" in head[0]
+
+
 def test_the_three_tables_hold_the_same_cells(shape: dict[str, Any]) -> None:
     text, page = printed(shape), Page(render(shape)).text
     for line in markdown(shape).splitlines()[2:]:

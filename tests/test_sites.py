@@ -5,6 +5,7 @@
 
 import json
 import runpy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from triskel.job import MODE_NAMES, ModeName
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
 House, Meeting, house = sites["House"], sites["Meeting"], sites["house"]
+SITES = sites["SITES"]
 
 
 def alone(there: Any, modes: tuple[ModeName, ...]) -> dict[str, Any]:
@@ -76,6 +78,48 @@ def test_sites_end_with_the_adapters_bytes_and_flops_of_one_process(
     assert Meeting(there, there.spec(*MODE_NAMES)).play() == {"done": True, "refused": False}
     same(there, MODE_NAMES, result(there))
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_what_tests_cost_is_what_the_links_carried_for_them(tmp_path: Path) -> None:
+    there, carried = house(tmp_path), Counter[tuple[str, int, str]]()
+    meeting = Meeting(there, there.spec(*MODE_NAMES))
+
+    def count(up: Any, down: Any) -> None:
+        stage, round_, what, _ = (up.get("play") or down.get("play") or "///").split("/")
+        for way, told in (("up", up), ("down", down)):
+            if what in {"probe", "student"}:
+                crossed = sum(len(x) for x in told.values() if type(x) is bytes)
+                carried[stage, int(round_), way] += crossed
+
+    meeting._count = count
+    assert meeting.play()["done"]
+    ours = result(there)["modes"]
+    for mode in MODE_NAMES:
+        for one in ours[mode]["rounds"]:
+            for way in ("up", "down"):
+                counted = one["scoring"][way]["message_bytes"]
+                assert counted == carried[mode, one["round"], way] > 0
+        for way in ("up", "down"):
+            whole = sum(one["scoring"][way]["message_bytes"] for one in ours[mode]["rounds"])
+            assert ours[mode]["totals"]["scoring"][way]["message_bytes"] == whole
+    here = alone(there, MODE_NAMES)["modes"]
+    assert not any("scoring" in one for m in here.values() for one in (m["totals"], *m["rounds"]))
+
+
+def test_a_sites_log_speaks_of_no_round_that_is_not_played(tmp_path: Path) -> None:
+    there = house(tmp_path)
+    assert Meeting(there, there.spec(*MODE_NAMES)).play()["done"]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "bank" / "triskel" / "audit.jsonl").read_text().splitlines()
+    ]
+    left = [one for one in lines if one["what"] == "left"]
+    for mode in MODE_NAMES:
+        kinds = [(one["round"], one["kind"]) for one in left if one["stage"] == mode]
+        assert {round_ for round_, _ in kinds} == {1, 2}
+        for round_ in (1, 2):  # a round's test follows its update
+            here = [kind for number, kind in kinds if number == round_]
+            assert here.index("update") + 1 == here.index("evaluate")
 
 
 @pytest.mark.parametrize(

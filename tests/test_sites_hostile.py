@@ -980,8 +980,8 @@ def test_whatever_leaves_has_its_line_in_the_log_before_it_left(party: Any) -> N
 
     party.twist = twist
     for stage in ("params", "logits", "split"):
-        party.round(stage)
-        party.scores(stage)
+        after, _ = party.round(stage)
+        party.scores(stage, state=after)
     assert count["hand_over"] == 3 * 6
     assert count["ask"] > 3 * 5
     for name, log in logs.items():

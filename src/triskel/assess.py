@@ -1,7 +1,8 @@
 """A run's saved adapters, evaluated once more: on the run's own test shares, or on another file.
 
 On the run's own shares the stage's own evaluation runs, so the figures are those of the result to
-the last bit, on the machine and with the threads that made it.
+the last bit, on the machine and with the threads that made it. The shares of a federation's run are
+at its sites, and only another file can be had.
 """
 
 from collections.abc import Mapping
@@ -12,30 +13,38 @@ from typing import Any
 from triskel.baselines import local_row
 from triskel.bench import Bench, prepare
 from triskel.compare import read_run
+from triskel.data.assets import resolve
+from triskel.data.federate import Federation
 from triskel.data.files import load, select
 from triskel.data.rows import Rows
 from triskel.data.sources import columns_of
 from triskel.data.text import tokenise
-from triskel.errors import DataError, JobError
+from triskel.errors import DataError, JobError, ModelError
 from triskel.evaluate import evaluate
 from triskel.export import ADAPTERS, read_adapter, saved
 from triskel.folder import safe
+from triskel.job import Job, is_name
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.modes.logits import OWN, LogitsState
 from triskel.modes.params import ParamsState
 from triskel.modes.split import SplitState
 from triskel.round import Scores, pooled
-from triskel.sheet import StageName
+from triskel.sheet import StageName, read_sheet
 from triskel.stages import everywhere, stage_of
-from triskel.types import ClientId, ClientState, Tensors, Watch
+from triskel.types import ClientId, ClientState, Event, Tensors, Watch
 
 FILE = "file"
 """The one part of a file that is not dealt to clients."""
 
 
 def assess(
-    run: Path, *, mode: str | None = None, data: Path | None = None, watch: Watch
+    run: Path,
+    *,
+    mode: str | None = None,
+    data: Path | None = None,
+    model: Path | None = None,
+    watch: Watch,
 ) -> dict[str, Any]:
     """Evaluate what a run trained.
 
@@ -45,6 +54,7 @@ def assess(
             there, else the only one there is.
         data: A file with the columns of the job's data. Where the job deals rows by a column and
             the file has it, each client's row counts for it; else all rows are one part.
+        model: Where the job's model lies here, if not where the job says.
         watch: Told about whatever a user should know.
 
     Returns:
@@ -53,14 +63,22 @@ def assess(
     Raises:
         CheckpointError: It is not a run folder.
         JobError: The run has no such adapter.
-        DataError: The file does not fit the job.
-        ModelError: A saved adapter does not fit the job's model.
+        DataError: The file does not fit the job, or there is none and the texts are elsewhere.
+        ModelError: The job's model is not here, or a saved adapter does not fit it.
     """
     job, _ = read_run(run)
     stage = _stage_named(run, mode, job.mode)
+    if model is not None:
+        job = _with_model(job, path=str(model.resolve()))
     if data is not None:  # nothing is kept of texts that run once
-        job = job.model_copy(update={"model": job.model.model_copy(update={"cache_mb": 0})})
-    bench = prepare(job, watch)
+        job = _with_model(job, cache_mb=0)
+    away = job.data.source == "clients" and is_name(job.data.train)
+    if away and data is None:
+        raise DataError(
+            f"the test texts of {run} are at the sites of its federation, and what they scored "
+            "there is in its report; --data FILE evaluates on texts that are here"
+        )
+    bench = _without_shares(run, job, stage, watch) if away else prepare(job, watch)
     watch({"event": "stage_start", "stage": stage, "rounds": 0})
     if data is None:
         found = _local(run, bench) if stage == "local" else _again(run, bench, stage)
@@ -68,6 +86,38 @@ def assess(
         found = _row(_on_file(run, bench, stage, data))
     watch({"event": "stage_end", "stage": stage, "accuracy": found["accuracy"]})
     return {"mode": stage, **found}
+
+
+def _with_model(job: Job, **changes: object) -> Job:
+    return job.model_copy(update={"model": job.model.model_copy(update=changes)})
+
+
+def _without_shares(run: Path, job: Job, stage: StageName, watch: Watch) -> Bench:
+    """Return the bench of a federation's job: its model, and nobody's texts.
+
+    Raises:
+        ModelError: The model is not here.
+    """
+    folder = next((name for name, (one, _) in saved(run).items() if one == stage), stage)
+    named = resolve(job.model.path, fetch=True, say=lambda text: watch(_note(text)))
+    trained = read_sheet(run / ADAPTERS / folder).base
+    place = next((one for one in (named, trained) if Path(one).is_dir()), job.model.path)
+    classes = job.data.classes if job.data.task == "classify" else ()
+    bench = Bench(
+        job=_with_model(job, path=place),
+        federation=Federation(clients={}, public=Rows(), classes=classes),
+        watch=watch,
+    )
+    try:
+        bench.body()
+    except ModelError as error:
+        error.add_note(f"`--model DIR` says where {job.model.path} lies on this machine")
+        raise
+    return bench
+
+
+def _note(text: str) -> Event:
+    return {"event": "note", "text": text}
 
 
 def _stage_named(run: Path, mode: str | None, own: str) -> StageName:
@@ -109,8 +159,13 @@ def _local(run: Path, bench: Bench) -> dict[str, Any]:
     for client, tensors in _own(run, bench, "local").items():
         body = bench.body(client)
         own = evaluate(body, tensors, bench.share(client).test)
-        reached = everywhere(bench, body, tensors).pooled.accuracy
-        each[client] = {**own.row(), "examples": own.count, "global_accuracy": reached}
+        everybody = everywhere(bench, body, tensors).pooled.row()
+        each[client] = {
+            **own.row(),
+            "examples": own.count,
+            "everybody": everybody,
+            "global_accuracy": everybody["accuracy"],
+        }
     count = sum(one["examples"] for one in each.values())
     found = local_row(each, bench.body().classes)
     return {**found, "examples": count}

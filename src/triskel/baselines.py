@@ -1,113 +1,187 @@
 """What a federation is measured against: no training, training alone, training on all data.
 
 `base` is the majority class for `classify` and the untrained model for `causal`; `local` trains
-every client alone; `central` trains on everybody's examples in one place. Steps, seed and
-evaluation are those of the modes.
+every client alone; `central` trains on everybody's examples in one place; `local_equal` trains
+every client alone for as many FLOPs as the costliest mode takes. Steps, seed and evaluation are
+those of the modes.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from triskel import records
 from triskel.bench import Bench
-from triskel.metrics import LARGEST_LOG
-from triskel.round import Engine
+from triskel.folder import safe
+from triskel.metrics import LARGEST_LOG, PerText, Score, Tally
+from triskel.round import Engine, Scores, pooled
 from triskel.stages import alone, central, complete, everywhere
 from triskel.types import ClientId, Watch
 
-BaselineName = Literal["base", "local", "central"]
-BASELINES: tuple[BaselineName, ...] = ("base", "local", "central")
+BaselineName = Literal["base", "local", "central", "local_equal"]
+BASELINES: tuple[BaselineName, ...] = ("base", "local", "central", "local_equal")
+MORE = 1.1
+"""A mode whose clients compute this many times what they compute alone gets a row of its own."""
 
 
 def baseline(
     name: BaselineName, bench: Bench, engine: Engine, folder: Path, watch: Watch
 ) -> dict[str, Any]:
-    """Return how a baseline stands in a result."""
+    """Return how a baseline that needs no other result stands in a result."""
     if name == "base":
-        return _base(bench, watch)
+        return _base(bench, folder, watch)
     if name == "central":
         found = complete(central(bench), bench, engine, folder, watch)
         return {**found["final"], "per_client": found["rounds"][-1]["per_client"], **found}
-    watch({"event": "stage_start", "stage": "local", "rounds": bench.job.rounds})
+    return _alone(bench, engine, folder, watch, kind="local", rounds={})
+
+
+def equal_compute(
+    result: Mapping[str, Any], bench: Bench, engine: Engine, folder: Path, watch: Watch
+) -> dict[str, Any] | None:
+    """Return each client alone for as many rounds as the FLOPs of the costliest mode allow.
+
+    A client gets the least number of rounds in which it computes at least what it did in that
+    mode. None where no mode computes noticeably more than training alone, or alone was not run.
+
+    Args:
+        result: The run's result, with `local` and the modes.
+        bench: The job, loaded.
+        engine: Plays the rounds.
+        folder: The run folder.
+        watch: Told what happens.
+    """
+    local = result["baselines"].get("local")
+    if local is None or not result["modes"]:
+        return None
+    spent = {m: int(one["totals"]["client_flops"]) for m, one in result["modes"].items()}
+    mode = max(sorted(spent), key=lambda m: spent[m])
+    own: dict[ClientId, int] = {c: one["flops"] for c, one in local["per_client"].items()}
+    share = spent[mode] / max(sum(own.values()), 1)
+    if share < MORE:
+        return None
+    planned, each = bench.job.rounds, flops_of(result["modes"][mode]["rounds"])
+    rounds = {c: math.ceil(planned * each.get(c, share * own[c]) / own[c]) for c in own}
+    row = _alone(bench, engine, folder, watch, kind="local_equal", rounds=rounds)
+    return {"mode": mode, "rounds_each": rounds, **row}
+
+
+def flops_of(rows: Sequence[Mapping[str, Any]]) -> dict[ClientId, int]:
+    """Return what each client computed in all rounds; nothing where a round tells sums only."""
+    found = Counter[ClientId]()
+    for row in rows:
+        for client, one in row.get("clients", {}).items():
+            found[client] += one["flops"]
+    return dict(found)
+
+
+def _alone(
+    bench: Bench,
+    engine: Engine,
+    folder: Path,
+    watch: Watch,
+    *,
+    kind: str,
+    rounds: Mapping[ClientId, int],
+) -> dict[str, Any]:
+    """Train every client alone, and return the row of all."""
+    watch({"event": "stage_start", "stage": kind, "rounds": bench.job.rounds})
     each: dict[str, Any] = {}
     seconds = 0.0
     for client in bench.active:
-        found = complete(alone(bench, client), bench, engine, folder, watch)
+        stage = alone(bench, client, kind=kind, rounds=rounds.get(client))
+        found = complete(stage, bench, engine, folder, watch)
         own = found["rounds"][-1]["per_client"][client]
-        each[client] = {**own, "global_accuracy": found["final"]["global_accuracy"]}
+        everybody = found["final"]["everybody"]
+        each[client] = {
+            **own,
+            "everybody": everybody,
+            "global_accuracy": everybody["accuracy"],
+            "flops": found["totals"]["client_flops"],
+        }
         seconds += found["totals"]["seconds"]
+    _record(bench, folder, kind)
     row = {**local_row(each, bench.body().classes), "seconds": seconds}
-    watch({"event": "stage_end", "stage": "local", "accuracy": row["accuracy"]})
+    watch({"event": "stage_end", "stage": kind, "accuracy": row["accuracy"]})
     return row
+
+
+def _record(bench: Bench, folder: Path, kind: str) -> None:
+    """Write what clients alone reach on each text: their own, and the mean over models on all."""
+    tests, own = bench.tests(bench.body()), dict[ClientId, PerText]()
+    models: list[records.ByClient] = []
+    for client in bench.active:
+        kept = records.read(folder, safe(f"{kind}:{client}"))
+        if kept is None:
+            return
+        own |= kept.by_client("own")
+        models.append(kept.by_client("everybody"))
+    whole = {c: records.mean([m[c] for m in models]) for c in tests if all(c in m for m in models)}
+    records.write(folder, kind, records.gathered(tests, {"everybody": whole, "own": own}))
 
 
 def local_row(each: Mapping[ClientId, Mapping[str, Any]], classes: int) -> dict[str, Any]:
     """Return clients that trained alone as one row, weighted by their test examples.
 
-    Every client's own model counts on its own share; `global_accuracy` is the mean over clients of
-    their models' accuracy on everybody's.
+    Every client's own model counts on its own share; on everybody's texts it is the mean over
+    clients of their models.
     """
     count = sum(one["examples"] for one in each.values())
-    row: dict[str, Any] = {
+    own: dict[str, Any] = {
         name: sum(one[name] * one["examples"] for one in each.values()) / count if count else 0.0
         for name in ("accuracy", "loss")
     }
-    row["global_accuracy"] = sum(e["global_accuracy"] for e in each.values()) / max(len(each), 1)
-    if not classes:
-        row["token_accuracy"] = row["accuracy"]
-        row["perplexity"] = math.exp(min(row["loss"], LARGEST_LOG))
-    return {**row, "per_client": each}
-
-
-def _base(bench: Bench, watch: Watch) -> dict[str, Any]:
-    """Score no training at all: the majority class, or the model as it came."""
-    watch({"event": "stage_start", "stage": "base", "rounds": 0})
-    body = bench.body()
-    if body.classes:
-        row = _majority(bench)
-    else:
-        scores = everywhere(bench, body, body.initial)
-        row: dict[str, Any] = {
-            **scores.pooled.row(),
-            "what": "zero-shot",
-            "per_client": scores.each,
-        }
-    watch({"event": "stage_end", "stage": "base", "accuracy": row["accuracy"]})
-    return row
-
-
-def _majority(bench: Bench) -> dict[str, Any]:
-    """Predict the most frequent training label; its loss is that of label shares, add-one."""
-    classes = len(bench.federation.classes)
-    labels = [x for c in bench.clients for x in bench.share(c).train.labels if x >= 0]
-    seen = Counter(labels)
-    most = max(range(classes), key=lambda c: (seen[c], -c))
-    share = [(seen[c] + 1) / (len(labels) + classes) for c in range(classes)]
-    each: dict[str, dict[str, float]] = {}
-    hits = total = 0
-    loss = 0.0
-    for client in bench.clients:
-        tests = [x for x in bench.share(client).test.labels if x >= 0]
-        right = sum(x == most for x in tests)
-        nats = -sum(math.log(share[x]) for x in tests)
-        each[client] = {
-            "accuracy": right / len(tests) if tests else 0.0,
-            "loss": nats / len(tests) if tests else 0.0,
-        }
-        hits, total, loss = hits + right, total + len(tests), loss + nats
-    accuracy = hits / total if total else 0.0
+    everybody = {
+        name: sum(one["everybody"][name] for one in each.values()) / max(len(each), 1)
+        for name in ("accuracy", "macro_f1", "loss")
+        if all(name in one["everybody"] for one in each.values())
+    }
+    for figures in (own, everybody) if not classes else ():
+        figures["token_accuracy"] = figures["accuracy"]
+        figures["perplexity"] = math.exp(min(figures["loss"], LARGEST_LOG))
     return {
-        "accuracy": accuracy,
-        "macro_f1": 2 * accuracy / (1 + accuracy) / _tested(bench) if total else 0.0,
-        "loss": loss / total if total else 0.0,
-        "what": f"always {bench.federation.classes[most]}",
+        **own,
+        "global_accuracy": everybody["accuracy"],
+        "client_flops": sum(one["flops"] for one in each.values() if "flops" in one),
+        "own": own,
+        "everybody": everybody,
         "per_client": each,
     }
 
 
-def _tested(bench: Bench) -> int:
-    """Return how many classes occur in the test shares or are predicted by the majority rule."""
-    seen = {x for c in bench.clients for x in bench.share(c).test.labels if x >= 0}
-    return max(len(seen), 1)
+def _base(bench: Bench, folder: Path, watch: Watch) -> dict[str, Any]:
+    """Score no training at all: the majority class, or the model as it came."""
+    watch({"event": "stage_start", "stage": "base", "rounds": 0})
+    body = bench.body()
+    if body.classes:
+        scores, what = _majority(bench)
+    else:
+        scores, what = everywhere(bench, body, body.initial), "zero-shot"
+    texts = scores.own_texts
+    records.write(
+        folder, "base", records.gathered(bench.tests(body), {"everybody": texts, "own": texts})
+    )
+    figures = scores.pooled.row()
+    watch({"event": "stage_end", "stage": "base", "accuracy": figures["accuracy"]})
+    both = {"everybody": figures, "own": figures}
+    return {**figures, **both, "what": what, "per_client": scores.each}
+
+
+def _majority(bench: Bench) -> tuple[Scores, str]:
+    """Predict the most frequent training label; its loss is that of label shares, add-one."""
+    classes = bench.federation.classes
+    seen = Counter(x for c in bench.clients for x in bench.share(c).train.labels if x >= 0)
+    counts = torch.tensor([seen[c] + 1 for c in range(len(classes))], dtype=torch.float64)
+    found: dict[ClientId, Score] = {}
+    for client in bench.clients:
+        targets = torch.tensor(bench.share(client).test.labels, dtype=torch.int64)
+        tally = Tally(len(classes), len(targets))
+        logits = counts.log().expand(len(targets), -1)
+        tally.add(logits, targets, torch.arange(len(targets)))
+        found[client] = tally.score()
+    most = int(counts.argmax())  # the first of equals
+    return pooled(found, len(classes)), f"always {classes[most]}"

@@ -199,11 +199,21 @@ class Bench:
         """Return a client's worker, with a fresh meter."""
         return self.hand(client, self.body(client), self.share(client), watch)
 
-    def hand(self, client: ClientId, body: Body, share: Share, watch: Watch) -> Worker:
-        """Return a worker with a given model and examples, and a fresh meter."""
+    def hand(
+        self, client: ClientId, body: Body, share: Share, watch: Watch, job: Job | None = None
+    ) -> Worker:
+        """Return a worker with a given model and examples, and a fresh meter.
+
+        Args:
+            client: Whose.
+            body: Its model.
+            share: Its examples.
+            watch: Told of its steps.
+            job: What it does, where a stage has a job of its own.
+        """
         return Worker(
             client=client,
-            job=self.job,
+            job=job or self.job,
             body=body,
             train=share.train,
             test=share.test,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from triskel.data.assets import ASSETS
+from triskel.job import called
 from triskel.sheet import Sheet, Training, asset_of
 
 CARD = "README.md"
@@ -56,7 +57,7 @@ def _what(sheet: Sheet, *, merged: bool) -> str:
     task = "continues texts"
     if sheet.classes:
         task = f"sorts texts into {len(sheet.classes)} classes: {', '.join(sheet.classes)}"
-    made = f"`{sheet.base}` with a {sheet.kind} adapter"
+    made = f"`{called(sheet.base)}` with a {sheet.kind} adapter"
     if merged:
         return f"{made} merged in. It {task}."
     base = (
@@ -68,7 +69,10 @@ def _what(sheet: Sheet, *, merged: bool) -> str:
         else "The base model is named by its hub id."
     )
     head = " and head" if sheet.classes else ""
-    return f"The {sheet.kind} adapter{head} for `{sheet.base}`, as a PEFT folder. It {task}. {base}"
+    return (
+        f"The {sheet.kind} adapter{head} for `{called(sheet.base)}`, as a PEFT folder. It {task}. "
+        f"{base}"
+    )
 
 
 def _use(sheet: Sheet, *, merged: bool) -> str:
@@ -83,18 +87,22 @@ def _loading(sheet: Sheet, *, merged: bool) -> list[str]:
     kind = "AutoModelForSequenceClassification" if sheet.classes else "AutoModelForCausalLM"
     lines = ["import torch"] + ([] if merged else ["from peft import PeftModel"])
     lines += [f"from transformers import {kind}, AutoTokenizer", ""]
+    options = [f"dtype=torch.{sheet.dtype}", f"attn_implementation={_quoted(sheet.attention)}"]
     if merged:
         return [
             *lines,
             'folder = "."  # where this card is',
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {kind}.from_pretrained(folder).eval()",
+            f"model = {kind}.from_pretrained(",
+            "    folder,",
+            *(f"    {option}," for option in options),
+            ").eval()",
+            *_wide_head(sheet),
         ]
-    options = [f"dtype=torch.{sheet.dtype}"]
     if sheet.classes:
         names = ", ".join(f"{i}: {_quoted(name)}" for i, name in enumerate(sheet.classes))
         ids = ", ".join(f"{_quoted(name)}: {i}" for i, name in enumerate(sheet.classes))
-        options += [f"id2label={{{names}}}", f"label2id={{{ids}}}"]
+        options += [f"id2label={{{names}}}", f"label2id={{{ids}}}", "ignore_mismatched_sizes=True"]
     lines += [
         f"base = {_quoted(sheet.base)}",
         'adapter = "."  # where this card is',
@@ -103,6 +111,7 @@ def _loading(sheet: Sheet, *, merged: bool) -> list[str]:
         "    base,",
         *(f"    {option}," for option in options),
         ")",
+        *_wide_head(sheet),
         "model = PeftModel.from_pretrained(model, adapter).eval()",
     ]
     if sheet.classes and sheet.pooling == "last":
@@ -111,6 +120,17 @@ def _loading(sheet: Sheet, *, merged: bool) -> list[str]:
             "model.config.pad_token_id = tokenizer.pad_token_id",
         ]
     return lines
+
+
+def _wide_head(sheet: Sheet) -> list[str]:
+    """Return what lets a classifier's head compute in float32 over a model in bfloat16."""
+    if not sheet.classes or sheet.dtype != "bfloat16":
+        return []
+    head = "score" if sheet.pooling == "last" else "classifier"
+    return [
+        f"head = model.{head}.float()  # as it was trained",
+        "head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))",
+    ]
 
 
 def _asking(sheet: Sheet) -> list[str]:

@@ -229,10 +229,23 @@ def write_text(place: Path, text: str) -> None:
     Raises:
         CheckpointError: The disk is full or not writable; the old file stays.
     """
+    _write(place, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(place: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; the old file stays.
+    """
+    _write(place, lambda part: part.write_bytes(data))
+
+
+def _write(place: Path, fill: Callable[[Path], object]) -> None:
     part = place.with_name(f"{place.name}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        fill(part)
         flush(part)
         part.replace(place)
     except OSError as error:

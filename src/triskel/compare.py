@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from triskel import __version__
-from triskel.baselines import BASELINES, BaselineName, baseline
+from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.bench import Bench, prepare
 from triskel.checkpoint import write_text
 from triskel.data.federate import describe
@@ -27,6 +27,7 @@ from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml, unsuppo
 from triskel.report.page import write_report
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
+from triskel.summary import summary
 from triskel.types import ClientId, Event, Watch
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
@@ -46,6 +47,11 @@ class Request:
     modes: tuple[ModeName, ...] = MODE_NAMES
     baselines: tuple[BaselineName, ...] = BASELINES
     strict: bool = False
+
+    def asked(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        lists = {"modes": list(self.modes), "baselines": list(self.baselines)}
+        return {**lists, "strict": self.strict}
 
 
 def _described(bench: Bench) -> dict[str, Any]:
@@ -95,9 +101,7 @@ def run(
         if request.strict and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
     asked = {
-        "modes": request.modes,
-        "baselines": request.baselines,
-        "strict": request.strict,
+        **request.asked(),
         "job_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     write_text(folder / "job.toml", text)
@@ -168,6 +172,7 @@ def _run(
             "schema": 1,
             "triskel": __version__,
             "job": dump(job),
+            "request": request.asked(),
             "environment": environment(bench),
             "data": venue.data(bench),
             "baselines": {},
@@ -181,6 +186,8 @@ def _run(
             told({"event": "warning", "text": f"{mode} is skipped: {reason}"})
         bench.count()
         for name in request.baselines:
+            if name == "local_equal":  # as costly as the costliest mode, which runs below
+                continue
             result["baselines"][name] = baseline(name, bench, engine, folder, told)
             bench.forget()
             save(folder, result)
@@ -191,6 +198,13 @@ def _run(
                 )
                 bench.forget()
                 save(folder, result)
+        if "local_equal" in request.baselines:
+            row = equal_compute(result, bench, engine, folder, told)
+            bench.forget()
+            if row is not None:
+                result["baselines"]["local_equal"] = row
+        if (told_of := summary([result], [folder])) is not None:
+            result["summary"] = told_of
         save(folder, result)
         write_report(folder)
         told({"event": "run_end", "seconds": time.perf_counter() - start})
@@ -230,7 +244,9 @@ def _idle(clients: Sequence[ClientId]) -> str:
 
 
 def _opening(bench: Bench, request: Request, skipped: Mapping[str, str]) -> Event:
-    stages: list[str] = [*request.baselines, *(m for m in request.modes if m not in skipped)]
+    before = [name for name in request.baselines if name != "local_equal"]
+    after = ["local_equal"] if {"local", "local_equal"} <= {*request.baselines} else []
+    stages = [*before, *(m for m in request.modes if m not in skipped), *after]
     return {
         "event": "run_start",
         "stages": stages,
@@ -247,6 +263,7 @@ def _work(bench: Bench, stage: str) -> int:
     if stage == "base":
         return 0
     private = sum(bench.work(bench.active).values()) * job.train.epochs
-    public = sum(len(ids) for ids in bench.public(bench.body()).ids) if stage == "logits" else 0
+    distils = stage in {"logits", "local_equal"}  # the latter computes as much as the former
+    public = sum(len(ids) for ids in bench.public(bench.body()).ids) if distils else 0
     both = public * job.logits.epochs * (2 if job.logits.mix < 1 else 1)
     return job.rounds * (private + len(bench.active) * both)

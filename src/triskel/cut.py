@@ -45,6 +45,13 @@ class Cut:
     mine: tuple[str, ...]
     theirs: tuple[str, ...]
 
+    @property
+    def server_piece(self) -> Piece:
+        """What the server runs for one joined batch, for its meter."""
+        if self.shared:
+            return Piece("top", low=self.low, slope=self.below)
+        return Piece("trunk", low=self.low, high=self.high, slope=self.below)
+
     def pieces(self, blocks: int) -> tuple[Piece, ...]:
         """Return what the client runs for one batch, for its meter."""
         bottom = Piece("bottom", high=self.low)

@@ -10,7 +10,7 @@ from triskel.data.tokens import concatenated
 from triskel.errors import MessageError
 from triskel.exchange import number
 from triskel.message import expect
-from triskel.metrics import Score, empty, merge, score
+from triskel.metrics import Score, Tally
 from triskel.model.body import Body
 from triskel.tensors import eval_plan
 from triskel.types import ClientId, Examples, Message, Section, Tensors
@@ -22,17 +22,17 @@ BATCH_TOKENS = 2048
 
 def evaluate(body: Body, tensors: Tensors, examples: Examples) -> Score:
     """Return the score of a body with these tensors on some examples."""
-    total = empty(body.classes)
+    tally = Tally(body.classes, len(examples))
     if not len(examples):
-        return total
+        return tally.score()
     parameters = body.parameters(tensors)
     body.dropout(None)
     for rows in eval_plan(lengths_of(examples), tokens=BATCH_TOKENS):
         batch = batch_of(examples, rows, pool=body.blocks.pool)
+        texts = torch.tensor(rows)[batch.rows]
         for part, logits in body.logits_by_part(parameters, batch):
-            targets = batch.targets[part].to(logits.device)
-            total = merge(total, score(logits, targets, body.classes))
-    return total
+            tally.add(logits, batch.targets[part].to(logits.device), texts[part])
+    return tally.score()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,13 @@ class Group:
         clients: Who.
         examples: Everybody's examples, in the order of the clients.
         owners: For each example, whose it is: a place among the clients.
+        places: For each example, its place among its owner's.
     """
 
     clients: tuple[ClientId, ...]
     examples: Examples
     owners: tuple[int, ...]
+    places: tuple[int, ...]
 
 
 def grouped(shares: Mapping[ClientId, Examples]) -> list[Group]:
@@ -66,8 +68,9 @@ def grouped(shares: Mapping[ClientId, Examples]) -> list[Group]:
 
 def _group(clients: tuple[ClientId, ...], parts: Sequence[Examples]) -> Group:
     owners = tuple(place for place, part in enumerate(parts) for _ in range(len(part)))
+    places = tuple(place for part in parts for place in range(len(part)))
     examples = parts[0] if len(parts) == 1 else concatenated(parts)
-    return Group(clients=clients, examples=examples, owners=owners)
+    return Group(clients=clients, examples=examples, owners=owners, places=places)
 
 
 def evaluate_each(
@@ -86,22 +89,23 @@ def evaluate_each(
 
 
 def _together(body: Body, tensors: Tensors, group: Group) -> list[Score]:
-    found = [empty(body.classes) for _ in group.clients]
+    held = torch.tensor(group.owners, dtype=torch.int64).bincount(minlength=len(group.clients))
+    found = [Tally(body.classes, int(count)) for count in held]
     if not len(group.examples):
-        return found
+        return [tally.score() for tally in found]
     parameters = body.parameters(tensors)
     body.dropout(None)
     for rows in eval_plan(lengths_of(group.examples), tokens=BATCH_TOKENS):
         batch = batch_of(group.examples, rows, pool=body.blocks.pool)
         owners = torch.tensor([group.owners[i] for i in rows])[batch.rows]
+        texts = torch.tensor([group.places[i] for i in rows])[batch.rows]
         for part, logits in body.logits_by_part(parameters, batch):
             targets = batch.targets[part].to(logits.device)
-            whose = owners[part].to(logits.device)
             for owner in dict.fromkeys(owners[part].tolist()):
-                mine = whose == owner
-                scored = score(logits[mine], targets[mine], body.classes)
-                found[owner] = merge(found[owner], scored)
-    return found
+                mine = owners[part] == owner
+                here = mine.to(logits.device)
+                found[owner].add(logits[here], targets[here], texts[part][mine])
+    return [tally.score() for tally in found]
 
 
 def probe_joined(worker: Worker, tensors: Tensors) -> Message:

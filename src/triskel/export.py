@@ -21,7 +21,7 @@ from triskel import __version__
 from triskel.card import CARD, card
 from triskel.data.assets import resolve
 from triskel.errors import CheckpointError, JobError, ModelError
-from triskel.job import Job, parse
+from triskel.job import Job, is_name, parse
 from triskel.model import peft_folder
 from triskel.model.body import Body
 from triskel.sheet import (
@@ -80,6 +80,7 @@ def save_adapter(
         blocks=body.adapter.blocks,
         training=training,
         versions={"triskel": __version__, **{name: version(name) for name in PACKAGES}},
+        attention=body.blocks.attention,
     )
     with _whole(folder) as making:
         peft_folder.write(making, body, tensors)
@@ -190,10 +191,10 @@ def choose(
         [*([f"of mode {mode}"] if mode else []), *([f"of client {client}"] if client else [])]
     )
     what = "more than one adapter" if fits else "no adapter"
-    raise JobError(
-        f"run {run} has {what} {asked}".rstrip() + f"; it has {_listed(there)}: name mode and, for "
-        "a client's own model, client"
-    )
+    way = ": name mode and, for a client's own model, client"
+    if not fits and job.data.source == "clients" and is_name(job.data.train):
+        way = "; in a federation, clients' own models stay at their sites"
+    raise JobError(f"run {run} has {what} {asked}".rstrip() + f"; it has {_listed(there)}{way}")
 
 
 def _listed(there: Mapping[str, tuple[StageName, str | None]]) -> str:

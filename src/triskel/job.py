@@ -151,6 +151,7 @@ class Clients(Part):
     examples: Count = 0
     test_examples: Count = 0
     cohort: Annotated[float, Field(gt=0, le=1)] = 1.0
+    drop_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     each: Mapping[str, Override] = Field(default_factory=dict)
 
 
@@ -425,6 +426,24 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise JobError(f"--set {override!r}: {part!r} is a value, not a section")
         place = cast("dict[str, Any]", below)
     place[parts[-1]] = parsed
+
+
+def called(model: str) -> str:
+    """Return what a reader calls a model: an asset's name, a hub id, or a folder's own name.
+
+    >>> called("/home/anna/models/llama-1b"), called("org/llama-1b")
+    ('llama-1b', 'org/llama-1b')
+    """
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def is_name(data: str) -> bool:
+    """Return whether data are named as sites of a federation name them, and are not a path.
+
+    >>> is_name("tickets"), is_name("/home/anna/tickets"), is_name("./tickets")
+    (True, False, False)
+    """
+    return not set(data) & set("/\\~") and not data.startswith(".")
 
 
 def _rooted(job: Job, base: Path) -> Job:

@@ -1,12 +1,13 @@
 """What each client sent, received and computed in one round, as measured.
 
 `payload_bytes` is what the mode wanted to send, every float counted as 4 bytes; `message_bytes` is
-what `pack` returned after codecs. Evaluation messages are kept out of the totals. `wire_bytes` is
-what the engine put on a network, where it counts that.
+what `pack` returned after codecs. `wire_bytes` is what the engine put on a network, where it counts
+that. What tests a model is booked apart, as `scoring`, and is in no other sum: how often a model is
+tested is not the mode's doing.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
@@ -24,6 +25,9 @@ COLUMNS = (
     "compute_s",
 )
 """Of the table of a round of many clients."""
+WAYS: tuple[Direction, ...] = ("up", "down")
+SUMS = ("payload_bytes", "message_bytes", "messages")
+"""Of one direction."""
 
 
 @dataclass(slots=True)
@@ -35,6 +39,15 @@ class Way:
     messages: int = 0
     sections: dict[str, int] = field(default_factory=dict[str, int])
 
+    def count(self, message: Message, message_bytes: int) -> None:
+        """Add one message."""
+        self.message_bytes += message_bytes
+        self.messages += 1
+        for name, section in message.sections.items():
+            size = payload_bytes(section)
+            self.payload_bytes += size
+            self.sections[name] = self.sections.get(name, 0) + size
+
     def add(self, other: "Way") -> None:
         """Add what another way counted."""
         self.payload_bytes += other.payload_bytes
@@ -43,12 +56,14 @@ class Way:
         for name, size in other.sections.items():
             self.sections[name] = self.sections.get(name, 0) + size
 
+    def sums(self) -> dict[str, int]:
+        """Return the sums as JSON values."""
+        return {key: getattr(self, key) for key in SUMS}
+
     def row(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
-            "payload_bytes": self.payload_bytes,
-            "message_bytes": self.message_bytes,
-            "messages": self.messages,
+            **self.sums(),
             "sections": {n: {"payload_bytes": b} for n, b in sorted(self.sections.items())},
         }
 
@@ -90,6 +105,7 @@ class Ledger:
         self.accounts: dict[ClientId, Account] = defaultdict(Account)
         self.absent: dict[ClientId, str] = {}
         self.wire_bytes: dict[str, int] = {}
+        self._scoring: dict[Direction, Way] = {way: Way() for way in WAYS}
 
     def sent(
         self, client: ClientId, direction: Direction, message: Message, message_bytes: int
@@ -103,15 +119,14 @@ class Ledger:
             message_bytes: Its size as packed, after codecs.
         """
         if message.kind == "evaluate":
+            self.scored(direction, message, message_bytes)
             return
         account = self.accounts[client]
-        way = account.up if direction == "up" else account.down
-        way.message_bytes += message_bytes
-        way.messages += 1
-        for name, section in message.sections.items():
-            size = payload_bytes(section)
-            way.payload_bytes += size
-            way.sections[name] = way.sections.get(name, 0) + size
+        (account.up if direction == "up" else account.down).count(message, message_bytes)
+
+    def scored(self, direction: Direction, message: Message, message_bytes: int) -> None:
+        """Book a message that is part of a test of a model, whatever its kind; as of `sent`."""
+        self._scoring[direction].count(message, message_bytes)
 
     def computed(self, client: ClientId, *, flops: int, peak_bytes: int, seconds: float) -> None:
         """Book a client's compute."""
@@ -131,6 +146,13 @@ class Ledger:
     def rows(self) -> dict[ClientId, dict[str, Any]]:
         """Return JSON values by client name."""
         return {client: self.accounts[client].row() for client in sorted(self.accounts)}
+
+    @property
+    def scoring(self) -> dict[str, dict[str, int]]:
+        """Sums over all that tested a model, all clients together; empty where nothing crossed."""
+        if not any(way.messages for way in self._scoring.values()):
+            return {}
+        return {direction: way.sums() for direction, way in self._scoring.items()}
 
     def total(self) -> Account:
         """Return the sums over all clients; memory is the largest of any."""
@@ -153,25 +175,28 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         rounds: Rows with `seconds`, and either `clients` as `Ledger.rows` returns them or `sum`,
-            the row of `Ledger.total`; `wire_bytes` is summed where every round has it.
+            the row of `Ledger.total`; `wire_bytes` is summed where every round has it, `scoring`
+            over the rounds that have it.
     """
     rows = [row for one in rounds for row in costs(one)]
-    both = {
-        way: {
-            key: sum(row[way][key] for row in rows)
-            for key in ("payload_bytes", "message_bytes", "messages")
-        }
-        for way in ("up", "down")
-    }
+    both = _summed(rows)
     if rounds and all("wire_bytes" in one for one in rounds):
         for way, row in both.items():
             row["wire_bytes"] = sum(one["wire_bytes"][way] for one in rounds)
+    tested = [one["scoring"] for one in rounds if "scoring" in one]
     return {
         **both,
+        **({"scoring": _summed(tested)} if tested else {}),
         "client_flops": sum(row["flops"] for row in rows),
+        "server_flops": sum(one.get("server", {}).get("flops", 0) for one in rounds),
         "peak_client_bytes": max((row["peak_client_bytes"] for row in rows), default=0),
         "seconds": sum(one["seconds"] for one in rounds),
     }
+
+
+def _summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the sums of rows that have both directions."""
+    return {way: {key: sum(row[way][key] for row in rows) for key in SUMS} for way in WAYS}
 
 
 def costs(round_: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """What a model got right: sums that add up over batches, clients and rounds."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -12,6 +12,25 @@ from triskel.tensors import wide
 from triskel.types import Fact
 
 LARGEST_LOG = 700.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerText:
+    """What was reached on each text, in the order of the examples.
+
+    Attributes:
+        right: Right predictions (0 or 1 for `classify`); a mean over models may lie between.
+        loss: Summed cross-entropy in nats.
+        scored: Predictions of each text; 0 where nothing is known.
+    """
+
+    right: Float64[Tensor, " texts"]
+    loss: Float64[Tensor, " texts"]
+    scored: Int64[Tensor, " texts"]
+
+    def at(self, which: Bool[Tensor, " texts"]) -> "PerText":
+        """Return some of the texts."""
+        return PerText(right=self.right[which], loss=self.loss[which], scored=self.scored[which])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +43,14 @@ class Score:
         loss_sum: Summed cross-entropy in nats.
         correct: Predictions whose largest logit is the target.
         count: Predictions (examples for `classify`, scored tokens for `causal`).
+        texts: The same text by text, where it was kept; sums of scores have none.
     """
 
     confusion: Int[Tensor, "classes classes"] | None
     loss_sum: float
     correct: int
     count: int
+    texts: PerText | None = field(default=None, compare=False, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -104,18 +125,62 @@ def score(
         targets: Class index or token id.
         classes: Classes of a `classify` task, or 0 for `causal`.
     """
-    known = targets >= 0
-    logits, targets = logits[known].to(wide(logits.dtype)), targets[known]
-    if not len(targets):
-        return empty(classes)
-    guess = logits.argmax(-1)
-    table = None
-    if classes:
-        flat = torch.bincount(targets * classes + guess, minlength=classes * classes)
-        table = flat.view(classes, classes).cpu()
-    return Score(
-        confusion=table,
-        loss_sum=float(cross_entropy(logits, targets, reduction="sum")),
-        correct=int((guess == targets).sum()),
-        count=len(targets),
-    )
+    tally = Tally(classes)
+    tally.add(logits, targets)
+    return tally.score()
+
+
+class Tally:
+    """Predictions as they come, batch by batch; `score` says what they amount to.
+
+    Args:
+        classes: Classes of a `classify` task, or 0 for `causal`.
+        texts: How many texts are told apart; 0 for none.
+    """
+
+    def __init__(self, classes: int, texts: int = 0) -> None:
+        self._classes, self._total = classes, empty(classes)
+        self._right = torch.zeros(texts, dtype=torch.float64)
+        self._loss = torch.zeros(texts, dtype=torch.float64)
+        self._scored = torch.zeros(texts, dtype=torch.int64)
+
+    def add(
+        self,
+        logits: Float[Tensor, "scored classes"],
+        targets: Int[Tensor, " scored"],
+        texts: Int[Tensor, " scored"] | None = None,
+    ) -> None:
+        """Count predictions; targets of -1 are left out.
+
+        Args:
+            logits: Raw predictions.
+            targets: Class index or token id.
+            texts: Which text each belongs to, where texts are told apart.
+        """
+        known = targets >= 0
+        logits, targets = logits[known].to(wide(logits.dtype)), targets[known]
+        if not len(targets):
+            return
+        guess, classes = logits.argmax(-1), self._classes
+        nats, right = cross_entropy(logits, targets, reduction="none").double(), guess == targets
+        table = None
+        if classes:
+            flat = torch.bincount(targets * classes + guess, minlength=classes * classes)
+            table = flat.view(classes, classes).cpu()
+        more = Score(
+            confusion=table,
+            loss_sum=float(nats.sum()),
+            correct=int(right.sum()),
+            count=len(targets),
+        )
+        self._total = merge(self._total, more)
+        if texts is not None:
+            whose = texts[known.cpu()]
+            self._right.index_add_(0, whose, right.double().cpu())
+            self._loss.index_add_(0, whose, nats.cpu())
+            self._scored += torch.bincount(whose, minlength=len(self._scored))
+
+    def score(self) -> Score:
+        """Return the sums so far, and what each text adds to them."""
+        texts = PerText(right=self._right, loss=self._loss, scored=self._scored)
+        return replace(self._total, texts=texts) if len(self._scored) else self._total

@@ -19,8 +19,10 @@ from triskel.checkpoint import Saved, freeze, named, read, thaw, write, write_te
 from triskel.errors import RoundError
 from triskel.job import Job
 from triskel.ledger import Account, Ledger, costs, totals
-from triskel.metrics import Score, empty, merge
+from triskel.metrics import PerText, Score, empty, merge
 from triskel.model.body import Body
+from triskel.model.cost import Meter
+from triskel.records import ByClient
 from triskel.report.links import LINKS, Link
 from triskel.report.links import seconds as on_link
 from triskel.rng import stream
@@ -44,8 +46,12 @@ class Engine(Protocol):
         keep: Callable[[ClientId, ClientState], None],
         ledger: Ledger,
         watch: Watch,
+        gone: Collection[ClientId] = (),
     ) -> S:
-        """Play one round and close it; `keep` takes each client's next state as it is done."""
+        """Play one round and close it; `keep` takes each client's next state as it is done.
+
+        `gone` are clients of the cohort that get a task and are not heard of again.
+        """
         ...
 
 
@@ -58,20 +64,30 @@ the slowest, what each spent is a table of its own, and only the last round has 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a state reaches: pooled over test examples, and on each client's own share.
+    """What a state reaches: on everybody's test texts, and each client's model on its own.
 
     Attributes:
-        pooled: Over all test examples.
-        each: The figures of each client as a result holds them, `examples` among them.
+        pooled: The common model on everybody's texts; where there is none, as `own`.
+        own: Each client's own model where it has one, else the common one, on its own texts; all
+            texts count alike.
+        each: The figures of each client's own texts as a result holds them, `examples` among them.
+        everybody_texts: Text by text, by whose they are: the common model's.
+        own_texts: Text by text: each client's own model's.
     """
 
     pooled: Score
+    own: Score
     each: Mapping[ClientId, Mapping[str, Fact]]
+    everybody_texts: ByClient = field(default_factory=dict[ClientId, PerText])
+    own_texts: ByClient = field(default_factory=dict[ClientId, PerText])
 
 
-def _nothing(_state: object) -> Mapping[str, Any]:
-    """Take no figures."""
-    return {}
+def _nothing(_state: object) -> None:
+    """Do nothing at the end."""
+
+
+def _none(_state: object, _mine: Mapping[ClientId, ClientState]) -> None:
+    """Know of no other figures for everybody's texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +99,13 @@ class Stage(Generic[S, A]):
         mode: The algorithm.
         clients: Who holds training examples.
         worker: Makes a client's worker; the watch it is given knows stage and round.
-        evaluate: Scores a state.
+        evaluate: Scores a state, after every round.
         body: The model that what the server ends with fits.
-        closing: Figures taken once, when the last round is over.
+        job: The job as this stage plays it.
+        everybody: Scores a last state on everybody's texts, where `evaluate` does not.
+        closing: Called with the last state when the last round is over.
+        saves: Whether the models it leaves are saved.
+        server: The server's account of compute, where it computes.
     """
 
     name: str
@@ -94,7 +114,11 @@ class Stage(Generic[S, A]):
     worker: Callable[[ClientId, Watch], Worker]
     evaluate: Callable[[S, Mapping[ClientId, ClientState]], Scores]
     body: Body
-    closing: Callable[[S], Mapping[str, Any]] = _nothing
+    job: Job
+    everybody: Callable[[S, Mapping[ClientId, ClientState]], Scores | None] = _none
+    closing: Callable[[S], None] = _nothing
+    saves: bool = True
+    server: Meter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +129,13 @@ class Outcome(Generic[S]):
         state: The server's last state.
         clients: The clients' last states, read from the stage's folder when asked for.
         rows: One row of figures a round.
+        scores: What the last state reaches; None where its round was closed by an earlier process.
     """
 
     state: S
     clients: Mapping[ClientId, ClientState] = field(default_factory=dict[ClientId, ClientState])
     rows: list[dict[str, Any]]
+    scores: Scores | None = None
 
 
 def cohort(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
@@ -126,23 +152,25 @@ def cohort(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]
     return sorted(names[int(i)] for i in order[:count])
 
 
-def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: Watch) -> Outcome[S]:
+def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> Outcome[S]:
     """Play a stage to its last round, from its last checkpoint if there is one.
 
     Raises:
         TriskelError: Whatever stopped a round; closed rounds are on disk.
     """
     state, rows, store = stage.mode.start(), list[dict[str, Any]](), Store(folder / CLIENTS)
+    job, scores = stage.job, None
     if (saved := read(folder, lambda one: store.check(one.clients))) is not None:
         state, rows = thaw(state, saved.state), saved.rows
         store = Store(folder / CLIENTS, saved.clients)
         store.sweep(named(folder))
-    seen = {c for r in range(1, len(rows) + 1) for c in cohort(job, stage.clients, r)}
+    seen = {c for r in range(1, len(rows) + 1) for c in _played(job, stage.clients, r)}
     for round_ in range(len(rows) + 1, job.rounds + 1):
         here = _named(watch, stage.name, round_)
         chosen = cohort(job, stage.clients, round_)
         here({"event": "round_start", "clients": chosen})
         ledger, start = Ledger(), time.perf_counter()
+        before = stage.server.flops if stage.server else 0
         state = engine.round(
             stage.mode,
             state,
@@ -152,12 +180,14 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
             keep=lambda client, mine, now=round_: store.keep(client, mine, now),
             ledger=ledger,
             watch=here,
+            gone=dropped(job, chosen, round_),
         )
         seconds = time.perf_counter() - start
         here({"event": "evaluate"})
         scores = stage.evaluate(state, store)
         row = _row(round_, scores, seconds)
-        seen.update(chosen)
+        row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
+        seen.update(_played(job, stage.clients, round_))
         if len(stage.clients) > EACH:
             write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
             for one in rows:
@@ -167,6 +197,8 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
             row["clients"] = ledger.rows()
         if ledger.wire_bytes:
             row["wire_bytes"] = ledger.wire_bytes
+        if ledger.scoring:
+            row["scoring"] = ledger.scoring
         if ledger.absent:
             row["absent"] = dict(sorted(ledger.absent.items()))
         rows.append(row)
@@ -174,7 +206,25 @@ def play(stage: Stage[S, A], engine: Engine, job: Job, *, folder: Path, watch: W
         write(folder, Saved(closed=round_, state=freeze(state), clients=store.filed, rows=rows))
         store.sweep(named(folder))
         here(_summary(rows[-1]))
-    return Outcome(state=state, clients=store, rows=rows)
+    return Outcome(state=state, clients=store, rows=rows, scores=scores)
+
+
+def dropped(job: Job, cohort_: Sequence[ClientId], round_: int) -> list[ClientId]:
+    """Return who of a round's cohort drops out of it: `clients.drop_share`, drawn by name.
+
+    At least one client stays.
+    """
+    count = min(round(job.clients.drop_share * len(cohort_)), len(cohort_) - 1)
+    order = torch.randperm(len(cohort_), generator=stream(job.seed, "drop", round_))
+    names = sorted(cohort_)
+    return sorted(names[int(i)] for i in order[:count])
+
+
+def _played(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
+    """Return who plays a round to its end."""
+    chosen = cohort(job, clients, round_)
+    gone = dropped(job, chosen, round_)
+    return [client for client in chosen if client not in gone]
 
 
 def _hand(
@@ -198,10 +248,13 @@ def pooled(
     if isinstance(each, Mapping):
         each = sorted(cast("Mapping[ClientId, Score]", each).items())
     total, rows = empty(classes), dict[ClientId, Mapping[str, Fact]]()
+    texts = dict[ClientId, PerText]()
     for client, one in each:
         total = merge(total, one)
         rows[client] = {**one.row(), "examples": one.count}
-    return Scores(pooled=total, each=rows)
+        if one.texts is not None:
+            texts[client] = one.texts
+    return Scores(pooled=total, own=total, each=rows, everybody_texts=texts, own_texts=texts)
 
 
 def summary(outcome: Outcome[Any]) -> dict[str, Any]:
@@ -212,6 +265,7 @@ def summary(outcome: Outcome[Any]) -> dict[str, Any]:
         for k in ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
         if k in last
     }
+    final["own"] = last["own"]
     return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
 
 
@@ -219,6 +273,7 @@ def _row(round_: int, scores: Scores, seconds: float) -> dict[str, Any]:
     return {
         "round": round_,
         **scores.pooled.row(),
+        "own": scores.own.row(),
         "per_client": scores.each,
         "seconds": seconds,
     }

@@ -86,6 +86,7 @@ class Sheet:
     blocks: str
     training: Training | None
     versions: Mapping[str, str]
+    attention: str = "eager"
 
 
 def training_of(  # noqa: PLR0913 - what a job does not say, named one by one

@@ -5,22 +5,26 @@ the same machinery: `params` with one client only.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
+from triskel import records
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
 from triskel.folder import safe, stamped
-from triskel.job import ModeName
-from triskel.metrics import Score
+from triskel.job import Job, ModeName
+from triskel.metrics import Score, merge
 from triskel.model.body import Body
+from triskel.model.cost import Meter
 from triskel.modes.logits import Logits
 from triskel.modes.params import Params, ParamsState
 from triskel.modes.split import Split
-from triskel.round import Engine, Outcome, Scores, Stage, play, pooled, summary
+from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
 from triskel.sheet import StageName, Training, training_of
 from triskel.types import ClientId, ClientState, Mode, Tensors, Watch
 from triskel.worker import Worker
@@ -40,10 +44,18 @@ def _logits(bench: Bench, watch: Watch) -> Logits:
 
 
 def _split(bench: Bench, _watch: Watch) -> Split:
-    return Split(job=bench.job, body=bench.body())
+    body = bench.body()
+    return Split(job=bench.job, body=body, meter=bench.costs(body).meter())
 
 
 MAKERS: Mapping[ModeName, Maker] = {"params": _params, "logits": _logits, "split": _split}
+
+
+def server_meter(mode: Mode[Any, Any, Worker]) -> Meter | None:
+    """Return the account of what a mode's server computes; None where it only adds up."""
+    if isinstance(mode, Logits):
+        return mode.server.meter
+    return mode.meter if isinstance(mode, Split) else None
 
 
 def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
@@ -53,6 +65,9 @@ def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
     def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
         return _scores(bench, mode, state, mine)
 
+    def everybody(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores | None:  # noqa: ANN401 - any mode's
+        return None if mode.served(state) is not None else _own_everywhere(bench, mode, mine)
+
     return Stage(
         name=name,
         mode=mode,
@@ -60,40 +75,55 @@ def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
         worker=bench.worker,
         evaluate=scores,
         body=bench.body(),
+        job=bench.job,
+        everybody=everybody,
+        server=server_meter(mode),
     )
 
 
-def alone(bench: Bench, client: ClientId) -> Stage[Any, Any]:
-    """Return `params` with one client of the federation only, scored on its own test share."""
+def alone(
+    bench: Bench, client: ClientId, *, kind: str = "local", rounds: int | None = None
+) -> Stage[Any, Any]:
+    """Return `params` with one client of the federation only, scored on its own test share.
+
+    Args:
+        bench: The job, loaded.
+        client: Who trains.
+        kind: What the stage is called before the client's name.
+        rounds: How many rounds it trains, where these are not the job's.
+    """
     body, share = bench.body(client), bench.share(client)
-    mode = _plain(bench, body)
+    job = bench.job.model_copy(update={"rounds": rounds or bench.job.rounds})
+    mode = _plain(job, body)
 
     def worker(who: ClientId, told: Watch) -> Worker:
-        return bench.hand(who, body, share, told)
+        return bench.hand(who, body, share, told, job)
 
     def scores(state: ParamsState, mine: Mapping[ClientId, ClientState]) -> Scores:
         del mine  # the one client keeps nothing
         return pooled({client: evaluate(body, mode.served(state), share.test)}, body.classes)
 
-    def closing(state: ParamsState) -> Mapping[str, Any]:
-        reached = everywhere(bench, body, mode.served(state)).pooled
-        return {"global_accuracy": reached.accuracy}
+    def everybody(state: ParamsState, mine: Mapping[ClientId, ClientState]) -> Scores:
+        del mine
+        return everywhere(bench, body, mode.served(state))
 
     return Stage(
-        name=f"local:{client}",
+        name=f"{kind}:{client}",
         mode=mode,
         clients=[client],
         worker=worker,
         evaluate=scores,
         body=body,
-        closing=closing,
+        job=job,
+        everybody=everybody,
+        saves=kind == "local",
     )
 
 
 def central(bench: Bench) -> Stage[Any, Any]:
     """Return `params` with one client that holds everybody's examples, scored on every share."""
     body, share = bench.body(), bench.pooled()
-    mode = _plain(bench, body)
+    mode = _plain(bench.job, body)
 
     def worker(who: ClientId, told: Watch) -> Worker:
         return bench.hand(who, body, share, told)
@@ -103,14 +133,21 @@ def central(bench: Bench) -> Stage[Any, Any]:
         return everywhere(bench, body, mode.served(state))
 
     return Stage(
-        name="central", mode=mode, clients=[EVERYONE], worker=worker, evaluate=scores, body=body
+        name="central",
+        mode=mode,
+        clients=[EVERYONE],
+        worker=worker,
+        evaluate=scores,
+        body=body,
+        job=bench.job,
     )
 
 
-def _plain(bench: Bench, body: Body) -> Params:
+def _plain(job: Job, body: Body) -> Params:
     """Return `params` with a server that takes over what its one client trained."""
-    plain = bench.job.params.model_copy(update={"server_lr": 1.0, "server_momentum": 0.0})
-    job = bench.job.model_copy(update={"params": plain})
+    plain = job.params.model_copy(update={"server_lr": 1.0, "server_momentum": 0.0})
+    whole = job.clients.model_copy(update={"cohort": 1.0, "drop_share": 0.0})
+    job = job.model_copy(update={"params": plain, "clients": whole})
     return Params(job=job, initial=body.initial, layout=body.layout)
 
 
@@ -122,11 +159,12 @@ def complete(
     done = here / "done.json"
     if done.exists():
         return cast("dict[str, Any]", json.loads(done.read_text(encoding="utf-8")))
-    watch({"event": "stage_start", "stage": stage.name, "rounds": bench.job.rounds})
-    outcome = play(stage, engine, bench.job, folder=here, watch=watch)
+    watch({"event": "stage_start", "stage": stage.name, "rounds": stage.job.rounds})
+    outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
-    found["final"] |= stage.closing(outcome.state)
-    for name, body, tensors, own in _left(stage, outcome, bench):
+    _record(stage, outcome, bench, found, folder)
+    stage.closing(outcome.state)
+    for name, body, tensors, own in _left(stage, outcome, bench) if stage.saves else ():
         place = folder / "adapters" / name
         training = _training(stage, bench, found, own=own)
         save_adapter(place, body, tensors, bench.federation.classes, training)
@@ -134,6 +172,25 @@ def complete(
     seconds = found["totals"]["seconds"]
     watch({"event": "stage_end", "stage": stage.name, **found["final"], "seconds": seconds})
     return found
+
+
+def _record(
+    stage: Stage[Any, Any],
+    outcome: Outcome[Any],
+    bench: Bench,
+    found: dict[str, Any],
+    folder: Path,
+) -> None:
+    """Write down what the stage's last state reaches in both columns, and on each text."""
+    state, mine = outcome.state, outcome.clients
+    scores = outcome.scores or stage.evaluate(state, mine)
+    everybody = stage.everybody(state, mine) or scores
+    found["final"]["everybody"] = everybody.pooled.row()
+    if scores.own_texts:
+        columns = {"everybody": everybody.everybody_texts, "own": scores.own_texts}
+        records.write(
+            folder, safe(stage.name), records.gathered(bench.tests(bench.body()), columns)
+        )
 
 
 def everywhere(bench: Bench, body: Body, tensors: Tensors) -> Scores:
@@ -152,8 +209,10 @@ def _scores(
     together = None if served is None else everywhere(bench, bench.body(), served)
     if together is not None and all(mode.own(kept) is None for kept in mine.values()):
         return together
-    alone_ = pooled(_own_scores(bench, mode, mine), bench.body().classes)
-    return alone_ if together is None else Scores(pooled=together.pooled, each=alone_.each)
+    own = pooled(_own_scores(bench, mode, mine), bench.body().classes)
+    if together is None:
+        return replace(own, everybody_texts={})
+    return replace(own, pooled=together.pooled, everybody_texts=together.everybody_texts)
 
 
 def _own_scores(
@@ -161,8 +220,36 @@ def _own_scores(
 ) -> Iterator[tuple[ClientId, Score]]:
     """Score clients' own models, of which one is in memory at a time."""
     for client in bench.clients:
-        body, own = bench.body(client), mode.own(mine.get(client, ClientState()))
+        own = mode.own(mine.get(client, ClientState()))
+        body = bench.body(client)
         yield client, evaluate(body, body.initial if own is None else own, bench.share(client).test)
+
+
+def _own_everywhere(
+    bench: Bench, mode: Mode[Any, Any, Worker], mine: Mapping[ClientId, ClientState]
+) -> Scores | None:
+    """Score every client's own model on everybody's texts, and return the mean over the models."""
+    if len(bench.active) > EACH:
+        return None
+    found: list[Scores] = []
+    for client in bench.active:
+        own = mode.own(mine.get(client, ClientState()))
+        if own is not None:
+            found.append(everywhere(bench, bench.body(client), own))
+    return averaged(found) if found else None
+
+
+def averaged(models: Sequence[Scores]) -> Scores:
+    """Return the mean over models of what each reaches on everybody's texts."""
+    clients = models[0].everybody_texts
+    alike = all(
+        one.everybody_texts[c].scored.equal(texts.scored)
+        for one in models
+        for c, texts in clients.items()
+    )
+    texts = {c: records.mean([one.everybody_texts[c] for one in models]) for c in clients}
+    pooled_ = reduce(merge, (one.pooled for one in models))
+    return replace(models[0], pooled=pooled_, everybody_texts=texts if alike else {})
 
 
 def _left(
@@ -189,7 +276,7 @@ def _training(
         bench.job,
         kind,
         clients=len(bench.active) if kind != "local" else 1,
-        scores=found["final"],
+        scores={k: v for k, v in found["final"].items() if not isinstance(v, Mapping)},
         own=own or kind == "local",
         traffic=None
         if alone_

@@ -62,6 +62,7 @@ shards = 2                   # shards: pieces a client gets
 examples = 150               # keep at most so many training rows a client; 0 keeps all [0]
 test_examples = 100          # the same for test rows [0]
 cohort = 1.0                 # share of clients that take part in a round
+drop_share = 0.0             # share of these that drop out of it, to see what that costs
 
 # What one client does differently, by its name:
 # [clients.each.films]

@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 from triskel import __version__
 from triskel.cli import federation, site
-from triskel.cli.output import console_for, safe_name, write_text
+from triskel.cli.output import conclude, console_for, safe_name, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
@@ -275,7 +275,7 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
                 f"what was finished is in {folder}; `triskel run --resume {folder}` goes on"
             )
         raise
-    _conclude(result, folder)
+    conclude(result, folder)
 
 
 def _settle_threads(console: Console, folder: Path) -> None:
@@ -313,25 +313,6 @@ def _sentence(folder: Path, event: Event) -> str:
         parts.append(f"{event['examples']:,} training texts")
     parts += [f"{model} ({str(dtype_of(job.model)).removeprefix('torch.')}, {where})", str(folder)]
     return " · ".join(parts)
-
-
-def _conclude(result: Mapping[str, Any], folder: Path) -> None:
-    from triskel.report.reading import read
-    from triskel.report.tables import final_table
-    from triskel.report.words import verdict
-
-    console, page = console_for(), folder / "report.html"
-    headline, *more = verdict(read(result))
-    console.print()
-    console.print(final_table(result))
-    console.print()
-    console.print(f"[bold]{escape(headline)}[/]", soft_wrap=not console.is_terminal)
-    for line in more:
-        console.print(escape(line), soft_wrap=not console.is_terminal)
-    console.print()
-    console.print(f"Results  {escape(str(folder))}", soft_wrap=True)
-    console.print(f"Report   {escape(str(page))}", soft_wrap=True)
-    console.print(f"         open it in a browser: {page.resolve().as_uri()}", soft_wrap=True)
 
 
 # --- After a run ------------------------------------------------------------------------------
@@ -373,7 +354,19 @@ def evaluate(
     mode: Trained = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Texts to evaluate on instead of the run's own."),
+        typer.Option(
+            metavar="FILE",
+            help="Texts to evaluate on instead of the run's own, with the columns of its job.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the base model lies here, if not where the job says.",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
 ) -> None:
     """Score what a run trained, on its own test texts or on others."""
@@ -384,7 +377,7 @@ def evaluate(
         from triskel.assess import assess
         from triskel.live import Live
     with Live(console) as live:
-        found = assess(folder, mode=chosen, data=data, watch=live)
+        found = assess(folder, mode=chosen, data=data, model=model, watch=live)
     console_for().print(_scores(found))
 
 

@@ -2,9 +2,12 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from triskel.errors import JobError
 
@@ -18,6 +21,30 @@ def console_for(*, stderr: bool = False) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console
+
+
+def conclude(result: Mapping[str, Any], folder: Path) -> None:
+    """Print what a run came to: the table, what it shows in words, and where everything lies.
+
+    Raises:
+        CheckpointError: This version cannot read the result.
+    """
+    from triskel.report.reading import read
+    from triskel.report.tables import final_table
+    from triskel.report.words import verdict
+
+    console, page = console_for(), folder / "report.html"
+    headline, *more = verdict(read(result))
+    console.print()
+    console.print(final_table(result))
+    console.print()
+    console.print(f"[bold]{escape(headline)}[/]", soft_wrap=not console.is_terminal)
+    for line in more:
+        console.print(escape(line), soft_wrap=not console.is_terminal)
+    console.print()
+    console.print(f"Results  {escape(str(folder))}", soft_wrap=True)
+    console.print(f"Report   {escape(str(page))}", soft_wrap=True)
+    console.print(f"         open it in a browser: {page.resolve().as_uri()}", soft_wrap=True)
 
 
 def write_text(file: Path, text: str, *, force: bool) -> None:

@@ -232,7 +232,13 @@ def _clients(job: Job) -> tuple[Rows, Rows | None]:
     folder = Path(data.train)
     wanted = columns_of(job, labelled=True)
     if not folder.is_dir():
-        raise DataError(f"data.train must be a folder with one file per client, got {folder}")
+        why = f"data.train must be a folder with one file per client, got {folder}"
+        if not folder.exists():
+            why += (
+                "; where it is a dataset's name at the sites of a federation, the job runs there: "
+                "`triskel federation submit`, or `resume`"
+            )
+        raise DataError(why)
     mine = {n: p for n, p in _files(folder).items() if not n.endswith(TEST_SUFFIX)}
     beside = {
         name.removesuffix(TEST_SUFFIX): path

@@ -6,7 +6,7 @@ of a wave are answered together, sorted by client name, and updates are folded i
 """
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from triskel.engines.wave import crews, due
@@ -31,6 +31,8 @@ from triskel.types import (
     Work,
 )
 from triskel.worker import Worker
+
+DROPPED = "it dropped out, as clients.drop_share has it"
 
 
 @dataclass
@@ -92,7 +94,7 @@ class LocalEngine:
 
     job: Job
 
-    def round(  # noqa: PLR0913 - what a round is made of
+    def round(  # noqa: C901, PLR0913 - what a round is made of
         self,
         mode: Mode[S, A, Worker],
         state: S,
@@ -103,6 +105,7 @@ class LocalEngine:
         keep: Callable[[ClientId, ClientState], None],
         ledger: Ledger,
         watch: Watch,
+        gone: Collection[ClientId] = (),
     ) -> S:
         """Play one round and close it.
 
@@ -115,6 +118,7 @@ class LocalEngine:
             keep: Handed each client's next state as soon as the client is done.
             ledger: Books messages and compute.
             watch: Told what happens.
+            gone: Who of the cohort gets a task and is not heard of again.
 
         Returns:
             The next server state.
@@ -141,7 +145,10 @@ class LocalEngine:
 
         for crew in crews(mode.asks, sorted(cohort), self.job, free=IN_FLIGHT):
             lines: dict[ClientId, _Line] = {}
-            for client in crew:
+            for client in sorted(set(crew) & set(gone)):
+                wire.carry(mode.task(state, client), client, "down")
+                ledger.left_out(client, DROPPED)
+            for client in sorted(set(crew) - set(gone)):
                 hand = worker(client)
                 task = wire.carry(mode.task(state, client), client, "down")
                 talk = mode.work(task, hand, mine.get(client, ClientState()))

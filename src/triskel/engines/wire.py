@@ -26,11 +26,13 @@ class Wire:
         job: Codecs and message limit.
         ledger: Books every message.
         watch: Told of every message.
+        scoring: Whether all that is carried tests a model, the task that opens the test included.
     """
 
     job: Job
     ledger: Ledger
     watch: Watch
+    scoring: bool = False
     _last: tuple[Message, int, Message, list[int]] | None = None
 
     def carry(self, message: Message, client: ClientId, direction: Direction) -> Message:
@@ -70,7 +72,10 @@ class Wire:
 
     def book(self, message: Message, size: int, client: ClientId, direction: Direction) -> None:
         """Enter a message into the ledger, and tell of it."""
-        self.ledger.sent(client, direction, message, size)
+        if self.scoring:
+            self.ledger.scored(direction, message, size)
+        else:
+            self.ledger.sent(client, direction, message, size)
         note: dict[str, Any] = {
             "event": "message",
             "client": client,

@@ -13,7 +13,7 @@ from typing import Any
 
 from triskel.errors import JobError
 from triskel.federation.harden import CLIENT_CLASS, CONTROLLER, EXECUTOR, SERVER_CLASS
-from triskel.job import Job, ModeName, load, parse, to_toml, unsupported
+from triskel.job import Job, ModeName, is_name, load, parse, to_toml, unsupported
 
 SCHEMA = 1
 SYNC_S = 60
@@ -79,7 +79,7 @@ def unfit(job: Job) -> str | None:
         )
     for key in ("train", "test", "public"):
         name = str(getattr(data, key))
-        if set(name) & set("/\\~") or name.startswith("."):
+        if not is_name(name):
             return (
                 f"data.{key} must be the name of a dataset in the sites' policies, got {name!r}; "
                 "write the file into the policy (`triskel site init`)"

@@ -175,6 +175,11 @@ class Blocks:
         before = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa's, unused
         return int(table.num_embeddings) - before
 
+    @property
+    def attention(self) -> str:
+        """What the library computes attention with: `eager` or `sdpa`."""
+        return str(self.config._attn_implementation)  # noqa: SLF001 - where transformers keeps it
+
     def embed(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
         """Return what enters block 0."""
         return self.family.embed(self.model, ids)
@@ -234,7 +239,7 @@ class Blocks:
     def _causal_mask(self, h: Tensor, kind: str) -> Mask:
         tokens = h.shape[1]
         window = self._window(kind, tokens)
-        if self.config._attn_implementation == "sdpa" and window == tokens:  # noqa: SLF001 - where transformers keeps it
+        if self.attention == "sdpa" and window == tokens:
             return None  # the kernel masks by itself
         key = (tokens, window, h.dtype)
         if key not in self._masks:

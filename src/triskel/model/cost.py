@@ -35,7 +35,7 @@ from triskel.model.body import Body, Choice, Parameters
 from triskel.model.memo import place_of, recalled, remember
 from triskel.types import Batch
 
-PieceKind = Literal["train", "forward", "bottom", "top"]
+PieceKind = Literal["train", "forward", "bottom", "trunk", "top"]
 PRODUCTS = ("mm", "matmul", "attention", "conv", "linear", "einsum", "dot", "mv", "lstm", "gru")
 SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4))
 """(B, T, S) that are counted; the last one is the check. One row alone would share memory that
@@ -54,12 +54,13 @@ class Piece:
 
     Attributes:
         kind: `train` and `forward` run the joined model with and without backward; `bottom` runs
-            embeddings and blocks [0, high), `top` blocks [low, L) with the head, both with
-            backward where something there trains.
-        low: First block, for `top`; elsewhere above 0 where what enters that block was kept.
-        high: One past the last block, for `bottom`.
+            embeddings and blocks [0, high), `trunk` blocks [low, high), `top` blocks [low, L)
+            with the head, each with backward where something there trains.
+        low: First block, for `trunk` and `top`; elsewhere above 0 where what enters that block was
+            kept.
+        high: One past the last block, for `bottom` and `trunk`.
         rows: For `top` on a bare head: hidden states arrive one per scored position.
-        slope: For `top`: whether the gradient of its input is wanted.
+        slope: For `trunk` and `top`: whether the gradient of its input is wanted.
     """
 
     kind: PieceKind
@@ -71,9 +72,9 @@ class Piece:
     def beyond(self, depth: int) -> "Piece | None":
         """Return what is left to run when what enters block `depth` is at hand; None for nothing.
 
-        A `top` starts above, and stays as it is.
+        A `trunk` and a `top` start above, and stay as they are.
         """
-        if self.kind == "top":
+        if self.kind in {"trunk", "top"}:
             return self
         depth = min(depth, self.high) if self.kind == "bottom" else depth
         return None if self.kind == "bottom" and depth == self.high else replace(self, low=depth)
@@ -138,13 +139,16 @@ class Meter:
         saved = 0
         pieces = self._left(batch, pieces)
         for piece in pieces:
-            cost = self._costs[piece]
-            self.flops += cost.of(rows, tokens, scored)
+            self.computed(piece, rows, tokens, scored)
             saved += self._costs.bytes_of(piece, rows, tokens, scored)
         trained = sum(p.numel() for p in (training or {}).values())
         self.tokens += rows * tokens if training else 0
         held = self._costs.resident(pieces) + trained * (GRADIENT_BYTES + ADAM_BYTES) + saved
         self.peak_bytes = max(self.peak_bytes, held)
+
+    def computed(self, piece: Piece, rows: int, tokens: int, scored: int) -> None:
+        """Account for the FLOPs alone of a piece on a batch of this shape."""
+        self.flops += self._costs[piece].of(rows, tokens, scored)
 
     def _left(self, batch: Batch, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
         """Return what of these pieces is not at hand from earlier."""
@@ -239,11 +243,11 @@ class Costs(Mapping[Piece, Cost]):
         modules: list[nn.Module] = []
         blocks = self._body.blocks
         for piece in pieces:
-            high = piece.high if piece.kind == "bottom" else blocks.count
+            high = piece.high if piece.kind in {"bottom", "trunk"} else blocks.count
             modules += list(blocks.list[piece.low : high])
-            if piece.kind != "top" and not piece.low:
+            if piece.kind not in {"trunk", "top"} and not piece.low:
                 modules.append(_embeddings(self._body))
-            if piece.kind != "bottom":
+            if piece.kind not in {"bottom", "trunk"}:
                 modules += [m for m in (blocks.norm, blocks.pooler, blocks.head) if m is not None]
         weights = {p.data_ptr(): p.nbytes for m in modules for p in m.parameters()}
         return sum(weights.values())
@@ -385,6 +389,10 @@ def _forward(
     if piece.kind == "top":
         h.requires_grad_(piece.slope)
         out = body.head(parameters, h) if piece.rows else body.top(parameters, h, batch, low)
+        return out, out.requires_grad
+    if piece.kind == "trunk":
+        h.requires_grad_(piece.slope)
+        out = body.middle(parameters, h, batch.lengths, low=low, high=high)
         return out, out.requires_grad
     if piece.kind == "bottom":
         out = (

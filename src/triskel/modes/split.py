@@ -24,7 +24,7 @@ What leaves a client: hidden states of its texts and gradients at the cut, from 
 approximated (docs/threats.md); labels only where shared; each round its adapter and head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -41,6 +41,7 @@ from triskel.job import Job
 from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
 from triskel.model.body import Body, Parameters
+from triskel.model.cost import Meter
 from triskel.model.train import (
     Learner,
     Moments,
@@ -96,10 +97,12 @@ class Split:
     Attributes:
         job: The cut, the labels, optimiser options.
         body: The server's model, of which it runs the trunk.
+        meter: The server's account of compute, where one is kept.
     """
 
     job: Job
     body: Body
+    meter: Meter | None = None
     asks: Mapping[str, AskStyle] = field(
         default_factory=lambda: dict[str, AskStyle](forward="stream", backward="stream")
     )
@@ -252,6 +255,8 @@ class Split:
             self._dropout(state, some, on=learning)
             graph = forward(self.body, state.tensors, some, cut, learn=learning)
             self.body.dropout(None)
+            if learning:
+                self._computed(graph.lengths, cut)
             for client in clients:
                 texts = graph.texts(client)
                 u = graph.u[graph.rows[client]]
@@ -302,6 +307,9 @@ class Split:
                 share=share, where=lambda client: Where(client, state.closed + 1),
             )  # fmt: skip
             self.body.dropout(None)
+            self._computed(
+                [n for ask in some.values() for n in lengths_in(ask)], cuts[clients[0]], some
+            )
             slopes.append(found.trunk)
             for client in clients:
                 down = {"gradient": found.down[client]} if client in found.down else {}
@@ -320,6 +328,16 @@ class Split:
                 facts = {**told.facts, "round": state.closed + 1}
                 answers[client] = replace(told, facts=facts)
         return state, answers
+
+    def _computed(
+        self, lengths: Sequence[int], cut: Cut, shared: Mapping[ClientId, Message] | None = None
+    ) -> None:
+        """Account for a joined batch, forward and back; `shared` are its asks that bring labels."""
+        if self.meter is None:
+            return
+        asks = (shared or {}).values()
+        scored = sum(len(ask.sections["labels"].tensors["labels"]) for ask in asks)
+        self.meter.computed(cut.server_piece, len(lengths), max(lengths), scored)
 
     def _stepped(self, state: SplitState, slopes: Tensors) -> SplitState:
         """Take one AdamW step of φ."""

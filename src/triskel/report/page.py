@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel.errors import CheckpointError
+from triskel.job import called
 from triskel.report import particulars, sections, units
 from triskel.report.figures import draw
 from triskel.report.markup import script_json, text
@@ -37,6 +38,22 @@ def write_report(folder: Path) -> Path:
     Raises:
         CheckpointError: There is no result in the folder, or it cannot be read.
     """
+    asked = _asked(folder)
+    known = {"request": asked, **stored(folder)}
+    missing = _missing(asked, known)
+    if missing:
+        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
+    target = folder / "report.html"
+    _write_whole(target, render(known))
+    return target
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Return what the `result.json` of a run folder holds.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+    """
     source = folder / "result.json"
     try:
         raw: object = json.loads(source.read_text(encoding="utf-8"))
@@ -48,13 +65,7 @@ def write_report(folder: Path) -> Path:
         raise CheckpointError(f"{source} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{source} must hold a JSON object, got {type(raw).__name__}")
-    known = cast("dict[str, Any]", raw)
-    missing = _missing(folder, known)
-    if missing:
-        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
-    target = folder / "report.html"
-    _write_whole(target, render(known))
-    return target
+    return cast("dict[str, Any]", raw)
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -97,16 +108,19 @@ def render(result: Mapping[str, Any]) -> str:
     )
 
 
-def _missing(folder: Path, result: Mapping[str, Any]) -> list[str]:
-    """Return the modes that the run folder's request names and its result lacks."""
+def _asked(folder: Path) -> Mapping[str, Any]:
+    """Return what the run folder's request says, which results did not hold at first."""
     try:
         asked: object = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    if not isinstance(asked, dict):
-        return []
+        return {}
+    return cast("dict[str, Any]", asked) if isinstance(asked, dict) else {}
+
+
+def _missing(asked: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    """Return the modes that a request names and the result lacks."""
     told = {*inner(result, "modes"), *inner(result, "skipped")}
-    return [str(m) for m in items(cast("dict[str, Any]", asked).get("modes")) if m not in told]
+    return [str(m) for m in items(asked.get("modes")) if m not in told]
 
 
 def _header(result: Result, name: str) -> str:
@@ -120,7 +134,7 @@ def _header(result: Result, name: str) -> str:
 def _facts(result: Result) -> list[str]:
     job = result.job
     model, adapter, data = inner(job, "model"), inner(job, "adapter"), inner(job, "data")
-    facts = [str(model["path"])] if model.get("path") else []
+    facts = [called(str(model["path"]))] if model.get("path") else []
     if adapter.get("kind"):
         rank = f" rank {adapter['rank']}" if adapter.get("rank") else ""
         facts.append(f"{adapter['kind']}{rank}")

@@ -3,16 +3,18 @@
 A section that has no numbers says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import tomli_w
 
+from triskel.job import is_name
 from triskel.report import units
 from triskel.report.holdings import shown_labels
 from triskel.report.leaves import guarded, kept, left, risk
 from triskel.report.links import FORMULA, LINKS, wait
 from triskel.report.markup import cell, figure, folded, scrolling, table, text
+from triskel.report.reading import BASELINES, MODES
 from triskel.report.result import Json, ModeRun, Result, inner
 from triskel.report.sections import LIMIT, Drawn
 from triskel.report.tables import rows
@@ -74,14 +76,12 @@ def data(result: Result, drawn: Drawn) -> str:
 
 def again(result: Result) -> str:
     """Return how to repeat the run, the job, and where it ran."""
-    several = len(result.modes) + len(result.skipped) > 1 or bool(result.baselines)
-    command = "compare" if several else "run"
+    command = _command(result)
     job = _without_none(result.job)
     seed = int(job.get("seed", 0)) + 1 if isinstance(job.get("seed", 0), int) else 1
     steps = (
-        f"# this run again\ntriskel {command} job.toml\n\n"
-        f"# the same question with other random choices\ntriskel {command} job.toml "
-        f"--set seed={seed}"
+        f"# this run again\n{command}\n\n"
+        f"# the same question with other random choices\n{command} --set seed={seed}"
     )
     env = [(str(k).replace("_", " "), _plain(k, v)) for k, v in result.environment.items()]
     where = table("Where it ran", ("What", "Value"), env).replace(
@@ -94,6 +94,28 @@ def again(result: Result) -> str:
         f"{folded('The job', f'<pre>{text(tomli_w.dumps(job))}</pre>', 'job')}"
         f"{folded('Where it ran', where if env else '<p>Not recorded.</p>')}"
     )
+
+
+def _command(result: Result) -> str:
+    """Return the command that asks for the same modes and baselines."""
+    asked, data_ = result.asked, inner(result.job, "data")
+    if data_.get("source") == "clients" and is_name(str(data_.get("train", ""))):
+        modes = asked.modes if asked else result.modes
+        return " ".join(["triskel federation submit FOLDER job.toml", *_each("--mode", modes)])
+    if asked is None:
+        several = len(result.modes) + len(result.skipped) > 1 or bool(result.baselines)
+        return f"triskel {'compare' if several else 'run'} job.toml"
+    beside = ",".join(asked.baselines) or "none"
+    if asked.strict and len(asked.modes) == 1:
+        words = ["triskel run job.toml", *_each("--mode", asked.modes)]
+        return " ".join(words + ([f"--baselines {beside}"] if asked.baselines else []))
+    words = ["triskel compare job.toml"]
+    words += [f"--modes {','.join(asked.modes)}"] if asked.modes != MODES else []
+    return " ".join(words + ([f"--baselines {beside}"] if asked.baselines != BASELINES else []))
+
+
+def _each(option: str, values: Iterable[str]) -> list[str]:
+    return [f"{option} {value}" for value in values]
 
 
 # --- Parts ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from triskel.errors import CheckpointError
 from triskel.report.result import (
+    Asked,
     Baseline,
     Cost,
     Holding,
@@ -55,7 +56,16 @@ def read(raw: Json) -> Result:
         skipped={str(n): str(why) for n, why in inner(raw, "skipped").items()},
         modes={n: _mode(n, inner(modes, n), planned) for n in MODES if n in modes},
         stopped=stopped if isinstance(stopped, str) else "interrupted" if stopped else "",
+        asked=_asked(inner(raw, "request")),
     )
+
+
+def _asked(raw: Json) -> Asked | None:
+    modes = tuple(name for name in items(raw.get("modes")) if name in MODES)
+    baselines = tuple(name for name in items(raw.get("baselines")) if name in BASELINES)
+    if not modes:
+        return None
+    return Asked(modes=modes, baselines=baselines, strict=raw.get("strict") is True)
 
 
 def _whole(raw: Json, key: str) -> int | None:
@@ -155,12 +165,13 @@ def _mode(name: str, raw: Json, planned: int) -> ModeRun:
         members=members or None,
         total=_stated(totals, whole or _cost({})),
         seconds=_first(number(totals, "seconds"), sum(seconds) if seconds else None),
-        wire=_wire(totals),
+        wire=_both_ways(totals, "wire_bytes"),
+        scoring=_both_ways(inner(totals, "scoring"), "message_bytes"),
     )
 
 
-def _wire(totals: Json) -> tuple[float, float] | None:
-    up, down = (number(inner(totals, way), "wire_bytes") for way in ("up", "down"))
+def _both_ways(sums: Json, key: str) -> tuple[float, float] | None:
+    up, down = (number(inner(sums, way), key) for way in ("up", "down"))
     return None if up is None or down is None else (up, down)
 
 

@@ -64,7 +64,8 @@ class ModeRun:
 
     `total` is over all clients, `each` the mean over those who took part at all, and `members` how
     many that were, where it is known. `wire` are the bytes up and down that the engine counted on
-    a network, where it does.
+    a network, where it does; `scoring` those of the messages that tested models, which are in no
+    other sum, where there were any.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ModeRun:
     members: int | None = None
     seconds: float | None = None
     wire: tuple[float, float] | None = None
+    scoring: tuple[float, float] | None = None
 
     @property
     def per_client(self) -> Mapping[str, Score]:
@@ -109,6 +111,15 @@ class Holding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked of a run: its modes and baselines, and whether a mode may not be skipped."""
+
+    modes: tuple[str, ...]
+    baselines: tuple[str, ...]
+    strict: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """A run folder's result."""
 
@@ -122,6 +133,7 @@ class Result:
     skipped: Mapping[str, str]
     modes: Mapping[str, ModeRun]
     stopped: str
+    asked: Asked | None = None
 
     @property
     def causal(self) -> bool:

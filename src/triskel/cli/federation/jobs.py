@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from triskel.cli.federation.arguments import As, Folder, Number, Out, Sites, Supervise
 from triskel.cli.federation.nodes import sentence
-from triskel.cli.output import console_for, safe_name
-from triskel.errors import FederationError, JobError
+from triskel.cli.output import conclude, console_for, safe_name
+from triskel.errors import CheckpointError, FederationError, JobError
 from triskel.job import MODE_NAMES, ModeName
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def submit(
         if not wait:
             say(f"`triskel federation status {folder}` shows it, `result {folder}` fetches it")
             return
-        with _leaving(folder):
+        with _leaving(folder, target):
             follow(line, asked, entry, target, (say, show))
     _fetched(target)
 
@@ -87,21 +87,33 @@ def resume(
     free(target, over=True)
     with _watching() as (say, show), Line(kit, patient=supervise, say=say) as line:
         say(f"run {entry.run}, last submitted as job {entry.job}")
-        with _leaving(folder):
+        with _leaving(folder, target):
             take_up(line, asked, entry, target, (say, show))
     _fetched(target)
 
 
 @contextlib.contextmanager
-def _leaving(folder: Path) -> "Generator[None, None, None]":
-    """Say what Ctrl-C leaves."""
+def _leaving(folder: Path, target: Path) -> "Generator[None, None, None]":
+    """Say what Ctrl-C leaves, and what a run that ended before its time."""
     try:
-        yield
+        with _finished(target):
+            yield
     except KeyboardInterrupt as stop:
         stop.add_note(
             f"the job goes on; `triskel federation resume {folder}` follows it again, "
             f"`abort {folder}` ends it"
         )
+        raise
+
+
+@contextlib.contextmanager
+def _finished(target: Path) -> "Generator[None, None, None]":
+    """Say where what a run had finished is, where it ended before its time."""
+    try:
+        yield
+    except FederationError as stop:
+        if target.is_dir():
+            stop.add_note(f"what was finished is in {target}")
         raise
 
 
@@ -137,9 +149,17 @@ def _watching() -> "Generator[tuple[Say, Show], None, None]":
 
 
 def _fetched(target: Path) -> None:
-    typer.echo(f"Results  {target}")
-    if (target / "report.html").is_file():
-        typer.echo(f"Report   {target / 'report.html'}")
+    """Say what a fetched run came to; an engine without a report leaves a folder and no more."""
+    from triskel.report.page import stored
+
+    if not (target / "report.html").is_file():
+        typer.echo(f"Results  {target}")
+        return
+    try:
+        conclude(stored(target), target)
+    except CheckpointError as error:
+        error.add_note(f"what was fetched is in {target}")
+        raise
 
 
 @app.command()
@@ -198,12 +218,14 @@ def result(
     entry = find(kit, job)
     target = out or Path("runs") / f"{safe_name(entry.name)}-{entry.run}"
     free(target)
-    with Line(kit, patient=False, say=typer.echo) as line:
-        ended = fetch(line, entry.job, target)
-    if ended is None:
-        raise FederationError(
-            f"job {entry.job} left no result; `triskel federation logs {folder}` shows why"
-        )
-    if not ended.get("done"):
-        raise FederationError(f"the job ended: {ended.get('error', 'the engine gave no reason')}")
+    with _finished(target):
+        with Line(kit, patient=False, say=typer.echo) as line:
+            ended = fetch(line, entry.job, target)
+        if ended is None:
+            raise FederationError(
+                f"job {entry.job} left no result; `triskel federation logs {folder}` shows why"
+            )
+        if not ended.get("done"):
+            why = ended.get("error", "the engine gave no reason")
+            raise FederationError(f"the job ended: {why}")
     _fetched(target)

@@ -35,7 +35,7 @@ class Part:
     Attributes:
         play: Its name.
         stage: The mode.
-        round: Counted from 1.
+        round: Counted from 1; of a test, the round that left what is tested.
         what: Which part of the round.
         size: Bytes of its task.
         state: `working`, `done` or `failed`.

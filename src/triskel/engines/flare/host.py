@@ -46,7 +46,7 @@ from triskel.policy.decide import (
 from triskel.policy.place import datasets, placed, weights_of
 from triskel.policy.rules import Policy, load
 from triskel.round import Scores, Stage
-from triskel.stages import MAKERS
+from triskel.stages import MAKERS, server_meter
 from triskel.types import ClientId, ClientState, Event, Watch
 from triskel.worker import Worker
 
@@ -322,10 +322,9 @@ class Host:
             student = mode.served(state) if name == "logits" else None
             return engine.scores(mode, state, testers, bench.body(), student=student)
 
-        def closing(state: Any) -> Mapping[str, Any]:  # noqa: ANN401
+        def closing(state: Any) -> None:  # noqa: ANN401
             del state
             self._finish(name)
-            return {}
 
         return Stage(
             name=name,
@@ -334,7 +333,9 @@ class Host:
             worker=_nobody,
             evaluate=scores,
             body=bench.body(),
+            job=bench.job,
             closing=closing,
+            server=server_meter(mode),
         )
 
     def _finish(self, stage: str) -> None:

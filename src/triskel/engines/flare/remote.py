@@ -16,9 +16,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from triskel.engines.flare.board import Board
@@ -38,7 +38,7 @@ from triskel.engines.flare.calls import (
 )
 from triskel.engines.wave import crews
 from triskel.engines.wire import MB, Wire, alike
-from triskel.errors import MessageError, RoundError, TriskelError
+from triskel.errors import JobError, MessageError, RoundError, TriskelError
 from triskel.evaluate import score_of
 from triskel.exchange import adapter_sections
 from triskel.job import Job
@@ -88,6 +88,7 @@ class Remote:
         board: The open play, for the sites' calls.
         session: Part of every play's name, so that none is taken for one of a server before.
         crossed: Returns the bytes that came from sites and went to them so far, if it is known.
+        ledger: Of the last round, into which the test of what it left is booked too.
     """
 
     job: Job
@@ -99,6 +100,7 @@ class Remote:
     board: Board | None = None
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     crossed: Callable[[], tuple[int, int] | None] = uncounted
+    ledger: Ledger = field(default_factory=Ledger)
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -113,14 +115,22 @@ class Remote:
         keep: Callable[[ClientId, ClientState], None],
         ledger: Ledger,
         watch: Watch,
+        gone: Collection[ClientId] = (),
     ) -> S:
         """Play one round and close it; workers and what clients keep are at the sites.
 
         Raises:
+            JobError: Drop-outs were to be simulated.
             RoundError: Fewer than the quorum were left, or the job was stopped.
             TriskelError: Whatever stopped the server.
         """
         del worker, mine, keep
+        if gone:
+            raise JobError(
+                "clients.drop_share simulates drop-outs in one process; between organisations "
+                "they happen by themselves: set it to 0"
+            )
+        self.ledger = ledger
         wire, total, folded = Wire(self.job, ledger, watch), mode.zero(state), 0
 
         def fold(client: ClientId, update: Message, spent: Spent) -> None:
@@ -132,17 +142,17 @@ class Remote:
             )
 
         enough, before = quorum_of(self.job, len(cohort)), self.crossed()
-        gone: dict[ClientId, str] = {}
+        left: dict[ClientId, str] = {}
         for crew in crews(mode.asks, sorted(cohort), self.job, free=len(cohort)):
-            may_go = len(cohort) - enough - len(gone)
+            may_go = len(cohort) - enough - len(left)
             talk = _Talk(self, "work", mode, wire, fold, may_go=may_go, least=enough)
             state = talk.play(state, crew)
-            gone |= talk.gone
-        for client, why in sorted(gone.items()):
+            left |= talk.gone
+        for client, why in sorted(left.items()):
             ledger.left_out(client, why)
             watch({"event": "warning", "text": f"{client} is left out of this round: {why}"})
         if not folded:
-            raise RoundError(f"no client finished the round: {_sentence(gone)}")
+            raise RoundError(f"no client finished the round: {_sentence(left)}")
         if before is not None and (after := self.crossed()) is not None:
             ledger.crossed(up=after[0] - before[0], down=after[1] - before[1])
         return mode.close(state, total)
@@ -168,9 +178,7 @@ class Remote:
             return pooled(each, body.classes)
         sections = adapter_sections(student, body.layout)
         both = self._tested("student", mode, state, clients, body, sections)
-        return Scores(
-            pooled=pooled(both, body.classes).pooled, each=pooled(each, body.classes).each
-        )
+        return replace(pooled(each, body.classes), pooled=pooled(both, body.classes).pooled)
 
     def _tested(
         self,
@@ -187,7 +195,7 @@ class Remote:
             del spent
             found[client] = score_of(message, body.classes)
 
-        wire = Wire(self.job, Ledger(), _quiet)
+        wire = Wire(self.job, self.ledger, _quiet, scoring=True)
         may_go = len(clients) - quorum_of(self.job, len(clients))
         for crew in crews(mode.asks, sorted(clients), self.job, free=len(clients)):
             talk = _Talk(self, what, mode, wire, take, may_go=may_go, sections=sections)
@@ -229,6 +237,8 @@ class _Talk:
         engine, options = self.engine, self.engine.job.federation
         tasks = {client: self.mode.task(state, client) for client in crew}
         round_ = max(whole(task.facts, "round") for task in tasks.values())
+        if self.what != "work":
+            round_ -= 1  # the task opens the next round, and what the last one left is tested
         if self.sections is not None:
             facts = {"round": round_}
             alike = Message(kind="evaluate", sections=self.sections, facts=facts)

@@ -120,9 +120,9 @@ class Site:
     def begin(self, order: Mapping[str, Any]) -> Reply:
         """Start a part, unless it is the one that is played; what was played before is dropped."""
         stage, what = text(order, "stage"), text(order, "what")
-        # what the last round left is tested in a round of its own
-        round_ = whole(order, "round", most=self._job.rounds + (what != "work"))
-        if stage not in self._modes or what not in PARTS or not round_:
+        round_ = whole(order, "round", most=self._job.rounds)
+        # a test belongs to the round that left what is tested; round 0 leaves the start
+        if stage not in self._modes or what not in PARTS or (what == "work" and not round_):
             raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
         size = whole(order, "size", most=self._most)
         if what == "work" and whole(order, "least") < self._policy.limits.cohort:
@@ -315,8 +315,9 @@ class Site:
         task = drive.task()
         worker = bench.worker(self.name, lambda event: self._step(part, event))
         kept = Kept(self._home / part.stage, self.name)
-        worker.meter.returning = kept.took_part_before(part.round)
-        mine = kept.before(part.round)
+        coming = part.round if part.what == "work" else part.round + 1
+        worker.meter.returning = kept.took_part_before(coming)
+        mine = kept.before(coming)
         if part.what == "work":
             update, mine = drive.driven(mode.work(task, worker, mine))
             kept.keep(mine, part.round)

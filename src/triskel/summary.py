@@ -1,0 +1,174 @@
+"""What one run or several seeds of it amount to: figures with intervals, and paired differences.
+
+    summary = {"figure": ..., "level": 0.95,
+               <row>: {"everybody": {"mean", "low", "high", "n"}, "own": {...}},
+               "differences": [{"left", "right", "column", "figure", "difference", "low", "high",
+                                "p", "beyond"}],
+               "clients": {<mode>: {<client>: {"difference", "low", "high", "p", "verdict"}}}}
+
+Rows are baselines and modes. `everybody` is the common model on everybody's test texts (the mean
+over clients of their own models where there is none), `own` each client's own model, where it has
+one, on its own. Differences are paired over seeds and texts (`significance`): `beyond` is corrected
+for the pairs of a column, a client's verdict for the clients. For `causal` the figure of a row is
+perplexity, and differences are of the loss in nats a token.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triskel import records
+from triskel.metrics import LARGEST_LOG
+from triskel.outcomes import Figure, Outcomes
+from triskel.records import COLUMNS, Record
+from triskel.significance import Difference, difference, judged, mean_of
+from triskel.types import ClientId
+
+ORDER = ("base", "local", "local_equal", "central")
+"""Baselines, as they stand before the modes."""
+ALONE = "local"
+MOST = 1000
+"""Up to how many clients each is tested by itself."""
+LEVEL = 0.95
+
+Runs = Sequence[Mapping[str, Record]]
+"""Of each run, the record of each row."""
+
+
+def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Return what runs of one job amount to, or None where no run kept what it got right by text.
+
+    Args:
+        results: The result of each run, one a seed.
+        folders: Their run folders, in the same order.
+    """
+    names = [n for n in ORDER if all(n in one["baselines"] for one in results)]
+    names += [n for n in results[0]["modes"] if all(n in one["modes"] for one in results)]
+    modes = [n for n in names if n in results[0]["modes"]]
+    runs = [_read(folder, names) for folder in folders]
+    there = [n for n in names if all(n in run for run in runs)]
+    if not there:
+        return None
+    causal = results[0]["job"]["data"]["task"] == "causal"
+    figure: Figure = "loss" if causal else "accuracy"
+    found: dict[str, Any] = {"figure": "perplexity" if causal else "accuracy", "level": LEVEL}
+    for name in there:
+        found[name] = {
+            column: told
+            for column in COLUMNS
+            if (told := _mean(runs, name, column, causal=causal)) is not None
+        }
+    found["differences"] = [one for c in COLUMNS for one in _differences(runs, there, c, figure)]
+    if ALONE in there:
+        found["clients"] = {m: _clients(runs, m, figure) for m in modes if m in there}
+    return found
+
+
+def _read(folder: Path, rows: Iterable[str]) -> dict[str, Record]:
+    kept = {row: records.read(folder, row) for row in rows}
+    return {row: one for row, one in kept.items() if one is not None}
+
+
+def _mean(runs: Runs, row: str, column: str, *, causal: bool) -> dict[str, Any] | None:
+    """Return a row's figure in one column; None where a run did not measure it."""
+    taken = [_outcomes(run[row], column, _measured(run[row], column)) for run in runs]
+    known = [one for one in taken if one is not None]
+    if len(known) < len(runs):
+        return None
+    interval = mean_of(known, "loss" if causal else "accuracy")
+    ends = [interval.mean, interval.low, interval.high]
+    if causal:
+        ends = [math.exp(min(end, LARGEST_LOG)) for end in ends]
+    return dict(zip(("mean", "low", "high"), ends, strict=True)) | {"n": interval.n}
+
+
+def _differences(
+    runs: Runs, rows: Sequence[str], column: str, figure: Figure
+) -> list[dict[str, Any]]:
+    """Return every pair of rows in one column; `beyond` is corrected for their number."""
+    found: list[tuple[str, str, Difference]] = []
+    for left, right in combinations(rows, 2):
+        one = _between(runs, left, right, column, figure)
+        if one is not None:
+            found.append((left, right, one))
+    told = judged([one for _, _, one in found])
+    return [
+        {"left": left, "right": right, "column": column, "figure": figure}
+        | {"difference": one.mean, "low": one.low, "high": one.high}
+        | {"p": one.p, "beyond": one.beyond}
+        for (left, right, _), one in zip(found, told, strict=True)
+    ]
+
+
+def _clients(runs: Runs, mode: str, figure: Figure) -> dict[ClientId, dict[str, Any]]:
+    """Return how each client fares on its own texts in a mode, against training alone."""
+    clients = [c for c in runs[0][mode].clients if all(c in run[mode].clients for run in runs)]
+    found: dict[ClientId, Difference] = {}
+    for client in clients if len(clients) <= MOST else ():
+        one = _between(runs, mode, ALONE, "own", figure, client=client)
+        if one is not None:
+            found[client] = one
+    told = dict(zip(found, judged(list(found.values())), strict=True))
+    return {
+        client: {"difference": one.mean, "low": one.low, "high": one.high, "p": one.p}
+        | {"verdict": _verdict(one, figure)}
+        for client, one in told.items()
+    }
+
+
+def _verdict(one: Difference, figure: Figure) -> str:
+    if not one.beyond:
+        return "even"
+    better = one.mean > 0 if figure == "accuracy" else one.mean < 0
+    return "gain" if better else "lose"
+
+
+def _between(
+    runs: Runs,
+    left: str,
+    right: str,
+    column: str,
+    figure: Figure,
+    *,
+    client: ClientId | None = None,
+) -> Difference | None:
+    """Return left minus right on the texts that both were measured on; None where there are none.
+
+    `client` narrows them to one client's.
+    """
+    ours: list[Outcomes] = []
+    theirs: list[Outcomes] = []
+    for run in runs:
+        mine, yours = run[left], run[right]
+        both = _measured(mine, column) & _measured(yours, column)
+        if client is not None:
+            both &= mine.of(client)
+        pair = _outcomes(mine, column, both), _outcomes(yours, column, both)
+        if pair[0] is None or pair[1] is None:
+            return None
+        ours.append(pair[0])
+        theirs.append(pair[1])
+    return difference(ours, theirs, figure)
+
+
+def _measured(record: Record, column: str) -> Tensor:
+    """Return which texts were measured, and to a number."""
+    one = record.columns[column]
+    return (one.scored > 0) & one.loss.isfinite() & one.right.isfinite()
+
+
+def _outcomes(record: Record, column: str, which: Tensor) -> Outcomes | None:
+    if not bool(which.any()):
+        return None
+    one = record.columns[column].at(which)
+    return Outcomes(
+        texts=record.texts[which].numpy(),
+        right=one.right.numpy(),
+        loss=one.loss.numpy(),
+        scored=one.scored.to(torch.float64).numpy(),
+    )
