@@ -13,7 +13,7 @@ from typing import Any
 
 from triskel.threads import waiting
 
-waiting(os.environ)  # as the command line does, before torch
+waiting(os.environ, idle=True)  # as the command line does, before torch
 
 import torch  # noqa: E402 - it reads the environment once
 

@@ -99,7 +99,8 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[], help="section.key=value")
     chosen = options.parse_args()
     texts = chosen.texts or (64 if chosen.quick else 192)
-    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", *chosen.set])
+    sets = ["adapter.blocks=all", f"clients.examples={texts}", f"seed={chosen.seed}", *chosen.set]
+    job = load(None, sets)
     bench = prepare(job, quiet)
     worker = bench.worker(chosen.client, quiet)
     batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))

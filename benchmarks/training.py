@@ -1,11 +1,12 @@
 """How fast is a `params` round beside the loops people write, and beside the processor's limit?
 
 `against_plain` sets it against the loop as it is usually written: float32 weights, under bfloat16
-autocast where `model.dtype = "auto"` is bfloat16 here, `sdpa` attention, random batches padded to their longest text, AdamW as it comes.
+autocast where `model.dtype = "auto"` is bfloat16 here, `sdpa` attention, random batches padded to
+their longest text, AdamW as it comes.
 `against_best` sets it against a plain loop with every trick a loop can have: weights in the dtype
-that "auto" takes, eager attention, the very batches of ours (alike in length), fused AdamW. Both are ratios of useful
-tokens a second, on the same texts. `gemm_share` is the share of the rate of a bare matrix product
-in that dtype, measured between the turns, that the FLOPs of our round reach.
+that "auto" takes, eager attention, the very batches of ours (alike in length), fused AdamW. Both
+are ratios of useful tokens a second, on the same texts. `gemm_share` is the share of the rate of a
+bare matrix product in that dtype, measured between the turns, that the FLOPs of our round reach.
 
 `--accuracy` times nothing: it trains the four silos of the demonstration on three seeds, fast and
 as the usual loop computes (library blocks, `sdpa`, random batches), and sets the accuracies side
@@ -31,6 +32,8 @@ from triskel.rng import stream
 from triskel.stages import MAKERS, everywhere
 from triskel.types import Examples
 
+WHOLE = "adapter.blocks=all"
+"""A step that trains every block, which the demonstration does not."""
 TESTED = 500
 """Test texts of a silo for `--accuracy`: with the demonstration's 100, chance is 0.07 wide."""
 
@@ -90,7 +93,7 @@ def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
         ):
             triskel.data.text.WINDOW = window if name == "fast" else 1
             size = [f"clients.test_examples={TESTED}", f"rounds={rounds}"]
-            job = parse(DEMO, overrides=[*sets, *size, f"seed={seed}"])
+            job = parse(DEMO, overrides=[WHOLE, *sets, *size, f"seed={seed}"])
             bench = prepare(job, quiet)
             mode, engine = MAKERS["params"](bench, quiet), LocalEngine(job)
             state = mode.start()
@@ -129,7 +132,7 @@ def main() -> None:
         measure.report("accuracy", found, seed=chosen.seed, out=chosen.out, seeds=seeds)
         return
     texts = chosen.texts or (64 if chosen.quick else 192)
-    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}"])
+    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", WHOLE])
     bench = prepare(job, quiet)
     worker = bench.worker(chosen.client, quiet)
     batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))

@@ -57,7 +57,7 @@ def test_more_load_or_less_quota_never_means_more_threads_and_never_none() -> No
         found = [Machine(cores=cores, quota=quota, processors=8, load=x).threads for x in loads]
         assert found == sorted(found, reverse=True)
         assert found[-1] == 1
-        assert found[0] <= min(cores, math.ceil(quota))
+        assert found[0] == math.ceil(min(cores, quota))
 
 
 def test_load_is_a_minutes_or_the_moments_whichever_is_less(
@@ -140,7 +140,17 @@ def test_on_idle_cores_the_number_is_left_to_torch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(threads, "machine", idle)
     environment: dict[str, str] = {}
     assert settle(environment) is None
-    assert environment == {"OMP_WAIT_POLICY": "passive"}
+    assert environment == {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
+
+
+def test_how_threads_wait_is_chosen_anew_when_cores_are_taken_or_free_again() -> None:
+    environment = {"PATH": "here"}
+    threads.waiting(environment, idle=True)
+    assert environment == {"PATH": "here", **threads.BRIEF}
+    threads.waiting(environment, idle=False)
+    assert environment == {"PATH": "here", **threads.SLEEPING}
+    threads.waiting(environment, idle=True)
+    assert environment == {"PATH": "here", **threads.BRIEF}
 
 
 @pytest.mark.usefixtures("busy")
@@ -155,9 +165,10 @@ def test_a_users_number_is_never_changed(begun: int | None) -> None:
 @pytest.mark.parametrize(
     "own", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}, {"KMP_BLOCKTIME": "1"}]
 )
-def test_a_users_way_to_wait_is_never_changed(own: dict[str, str]) -> None:
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_users_way_to_wait_is_never_changed(own: dict[str, str], *, idle: bool) -> None:
     environment = dict(own)
-    threads.waiting(environment)
+    threads.waiting(environment, idle=idle)
     assert environment == own
 
 
@@ -190,18 +201,20 @@ def test_a_run_that_goes_on_takes_up_the_number_it_began_with(tmp_path: Path) ->
 # --- What torch makes of it -------------------------------------------------------------------
 
 
-def test_torch_takes_the_number_and_its_threads_do_not_spin() -> None:
+@pytest.mark.parametrize(("cores", "looks"), [("idle", "20000"), ("taken", "0")])
+def test_torch_takes_the_number_and_how_its_threads_wait(cores: str, looks: str) -> None:
     """OpenMP says what it read, in its own words."""
     script = (
-        "import os\n"
-        "from triskel.threads import settle\n"
+        "import os, sys\n"
+        "from triskel.threads import settle, waiting\n"
         "assert settle(os.environ, begun=1) is None\n"
+        "waiting(os.environ, idle=sys.argv[1] == 'idle')\n"
         "import torch\n"
         "print('threads', torch.get_num_threads())\n"
     )
     own = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, cores],
         env={**own, "OMP_DISPLAY_ENV": "verbose"},
         capture_output=True,
         text=True,
@@ -209,3 +222,4 @@ def test_torch_takes_the_number_and_its_threads_do_not_spin() -> None:
     )
     assert done.stdout.splitlines()[-1] == "threads 1"
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{looks}'" in done.stderr

@@ -2,8 +2,9 @@
 
 torch computes on OpenMP's threads, GNU's in its Linux wheels. By default one that is done early
 spins until the others are: on idle cores that is fast, on a busy machine it takes the very time
-that the others wait for. A thread that sleeps is a fifth slower on idle cores, and up to thirty
-times as fast on very busy ones (docs/performance.md). OpenMP reads `OMP_WAIT_POLICY` and
+that the others wait for. Sleeping at once costs a third of the speed on idle cores, and is up to
+thirty times as fast on very busy ones (docs/performance.md). So threads sleep at once where cores
+are taken, and elsewhere after a millisecond or less: as fast, and bounded. OpenMP reads `OMP_WAIT_POLICY` and
 `OMP_NUM_THREADS` once, as it loads (OpenMP 5.2, section 21.2), other runtimes than GNU's too. torch
 knows which cores it may run on, but neither a container's share of them nor who else computes.
 
@@ -22,8 +23,10 @@ from statistics import fmean
 
 COUNT, OURS = "OMP_NUM_THREADS", "TRISKEL_THREADS"
 """What OpenMP reads, and beside it the same number where it was chosen here and not by a user."""
-WAITING = {"OMP_WAIT_POLICY": "passive"}
-"""A thread that waits sleeps."""
+SLEEPING = {"OMP_WAIT_POLICY": "passive"}
+"""A thread that waits sleeps at once."""
+BRIEF = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
+"""It looks so often first, which takes about a millisecond; GNU's OpenMP by itself 300,000 times."""
 WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """With any of these a user says how threads wait."""
 RUN = "process"
@@ -76,13 +79,13 @@ def settle(environment: MutableMapping[str, str], begun: int | None = None) -> s
     Returns:
         A sentence where fewer threads than cores are taken for a new run, else None.
     """
-    waiting(environment)
+    here = machine()
+    waiting(environment, idle=here.threads >= here.cores)
     if users(environment):
         return None
     if begun is not None:
         environment[COUNT] = environment[OURS] = str(begun)
         return None
-    here = machine()
     if here.threads >= here.cores:
         environment.pop(OURS, None)
         environment.pop(COUNT, None)
@@ -91,10 +94,18 @@ def settle(environment: MutableMapping[str, str], begun: int | None = None) -> s
     return _sentence(here)
 
 
-def waiting(environment: MutableMapping[str, str]) -> None:
-    """Let threads sleep while they wait, unless a user says how they wait."""
-    if not any(name in environment for name in WAITS):
-        environment.update(WAITING)
+def waiting(environment: MutableMapping[str, str], *, idle: bool) -> None:
+    """Let threads sleep while they wait, unless a user says how they wait.
+
+    Args:
+        environment: What OpenMP will read.
+        idle: Whether cores are free, so that a brief look before sleeping takes nobody's time.
+    """
+    said = {name: environment[name] for name in WAITS if name in environment}
+    if said in ({}, SLEEPING, BRIEF):
+        for name in said:
+            del environment[name]
+        environment.update(BRIEF if idle else SLEEPING)
 
 
 def users(environment: Mapping[str, str]) -> bool:
