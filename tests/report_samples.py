@@ -226,3 +226,143 @@ def result(
         "skipped": {},
         "modes": {name: mode(name, names, rounds, causal=causal) for name in modes},
     }
+
+
+# --- Results with both columns and tests ------------------------------------------------------
+
+OWN = {"params": 0.0, "logits": 0.12, "split": 0.0}
+"""By how much clients' own models do better on own texts than the common one on everybody's."""
+
+
+def modern(*, sure: float = 0.05, **shape: Any) -> dict[str, Any]:  # noqa: ANN401 - as of `result`
+    """Return a result with both columns, server FLOPs, an equal baseline, tests and readings.
+
+    Rows further apart than `sure` are called beyond chance, clients further than `3 * sure`.
+    """
+    found = columned(result(**shape))
+    causal = found["job"]["data"]["task"] == "causal"
+    return found | {"summary": summary([found], sure=sure, causal=causal)}
+
+
+def columned(found: dict[str, Any]) -> dict[str, Any]:
+    """Give a result both columns and what the server computed."""
+    causal = found["job"]["data"]["task"] == "causal"
+    base = found["baselines"]
+    for name, one in base.items():
+        plain = {k: v for k, v in one.items() if k in {"accuracy", "macro_f1", "loss"}}
+        plain |= {k: one[k] for k in ("perplexity", "token_accuracy") if k in one}
+        one["own"] = plain
+        one["everybody"] = scores(0.431, causal=causal) if name == "local" else plain
+    local = base.get("local")
+    if local:
+        local["client_flops"] = 2.1e12 * len(local["per_client"])
+        equal = {c: shifted(0.69, i) for i, c in enumerate(local["per_client"])}
+        base["local_equal"] = {
+            **scores(0.69, causal=causal),
+            "mode": "logits",
+            "everybody": scores(0.447, causal=causal),
+            "own": scores(0.69, causal=causal),
+            "per_client": {c: scores(v, causal=causal) for c, v in equal.items()},
+            "client_flops": 4.2e12 * len(equal),
+            "seconds": 71.0,
+        }
+    for name, one in found["modes"].items():
+        for row in one["rounds"]:
+            level = row["accuracy"]
+            row["own"] = scores(min(0.99, level + OWN[name]), causal=causal)
+            row["server"] = {"flops": 3.3e12 if name != "params" else 0}
+            for client, score in row["per_client"].items():
+                count = score["examples"]
+                better = min(0.99, score["accuracy"] + OWN[name])
+                row["per_client"][client] = {**scores(better, causal=causal), "examples": count}
+        if one["rounds"]:
+            last = one["rounds"][-1]
+            keys = ("accuracy", "macro_f1", "loss", "perplexity", "token_accuracy")
+            one["final"] |= {
+                "everybody": {k: last[k] for k in keys if k in last},
+                "own": last["own"],
+            }
+            one["totals"]["server_flops"] = sum(row["server"]["flops"] for row in one["rounds"])
+    return found
+
+
+def summary(
+    runs: list[dict[str, Any]], *, sure: float = 0.05, causal: bool = False, half: float = 0.03
+) -> dict[str, Any]:
+    """Return what tests might say: rows further apart than `sure` are beyond chance."""
+    figure, key = ("perplexity", "loss") if causal else ("accuracy", "accuracy")
+
+    def end(run: dict[str, Any], row: str) -> dict[str, Any]:
+        return run["modes"][row]["final"] if row in run["modes"] else run["baselines"][row]
+
+    def mean(row: str, column: str, what: str) -> float:
+        return sum(end(run, row)[column][what] for run in runs) / len(runs)
+
+    names = [*runs[0]["baselines"], *runs[0]["modes"]]
+    told: dict[str, Any] = {"figure": figure, "level": 0.95, "differences": [], "clients": {}}
+    for row in names:
+        told[row] = {}
+        for column in ("everybody", "own"):
+            at = mean(row, column, figure)
+            wide = half * (10 if causal else 1)
+            ends = {"low": at - wide, "high": at + wide}
+            told[row][column] = {"mean": at, **ends, "n": len(runs)}
+    for place, left in enumerate(names):
+        for right in names[place + 1 :]:
+            for column in ("everybody", "own"):
+                far = mean(left, column, key) - mean(right, column, key)
+                told["differences"].append(
+                    {
+                        "left": left,
+                        "right": right,
+                        "column": column,
+                        "figure": key,
+                        "difference": far,
+                        "low": far - half,
+                        "high": far + half,
+                        "p": 0.001 if abs(far) > sure else 0.4,
+                        "beyond": abs(far) > sure,
+                    }
+                )
+    told["clients"] = clients_told(runs[0], sure=3 * sure, key=key) if "local" in names else {}
+    return told
+
+
+def clients_told(found: dict[str, Any], *, sure: float, key: str) -> dict[str, Any]:
+    """Return which clients might gain by a mode."""
+    alone = found["baselines"]["local"]["per_client"]
+    told: dict[str, Any] = {}
+    for mode_, one in found["modes"].items():
+        told[mode_] = {}
+        for client, score in one["rounds"][-1]["per_client"].items() if one["rounds"] else ():
+            far = score[key] - alone[client].get(key, 1.4 - alone[client]["accuracy"])
+            gain = -far if key == "loss" else far
+            kind = "even" if abs(far) <= sure else "gain" if gain > 0 else "lose"
+            ends = {"low": far - sure, "high": far + sure, "p": 0.01, "verdict": kind}
+            told[mode_][client] = {"difference": far, **ends}
+    return told
+
+
+def seeds(count: int = 3, *, causal: bool = False, sure: float = 0.05) -> dict[str, Any]:
+    """Return a comparison of several seeds, each a little off the last."""
+    runs: list[dict[str, Any]] = []
+    for seed in range(count):
+        one = columned(result(causal=causal))
+        one["job"]["seed"] = seed
+        for place, row in enumerate(one["modes"].values()):
+            drift = 0.012 * (seed - (count - 1) / 2) * (1 + place)
+            for round_ in row["rounds"]:
+                round_.update(scores(round_["accuracy"] + drift, causal=causal))
+                mine = round_["own"]["accuracy"] + drift
+                round_["own"] = scores(mine, causal=causal)
+            last = row["rounds"][-1]
+            row["final"]["everybody"] = {k: last[k] for k in row["final"]["everybody"] if k in last}
+            row["final"]["own"] = last["own"]
+        runs.append(one)
+    return {
+        "schema": 2,
+        "triskel": "0.1.0",
+        "seeds": list(range(count)),
+        "runs": runs,
+        "summary": summary(runs, sure=sure, causal=causal),
+    }

@@ -25,7 +25,7 @@ from triskel.cli import output
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
 from triskel.job import Job, ModeName, Override, dump, load, parse
-from triskel.report import words as conclusions
+from triskel.report import conclusions
 from triskel.template import TEMPLATE
 
 RUNNER = CliRunner()

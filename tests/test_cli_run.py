@@ -87,7 +87,7 @@ def test_a_comparison_runs_stops_goes_on_and_reports(
     assert "params   round 2/2" in whole.stderr
     result = json.loads(Path("runs/tiny-1/result.json").read_text())
     assert set(result["modes"]) == {"params", "split"}
-    assert "comes first with" in whole.stdout
+    assert "on everybody's texts" in whole.stdout
     for row in ("base (always way)", "params", "split"):
         assert row in whole.stdout
     assert final_table(result).row_count == 3

@@ -350,7 +350,8 @@ def test_a_card_tells_how_it_was_trained_and_what_is_unknown(tmp_path: Path) -> 
     save_adapter(tmp_path / "a", body, body.initial, CLASSES, told)
     text = (tmp_path / "a" / "README.md").read_text()
     for words in (
-        "| accuracy | 0.8125 |",
+        "| | everybody's test texts | own test texts |",
+        "| accuracy | 0.8125 | – |",
         "4 clients, 2 rounds, seed 7",
         "sent 2 MB and received 1.5 MB",
         "max_length=24",
@@ -377,6 +378,37 @@ def test_every_stage_has_a_card(mode: str, own: bool, tmp_path: Path) -> None:  
     text = (tmp_path / "a" / "README.md").read_text()
     assert "1 client, 1 round," in text
     assert ("this client's own test texts" in text) == (own and mode in {"logits", "local"})
+
+
+def test_a_card_has_both_columns_and_says_whose_model_each_is_of(tmp_path: Path) -> None:
+    body = body_of(base(tmp_path / "base", "llama", "classify"))
+    columns = {"everybody": {"accuracy": 0.8125}, "own_texts": {"accuracy": 0.9375}}
+    said = {
+        "params": "Both columns are of this model",
+        "logits": "not this model but the clients' own",
+    }
+    for mode, words in said.items():
+        place = tmp_path / mode
+        save_adapter(place, body, body.initial, CLASSES, training(mode=mode, **columns))
+        text = (place / "README.md").read_text()
+        assert "| accuracy | 0.8125 | 0.9375 |" in text
+        assert words in text
+        assert sheet.read_sheet(place).training == training(mode=mode, **columns)
+    own = training(mode="logits", own=True)
+    save_adapter(tmp_path / "own", body, body.initial, CLASSES, own)
+    text = (tmp_path / "own" / "README.md").read_text()
+    assert "| accuracy | – | 0.8125 |" in text
+    assert "of this one client's model" in text
+
+
+def test_a_sheet_written_before_there_were_columns_is_read(tmp_path: Path) -> None:
+    body = body_of(base(tmp_path / "base", "llama", "classify"))
+    save_adapter(tmp_path / "a", body, body.initial, CLASSES, training())
+    place = tmp_path / "a" / sheet.SHEET
+    raw = json.loads(place.read_text())
+    del raw["training"]["everybody"], raw["training"]["own_texts"]
+    place.write_text(json.dumps(raw))
+    assert sheet.read_sheet(tmp_path / "a").training == training()
 
 
 def test_an_assets_card_names_the_asset_and_its_licence(

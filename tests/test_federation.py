@@ -20,7 +20,7 @@ from triskel.federation.harden import authorization, harden, settle, weakness
 from triskel.federation.provision import Plan
 from triskel.job import parse
 from triskel.policy.rules import load as load_policy
-from triskel.report import words
+from triskel.report import conclusions
 from triskel.report.reading import read as read_result
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
@@ -497,7 +497,7 @@ def test_a_job_that_was_waited_for_ends_as_a_run_in_one_process_does(
     seen = read_result(ended["result"])
     for run in seen.modes.values():
         assert re.search(rf"(?m)^ *{run.name} .* {run.final.accuracy:.3f} ", said), said
-    assert all(line in said for line in words.verdict(seen))
+    assert all(line in said for line in conclusions.verdict(seen))
     assert said.index("Results  out") < said.index("Report   out/report.html")
     shutil.rmtree("out")
     shown = said[said.index("\n\n") + 1 :]

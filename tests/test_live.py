@@ -238,6 +238,28 @@ def test_a_run_that_fails_gives_the_terminal_back() -> None:
     assert live._display is None
 
 
+def test_a_stage_that_ends_says_both_columns() -> None:
+    to = console(terminal=False)
+    live = Live(to, clock=Clock())
+    both = {"everybody": {"accuracy": 0.443, "loss": 1.1}, "own": {"accuracy": 0.618}}
+    with live:
+        start(live)
+        live({"event": "stage_end", "stage": "params", "accuracy": 0.443, **both, "seconds": 30})
+    said = "accuracy 0.443  loss 1.100 on everybody's texts, 0.618 on own texts  in 0:30"
+    assert said in written(to)
+
+
+@pytest.mark.parametrize("shape", [3, None, [], {}])
+def test_columns_that_are_none_are_passed_over(shape: object) -> None:
+    to = console(terminal=False)
+    live = Live(to, clock=Clock())
+    with live:
+        start(live)
+        end = {"event": "stage_end", "stage": "params", "accuracy": 0.5, "seconds": 3}
+        live({**end, "everybody": shape, "own": {"accuracy": 0.618}})
+    assert "in 0:03" in written(to)
+
+
 NAMES = ["run_start", "stage_start", "round_start", "step", "message", "client_end"]
 NAMES += ["note", "evaluate", "round_end", "stage_end", "run_end", "warning", "something_new"]
 KEYS = ["stage", "stages", "rounds", "round", "clients", "client", "loss", "tokens", "seconds"]

@@ -16,7 +16,7 @@ from triskel.compare import Request, Venue, run
 from triskel.data.text import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.evaluate import BATCH_TOKENS, evaluate
-from triskel.job import Job
+from triskel.job import Job, Judge
 from triskel.model.body import Body, Choice
 from triskel.model.cost import Costs, Piece
 from triskel.model.prefix import Prefix
@@ -177,7 +177,7 @@ def played(job: Any, *, keep: bool, folder: Path, path: str) -> tuple[Tensors, l
         "bob": Share(train=tiny.examples(15, seed=1), test=tiny.examples(3, seed=4)),
     }
     bench = tiny.bench(job, body, shares, tiny.examples(4, seed=2))
-    bench._costs[id(body)] = Costs(body)
+    bench.loaded.costs[id(body)] = Costs(body)
     stage = stage_of(job.mode, bench, tiny.ignore)
     outcome = play(stage, tiny.LocalEngine(job), job, folder=folder, watch=tiny.ignore)
     served = stage.mode.served(outcome.state)
@@ -302,8 +302,8 @@ def test_what_all_stages_keep_is_within_the_limit(
     limit = texts * 2 * 16 * 4  # 2 tokens of 16 float32
     benches, sizes = list[Bench](), list[int]()
 
-    def prepared(job: Job, watch: Watch, choices: Path) -> Bench:
-        benches.append(prepare(job, watch, choices))
+    def prepared(job: Job, watch: Watch, choices: Path, *, judge: Judge) -> Bench:
+        benches.append(prepare(job, watch, choices, judge=judge))
         return benches[-1]
 
     def watched(event: Event) -> None:

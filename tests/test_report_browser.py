@@ -1,5 +1,6 @@
 """The page in a real browser: every figure is drawn, no network is asked, nothing fails."""
 
+import json
 import os
 import runpy
 import shutil
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from triskel.report import render
+from triskel.report.readings import readings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
+OLD = Path(__file__).with_name("golden") / "result-1-classify.json"
 EVIL = "</script><img src=x onerror=\"document.title='owned'\">"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -34,6 +37,11 @@ def browser() -> Iterator["Browser"]:
         started.close()
 
 
+def read_out(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with its readings."""
+    return found | {"readings": readings(found.get("runs", [found]))}
+
+
 def shapes() -> dict[str, Any]:
     held = {f"c{i:03d}": (30 + i, 10) for i in range(100)}
     labels = {c: {f"intent {j}": (i + j) % 5 for j in range(77)} for i, c in enumerate(held)}
@@ -43,13 +51,18 @@ def shapes() -> dict[str, Any]:
         "causal": SAMPLES.result(causal=True),
         "many": SAMPLES.result(held, labels),
         "thousands": SAMPLES.many(10_000, 77),
+        "tested": read_out(SAMPLES.modern()),
+        "seeds": read_out(SAMPLES.seeds(3)),
+        "old": json.loads(OLD.read_text(encoding="utf-8")),
         "hostile": SAMPLES.result(evil, {c: {EVIL: 5} for c in evil}),
     }
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1366, 390])
-@pytest.mark.parametrize("name", ["whole", "causal", "many", "thousands", "hostile"])
+@pytest.mark.parametrize(
+    "name", ["whole", "causal", "many", "thousands", "tested", "seeds", "old", "hostile"]
+)
 def test_a_browser_draws_every_figure_and_complains_about_nothing(
     browser: "Browser", tmp_path: Path, name: str, width: int
 ) -> None:

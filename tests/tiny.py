@@ -246,7 +246,7 @@ def bench(
     made._shares |= shares
     if public is not None:
         made._public[id(body)] = public
-    made._costs[id(body)] = Free(body)
+    made.loaded.costs[id(body)] = Free(body)
     return made
 
 

@@ -23,7 +23,7 @@ from triskel.errors import DataError, JobError, ModelError
 from triskel.evaluate import evaluate
 from triskel.export import ADAPTERS, read_adapter, saved
 from triskel.folder import safe
-from triskel.job import Job, is_name
+from triskel.job import Job, Judge, is_name
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.modes.logits import OWN, LogitsState
@@ -44,6 +44,7 @@ def assess(
     mode: str | None = None,
     data: Path | None = None,
     model: Path | None = None,
+    judge: Judge | None = None,
     watch: Watch,
 ) -> dict[str, Any]:
     """Evaluate what a run trained.
@@ -55,6 +56,7 @@ def assess(
         data: A file with the columns of the job's data. Where the job deals rows by a column and
             the file has it, each client's row counts for it; else all rows are one part.
         model: Where the job's model lies here, if not where the job says.
+        judge: Which of the run's own rows; those the run itself was scored on if left out.
         watch: Told about whatever a user should know.
 
     Returns:
@@ -66,7 +68,7 @@ def assess(
         DataError: The file does not fit the job, or there is none and the texts are elsewhere.
         ModelError: The job's model is not here, or a saved adapter does not fit it.
     """
-    job, _ = read_run(run)
+    job, request = read_run(run)
     stage = _stage_named(run, mode, job.mode)
     if model is not None:
         job = _with_model(job, path=str(model.resolve()))
@@ -78,7 +80,11 @@ def assess(
             f"the test texts of {run} are at the sites of its federation, and what they scored "
             "there is in its report; --data FILE evaluates on texts that are here"
         )
-    bench = _without_shares(run, job, stage, watch) if away else prepare(job, watch)
+    bench = (
+        _without_shares(run, job, stage, watch)
+        if away
+        else prepare(job, watch, judge=judge or request.judge)
+    )
     watch({"event": "stage_start", "stage": stage, "rounds": 0})
     if data is None:
         found = _local(run, bench) if stage == "local" else _again(run, bench, stage)

@@ -18,7 +18,7 @@ from triskel.data.text import tokenise
 from triskel.data.tokens import concatenated
 from triskel.errors import JobError
 from triskel.evaluate import Group, grouped
-from triskel.job import Job, ModeName
+from triskel.job import Job, Judge, Model, ModeName
 from triskel.model.body import Body, Choice
 from triskel.model.choose import choose
 from triskel.model.cost import Costs
@@ -42,6 +42,25 @@ class Share:
     test: Examples
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What runs of one job with other seeds have in common: it is loaded and counted once.
+
+    Attributes:
+        bodies: Models, by where they come from, their rank and how they compute.
+        costs: What their pieces cost, by the model's identity.
+        tokens: Texts as tokens, by the model's identity and the rows.
+    """
+
+    bodies: dict[tuple[str, int, Model], Body] = field(
+        default_factory=dict[tuple[str, int, Model], Body]
+    )
+    costs: dict[int, Costs] = field(default_factory=dict[int, Costs])
+    tokens: dict[tuple[int, Rows], Examples] = field(
+        default_factory=dict[tuple[int, Rows], Examples]
+    )
+
+
 @dataclass
 class Bench:
     """A job, loaded.
@@ -52,6 +71,7 @@ class Bench:
         watch: Told about whatever a user should know.
         choices: Where is written how each model computes, so that a resumed run does the same.
         modes: What is played; empty is the job's own mode.
+        loaded: What is shared with other seeds of the job.
     """
 
     job: Job
@@ -59,8 +79,8 @@ class Bench:
     watch: Watch
     choices: Path | None = None
     modes: Sequence[ModeName] = ()
+    loaded: Loaded = field(default_factory=Loaded)
     _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
-    _costs: dict[int, Costs] = field(default_factory=dict[int, Costs])
     _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
     _tests: dict[int, Mapping[ClientId, Examples]] = field(
         default_factory=dict[int, Mapping[ClientId, Examples]]
@@ -80,27 +100,36 @@ class Bench:
 
     def body(self, client: ClientId | None = None) -> Body:
         """Return the model of a client, or the server's; loaded at first use."""
-        job, (path, rank) = self.job, self._model(client)
+        path, rank = self._model(client)
         if (path, rank) not in self._bodies:
             name, choices = f"{path} rank {rank}", Choices(self.choices)
             choices.settle(self._say)
-            body = load(
-                resolve(path, fetch=True, say=self._say),
-                choices.model(name, job.model),
-                job.adapter.model_copy(update={"rank": rank}),
-                task=job.data.task,
-                classes=len(self.federation.classes),
-                seed=job.seed,
-            )
-            _long_enough(body, job)
+            body = self._load(path, rank, choices.model(name, self.job.model))
+            _long_enough(body, self.job)
             if (choice := choices.choice(name)) is None:
                 choice = self._choice(body)
                 choices.keep(name, body, choice)
             body.use(choice)
-            if self._keeps(body):
-                body.prefix = self._prefix
+            body.prefix = self._prefix if self._keeps(body) else None
             self._bodies[path, rank] = body
         return self._bodies[path, rank]
+
+    def _load(self, path: str, rank: int, model: Model) -> Body:
+        """Return a model at this job's start: from memory, where another seed loaded it."""
+        job, key = self.job, (path, rank, model)
+        if key in self.loaded.bodies:
+            body = self.loaded.bodies[key]
+            body.reseed(job.seed)
+            return body
+        self.loaded.bodies[key] = load(
+            resolve(path, fetch=True, say=self._say),
+            model,
+            job.adapter.model_copy(update={"rank": rank}),
+            task=job.data.task,
+            classes=len(self.federation.classes),
+            seed=job.seed,
+        )
+        return self.loaded.bodies[key]
 
     def _model(self, client: ClientId | None) -> tuple[str, int]:
         """Return the path and the rank of a client's model, or the server's."""
@@ -119,7 +148,7 @@ class Bench:
         if twice:
             choice = replace(choice, recompute=True)
             body.use(choice)
-            self._costs.pop(id(body), None)  # it was weighed as if activations were kept
+            self.loaded.costs.pop(id(body), None)  # it was weighed as if activations were kept
             if model.recompute == "auto" and self._short(body):
                 self._say(
                     "memory may run out although activations are computed twice: lower "
@@ -172,9 +201,10 @@ class Bench:
 
     def costs(self, body: Body) -> Costs:
         """Return what pieces of a model cost, counted once."""
-        if id(body) not in self._costs:
-            self._costs[id(body)] = Costs(body, cache_folder(), self._say)
-        return self._costs[id(body)]
+        costs = self.loaded.costs
+        if id(body) not in costs:
+            costs[id(body)] = Costs(body, cache_folder(), self._say)
+        return costs[id(body)]
 
     def share(self, client: ClientId) -> Share:
         """Return a client's examples as its own model's tokens."""
@@ -293,7 +323,11 @@ class Bench:
         self.costs(self.body()).know(WHOLE)
 
     def _tokens(self, rows: Rows, body: Body) -> Examples:
-        return tokenise(rows, body.tokenizer, job=self.job, classes=self.federation.classes)
+        known, key = self.loaded.tokens, (id(body), rows)
+        if key not in known:
+            classes = self.federation.classes
+            known[key] = tokenise(rows, body.tokenizer, job=self.job, classes=classes)
+        return known[key]
 
     def _say(self, text: str) -> None:
         self.watch({"event": "note", "text": text})
@@ -313,17 +347,32 @@ def _long_enough(body: Body, job: Job) -> None:
         )
 
 
-def prepare(job: Job, watch: Watch, choices: Path | None = None) -> Bench:
+def prepare(
+    job: Job,
+    watch: Watch,
+    choices: Path | None = None,
+    *,
+    judge: Judge = "test",
+    loaded: Loaded | None = None,
+) -> Bench:
     """Read the data and deal them out.
 
     Args:
         job: The job.
         watch: Told about whatever a user should know.
         choices: A file of the run's folder, for how its models compute.
+        judge: Which rows models are scored on.
+        loaded: What other seeds of the job loaded.
 
     Raises:
         DataError: The data are not what the job says.
     """
     if job.data.source == "opinions":
         resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
-    return Bench(job=job, federation=federate(job), watch=watch, choices=choices)
+    return Bench(
+        job=job,
+        federation=federate(job, judge),
+        watch=watch,
+        choices=choices,
+        loaded=loaded or Loaded(),
+    )

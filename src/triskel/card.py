@@ -1,6 +1,7 @@
 """The model card of a saved adapter: what it is, code that runs, figures, limits, privacy."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from triskel.data.assets import ASSETS
@@ -8,6 +9,8 @@ from triskel.job import called
 from triskel.sheet import Sheet, Training, asset_of
 
 CARD = "README.md"
+OWN_MODELS = ("logits", "local")
+"""Stages in which a client may have a model of its own."""
 PAPER = "https://arxiv.org/abs/2501.04436"
 
 
@@ -192,14 +195,42 @@ def _quoted(text: str) -> str:
 
 
 def _figures(told: Training | None) -> str:
+    """Return both columns as a table, and whose texts and whose model each is of."""
     if told is None or not told.scores:
         return "None were recorded."
-    where = {
-        (True, "logits"): "this client's own test texts",
-        (True, "local"): "this client's own test texts",
-    }.get((told.own, told.mode), "the test texts of all clients together")
-    rows = [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in told.scores.items()]
-    return "\n".join([f"| on {where} | |", "|---|---|", *rows])
+    single = told.own and told.mode in OWN_MODELS
+    everybody = told.everybody or ({} if single else told.scores)
+    own = told.scores if single else told.own_texts
+    names = [name for name in told.scores if name in everybody or name in own]
+    rows = [
+        f"| {name.replace('_', ' ')} | {_figure(everybody, name)} | {_figure(own, name)} |"
+        for name in names
+    ]
+    mine = "this client's own test texts" if single else "own test texts"
+    head = [f"| | everybody's test texts | {mine} |", "|---|---:|---:|"]
+    return "\n".join([*head, *rows]) + f"\n\n{_whose(told, single=single)}"
+
+
+def _figure(column: Mapping[str, float], name: str) -> str:
+    return f"{column[name]:.4g}" if name in column else "–"
+
+
+def _whose(told: Training, *, single: bool) -> str:
+    """Say which model and which texts the two columns are of."""
+    if single:
+        return (
+            "Both columns are of this one client's model: on the test texts of all clients "
+            "together, where that was measured, and on those of this client."
+        )
+    if told.mode == "logits":
+        return (
+            "Everybody's: this model, on the test texts of all clients together. Own: not this "
+            "model but the clients' own, each on the test texts of its client, pooled over texts."
+        )
+    return (
+        "Both columns are of this model: on the test texts of all clients together, and on each "
+        "client's own, pooled over texts."
+    )
 
 
 def _trained(sheet: Sheet) -> str:

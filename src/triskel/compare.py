@@ -11,8 +11,8 @@ as it ends, so that a killed comparison goes on where it was. A run folder holds
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from triskel.checkpoint import write_text
 from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
-from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml, unsupported
+from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
+from triskel.records import COLUMNS
 from triskel.report.page import write_report
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
-from triskel.summary import summary
+from triskel.summary import DROPS, amounts
 from triskel.types import ClientId, Event, Watch
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
@@ -42,16 +43,21 @@ class Request:
         modes: Modes to run, in order.
         baselines: Baselines to run, in order.
         strict: Whether a mode that cannot run the job is an error rather than skipped.
+        judge: Which rows models are scored on; with `validation` no test row is read.
+        drop_share: Where above 0, each mode is played once more with this `clients.drop_share`.
     """
 
     modes: tuple[ModeName, ...] = MODE_NAMES
     baselines: tuple[BaselineName, ...] = BASELINES
     strict: bool = False
+    judge: Judge = "test"
+    drop_share: float = 0.0
 
     def asked(self) -> dict[str, Any]:
         """Return it as JSON values."""
         lists = {"modes": list(self.modes), "baselines": list(self.baselines)}
-        return {**lists, "strict": self.strict}
+        more = {"drop_share": self.drop_share} if self.drop_share else {}
+        return {**lists, "strict": self.strict, "judge": self.judge, **more}
 
 
 def _described(bench: Bench) -> dict[str, Any]:
@@ -63,12 +69,12 @@ class Venue:
     """Where a job is played: in one process, or between organisations.
 
     Attributes:
-        prepare: Reads what the job needs here.
+        prepare: Reads what the job needs here, called as `bench.prepare`.
         stage: What a mode is here.
         data: Says who holds what, as far as it is known here.
     """
 
-    prepare: Callable[[Job, Watch, Path], Bench] = prepare
+    prepare: Callable[..., Bench] = prepare
     stage: Callable[[ModeName, Bench, Watch], Stage[Any, Any]] = stage_of
     data: Callable[[Bench], dict[str, Any]] = _described
 
@@ -143,6 +149,8 @@ def read_run(folder: Path) -> tuple[Job, Request]:
             modes=tuple(asked["modes"]),
             baselines=tuple(asked["baselines"]),
             strict=bool(asked["strict"]),
+            judge=asked.get("judge", "test"),
+            drop_share=float(asked.get("drop_share", 0.0)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -161,7 +169,7 @@ def _run(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     with Log(folder / "events.jsonl", watch) as told:
-        bench = venue.prepare(job, told, folder / "choices.json")
+        bench = venue.prepare(job, told, folder / "choices.json", judge=request.judge)
         bench.modes = request.modes
         _somebody(bench)
         skipped = _skipped(bench, request)
@@ -179,36 +187,67 @@ def _run(
             "skipped": skipped,
             "modes": {},
         }
-        if idle := sorted(set(bench.clients) - set(bench.active)):
-            told({"event": "warning", "text": _idle(idle)})
+        for text in _warnings(bench, skipped):
+            told({"event": "warning", "text": text})
         told(_opening(bench, request, skipped))
-        for mode, reason in skipped.items():
-            told({"event": "warning", "text": f"{mode} is skipped: {reason}"})
         bench.count()
-        for name in request.baselines:
-            if name == "local_equal":  # as costly as the costliest mode, which runs below
-                continue
-            result["baselines"][name] = baseline(name, bench, engine, folder, told)
-            bench.forget()
-            save(folder, result)
-        for name in request.modes:
-            if name not in skipped:
-                result["modes"][name] = complete(
-                    venue.stage(name, bench, told), bench, engine, folder, told
-                )
-                bench.forget()
-                save(folder, result)
-        if "local_equal" in request.baselines:
-            row = equal_compute(result, bench, engine, folder, told)
-            bench.forget()
-            if row is not None:
-                result["baselines"]["local_equal"] = row
-        if (told_of := summary([result], [folder])) is not None:
-            result["summary"] = told_of
+        _play(result, bench, request, engine, folder, told, venue)
+        result |= amounts([result], [folder])
         save(folder, result)
         write_report(folder)
         told({"event": "run_end", "seconds": time.perf_counter() - start})
     return result
+
+
+def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
+    result: dict[str, Any],
+    bench: Bench,
+    request: Request,
+    engine: Engine,
+    folder: Path,
+    told: Watch,
+    venue: Venue,
+) -> None:
+    """Play every stage, and write the result after each."""
+
+    def keep(part: str, name: str, row: dict[str, Any] | None) -> None:
+        bench.forget()
+        if row is not None:
+            result[part][name] = row
+        save(folder, result)
+
+    for name in request.baselines:
+        if name != "local_equal":  # as costly as the costliest mode, so it runs after the modes
+            keep("baselines", name, baseline(name, bench, engine, folder, told))
+    for name in request.modes:
+        if name not in result["skipped"]:
+            stage = venue.stage(name, bench, told)
+            keep("modes", name, complete(stage, bench, engine, folder, told))
+    for name in request.modes if request.drop_share else ():
+        if name not in result["skipped"]:
+            result.setdefault("robustness", {})
+            keep("robustness", name, _with_drop_outs(name, request, bench, engine, folder, told))
+    if "local_equal" in request.baselines:
+        keep("baselines", "local_equal", equal_compute(result, bench, engine, folder, told))
+
+
+def _with_drop_outs(
+    name: ModeName, request: Request, bench: Bench, engine: Engine, folder: Path, told: Watch
+) -> dict[str, Any]:
+    """Play a mode with drop-outs, and return what it reaches."""
+    clients = bench.job.clients.model_copy(update={"drop_share": request.drop_share})
+    shaky = replace(bench, job=bench.job.model_copy(update={"clients": clients}))
+    stage = replace(stage_of(name, shaky, told), name=f"{name}{DROPS}", saves=False)
+    final = complete(stage, shaky, engine, folder, told)["final"]
+    both = {column: final[column] for column in COLUMNS}
+    return {"drop_share": request.drop_share, **both}
+
+
+def _warnings(bench: Bench, skipped: Mapping[str, str]) -> Iterator[str]:
+    if idle := sorted(set(bench.clients) - set(bench.active)):
+        yield _idle(idle)
+    for mode, reason in skipped.items():
+        yield f"{mode} is skipped: {reason}"
 
 
 def _somebody(bench: Bench) -> None:

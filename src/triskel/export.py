@@ -40,6 +40,7 @@ OWN_MODELS: tuple[StageName, ...] = ("logits", "local")
 """Stages in which clients have models of their own."""
 PACKAGES = ("torch", "transformers", "peft")
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
+COLUMNS = ("everybody", "own")
 Say = Callable[[str], None]
 
 
@@ -242,11 +243,15 @@ def _training(run: Path, job: Job, stage: StageName, named: str) -> Training:
         job,
         stage,
         clients=1 if stage == "local" else active or seen,
-        scores={k: float(scores[k]) for k in FIGURES if k in scores},
+        scores=_figures(scores) | {c: _figures(scores[c]) for c in COLUMNS if c in scores},
         own=owner is not None,
         rounds=len(rounds) or None,
         traffic=traffic,
     )
+
+
+def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float(scores[k]) for k in FIGURES if k in scores}
 
 
 def _stage_of(run: Path, result: Mapping[str, Any], stage: StageName, named: str) -> dict[str, Any]:

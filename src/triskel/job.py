@@ -23,6 +23,8 @@ from triskel.errors import JobError
 ModeName = Literal["params", "logits", "split"]
 CodecName = Literal["raw", "fp32", "bf16", "fp16", "int8", "int4"]
 AdapterKind = Literal["lora", "dora", "rslora", "ia3", "loha", "lokr"]
+Judge = Literal["test", "validation"]
+"""Which rows models are scored on."""
 Partition = Literal["natural", "iid", "dirichlet", "quantity", "shards", "length"]
 
 ANY_DEPTH = 1_000_000
@@ -123,6 +125,7 @@ class Data(Part):
     template: str = ""
     classes: tuple[str, ...] = ()
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -412,9 +415,17 @@ def to_toml(job: Job) -> str:
     return tomli_w.dumps(dump(job))
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def setting_of(override: str) -> tuple[tuple[str, ...], object]:
+    """Return the key that a `section.key=value` pair names, in parts, and its value.
+
+    >>> setting_of("split.cut=[4, 28]"), setting_of("adapter.blocks=top:2")
+    ((('split', 'cut'), [4, 28]), (('adapter', 'blocks'), 'top:2'))
+
+    Raises:
+        JobError: It is no such pair.
+    """
     key, equals, value = override.partition("=")
-    parts = [part.strip() for part in key.split(".")]
+    parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
         raise JobError(f"--set takes section.key=value, got {override!r}")
     try:
@@ -423,7 +434,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         found = {"value": value.strip()}
     if set(found) != {"value"}:
         raise JobError(f"--set takes one section.key=value at a time, got {override!r}")
-    parsed = found["value"]
+    return parts, found["value"]
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    parts, parsed = setting_of(override)
     place = raw
     for part in parts[:-1]:
         below = place.setdefault(part, {})

@@ -22,7 +22,13 @@ from rich.text import Text
 
 from triskel.types import Event
 
-NAMES = {"base": "base", "local": "each client alone", "central": "centralised"}
+NAMES = {
+    "base": "base",
+    "local": "each client alone",
+    "local_equal": "alone at equal FLOPs",
+    "central": "centralised",
+}
+COLUMNS = {"everybody": "everybody's texts", "own": "own texts"}
 STYLES = {"params": "#0072B2", "logits": "#E69F00", "split": "#009E73"}
 SMOOTH = 0.1
 """Weight of the newest loss in the one that is shown."""
@@ -337,6 +343,16 @@ def _styled(name: str) -> str:
 
 
 def _quality(event: Event) -> str:
+    """Return what was reached, on both columns where an event has both."""
+    columns = [(words, event.get(name)) for name, words in COLUMNS.items()]
+    both = [(words, cast("Event", one)) for words, one in columns if isinstance(one, Mapping)]
+    if len(both) == len(COLUMNS):
+        said = [f"{_figure(one)} on {words}" for words, one in both if _figure(one)]
+        return ", ".join([*said[:1], *(text.partition(" ")[2] for text in said[1:])])
+    return _figure(event)
+
+
+def _figure(event: Event) -> str:
     perplexity = _number(event, "perplexity")
     if perplexity is not None:
         return f"perplexity {perplexity:.2f}"

@@ -6,7 +6,7 @@ No text, no example and no client's name is among them.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,7 +34,10 @@ class Training:
         max_tokens: Tokens of a text that were read.
         prompt: For `causal`, the layout of prompt and response; empty for plain text.
         shared_labels: For `split`, whether the server saw labels.
-        scores: Final figures, such as `accuracy`; may be empty.
+        scores: Final figures, such as `accuracy`; may be empty. Of a client's own model they are
+            on its own test texts, else on everybody's.
+        everybody: Final figures on everybody's test texts, where both columns are known.
+        own_texts: Final figures on each client's own test texts, of its own model if it has one.
         up_bytes: Bytes that all clients sent, after codecs; None where nothing is sent.
         down_bytes: Bytes that all clients received.
     """
@@ -51,6 +54,8 @@ class Training:
     scores: Mapping[str, float]
     up_bytes: int | None = None
     down_bytes: int | None = None
+    everybody: Mapping[str, float] = field(default_factory=dict[str, float])
+    own_texts: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +99,15 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     mode: StageName,
     *,
     clients: int,
-    scores: Mapping[str, float],
+    scores: Mapping[str, float | Mapping[str, float]],
     own: bool = False,
     rounds: int | None = None,
     traffic: tuple[int, int] | None = None,
 ) -> Training:
-    """Return how a stage of a job trained; `rounds` are the job's unless given."""
+    """Return how a stage of a job trained; `rounds` are the job's unless given.
+
+    `scores` are the final figures as a result holds them, columns `everybody` and `own` within.
+    """
     prompted = job.data.task == "causal" and bool(job.data.prompt)
     return Training(
         job=job.name,
@@ -111,10 +119,17 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         max_tokens=job.train.max_tokens,
         prompt=(job.data.template or PLAIN) if prompted else "",
         shared_labels=job.split.labels == "shared",
-        scores=dict(scores),
+        scores={k: v for k, v in scores.items() if not isinstance(v, Mapping)},
+        everybody=_column(scores, "everybody"),
+        own_texts=_column(scores, "own"),
         up_bytes=traffic[0] if traffic else None,
         down_bytes=traffic[1] if traffic else None,
     )
+
+
+def _column(scores: Mapping[str, float | Mapping[str, float]], name: str) -> Mapping[str, float]:
+    found = scores.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def to_json(sheet: Sheet) -> str:

@@ -36,8 +36,17 @@ MOST = 1000
 """Up to how many clients each is tested by itself."""
 LEVEL = 0.95
 
+DROPS = "~drop"
+"""Behind a mode's name: the same mode with drop-outs."""
+
 Runs = Sequence[Mapping[str, Record]]
 """Of each run, the record of each row."""
+
+
+def amounts(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
+    """Return what runs of one job amount to, as keys of their result; see `summary`."""
+    found = summary(results, folders)
+    return {} if found is None else {"summary": found}
 
 
 def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any] | None:

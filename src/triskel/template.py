@@ -51,6 +51,7 @@ template = ""                # layout of prompt and response: empty (plain), cha
                              # {prompt} and {response}
 classes = []                 # class names in order; empty: the sorted labels of train
 test_share = 0.2             # share of rows held out for testing where there is no test
+validation_share = 0.0       # share of each client's training rows held out to choose settings by
 
 [clients]
 # partition = "iid"          # natural, iid, dirichlet, quantity, shards or length; left out:

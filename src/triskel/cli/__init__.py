@@ -5,17 +5,15 @@ a command failed, 2 bad input, 130 interrupted. torch and what builds on it load
 that help, typing mistakes and mistakes in a job are answered at once.
 """
 
-import difflib
 import os
-import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -24,8 +22,11 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from triskel import __version__
-from triskel.cli import federation, site
-from triskel.cli.output import conclude, console_for, safe_name, write_text
+from triskel.cli import federation, runs, site, sweep
+from triskel.cli.options import Name
+from triskel.cli.options import names_in as _names
+from triskel.cli.options import next_folder as _next_folder
+from triskel.cli.output import conclude, console_for, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
@@ -50,8 +51,6 @@ QUIET = {
     "DATASETS_VERBOSITY": "error",
 }
 """What transformers, datasets and the hub read once, when they are imported."""
-
-Name = TypeVar("Name", bound=str)
 
 
 class Commands(TyperGroup):
@@ -178,10 +177,16 @@ def compare(
     baselines: Baselines = ",".join(BASELINE_NAMES),
     settings: Set = None,
 ) -> None:
-    """Run baselines and modes on one model, data split and seed, and write a report."""
+    """Run baselines and modes on one model, data split and seed, and write a report.
+
+    Without a job file and settings this is the demo, as large as the machine does in minutes.
+    """
     chosen = _names("mode", modes, MODE_NAMES)
     beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
-    _start(load(job, settings or ()), out, chosen, beside)
+    if job is None and not settings:
+        _start_demo(out, chosen, beside)
+    else:
+        _start(load(job, settings or ()), out, chosen, beside)
 
 
 @app.command()
@@ -220,6 +225,10 @@ def run(
     _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
 
 
+app.command()(sweep.sweep)
+app.command()(runs.runs)
+
+
 def _start(
     job: Job,
     out: Path | None,
@@ -227,6 +236,7 @@ def _start(
     baselines: tuple[BaselineName, ...],
     *,
     strict: bool = False,
+    seeds: Sequence[int] = (),
 ) -> None:
     folder = _next_folder(job.name) if out is None else out
     ours = not folder.exists() or not any(folder.iterdir())
@@ -236,6 +246,10 @@ def _start(
         from triskel.engines.local import LocalEngine
 
         request = Request(modes=modes, baselines=baselines, strict=strict)
+        if len(seeds) > 1:
+            from triskel.seeds import compare_seeds
+
+            return compare_seeds(job, request, seeds, folder, LocalEngine, watch)
         return run(job, request, folder, LocalEngine(job), watch)
 
     try:
@@ -246,11 +260,39 @@ def _start(
         raise
 
 
+def _start_demo(
+    out: Path | None, modes: tuple[ModeName, ...], baselines: tuple[BaselineName, ...]
+) -> None:
+    """Play the rung of the demo that a timed training step chooses, and say which and why."""
+    console = console_for(stderr=True)
+    _settle_threads(console, out or Path())
+    with console.status("timing a training step, for a demo that takes minutes here"), loading():
+        from triskel import demo
+
+        choice = demo.choose(demo.timed(_notes(console)))
+    console.print(escape(choice.sentence), soft_wrap=True)
+    _start(choice.job, out, modes, baselines, seeds=range(choice.rung.seeds))
+    typer.echo(f"\nThis was {choice.sentence}.")
+
+
+def _notes(console: Console) -> Watch:
+    """Return a watch that prints notes and nothing else."""
+
+    def told(event: Event) -> None:
+        if event.get("event") == "note":
+            console.print(escape(str(event["text"])), soft_wrap=True)
+
+    return told
+
+
 def _resume(folder: Path) -> None:
     def go(watch: Watch) -> Mapping[str, Any]:
         from triskel.compare import resume
         from triskel.engines.local import LocalEngine
+        from triskel.seeds import resume_seeds, seeds_of
 
+        if seeds_of(folder) is not None:
+            return resume_seeds(folder, LocalEngine, watch)
         return resume(folder, LocalEngine, watch)
 
     _play(folder, go)
@@ -281,7 +323,9 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
 def _settle_threads(console: Console, folder: Path) -> None:
     """Say how torch computes, before it is imported: as the run of a folder began, if one did."""
     if "torch" not in sys.modules:
-        said = settle(os.environ, begun_with(folder / "choices.json"))
+        places = [folder, *sorted(folder.glob("seed-*"))]
+        begun = [begun_with(place / "choices.json") for place in places]
+        said = settle(os.environ, next((n for n in begun if n is not None), None))
         if said is not None:
             console.print(escape(said), soft_wrap=True)
 
@@ -454,29 +498,6 @@ def get_assets(
 # --- Small things -----------------------------------------------------------------------------
 
 
-def _names(what: str, text: str, known: Sequence[Name], *, empty: bool = False) -> tuple[Name, ...]:
-    """Return the names in a comma-separated text, each once; `none` where none may be.
-
-    Raises:
-        JobError: A name is unknown, or there is none.
-    """
-    found: list[Name] = []
-    given = [part.strip() for part in text.split(",") if part.strip()]
-    if empty and given in ([], ["none"]):
-        return ()
-    for one in given:
-        name = next((name for name in known if name == one), None)
-        if name is None:
-            near = difflib.get_close_matches(one, known, n=1)
-            hint = f"did you mean {near[0]!r}? There" if near else "there"
-            raise JobError(f"unknown {what} {one!r}; {hint} are {', '.join(known)}")
-        if name not in found:
-            found.append(name)
-    if not found:
-        raise JobError(f"no {what} given; there are {', '.join(known)}")
-    return tuple(found)
-
-
 def _one_of(known: Sequence[Name], text: str | None) -> Name | None:
     """Return the mode that an option names, or None where it is not given.
 
@@ -489,15 +510,6 @@ def _one_of(known: Sequence[Name], text: str | None) -> Name | None:
     if more:
         raise JobError(f"--mode takes one name, got {text!r}; `triskel compare` takes several")
     return first
-
-
-def _next_folder(name: str) -> Path:
-    """Return `runs/NAME-N` with the first number above all that are there."""
-    runs, safe = Path("runs"), safe_name(name)
-    numbered = re.compile(re.escape(safe) + r"-(\d+)")
-    there: Iterable[Path] = runs.iterdir() if runs.is_dir() else ()
-    taken = [int(found[1]) for path in there if (found := numbered.fullmatch(path.name))]
-    return runs / f"{safe}-{max(taken, default=0) + 1}"
 
 
 def _clear(folder: Path) -> None:

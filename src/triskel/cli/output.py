@@ -29,15 +29,19 @@ def conclude(result: Mapping[str, Any], folder: Path) -> None:
     Raises:
         CheckpointError: This version cannot read the result.
     """
+    from triskel.report.comparisons import readings_table
+    from triskel.report.conclusions import verdict
     from triskel.report.reading import read
     from triskel.report.tables import final_table
-    from triskel.report.words import verdict
 
-    console, page = console_for(), folder / "report.html"
-    headline, *more = verdict(read(result))
+    console, page, seen = console_for(), folder / "report.html", read(result)
+    headline, *more = verdict(seen)
     console.print()
     console.print(final_table(result))
     console.print()
+    if (told := readings_table(seen)) is not None:
+        console.print(told)
+        console.print()
     console.print(f"[bold]{escape(headline)}[/]", soft_wrap=not console.is_terminal)
     for line in more:
         console.print(escape(line), soft_wrap=not console.is_terminal)

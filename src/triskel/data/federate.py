@@ -2,6 +2,8 @@
 
 The public set is held out of the training rows in every mode, before anything is dealt, so that
 all modes and baselines train on the same rows. Its labels are dropped here and used nowhere.
+A validation share is then held out of what each client trains on, whoever judges: test rows, or
+validation rows in their place, and then no test row is read.
 Caps come last: `clients.examples` and `clients.test_examples` keep a random sample of each client.
 """
 
@@ -10,14 +12,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from triskel.data.holdout import public_from, shuffled
+from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
 from triskel.data.rows import Rows
 from triskel.data.sources import Dataset, named_public, read, read_own
 from triskel.errors import DataError
-from triskel.job import Job
+from triskel.job import Job, Judge
 from triskel.types import ClientId
 
+UNSHARED = (
+    "data.validation_share is 0, so no rows are held out to choose settings by; set it in the job "
+    "file or with --set data.validation_share=0.2"
+)
 EACH = 100
 """More clients than this are many."""
 SHOWN = 12
@@ -26,10 +32,17 @@ SHOWN = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
-    """What one client holds, as text; `train` may be empty, and then it never joins a cohort."""
+    """What one client holds, as text.
+
+    Attributes:
+        train: What it trains on; may be empty, and then it never joins a cohort.
+        test: What models are judged on.
+        validation: How many rows are held out of its training rows to choose settings by.
+    """
 
     train: Rows
     test: Rows
+    validation: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +60,35 @@ class Federation:
     classes: tuple[str, ...]
 
 
-def federate(job: Job) -> Federation:
+def federate(job: Job, judge: Judge = "test") -> Federation:
     """Return what every client of this job holds.
+
+    Args:
+        job: The job.
+        judge: Which rows are dealt as `Holding.test`: test rows, or validation rows, and then no
+            test row is read. Training and public rows are the same either way.
 
     Raises:
         DataError: The data are not what the job says, or too few for it.
     """
-    table = read(job)
+    if judge == "validation" and not job.data.validation_share:
+        raise DataError(UNSHARED)
+    table = read(job, tests=judge == "test")
     train, public = table.train, table.public
     if public is None:
         keep = 0 if job.partition == "natural" else job.clients.count
         train, public = public_from(train, count=job.logits.public, seed=job.seed, keep=keep)
     shares = partition(job, train, table.test)
     clients = {
-        name: Holding(
-            train=_capped(job, train.take(share.train), job.clients.examples, name, "train"),
-            test=_capped(job, table.test.take(share.test), job.clients.test_examples, name, "test"),
-        )
+        name: _holding(job, name, train.take(share.train), table.test.take(share.test), judge)
         for name, share in sorted(shares.items())
     }
     _check_each(job, clients)
+    if job.data.validation_share and not any(held.validation for held in clients.values()):
+        raise DataError(
+            f"data.validation_share = {job.data.validation_share} finds no client that holds two "
+            "training rows of one label; set it to 0, or give more rows"
+        )
     unlabelled = replace(public, label=())
     return Federation(clients=clients, public=unlabelled, classes=table.classes)
 
@@ -78,10 +100,7 @@ def federate_own(job: Job, client: ClientId, datasets: Mapping[str, Dataset]) ->
         DataError: The data are not what the job says, or too few for it.
     """
     table = read_own(job, client, datasets)
-    holding = Holding(
-        train=_capped(job, table.train, job.clients.examples, client, "train"),
-        test=_capped(job, table.test, job.clients.test_examples, client, "test"),
-    )
+    holding = _holding(job, client, table.train, table.test)
     public = table.public or Rows()
     return Federation(
         clients={client: holding}, public=replace(public, label=()), classes=table.classes
@@ -109,13 +128,15 @@ def describe(federation: Federation) -> dict[str, Any]:
     """Return a table, as JSON values, of what every client holds.
 
     `words` is the mean number of words of a training text, prompt and response together; `labels`
-    counts training rows; where clients are many, labels that one does not hold are left out.
+    counts training rows, and `validation` those that are held out of them; where clients are many,
+    labels that one does not hold are left out.
     """
     held = federation.clients
     seen = sorted({label for h in held.values() for label in h.train.label})
     return {
         "classes": list(federation.classes),
         "public": len(federation.public),
+        "validation": sum(holding.validation for holding in held.values()),
         "clients": {
             name: {
                 "train": len(holding.train),
@@ -137,6 +158,18 @@ def _check_each(job: Job, clients: Mapping[ClientId, Holding]) -> None:
             f"clients.each names {strange[0]!r}, and there is no such client; there are "
             f"{', '.join(list(clients)[:SHOWN])}{', ...' if len(clients) > SHOWN else ''}"
         )
+
+
+def _holding(job: Job, client: ClientId, train: Rows, test: Rows, judge: Judge = "test") -> Holding:
+    """Return what a client holds of the rows that are dealt to it."""
+    share, caps = job.data.validation_share, job.clients
+    mine, aside = validation_from(train, share=share, seed=job.seed, client=client)
+    judged = test if judge == "test" else aside
+    return Holding(
+        train=_capped(job, mine, caps.examples, client, "train"),
+        test=_capped(job, judged, caps.test_examples, client, judge),
+        validation=len(aside),
+    )
 
 
 def _capped(job: Job, rows: Rows, cap: int, *path: str) -> Rows:

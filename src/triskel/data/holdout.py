@@ -5,12 +5,16 @@ none), at least one and never all, spread over the group's labels by largest rem
 
     t_{g,y} ~ s n_{g,y}    with    sum_y t_{g,y} = round(s n_g)    and    t_{g,y} < n_{g,y}
 
+A validation share does the same to the training rows of every client, once they are dealt; a client
+that holds no label twice gives none.
+
 A public set of P rows takes as evenly as possible from every group, P / G each, and leaves each
 group at least one row. Labels play no part in it. Which rows go is decided by streams named after
 group and label, so that a change in one silo moves no row of another.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -63,6 +67,28 @@ def hold_out(rows: Rows, *, share: float, seed: int) -> tuple[Rows, Rows]:
     Raises:
         DataError: No group has two rows of one label, so nothing can be held out.
     """
+    chosen = _spread(rows, share=share, seed=seed, name="holdout")
+    if not chosen:
+        raise DataError(
+            f"{len(rows)} rows are too few to hold out a test share; name a test file as data.test"
+        )
+    return _parted(rows, chosen)
+
+
+def validation_from(rows: Rows, *, share: float, seed: int, client: str) -> tuple[Rows, Rows]:
+    """Split one client's training rows into those it trains on and those settings are chosen by.
+
+    Its streams are named after the client and the label, so that what one client holds moves no
+    row of another, nor any test or public row. A share of 0 holds out none.
+    """
+    if not share:
+        return rows, rows.take(())
+    own = replace(rows, group=(client,) * len(rows))
+    return _parted(rows, _spread(own, share=share, seed=seed, name="validation"))
+
+
+def _spread(rows: Rows, *, share: float, seed: int, name: str) -> list[int]:
+    """Return the rows that a share takes of every group, spread over the group's labels."""
     chosen: list[int] = []
     strata = rows.strata("group", "label")
     for group in dict.fromkeys(name[0] for name in strata):
@@ -73,12 +99,8 @@ def hold_out(rows: Rows, *, share: float, seed: int) -> tuple[Rows, Rows]:
         for (key, members), count in zip(
             labels.items(), apportion(want, [float(s) for s in sizes], caps), strict=True
         ):
-            chosen += shuffled(members, seed, "holdout", *key)[:count]
-    if not chosen:
-        raise DataError(
-            f"{len(rows)} rows are too few to hold out a test share; name a test file as data.test"
-        )
-    return _parted(rows, chosen)
+            chosen += shuffled(members, seed, name, *key)[:count]
+    return chosen
 
 
 def public_from(rows: Rows, *, count: int, seed: int, keep: int) -> tuple[Rows, Rows]:

@@ -36,8 +36,13 @@ class Dataset:
     columns: Mapping[str, str]
 
 
-def read(job: Job) -> Table:
+def read(job: Job, *, tests: bool = True) -> Table:
     """Read the job's source.
+
+    Args:
+        job: The job.
+        tests: Whether test rows are wanted. If not, no file of test rows is opened, and those that
+            are held out of the training rows are dropped.
 
     Raises:
         DataError: A file, column, label or row is not what the job says.
@@ -45,13 +50,17 @@ def read(job: Job) -> Table:
     data = job.data
     _refuse_unused(job)
     if data.source == "clients":
-        train, test = _clients(job)
+        train, test = _clients(job, tests=tests)
     elif data.source == "hub":
-        train, test = _hub(job, data.train or "train"), _hub(job, data.test) if data.test else None
+        train, test = _hub(job, data.train or "train"), None
+        if data.test:
+            test = _hub(job, data.test) if tests else Rows()
     else:
-        train, test = _local(job)
+        train, test = _local(job, tests=tests)
     if test is None:
         train, test = hold_out(train, share=data.test_share, seed=job.seed)
+    if not tests:
+        test = Rows()
     classes = _classes(job, train)
     _check_labels(test, classes, where="the test rows", given=bool(data.classes))
     return Table(train=train, test=test, public=_public(job), classes=classes)
@@ -154,7 +163,7 @@ def _refuse_unused(job: Job) -> None:
         )
 
 
-def _local(job: Job) -> tuple[Rows, Rows | None]:
+def _local(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
     data = job.data
     wanted = columns_of(job, labelled=True)
     if data.source == "opinions":
@@ -170,7 +179,18 @@ def _local(job: Job) -> tuple[Rows, Rows | None]:
             )
         return select(load(Path(name), data.source), wanted, where=f"data file {name}")
 
-    return rows(data.train), rows(data.test) if data.test else None
+    if not data.test:
+        return rows(data.train), None
+    if tests:
+        return rows(data.train), rows(data.test)
+    _there(data.test)
+    return rows(data.train), Rows()
+
+
+def _there(name: str) -> None:
+    """Refuse a file of test rows that is not there, without opening it."""
+    if not Path(name).exists():
+        raise DataError(f"data file {name} cannot be read: it does not exist; mend data.test")
 
 
 # --- The hub ----------------------------------------------------------------------------------
@@ -226,19 +246,24 @@ def _named(values: Sequence[object], names: Sequence[str] | None) -> Sequence[ob
 # --- One file per client ----------------------------------------------------------------------
 
 
-def _clients(job: Job) -> tuple[Rows, Rows | None]:
+def _no_folder(there: Path) -> str:
+    """Say that there is no folder of clients, and where a job runs whose datasets are names."""
+    why = f"data.train must be a folder with one file per client, got {there}"
+    if there.exists():
+        return why
+    return (
+        f"{why}; where it is a dataset's name at the sites of a federation, the job runs there: "
+        "`triskel federation submit`, or `resume`"
+    )
+
+
+def _clients(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
     """Return training and test rows; test rows of a single file belong to no group."""
     data = job.data
     folder = Path(data.train)
     wanted = columns_of(job, labelled=True)
     if not folder.is_dir():
-        why = f"data.train must be a folder with one file per client, got {folder}"
-        if not folder.exists():
-            why += (
-                "; where it is a dataset's name at the sites of a federation, the job runs there: "
-                "`triskel federation submit`, or `resume`"
-            )
-        raise DataError(why)
+        raise DataError(_no_folder(folder))
     mine = {n: p for n, p in _files(folder).items() if not n.endswith(TEST_SUFFIX)}
     beside = {
         name.removesuffix(TEST_SUFFIX): path
@@ -251,7 +276,10 @@ def _clients(job: Job) -> tuple[Rows, Rows | None]:
     elif data.test:
         mine = {n: p for n, p in mine.items() if p.resolve() != Path(data.test).resolve()}
         beside = {}
-        shared = select(load(Path(data.test)), wanted, where=f"data file {data.test}")
+        _there(data.test)
+        shared = Rows()
+        if tests:
+            shared = select(load(Path(data.test)), wanted, where=f"data file {data.test}")
     if not mine:
         known = ", ".join(sorted(FORMATS))
         raise DataError(f"folder {folder} holds no client files; name them CLIENT{known}")
@@ -269,7 +297,7 @@ def _clients(job: Job) -> tuple[Rows, Rows | None]:
             f"client {missing[0]} has no test file and others have; add one, or remove all of them "
             "to hold out data.test_share"
         )
-    return train, join([_own(path, wanted, name) for name, path in beside.items()])
+    return train, join([_own(p, wanted, n) for n, p in beside.items()]) if tests else Rows()
 
 
 def _files(folder: Path) -> dict[str, Path]:

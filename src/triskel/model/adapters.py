@@ -4,6 +4,7 @@ Names are those of PEFT without its adapter name: `model.layers.0.self_attn.q_pr
 They are the names on the wire, in checkpoints and in exports.
 """
 
+import copy
 import re
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
@@ -65,6 +67,19 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
         value = cast("Tensor", getattr(owner, attribute))
         setattr(owner, attribute, nn.Parameter(value.detach().to(wide(blocks.dtype))))
     return slots
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """Return the model as it was before `insert`, with the same base weights in memory."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    bare = copy.deepcopy(model, shared)
+    for name, module in list(bare.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            owner, _, attribute = name.rpartition(".")
+            setattr(bare.get_submodule(owner), attribute, module.get_base_layer())
+    if hasattr(bare, "peft_config"):
+        del bare.peft_config
+    return bare
 
 
 def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:

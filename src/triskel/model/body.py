@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from triskel.errors import ModelError
 from triskel.job import Adapter
-from triskel.model.adapters import insert, scale_of
+from triskel.model.adapters import insert, scale_of, without_adapter
 from triskel.model.blocks import Blocks, Task
 from triskel.model.fast import Crew, FastBlocks, Parameters, why_not
 from triskel.model.prefix import Prefix
@@ -85,6 +85,7 @@ class Body:
         vocabulary: Tokens that can be predicted, up to the tokenizer's last: heads of models of one
             tokenizer are padded to various lengths beyond it. 0 for `classify`.
         layout: Which trainable tensor belongs where.
+        seed: What the trainable tensors start from.
         initial: The trainable tensors before any training; a function of the seed.
         path: Where the base model came from.
         adapter: The adapter's options.
@@ -124,15 +125,19 @@ class Body:
         self._dropouts = [
             m for n, m in model.named_modules() if "lora_dropout" in n and isinstance(m, nn.Dropout)
         ]
-        self.initial: Tensors = {
-            name: cast("Tensor", getattr(owner, attribute)).detach().clone().cpu()
-            for name, (owner, attribute) in self._slots.items()
-        }
+        self.seed = seed
+        self.initial: Tensors = _values(self._slots)
         self.layout = self._layout()
         self.frozen = min(self.layout.block.values(), default=self.blocks.count)
         self.choice = Choice()
         self.prefix: Prefix | None = None
         self._fast: FastBlocks | None = None
+
+    def reseed(self, seed: int) -> None:
+        """Start from what a body that is loaded with this seed starts from; the base stays."""
+        if seed != self.seed:
+            bare = Blocks(without_adapter(self.blocks.model), self.task)
+            self.seed, self.initial = seed, _values(insert(bare, self.adapter, seed=seed))
 
     def use(self, choice: Choice) -> None:
         """Compute this way from here on.
@@ -394,3 +399,11 @@ class Body:
         finally:
             for module in self._dropouts:
                 module.train(before)
+
+
+def _values(slots: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor]:
+    """Return copies of what lies in slots."""
+    return {
+        name: cast("Tensor", getattr(owner, attribute)).detach().clone().cpu()
+        for name, (owner, attribute) in slots.items()
+    }

@@ -96,7 +96,8 @@ class Audit:
             message: What was packed, codecs applied.
             data: What `pack` made of it.
             stage: The mode that is played.
-            round_: The round that the site plays, counted from 1, whatever the message says.
+            round_: The round that the site plays, counted from 1, whatever the message says; of a
+                test the round that left what is tested, 0 for the start.
 
         Raises:
             AuditError: The line cannot be written; do not send the message.
@@ -108,8 +109,10 @@ class Audit:
             "sections": {name: _row(section) for name, section in message.sections.items()},
             "bytes": len(data),
             "message_sha256": hashlib.sha256(data).hexdigest(),
+            "stage": stage,
+            "round": round_,
         }
-        return self._append("left", about | _where(stage, round_))
+        return self._append("left", about)
 
     def _append(self, what: str, about: Mapping[str, object]) -> str:
         return self._chain.append(what, {"run": self._run, **about})

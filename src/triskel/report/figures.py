@@ -5,9 +5,12 @@ Positions on category axes are numbers and the names are tick texts, so that a c
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from triskel.report import units
+from triskel.report.cells import flops_each
+from triskel.report.client_figure import per_client
 from triskel.report.holdings import labels
 from triskel.report.links import LINKS, wait
 from triskel.report.marks import (
@@ -19,19 +22,12 @@ from triskel.report.marks import (
     PATTERNS,
     Json,
     canvas,
+    faded,
     titled,
 )
 from triskel.report.markup import Figure, label
-from triskel.report.result import Baseline, ModeRun, Result, Round, Score, final
-from triskel.report.tables import flops_each
-from triskel.report.words import NAMES, named
-
-BARS = 12
-"""Up to how many clients have bars of their own; beyond, the spread is drawn."""
-DOTS = 200
-"""Up to how many clients have a dot each in the spread; beyond, only the ends have."""
-ENDS = 10
-"""Dots at either end."""
+from triskel.report.names import figure_of, named
+from triskel.report.result import Result, Round, Span, mark
 
 
 def draw(result: Result) -> dict[str, Figure]:
@@ -49,12 +45,16 @@ def draw(result: Result) -> dict[str, Figure]:
 
 
 def by_round(result: Result) -> Figure:
-    """Return the score after each round."""
+    """Return the score on everybody's texts after each round, with a band over seeds."""
     last = max([run.planned for run in result.modes.values()], default=1)
     data: list[Json] = []
     for run in result.modes.values():
-        points = [(float(one.number), _mark(result, one.score)) for one in run.rounds]
-        data += _curve(run.name, points, "round %{x}")
+        points = [
+            Point(x=float(one.number), y=value, band=one.band)
+            for one in run.rounds
+            if (value := mark(result, one.score)) is not None
+        ]
+        data += [*_band(run.name, points), *_curve(run.name, points, "round %{x}")]
     xaxis = {
         "title": titled("round"),
         "range": [0.7, last + 0.3],
@@ -66,11 +66,11 @@ def by_round(result: Result) -> Figure:
 
 
 def by_bytes(result: Result) -> Figure:
-    """Return the score against the bytes a client has sent and received so far."""
+    """Return the score against a client's bytes so far, with error bars over seeds."""
     data: list[Json] = []
     edges: list[float] = []
     for run in result.modes.values():
-        points: list[tuple[float, float | None]] = []
+        points: list[Point] = []
         crossed = 0.0
         for one in run.rounds:
             more = _round_bytes(one)
@@ -78,10 +78,11 @@ def by_bytes(result: Result) -> Figure:
                 points = []
                 break
             crossed += more
-            points.append((crossed, _mark(result, one.score)))
-        points = [(x, y) for x, y in points if x > 0]
-        edges += [x for x, _ in points]
-        data += _curve(run.name, points, "%{x:.3s}B")
+            value = mark(result, one.score)
+            if value is not None and crossed > 0:
+                points.append(Point(x=crossed, y=value, band=one.band))
+        edges += [point.x for point in points]
+        data += _curve(run.name, points, "%{x:.3s}B", bars=True)
     if not data:
         return canvas([])
     low, high = _decades(min(edges), max(edges))
@@ -95,40 +96,6 @@ def by_bytes(result: Result) -> Figure:
         "dtick": 1,
     }
     return canvas(data, xaxis=xaxis, yaxis=_quality_axis(result), legend=False, height=300)
-
-
-def per_client(result: Result) -> Figure:
-    """Return each client's accuracy, alone and in each mode; the spread when they are many."""
-    alone = result.baselines.get("local")
-    series: list[tuple[str, str, dict[str, float]]] = []
-    if alone is not None:
-        series.append((NAMES["local"], GREYS["local"], _accuracies(alone)))
-    series += [(run.name, COLOURS[run.name], _accuracies(run)) for run in result.modes.values()]
-    series = [one for one in series if one[2]]
-    clients = [c for c in result.clients if any(c in values for _, _, values in series)]
-    yaxis = {"title": titled("accuracy"), "range": [0, 1], "tickformat": ".1f"}
-    if len(clients) > BARS:
-        spread = [trace for one in series for trace in _spread(*one)]
-        return canvas(
-            spread, xaxis={"type": "category", "showgrid": False}, yaxis=yaxis, legend=False
-        )
-    data = [
-        {
-            "type": "bar",
-            "name": name,
-            "x": [clients.index(c) for c in values],
-            "y": list(values.values()),
-            "marker": {"color": colour},
-            "hovertemplate": f"%{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
-        }
-        for name, colour, values in series
-    ]
-    xaxis = {
-        "showgrid": False,
-        "tickvals": list(range(len(clients))),
-        "ticktext": [label(c) for c in clients],
-    }
-    return canvas(data, xaxis=xaxis, yaxis=yaxis, barmode="group", bargap=0.25)
 
 
 def bars(result: Result, what: str) -> Figure:
@@ -211,24 +178,65 @@ def link_times(result: Result) -> Figure:
 # --- Parts ------------------------------------------------------------------------------------
 
 
-def _mark(result: Result, got: Score) -> float | None:
-    return got.perplexity if result.causal else got.accuracy
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A place on a curve, and how far it varies over seeds."""
+
+    x: float
+    y: float
+    band: Span | None = None
 
 
-def _curve(name: str, points: list[tuple[float, float | None]], hover: str) -> list[Json]:
-    kept = [(x, y) for x, y in points if y is not None]
-    if not kept:
+def _curve(name: str, points: Sequence[Point], hover: str, *, bars: bool = False) -> list[Json]:
+    if not points:
         return []
+    line: Json = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": [point.x for point in points],
+        "y": [point.y for point in points],
+        "line": {"color": COLOURS[name], "width": 2.5},
+        "marker": {"symbol": MARKERS[name], "size": 9},
+        "hovertemplate": f"{name}<br>{hover}: %{{y:.4~g}}<extra></extra>",
+    }
+    if all(point.band for point in points):
+        spans = [point.band for point in points if point.band]
+        line["customdata"] = [[span.low, span.high, span.n] for span in spans]
+        line["hovertemplate"] = (
+            f"{name}<br>{hover}: %{{y:.4~g}}<br>%{{customdata[0]:.4~g}} to "
+            "%{customdata[1]:.4~g}, %{customdata[2]} seeds<extra></extra>"
+        )
+        if bars:
+            line["error_y"] = {
+                "type": "data",
+                "symmetric": True,
+                "array": [span.half for span in spans],
+                "color": COLOURS[name],
+                "thickness": 1.5,
+                "width": 5,
+            }
+    return [line]
+
+
+def _band(name: str, points: Sequence[Point]) -> list[Json]:
+    """Return the area between the ends of the intervals over seeds."""
+    spans = [(point.x, point.band) for point in points if point.band]
+    if len(spans) < 2:  # noqa: PLR2004 - one point has no area
+        return []
+    along = [x for x, _ in spans]
     return [
         {
             "type": "scatter",
-            "mode": "lines+markers",
+            "mode": "lines",
             "name": name,
-            "x": [x for x, _ in kept],
-            "y": [y for _, y in kept],
-            "line": {"color": COLOURS[name], "width": 2.5},
-            "marker": {"symbol": MARKERS[name], "size": 9},
-            "hovertemplate": f"{name}<br>{hover}: %{{y:.4~g}}<extra></extra>",
+            "x": [*along, *reversed(along)],
+            "y": [s.low for _, s in spans] + [s.high for _, s in reversed(spans)],
+            "fill": "toself",
+            "fillcolor": faded(COLOURS[name]),
+            "line": {"width": 0, "color": COLOURS[name]},
+            "hoverinfo": "skip",
+            "showlegend": False,
         }
     ]
 
@@ -236,7 +244,7 @@ def _curve(name: str, points: list[tuple[float, float | None]], hover: str) -> l
 def _floors(result: Result, ends: tuple[float, float]) -> list[Json]:
     lines: list[Json] = []
     for base in result.baselines.values():
-        value = _mark(result, final(base))
+        value = figure_of(result, base, "everybody")
         if value is None:
             continue
         lines.append(
@@ -262,9 +270,11 @@ def _decades(low: float, high: float) -> tuple[float, float]:
 
 
 def _quality_axis(result: Result) -> Json:
-    seen = [_mark(result, one.score) for run in result.modes.values() for one in run.rounds]
-    seen += [_mark(result, final(base)) for base in result.baselines.values()]
-    marks = [mark for mark in seen if mark is not None]
+    rounds = [one for run in result.modes.values() for one in run.rounds]
+    seen = [mark(result, one.score) for one in rounds]
+    seen += [figure_of(result, base, "everybody") for base in result.baselines.values()]
+    seen += [end for one in rounds if one.band for end in (one.band.low, one.band.high)]
+    marks = [value for value in seen if value is not None]
     if result.causal:
         low, high = min(marks, default=1.0), max(marks, default=2.0)
         edge = 0.08 * (high - low) or 1.0
@@ -272,61 +282,6 @@ def _quality_axis(result: Result) -> Json:
         return {"title": titled("perplexity (lower is better)"), "range": span}
     span = [max(0.0, min(marks, default=0.0) - 0.05), min(1.0, max(marks, default=1.0) + 0.04)]
     return {"title": titled("accuracy"), "tickformat": ".2f", "range": span}
-
-
-def _accuracies(run: Baseline | ModeRun) -> dict[str, float]:
-    return {c: s.accuracy for c, s in run.per_client.items() if s.accuracy is not None}
-
-
-def _spread(name: str, colour: str, values: Mapping[str, float]) -> list[Json]:
-    """Return a box with every client's dot, or where they are many, the ends' dots only."""
-    box: Json = {
-        "type": "box",
-        "name": name,
-        "y": list(values.values()),
-        "text": [label(c) for c in values],
-        "boxpoints": "all",
-        "jitter": 0.6,
-        "pointpos": 0,
-        "marker": {"color": colour, "size": 4, "opacity": 0.55},
-        "line": {"color": colour},
-        "hovertemplate": "%{text}: %{y:.3f}<extra></extra>",
-    }
-    if len(values) <= DOTS:
-        return [box]
-    order = sorted(values, key=lambda c: values[c])
-    low, *quarters, high = _quantiles([values[c] for c in order])
-    shape: Json = {
-        "type": "box",
-        "name": name,
-        "x": [name],
-        "lowerfence": [low],
-        "q1": [quarters[0]],
-        "median": [quarters[1]],
-        "q3": [quarters[2]],
-        "upperfence": [high],
-        "marker": {"color": colour},
-        "line": {"color": colour},
-        "hoverinfo": "y",
-    }
-    ends = [*order[:ENDS], *order[-ENDS:]]
-    dots: Json = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": [name] * len(ends),
-        "y": [values[c] for c in ends],
-        "text": [label(c) for c in ends],
-        "marker": {"color": colour, "size": 5, "opacity": 0.55},
-        "hovertemplate": "%{text}: %{y:.3f}<extra></extra>",
-    }
-    return [shape, dots]
-
-
-def _quantiles(ordered: Sequence[float]) -> list[float]:
-    """Return what 5, 25, 50, 75 and 95 % of the values do not exceed."""
-    last = len(ordered) - 1
-    return [ordered[round(share * last)] for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
 
 
 def _round_bytes(one: Round) -> float | None:

@@ -9,7 +9,7 @@ server's own time, retransmissions and overlap of sending with computing are lef
 
 from dataclasses import dataclass
 
-from triskel.report.result import Cost, ModeRun
+from triskel.report.result import Cost, ModeRun, Round
 from triskel.report.units import duration
 
 FORMULA = (
@@ -70,14 +70,26 @@ def wait(run: ModeRun, link: Link) -> Wait | None:
     compute = transfer = 0.0
     delay: float | None = 0.0
     for one in run.rounds:
-        waits = [_client(cost, link) for cost in one.costs.values()]
-        known = [w for w in waits if w is not None]
-        if not known or len(known) < len(waits):
+        slowest = wait_of(one, link)
+        if slowest is None:
             return None
-        slowest = max(known, key=lambda w: w.total)
         compute, transfer = compute + slowest.compute, transfer + slowest.transfer
         delay = None if delay is None or slowest.delay is None else delay + slowest.delay
     return Wait(compute=compute, transfer=transfer, delay=delay) if run.rounds else None
+
+
+def wait_of(one: Round, link: Link, slowdown: float = 1.0) -> Wait | None:
+    """Return how long one round takes on a link: that of the client who takes longest.
+
+    The client that computes longest may be told to take `slowdown` times as long.
+    """
+    waits = [_client(cost, link) for cost in one.costs.values()]
+    known = [w for w in waits if w is not None]
+    if not known or len(known) < len(waits):
+        return None
+    late = max(known, key=lambda w: w.compute)
+    known.append(Wait(compute=slowdown * late.compute, transfer=late.transfer, delay=late.delay))
+    return max(known, key=lambda w: w.total)
 
 
 def _client(cost: Cost, link: Link) -> Wait | None:

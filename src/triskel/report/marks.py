@@ -13,12 +13,22 @@ Json = dict[str, Any]
 
 COLOURS = {"params": "#0072B2", "logits": "#E69F00", "split": "#009E73"}
 MARKERS = {"params": "circle", "logits": "diamond", "split": "square"}
-LINES = {"base": "dot", "local": "dashdot", "central": "dash"}
-GREYS = {"base": "#9aa0a8", "local": "#7d848d", "central": "#6f7782"}
+LINES = {"base": "dot", "local": "dashdot", "local_equal": "longdashdot", "central": "dash"}
+GREYS = {"base": "#9aa0a8", "local": "#7d848d", "local_equal": "#7d848d", "central": "#6f7782"}
 LABELS = ("#332288", "#CC6677", "#DDCC77", "#88CCEE", "#AA4499", "#999933", "#882255")
 OTHER = "#c4c8ce"
 KEY = "#7d848d"
 PATTERNS = {"computing": "", "sending": "/", "waiting for messages": "."}
+
+
+def faded(colour: str) -> str:
+    """Return a colour as one to lay over others.
+
+    >>> faded("#0072B2")
+    'rgba(0, 114, 178, 0.16)'
+    """
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.16)"
 
 
 def titled(words: str) -> Json:

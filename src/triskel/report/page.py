@@ -7,7 +7,7 @@ checks. Style and script stand beside this file; plotly.js comes from the instal
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +15,9 @@ from typing import Any, cast
 from triskel.errors import CheckpointError
 from triskel.job import called
 from triskel.report import particulars, sections, units
+from triskel.report.comparisons import readings_section
 from triskel.report.figures import draw
-from triskel.report.markup import script_json, text
+from triskel.report.markup import Figure, script_json, text
 from triskel.report.reading import read
 from triskel.report.result import Result, inner, items
 
@@ -44,7 +45,7 @@ def write_report(folder: Path) -> Path:
     if missing:
         known = {"interrupted": f"no result for {units.joined(missing)}", **known}
     target = folder / "report.html"
-    _write_whole(target, render(known))
+    write_whole(target, render(known))
     return target
 
 
@@ -78,30 +79,54 @@ def render(result: Mapping[str, Any]) -> str:
     drawn = draw(seen)
     parts = (
         ("found", "Result", "What came out", sections.found(seen)),
-        ("measured", "Metrics", "The three metrics", sections.measured(seen)),
+        ("measured", "Metrics", "Scores and costs", sections.measured(seen)),
         ("training", "Learning", "Learning curves", sections.training(seen, drawn)),
+        ("readings", "Readings", "At a budget, to a target, in trouble", readings_section(seen)),
         ("clients", "Clients", "Who should join", sections.clients(seen, drawn)),
         ("costs", "Cost", "Computation and time", particulars.costs(seen, drawn)),
         ("leaving", "Privacy", "What left each client", particulars.leaving(seen)),
         ("data", "Data", "Who holds what", particulars.data(seen, drawn)),
         ("again", "Job", "The job, and how to run it again", particulars.again(seen)),
     )
+    name = str(seen.job.get("name") or "run")
+    source = f"Triskel {seen.version} from result.json"
+    return document(parts, drawn, kind="report", name=name, facts=_facts(seen), source=source)
+
+
+def document(
+    parts: Sequence[tuple[str, str, str, str]],
+    drawn: Mapping[str, Figure],
+    *,
+    kind: str,
+    name: str,
+    facts: Sequence[str],
+    source: str,
+) -> str:
+    """Return a whole page.
+
+    Args:
+        parts: Its sections: id, short title, title, and what is inside, as HTML.
+        drawn: Figures by the id of their place.
+        kind: What the page is.
+        name: What it is about.
+        facts: What is said below the name.
+        source: What it was written by and from.
+    """
     body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>'
+        f'<section id="{place}" aria-labelledby="{place}-title"><h2 id="{place}-title">{title}</h2>'
         f"{inside}</section>"
-        for name, _, title, inside in parts
+        for place, _, title, inside in parts
     )
-    links = "".join(f'<a href="#{name}">{short}</a>' for name, short, _, _ in parts)
-    name = text(seen.job.get("name") or "run")
+    links = "".join(f'<a href="#{place}">{short}</a>' for place, short, _, _ in parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{name} · Triskel</title>'
-        f"<style>{_beside('page.css')}</style></head><body>{_header(seen, name)}"
+        f'<link rel="icon" href="data:,"><title>{text(name)} · Triskel</title>'
+        f"<style>{_beside('page.css')}</style></head><body>{_header(kind, name, facts)}"
         f'<nav aria-label="Sections"><div>{links}</div></nav><main>'
         "<noscript><p>The figures need JavaScript; the tables hold the same numbers.</p></noscript>"
-        f"{body}</main><footer>Written by Triskel {text(seen.version)} from result.json. This page "
+        f"{body}</main><footer>Written by {text(source)}. This page "
         "holds everything it shows and loads nothing.</footer>"
         f'<script type="application/json" id="figures">{script_json(drawn)}</script>'
         f"<script>{_plotly()}</script><script>{_beside('page.js')}</script></body></html>\n"
@@ -118,16 +143,17 @@ def _asked(folder: Path) -> Mapping[str, Any]:
 
 
 def _missing(asked: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    """Return the modes that a request names and the result lacks."""
-    told = {*inner(result, "modes"), *inner(result, "skipped")}
-    return [str(m) for m in items(asked.get("modes")) if m not in told]
+    """Return the modes that a request names and the result, or a seed of it, lacks."""
+    runs = [one for one in items(result.get("runs")) if isinstance(one, Mapping)]
+    told = [{*inner(one, "modes"), *inner(one, "skipped")} for one in runs or [result]]
+    return [str(m) for m in items(asked.get("modes")) if any(m not in one for one in told)]
 
 
-def _header(result: Result, name: str) -> str:
-    facts = "".join(f"<li>{text(fact)}</li>" for fact in _facts(result))
+def _header(kind: str, name: str, facts: Sequence[str]) -> str:
+    listed = "".join(f"<li>{text(fact)}</li>" for fact in facts)
     return (
         f'<header><div><div class="brand"><svg viewBox="0 0 32 32" aria-hidden="true">{MARK}</svg>'
-        f'Triskel report</div><h1>{name}</h1><ul class="facts">{facts}</ul></div></header>'
+        f'Triskel {kind}</div><h1>{text(name)}</h1><ul class="facts">{listed}</ul></div></header>'
     )
 
 
@@ -149,7 +175,9 @@ def _facts(result: Result) -> list[str]:
         facts.append(f"{train:,} training and {test:,} test texts")
     if isinstance(job.get("rounds"), int):
         facts.append(units.plural(job["rounds"], "round"))
-    if job.get("seed") is not None:
+    if result.seeds:
+        facts.append(units.plural(len(result.seeds), "seed"))
+    elif job.get("seed") is not None:
         facts.append(f"seed {job['seed']}")
     return facts
 
@@ -163,7 +191,8 @@ def _beside(name: str) -> str:
     return files("triskel.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _write_whole(target: Path, page: str) -> None:
+def write_whole(target: Path, page: str) -> None:
+    """Write a page whole or not at all."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".html")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ import tomli_w
 
 from triskel.job import is_name
 from triskel.report import units
+from triskel.report.cells import rows
 from triskel.report.holdings import shown_labels
 from triskel.report.leaves import guarded, kept, left, risk
 from triskel.report.links import FORMULA, LINKS, wait
@@ -17,15 +18,14 @@ from triskel.report.markup import cell, figure, folded, scrolling, table, text
 from triskel.report.reading import BASELINES, MODES
 from triskel.report.result import Json, ModeRun, Result, inner
 from triskel.report.sections import LIMIT, Drawn
-from triskel.report.tables import rows
 
 
 def costs(result: Result, drawn: Drawn) -> str:
     """Return compute, memory, and the time on stated links."""
     parts: list[str] = []
     for name, title, column in (
-        ("compute", "Computation of one client, all rounds", 6),
-        ("memory", "Peak memory of one client", 7),
+        ("compute", "Computation of one client, all rounds", "flops"),
+        ("memory", "Peak memory of one client", "memory"),
     ):
         if name in drawn:
             shown = [
@@ -63,6 +63,8 @@ def data(result: Result, drawn: Drawn) -> str:
     note = f"The {LIMIT} largest; {more:,} more are in result.json. " if more else ""
     if result.public:
         note += f"Beside these, {result.public:,} public texts that everybody may see."
+    if len(result.seeds) > 1:
+        note += f" Dealt so with seed {result.seeds[0]}; other seeds may deal otherwise."
     total = sum(held.train for held in result.holdings.values())
     alt = f"Training examples per client and label: {len(order)} clients, {total:,} examples."
     title = "Training examples by label" if len(counts) > 1 else "Training examples"

@@ -41,19 +41,37 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Span:
+    """A mean and its interval, over `n` runs and, where they were kept, over test texts."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """One round of one mode.
 
-    `costs` are those of every client, or of the slowest on each link where clients are many; `each`
-    is the mean over all who took part. `absent` has the clients of the round that its result does
-    without, and why.
+    `score` is on everybody's texts, and `band` the interval over seeds of its figure that ranks.
+    `costs` are those of every client, or of the slowest on each link where clients are many;
+    `total` is the sum over all who took part and `each` their mean. `absent` has the clients of the
+    round that its result does without, and why.
     """
 
     number: int
     score: Score
     per_client: Mapping[str, Score]
     costs: Mapping[str, Cost]
+    total: Cost | None = None
     each: Cost | None = None
+    band: Span | None = None
     seconds: float | None = None
     absent: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -62,20 +80,24 @@ class Round:
 class ModeRun:
     """All rounds of one mode.
 
-    `total` is over all clients, `each` the mean over those who took part at all, and `members` how
-    many that were, where it is known. `wire` are the bytes up and down that the engine counted on
-    a network, where it does; `scoring` those of the messages that tested models, which are in no
-    other sum, where there were any.
+    `everybody` is the common model on everybody's test texts, `own` each client's own model where
+    it has one, else the common one, on the client's own test texts, pooled over texts. `total` is
+    over all clients, `each` the mean over those who took part at all, and `members` how
+    many that were, where it is known. `server_flops` are the server's, all rounds together,
+    `scoring` the bytes up and down that scoring took where it crossed a wire, and `wire` those that
+    the engine counted on a network, where it does.
     """
 
     name: str
     rounds: tuple[Round, ...]
     planned: int
-    final: Score
+    everybody: Score
+    own: Score
     total: Cost
     each: Cost | None = None
     members: int | None = None
     seconds: float | None = None
+    server_flops: float | None = None
     wire: tuple[float, float] | None = None
     scoring: tuple[float, float] | None = None
 
@@ -90,14 +112,47 @@ class ModeRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What can be reached without a federation."""
+    """What can be reached without a federation.
+
+    The columns are those of a mode; where every client trained alone, `everybody` is the mean over
+    their models. `flops` are the mean of a client, where it was counted.
+    """
 
     name: str
-    score: Score
+    everybody: Score
+    own: Score
     what: str
-    global_accuracy: float | None
     per_client: Mapping[str, Score]
     seconds: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far two rows are apart on one column: left minus right, and whether beyond chance."""
+
+    left: str
+    right: str
+    column: str
+    lower_is_better: bool
+    difference: float
+    low: float
+    high: float
+    beyond: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What tests say over runs and texts; without one nothing is called a difference.
+
+    `spans` are by row and column, `clients` by mode and client: `gain`, `lose` or `even` beside
+    training alone, and the difference, positive where the client gains.
+    """
+
+    level: float
+    spans: Mapping[str, Mapping[str, Span]]
+    differences: tuple[Difference, ...]
+    clients: Mapping[str, Mapping[str, tuple[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +176,12 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A run folder's result."""
+    """A run folder's result.
+
+    `validation` says that figures are on validation texts and test texts were not read. Of several
+    seeds, every figure is the mean over them, `runs` has each by itself, and job, data
+    and environment are those of the first.
+    """
 
     version: str
     job: Json
@@ -134,12 +194,17 @@ class Result:
     modes: Mapping[str, ModeRun]
     stopped: str
     asked: Asked | None = None
+    summary: Summary | None = None
+    readings: Json = field(default_factory=dict[str, Any])
+    validation: bool = False
+    seeds: tuple[int, ...] = ()
+    runs: tuple["Result", ...] = ()
 
     @property
     def causal(self) -> bool:
         """Whether the task is to continue text, so that perplexity ranks and not accuracy."""
         if inner(self.job, "data").get("task") == "causal":
-            return any(final(run).perplexity is not None for run in self.scored)
+            return any(run.own.perplexity is not None for run in self.scored)
         return False
 
     @property
@@ -161,17 +226,19 @@ class Result:
 
     @property
     def tested(self) -> int | None:
-        """How many test examples the scores rest on, where it is known."""
+        """How many test texts the scores rest on, where it is known; one of many tokens is one."""
+        held = sum(share.test for share in self.holdings.values())
+        if held or self.causal:  # clients of a causal task count tokens
+            return held or None
         counts = [
             sum(s.examples or 0 for s in run.per_client.values()) for run in self.modes.values()
         ]
-        held = sum(share.test for share in self.holdings.values())
-        return max([held, *counts]) or None
+        return max(counts, default=0) or None
 
 
-def final(run: Baseline | ModeRun) -> Score:
-    """Return the score that a baseline or a mode ended with."""
-    return run.score if isinstance(run, Baseline) else run.final
+def mark(result: Result, score: Score) -> float | None:
+    """Return the figure that ranks: perplexity (lower is better) for `causal`, else accuracy."""
+    return score.perplexity if result.causal else score.accuracy
 
 
 # --- JSON that may lack anything ---------------------------------------------------------------

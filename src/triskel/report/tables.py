@@ -1,152 +1,127 @@
-"""The final table: one row per baseline and mode, for the terminal, for Markdown and for the page.
+"""The final table for the terminal and for Markdown, of the same columns.
 
-All three are made of the same cells, so they cannot disagree.
+Where a terminal is too narrow for all columns, scores and costs are two tables, one above the
+other; a word or a number is never broken.
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from triskel.report import units
+from triskel.report.cells import Column, Row, columns, notes, rows
 from triskel.report.marks import COLOURS
+from triskel.report.markup import shortened
 from triskel.report.reading import read
-from triskel.report.result import Baseline, ModeRun, Result, final
-from triskel.report.words import named, per_client_bytes, share, skips
+from triskel.report.result import Result
+
+GAP = 2
+"""Spaces between columns."""
+NAMES = 17
+"""The least width of the names beside all columns; "each client alone" fits."""
+LEAST = 8
+"""The least width of the names anywhere."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What is shown, and the exact value for whoever asks."""
-
-    text: str
-    exact: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One baseline or mode."""
-
-    name: str
-    title: str
-    cells: tuple[Cell, ...]
-
-
-def headings(result: Result) -> tuple[str, ...]:
-    """Return the columns after the name."""
-    quality = ("Perplexity", "Token accuracy") if result.causal else ("Accuracy", "Macro-F1")
-    gap = "Of the central gain" if result.causal else "Of central"
-    return (
-        *quality,
-        gap,
-        "Up / client",
-        "Down / client",
-        "Up and down, all",
-        "GFLOPs / client",
-        "Peak memory",
-        "Time",
-    )
-
-
-def rows(result: Result) -> list[Row]:
-    """Return the baselines, then the modes."""
-    return [_row(result, run) for run in result.scored]
-
-
-def final_table(result: Mapping[str, Any]) -> Table:
+def final_table(result: Mapping[str, Any]) -> "FinalTable":
     """Return the table that a run ends with in the terminal.
 
     Raises:
         CheckpointError: This is not a result.
     """
-    seen = read(result)
-    columns = headings(seen)
-    hidden = {columns.index("Up and down, all"), 2}
-    table = Table(title=None, header_style="bold", box=None, pad_edge=False)
-    table.add_column("")
-    for place, heading in enumerate(columns):
-        if place not in hidden:
-            table.add_column(heading, justify="right")
-    for row in rows(seen):
-        style = COLOURS.get(row.name, "")
-        title = f"[bold {style}]{escape(row.title)}[/]" if style else f"[dim]{escape(row.title)}[/]"
-        shown = [cell.text for place, cell in enumerate(row.cells) if place not in hidden]
-        table.add_row(title, *shown)
-    if seen.skipped:
-        table.caption = escape("\n".join(f"not run: {text}" for text in skips(seen)))
-        table.caption_justify = "left"
-    return table
+    return FinalTable(read(result))
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Return the same table as Markdown.
+    """Return the table as Markdown, with the columns of a terminal.
 
     Raises:
         CheckpointError: This is not a result.
     """
     seen = read(result)
-    lines = [["", *headings(seen)], ["---", *("---:" for _ in headings(seen))]]
-    lines += [[row.title, *(cell.text for cell in row.cells)] for row in rows(seen)]
+    kept = _kept(seen)
+    lines = [["", *(one.title for one in kept)], ["---", *("---:" for _ in kept)]]
+    lines += [[row.title, *(row.cells[one.key].text for one in kept)] for row in rows(seen)]
     text = "".join(f"| {' | '.join(_flat(cell) for cell in line)} |\n" for line in lines)
-    notes = [f"- not run: {_flat(note)}\n" for note in skips(seen)]
-    return text + ("\n" + "".join(notes) if notes else "")
+    below = [f"- {_flat(note)}\n" for note in notes(seen)]
+    return text + ("\n" + "".join(below) if below else "")
+
+
+@dataclass(frozen=True)
+class FinalTable:
+    """A table that takes as many columns as a terminal has room for."""
+
+    result: Result
+
+    @property
+    def row_count(self) -> int:
+        """How many baselines and modes there are."""
+        return len(self.result.scored)
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        """Yield one table, or several one above the other, and the notes."""
+        body = rows(self.result)
+        for place, part in enumerate(stacked(_kept(self.result), body, options.max_width)):
+            if place:
+                yield Text()
+            yield _table(part, body, options.max_width)
+        for note in notes(self.result):
+            yield Text(note, style="dim")
+
+
+def stacked(kept: Sequence[Column], body: Sequence[Row], width: int) -> Iterator[Sequence[Column]]:
+    """Yield the columns of each table: all in one, or scores and costs apart, or fewer still."""
+    if NAMES + sum(GAP + _width(one, body) for one in kept) <= width:
+        yield kept
+        return
+    for part in ("scores", "costs"):
+        held: list[Column] = []
+        for one in (column for column in kept if column.part == part):
+            taken = LEAST + sum(GAP + _width(other, body) for other in (*held, one))
+            if held and taken > width:
+                yield held
+                held = []
+            held.append(one)
+        yield held
+
+
+def _kept(result: Result) -> list[Column]:
+    return [one for one in columns(result) if not one.page_only]
+
+
+def _width(column: Column, body: Iterable[Row]) -> int:
+    lines = [*column.heading.splitlines(), *(row.cells[column.key].text for row in body)]
+    return max(map(cell_len, lines))
+
+
+def _table(part: Sequence[Column], body: Sequence[Row], width: int) -> Table:
+    room = max(LEAST, width - sum(GAP + _width(one, body) for one in part))
+    table = Table(title=None, header_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for one in part:
+        table.add_column(one.heading, justify="right", no_wrap=True, min_width=_width(one, body))
+    for row in body:
+        style = COLOURS.get(row.name, "")
+        title = escape(_folded(row.title, room))
+        name = f"[bold {style}]{title}[/]" if style else f"[dim]{title}[/]"
+        table.add_row(name, *(row.cells[one.key].text for one in part))
+    return table
+
+
+def _folded(title: str, room: int) -> str:
+    """Return a name on as many lines as it takes, broken between words."""
+    flat = shortened(title, 60)
+    lines = textwrap.wrap(flat, room, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(shortened(line, room) for line in lines)
 
 
 def _flat(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def _row(result: Result, run: Baseline | ModeRun) -> Row:
-    return Row(name=run.name, title=named(run), cells=(*_quality(result, run), *_costs(run)))
-
-
-def _quality(result: Result, run: Baseline | ModeRun) -> tuple[Cell, ...]:
-    got = final(run)
-    part = Cell(text=units.percent(share(result, run)) if run.name != "base" else units.DASH)
-    if result.causal:
-        return (
-            _exact(units.perplexity(got.perplexity), got.perplexity),
-            _exact(units.score(got.accuracy), got.accuracy),
-            part,
-        )
-    return (
-        _exact(units.score(got.accuracy), got.accuracy),
-        _exact(units.score(got.macro_f1), got.macro_f1),
-        part,
-    )
-
-
-def _costs(run: Baseline | ModeRun) -> tuple[Cell, ...]:
-    if isinstance(run, Baseline):
-        nothing = Cell(text=units.DASH)
-        return (*(nothing,) * 5, _exact(units.duration(run.seconds), run.seconds))
-    total = run.total
-    up, down = total.up.message_bytes, total.down.message_bytes
-    whole = None if up is None or down is None else up + down
-    return (
-        _bytes(_each(run, "up")),
-        _bytes(_each(run, "down")),
-        _bytes(whole),
-        _exact(units.gflops(flops_each(run)), flops_each(run)),
-        _bytes(total.peak_bytes),
-        _exact(units.duration(run.seconds), run.seconds),
-    )
-
-
-def flops_each(run: ModeRun) -> float | None:
-    """Return the mean FLOPs of a client, all rounds together."""
-    return run.each.flops if run.each else None
-
-
-def _each(run: ModeRun, direction: str) -> float | None:
-    return per_client_bytes(run, direction)
-
-
-def _bytes(count: float | None) -> Cell:
-    return Cell(text=units.size(count), exact=units.exact(count))
-
-
-def _exact(text: str, value: float | None) -> Cell:
-    return Cell(text=text, exact="not measured" if value is None else f"{value:,.6g}")

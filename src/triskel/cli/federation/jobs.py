@@ -112,7 +112,7 @@ def _finished(target: Path) -> "Generator[None, None, None]":
     try:
         yield
     except FederationError as stop:
-        if target.is_dir():
+        if target.is_dir() and any(target.iterdir()):
             stop.add_note(f"what was finished is in {target}")
         raise
 

@@ -34,7 +34,7 @@ from triskel.errors import (
     RoundError,
     TriskelError,
 )
-from triskel.job import Job, ModeName
+from triskel.job import Job, Judge, ModeName
 from triskel.policy.chain import now
 from triskel.policy.decide import (
     Circumstances,
@@ -300,7 +300,9 @@ class Host:
         else:
             run(self._job, request, folder, engine, self._note, venue)
 
-    def _prepared(self, job: Job, watch: Watch, choices: Path) -> Bench:
+    def _prepared(self, job: Job, watch: Watch, choices: Path, *, judge: Judge = "test") -> Bench:
+        if judge != "test":
+            raise JobError("sites score models on their test rows; ask for no other")
         return HostBench(
             job=placed(job, self._policy_file),
             federation=federate_none(job, self._present, datasets(self._policy)),

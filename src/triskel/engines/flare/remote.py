@@ -236,9 +236,8 @@ class _Talk:
         """Play it to its end, and return the state it leaves."""
         engine, options = self.engine, self.engine.job.federation
         tasks = {client: self.mode.task(state, client) for client in crew}
-        round_ = max(whole(task.facts, "round") for task in tasks.values())
-        if self.what != "work":
-            round_ -= 1  # the task opens the next round, and what the last one left is tested
+        # a test's task opens the next round, and what the last one left is tested
+        round_ = max(whole(task.facts, "round") for task in tasks.values()) - (self.what != "work")
         if self.sections is not None:
             facts = {"round": round_}
             alike = Message(kind="evaluate", sections=self.sections, facts=facts)

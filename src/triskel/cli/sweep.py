@@ -1,0 +1,130 @@
+"""The command that tries settings: chosen on validation texts, tested once chosen."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from triskel.cli.options import names_in, next_folder
+from triskel.cli.output import console_for
+from triskel.errors import JobError, TriskelError
+from triskel.grid import settings_of
+from triskel.job import MODE_NAMES
+from triskel.loading import loading
+
+Event = Mapping[str, Any]
+Watch = Callable[[Event], None]
+CHOOSING: tuple[Literal["local", "central"], ...] = ("local", "central")
+"""Baselines that have something to choose."""
+ALL_MODES = ",".join(MODE_NAMES)
+
+
+def sweep(
+    job: Annotated[
+        Path | None,
+        typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE,VALUE",
+            help="Values to try of one key, such as train.lr=1e-3,2e-3; repeat for their product.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the sweep; one that was begun with the same words goes on.",
+            show_default="runs/NAME-N, next free",
+            metavar="DIR",
+        ),
+    ] = None,
+    modes: Annotated[str, typer.Option(help="Which modes, separated by commas.")] = ALL_MODES,
+    baselines: Annotated[
+        str,
+        typer.Option(help=f"Which baselines, separated by commas: {', '.join(CHOOSING)}; or none."),
+    ] = "none",
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with this sweep where it stopped.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+) -> None:
+    """Try settings, choose between them on validation texts, and test what was chosen."""
+    if resume is not None:
+        if job or settings or out or modes != ALL_MODES or baselines != "none":
+            raise JobError("--resume goes on with the sweep as it was; leave out everything else")
+        _play(resume, lambda: _again(resume))
+        return
+    chosen = names_in("mode", modes, MODE_NAMES)
+    beside = names_in("baseline", baselines, CHOOSING, empty=True)
+    base, several = settings_of(job, settings or ())
+
+    def asked() -> Any:  # noqa: ANN401 - its type loads torch
+        from triskel.sweep import Sweep
+
+        return Sweep(job=base, settings=several, modes=chosen, baselines=beside)
+
+    _play(next_folder(base.name) if out is None else out, asked)
+
+
+def _again(folder: Path) -> Any:  # noqa: ANN401 - its type loads torch
+    from triskel.sweep import read_sweep
+
+    return read_sweep(folder)
+
+
+def _play(folder: Path, asked: Callable[[], Any]) -> None:
+    """Play a sweep with a display, and say what came out; what stops it says how to go on."""
+    console = console_for(stderr=True)
+    try:
+        with console.status("loading torch and transformers"), loading():
+            from triskel import sweep as sweeps
+            from triskel.engines.local import LocalEngine
+            from triskel.live import Live
+        with Live(console) as live:
+            record = sweeps.sweep(asked(), folder, LocalEngine, _announcing(console, live))
+    except (KeyboardInterrupt, TriskelError) as stop:
+        refused = isinstance(stop, TriskelError) and stop.exit_code == JobError.exit_code
+        if not refused and (folder / "sweep.json").exists():
+            stop.add_note(
+                f"what was finished is in {folder}; `triskel sweep --resume {folder}` goes on"
+            )
+        raise
+    _conclude(record, folder)
+    if not record["winners"]:
+        raise typer.Exit(1)
+
+
+def _announcing(console: Console, watch: Watch) -> Watch:
+    """Return a watch that says which setting begins, and passes everything on."""
+
+    def told(event: Event) -> None:
+        if event.get("event") == "setting_start":
+            which = f"setting {event['number']} of {event['of']}: {event['setting']}"
+            console.print(f"[bold]{escape(which)}[/]", soft_wrap=True)
+        watch(event)
+
+    return told
+
+
+def _conclude(record: Mapping[str, Any], folder: Path) -> None:
+    from triskel.report.sweeps import failures, terminal_table
+
+    console, page = console_for(), folder / "report.html"
+    console.print()
+    console.print(terminal_table(record))
+    for line in failures(record):
+        console.print(escape(line), soft_wrap=not console.is_terminal)
+    console.print()
+    console.print(f"Results  {escape(str(folder))}", soft_wrap=True)
+    console.print(f"Report   {escape(str(page))}", soft_wrap=True)
+    console.print(f"         open it in a browser: {page.resolve().as_uri()}", soft_wrap=True)

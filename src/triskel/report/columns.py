@@ -1,0 +1,79 @@
+"""The two columns of every row: on everybody's texts, and on each client's own.
+
+`everybody` is the common model on all texts, `own` each client's own model where it has one, else
+the common one, on its own texts, pooled. Results written before the columns were have them by
+other names, and `columns` finds them there.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+Column = Literal["everybody", "own"]
+COLUMNS: tuple[Column, ...] = ("everybody", "own")
+FIGURES = ("accuracy", "macro_f1", "loss", "perplexity", "token_accuracy")
+Row = Mapping[str, Any]
+Columns = dict[str, dict[str, Any]]
+"""Figures by column; one that was not measured is not there."""
+
+
+def ranked_by(job: Row) -> str:
+    """Return the figure that tells rows apart: `perplexity` for `causal`, else `accuracy`."""
+    data = cast("Row", job.get("data", {}))
+    return "perplexity" if data.get("task") == "causal" else "accuracy"
+
+
+def column_of(row: str) -> Column:
+    """Return the column that a row is chosen by: clients alone have no common model."""
+    return "own" if row == "local" else "everybody"
+
+
+def columns(result: Row, row: str) -> Columns | None:
+    """Return the columns of a baseline or a mode of a result, or None where it is not there."""
+    options = cast("Row", result.get("job", {})).get("logits", {})
+    student = bool(cast("Row", options).get("student", True))
+    if row in (beside := cast("Row", result.get("baselines", {}))):
+        return columns_of(row, beside[row], student=student)
+    if row not in (modes := cast("Row", result.get("modes", {}))):
+        return None
+    found, rounds = modes[row], modes[row].get("rounds") or [{}]
+    final = {"per_client": rounds[-1].get("per_client", {}), **found.get("final", {})}
+    return columns_of(row, final, student=student)
+
+
+def columns_of(row: str, found: Row, *, student: bool) -> Columns:
+    """Return the columns of one row of figures.
+
+    Args:
+        row: A baseline or a mode.
+        found: Its figures, and `per_client`.
+        student: Whether `logits` has a common model.
+    """
+    told: Columns = {c: dict(found[c]) for c in COLUMNS if found.get(c)}
+    if told:
+        return told
+    pooled = {name: found[name] for name in FIGURES if name in found}
+    if row == "local":
+        reached = found.get("global_accuracy")
+        return {"own": pooled} | ({} if reached is None else {"everybody": {"accuracy": reached}})
+    if row != "logits":
+        return {"everybody": pooled, "own": dict(pooled)}
+    own = _pooled(found.get("per_client", {}))
+    return ({"everybody": pooled} if student else {}) | ({"own": own} if own else {})
+
+
+def _pooled(each: Mapping[str, Row]) -> dict[str, Any]:
+    """Return clients' figures together, weighted by their examples."""
+    count = sum(one.get("examples", 0) for one in each.values())
+    if not count:
+        return {}
+    told: dict[str, Any] = {
+        name: sum(one[name] * one["examples"] for one in each.values()) / count
+        for name in ("accuracy", "loss")
+    }
+    if any("perplexity" in one for one in each.values()):
+        told |= {
+            "perplexity": math.exp(min(told["loss"], 700.0)),
+            "token_accuracy": told["accuracy"],
+        }
+    return told

@@ -1,0 +1,49 @@
+"""How rows are called, and how a row's figure is said in a sentence."""
+
+from collections.abc import Mapping
+
+from triskel.report.result import Baseline, ModeRun, Result, Score, mark
+from triskel.report.units import perplexity, score
+
+NAMES: Mapping[str, str] = {
+    "base": "base",
+    "local": "each client alone",
+    "local_equal": "alone at equal FLOPs",
+    "central": "centralised",
+    "params": "params",
+    "logits": "logits",
+    "split": "split",
+}
+GLOSS: Mapping[str, str] = {
+    "params": "adapter parameters travel",
+    "logits": "predictions on public texts travel",
+    "split": "activations at the cut travel",
+}
+COLUMNS: Mapping[str, str] = {"everybody": "everybody's texts", "own": "own texts"}
+
+
+def named(run: Baseline | ModeRun) -> str:
+    """Return how a row is called."""
+    if run.name == "base" and isinstance(run, Baseline) and run.what:
+        return f"base ({run.what})"
+    return NAMES[run.name]
+
+
+def column_of(run: Baseline | ModeRun, column: str) -> Score:
+    """Return a row's score on `everybody`'s texts or on clients' `own`."""
+    return run.everybody if column == "everybody" else run.own
+
+
+def figure_of(result: Result, run: Baseline | ModeRun, column: str) -> float | None:
+    """Return a row's figure that ranks, on one column."""
+    return mark(result, column_of(run, column))
+
+
+def written(result: Result, value: float | None) -> str:
+    """Return the figure that ranks, as it is written everywhere."""
+    return perplexity(value) if result.causal else score(value)
+
+
+def quality(result: Result) -> str:
+    """Return what the figure that ranks is called."""
+    return "perplexity" if result.causal else "accuracy"

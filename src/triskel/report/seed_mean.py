@@ -1,0 +1,67 @@
+"""Several seeds as one: the mean of their results, and how far a round's figure varies over them.
+
+A number is the mean over the seeds that have it. What is no number (names, reasons) is the first
+seed's, and lists are taken place by place, so that round 3 is the mean of third rounds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, cast
+
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+from triskel.report.result import Json, Span
+
+LEVEL = 0.95
+
+
+def averaged(runs: Sequence[Json]) -> dict[str, Any]:
+    """Return one result in which scores and costs are the means over these.
+
+    Job, data and environment are those of the first.
+
+    >>> averaged([{"modes": {"params": {"loss": 1.0}}}, {"modes": {"params": {"loss": 2.0}}}])
+    {'modes': {'params': {'loss': 1.5}}}
+    """
+    first = dict(runs[0])
+    for part in ("baselines", "skipped", "modes"):
+        held = [run[part] for run in runs if isinstance(run.get(part), Mapping)]
+        if held:
+            first[part] = _mean(held)
+    stopped = next((run["interrupted"] for run in runs if run.get("interrupted")), None)
+    return first if stopped is None else {**first, "interrupted": stopped}
+
+
+def band(values: Sequence[float]) -> Span | None:
+    """Return the mean over seeds with its 95 % interval by Student's t, None for one seed.
+
+    >>> found = band([0.6, 0.7, 0.65])
+    >>> round(found.mean, 3), round(found.half, 3)
+    (0.65, 0.124)
+    """
+    many = len(values)
+    if many < 2:  # noqa: PLR2004 - one value has no spread
+        return None
+    wide = float(stdtrit(many - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(many)
+    middle = fmean(values)
+    return Span(mean=middle, low=middle - wide, high=middle + wide, n=many)
+
+
+def _mean(values: Sequence[object]) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return the mean of JSON values of one place."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        tables = [cast("Json", one) for one in values if isinstance(one, Mapping)]
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {n: _mean([table[n] for table in tables if n in table]) for n in names}
+    if isinstance(first, list):
+        lists = [cast("list[object]", one) for one in values if isinstance(one, list)]
+        longest = max(map(len, lists))
+        return [_mean([one[i] for one in lists if i < len(one)]) for i in range(longest)]
+    numbers = [
+        float(one)
+        for one in values
+        if isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one)
+    ]
+    return fmean(numbers) if numbers else first

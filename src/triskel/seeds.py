@@ -1,0 +1,150 @@
+"""One job with several seeds: a run each, what they share loaded once, and what they amount to.
+
+A seed moves everything that chance decides: head and adapter at the start, who holds which rows,
+batches, dropout, cohorts. A folder of several seeds holds
+
+    job.toml  request.json  result.json  report.html
+    seed-0/  seed-1/ ...    run folders, each as `compare` writes it
+
+`result.json` (schema 2) is written whenever a seed is done, so a killed comparison goes on with
+the seed it was at. Each seed's folder can be resumed, exported and evaluated by itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from triskel import __version__
+from triskel.bench import Loaded, prepare
+from triskel.checkpoint import write_text
+from triskel.compare import HERE, Request, read_run, resume, run
+from triskel.errors import CheckpointError, JobError
+from triskel.folder import save
+from triskel.job import Job, dump, to_toml
+from triskel.report.page import write_report
+from triskel.round import Engine
+from triskel.summary import amounts
+from triskel.types import Watch
+
+SCHEMA = 2
+Engines = Callable[[Job], Engine]
+
+
+def compare_seeds(
+    job: Job,
+    request: Request,
+    seeds: Sequence[int],
+    folder: Path,
+    engine: Engines,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Play a job with each of several seeds in a new folder, and return their result.
+
+    Raises:
+        JobError: A seed is named twice, there is none, or the folder holds something else.
+        TriskelError: A run failed; what was finished stays on disk.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise JobError(f"seeds must be different whole numbers from 0, got {list(seeds)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise JobError(
+            f"{folder} is not empty; choose another --out, or resume it with "
+            f"`triskel run --resume {folder}`"
+        )
+    text = to_toml(job)
+    asked = {
+        **request.asked(),
+        "seeds": list(seeds),
+        "job_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    write_text(folder / "job.toml", text)
+    write_text(folder / "request.json", json.dumps(asked, indent=1))
+    return _run(job, request, seeds, folder, engine, watch)
+
+
+def resume_seeds(folder: Path, engine: Engines, watch: Watch) -> dict[str, Any]:
+    """Go on with a folder of several seeds, and return their result.
+
+    Raises:
+        CheckpointError: It is not such a folder.
+        TriskelError: A run failed.
+    """
+    seeds = seeds_of(folder)
+    if seeds is None:
+        raise CheckpointError(f"{folder} holds no comparison over several seeds")
+    job, request = read_run(folder)
+    return _run(job, request, seeds, folder, engine, watch)
+
+
+def seeds_of(folder: Path) -> list[int] | None:
+    """Return the seeds that a folder was begun with, or None where it is not one of several."""
+    try:
+        asked: object = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = cast("dict[str, object]", asked).get("seeds") if isinstance(asked, dict) else None
+    if not isinstance(found, list):
+        return None
+    seeds = cast("list[object]", found)
+    return [s for s in seeds if type(s) is int] if all(type(s) is int for s in seeds) else None
+
+
+def _run(
+    job: Job,
+    request: Request,
+    seeds: Sequence[int],
+    folder: Path,
+    engine: Engines,
+    watch: Watch,
+) -> dict[str, Any]:
+    loaded = Loaded()
+    venue = replace(HERE, prepare=partial(prepare, loaded=loaded))
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "triskel": __version__,
+        "job": dump(job),
+        "request": request.asked(),
+        "seeds": list(seeds),
+        "runs": _finished(folder, seeds),
+    }
+    for number, seed in enumerate(seeds, 1):
+        if number <= len(result["runs"]):
+            continue
+        watch({"event": "seed_start", "seed": seed, "number": number, "of": len(seeds)})
+        place, own = folder / f"seed-{seed}", job.model_copy(update={"seed": seed})
+        if (place / "request.json").exists():
+            found = resume(place, engine, watch, venue)
+        else:
+            found = run(own, request, place, engine(own), watch, venue)
+        result["runs"].append(found)
+        save(folder, result)
+    places = [folder / f"seed-{seed}" for seed in seeds]
+    result |= amounts(result["runs"], places)
+    save(folder, result)
+    write_report(folder)
+    return result
+
+
+def _finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the results of the first seeds, as far as they were finished.
+
+    Raises:
+        CheckpointError: The folder's result is damaged.
+    """
+    place = folder / "result.json"
+    if not place.exists():
+        return []
+    try:
+        runs: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))["runs"]
+        begun = [one["job"]["seed"] for one in runs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{place} is damaged: {error}; delete it, and what its seeds finished is read again"
+        ) from error
+    if begun != list(seeds)[: len(begun)]:
+        raise CheckpointError(f"{place} holds seeds {begun}, and this comparison is of {seeds}")
+    return runs
