@@ -24,7 +24,7 @@ from overhead import adapted, ours, plain, quiet
 import triskel.data.text
 from triskel.bench import prepare
 from triskel.engines.local import LocalEngine
-from triskel.job import DEMO, Job, load, parse
+from triskel.job import DEMO, Job, Model, load, parse
 from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where
@@ -131,7 +131,8 @@ def main() -> None:
         found["gain"] = [a - b for a, b in zip(found["fast"], found["usual"], strict=True)]
         measure.report("accuracy", found, seed=chosen.seed, out=chosen.out, seeds=seeds)
         return
-    texts = chosen.texts or (64 if chosen.quick else 192)
+    native = dtype_of(Model()) == torch.bfloat16
+    texts = chosen.texts or ((64 if native else 16) if chosen.quick else 192)
     job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", WHOLE])
     bench = prepare(job, quiet)
     worker = bench.worker(chosen.client, quiet)

@@ -41,6 +41,7 @@ class Rung:
         texts: Training texts of a client.
         tests: Test texts of a client.
         public: Public texts, for `logits`.
+        epochs: Passes over a client's texts in a round.
         blocks: Blocks with adapters, the last ones; what enters them is kept.
     """
 
@@ -48,6 +49,7 @@ class Rung:
     texts: int
     tests: int
     public: int
+    epochs: int
     blocks: int
 
     @property
@@ -60,7 +62,7 @@ class Rung:
         held, scored = CLIENTS * self.texts, CLIENTS * self.tests
         step = (1 + BACK) * self.blocks
         once = DEPTH * (2 * held + scored + self.public) + ENDS * (held + scored)
-        trained = ROUNDS * held * step
+        trained = ROUNDS * self.epochs * held * step
         taught = ROUNDS * CLIENTS * self.public * (self.blocks + 2 * step)
         student = ROUNDS * self.public * step
         alone, equal, central, params, split = trained, trained + taught, trained, trained, trained
@@ -86,19 +88,20 @@ class Rung:
                 f"clients.test_examples={self.tests}",
                 f"logits.public={self.public}",
                 f"adapter.blocks=top:{self.blocks}",
+                f"train.epochs={self.epochs}",
                 f"rounds={ROUNDS}",
             ],
         )
 
 
 LADDER = (
-    Rung(seeds=3, texts=120, tests=100, public=60, blocks=10),
-    Rung(seeds=2, texts=120, tests=100, public=60, blocks=10),
-    Rung(seeds=1, texts=120, tests=100, public=60, blocks=10),
-    Rung(seeds=1, texts=120, tests=80, public=60, blocks=6),
-    Rung(seeds=1, texts=80, tests=60, public=40, blocks=6),
-    Rung(seeds=1, texts=60, tests=50, public=30, blocks=6),
-    Rung(seeds=1, texts=40, tests=40, public=20, blocks=4),
+    Rung(seeds=3, texts=100, tests=100, public=50, epochs=2, blocks=6),
+    Rung(seeds=2, texts=100, tests=100, public=50, epochs=2, blocks=6),
+    Rung(seeds=1, texts=100, tests=100, public=50, epochs=2, blocks=6),
+    Rung(seeds=1, texts=80, tests=80, public=40, epochs=2, blocks=6),
+    Rung(seeds=1, texts=60, tests=60, public=30, epochs=2, blocks=6),
+    Rung(seeds=1, texts=50, tests=50, public=20, epochs=2, blocks=6),
+    Rung(seeds=1, texts=40, tests=40, public=15, epochs=2, blocks=4),
 )
 """From the largest to the smallest; the first is the job of `triskel init`."""
 
@@ -152,14 +155,14 @@ def choose(
     return Choice(rung=rung, place=place + 1, sentence=sentence)
 
 
-def timed(watch: Watch, ladder: Sequence[Rung] = LADDER) -> float:
-    """Return the seconds of a padded token through a block, by training steps of the first rung.
+def timed(watch: Watch, job: Job | None = None) -> float:
+    """Return the seconds of a padded token through a block, by a few training steps.
 
     Args:
         watch: Told what is fetched or found out on the way.
-        ladder: Its first rung is timed.
+        job: Whose steps; the first rung's where none is given.
     """
-    bench = prepare(ladder[0].job(), watch)
+    bench = prepare(job or LADDER[0].job(), watch)
     body, client = bench.body(), bench.clients[0]
     body.prefix = None  # a step of the first epoch, in which nothing is at hand yet
     worker = bench.worker(client, watch)

@@ -348,14 +348,15 @@ def default_cut(blocks: int) -> tuple[int, int]:
 DEMO = """
 rounds = 3
 [adapter]
-blocks = "top:10"
+blocks = "top:6"
 [clients]
-examples = 120
+examples = 100
 test_examples = 100
 [train]
+epochs = 2
 lr = 2e-3
 [logits]
-public = 60
+public = 50
 """
 """What runs without a job file: the built-in texts, few enough for ten minutes on two cores.
 

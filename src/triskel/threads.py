@@ -4,9 +4,10 @@ torch computes on OpenMP's threads, GNU's in its Linux wheels. By default one th
 spins until the others are: on idle cores that is fast, on a busy machine it takes the very time
 that the others wait for. Sleeping at once costs a third of the speed on idle cores, and is up to
 thirty times as fast on very busy ones (docs/performance.md). So threads sleep at once where cores
-are taken, and elsewhere after a millisecond or less: as fast, and bounded. OpenMP reads `OMP_WAIT_POLICY` and
-`OMP_NUM_THREADS` once, as it loads (OpenMP 5.2, section 21.2), other runtimes than GNU's too. torch
-knows which cores it may run on, but neither a container's share of them nor who else computes.
+are taken, and elsewhere after a millisecond or less: as fast, and bounded. OpenMP reads
+`OMP_WAIT_POLICY` and `OMP_NUM_THREADS` once, as it loads (OpenMP 5.2, section 21.2), and other
+runtimes than GNU's read them too. torch knows which cores it may run on, but neither a container's
+share of them nor who else computes.
 
 Another number of threads sums in another order. So a run writes down how many it began with, and
 takes them up again when it goes on. What a user set is never changed.
@@ -26,7 +27,7 @@ COUNT, OURS = "OMP_NUM_THREADS", "TRISKEL_THREADS"
 SLEEPING = {"OMP_WAIT_POLICY": "passive"}
 """A thread that waits sleeps at once."""
 BRIEF = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
-"""It looks so often first, which takes about a millisecond; GNU's OpenMP by itself 300,000 times."""
+"""It looks so often first, for about a millisecond; GNU's OpenMP by itself looks 300,000 times."""
 WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """With any of these a user says how threads wait."""
 RUN = "process"
