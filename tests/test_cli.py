@@ -570,7 +570,7 @@ def test_the_job_file_says_every_key_with_its_default() -> None:
         if known is None:
             assert f"# {key[-1]} = " in TEMPLATE, key
         elif mine != known:
-            pattern = rf"^{key[-1]} = {re.escape(str(mine))} +# .*\[{re.escape(str(known))}\]"
+            pattern = rf'^{key[-1]} = "?{re.escape(str(mine))}"? +# .*\[{re.escape(str(known))}\]'
             assert re.search(pattern, TEMPLATE, re.MULTILINE), key
     for name in Override.model_fields:
         assert f"# {name} = " in TEMPLATE

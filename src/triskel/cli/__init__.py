@@ -264,6 +264,11 @@ def _start_demo(
     out: Path | None, modes: tuple[ModeName, ...], baselines: tuple[BaselineName, ...]
 ) -> None:
     """Play the rung of the demo that a timed training step chooses, and say which and why."""
+    if out is not None and out.is_dir() and any(out.iterdir()):
+        raise JobError(
+            f"{out} is not empty; choose another --out, or resume it with "
+            f"`triskel run --resume {out}`"
+        )
     console = console_for(stderr=True)
     _settle_threads(console, out or Path())
     with console.status("timing a training step, for a demo that takes minutes here"), loading():
