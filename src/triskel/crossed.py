@@ -38,9 +38,9 @@ LEAST = 1e-200
 """The least p that is told from 0."""
 
 Columns: TypeAlias = tuple[
-    Int64[np.ndarray, " texts"], Float64[np.ndarray, " texts"], Float64[np.ndarray, " texts"]
+    Int64[np.ndarray, " _"], Float64[np.ndarray, " _"], Float64[np.ndarray, " _"]
 ]
-"""Texts, v and w of one run."""
+"""Texts, v and w of one run; runs differ in length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,7 @@ class Spread:
         normal = -float(special.ndtri(p / 2))
         whole = self.between + self.common
         if whole == 0:
-            free = self.free_between if self.runs > 1 else self.free_common
-            return -float(special.stdtrit(free, p / 2))
+            return -float(special.stdtrit(self.free_between, p / 2))
         parts = ((self.between, self.free_between), (self.common, self.free_common))
         return normal + sum(
             (part / whole) ** 2 * (-float(special.stdtrit(free, p / 2)) - normal)
@@ -121,15 +120,18 @@ class Spread:
     def _solved(self, reached: float, low: float, high: float) -> float:
         """Return the p between two whose quantile is reached."""
 
-        def gap(p: float) -> float:
-            return self.quantile(p) - reached
+        def gap(log_p: float) -> float:
+            return self.quantile(math.exp(log_p)) - reached
 
-        if high <= low * (1 + 1e-12) or gap(low) <= 0:
+        if high <= low:
             return low
-        if gap(high) >= 0:
+        ends = math.log(low), math.log(high)
+        if gap(ends[0]) <= 0:
+            return low
+        if gap(ends[1]) >= 0:
             return high
-        root: Any = optimize.brentq(gap, low, high, xtol=LEAST, rtol=np.float64(1e-10))
-        return float(root)
+        root: Any = optimize.brentq(gap, *ends, xtol=1e-11)
+        return math.exp(root)
 
 
 def spread(columns: Sequence[Columns]) -> Spread:

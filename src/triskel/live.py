@@ -129,6 +129,10 @@ class Live:
             case "warning" | "note" as kind:
                 mark = "[yellow]warning[/] " if kind == "warning" else ""
                 self._say(f"{mark}{escape(_text(event, 'text'))}")
+            case "seed_start":
+                which = " of ".join(_text(event, key) for key in ("number", "of"))
+                self._done, self._stage = [], None
+                self._say(f"[bold]seed {escape(_text(event, 'seed'))}[/], {escape(which)}")
             case "run_end":
                 took = _number(event, "seconds")
                 self._say(f"done in {_duration(self._elapsed() if took is None else took)}")

@@ -32,10 +32,10 @@ class Outcomes:
         DataError: Empty, of unequal lengths, a text twice, or figures that cannot be.
     """
 
-    texts: Int64[np.ndarray, " texts"]
-    right: Float64[np.ndarray, " texts"]
-    loss: Float64[np.ndarray, " texts"]
-    scored: Float64[np.ndarray, " texts"]
+    texts: Int64[np.ndarray, " _"]
+    right: Float64[np.ndarray, " _"]
+    loss: Float64[np.ndarray, " _"]
+    scored: Float64[np.ndarray, " _"]
 
     def __post_init__(self) -> None:
         lengths = [len(self.texts), len(self.right), len(self.loss), len(self.scored)]

@@ -26,6 +26,7 @@ from triskel import records
 from triskel.metrics import LARGEST_LOG
 from triskel.outcomes import Figure, Outcomes
 from triskel.records import COLUMNS, Record
+from triskel.report.readings import readings
 from triskel.significance import Difference, difference, judged, mean_of
 from triskel.types import ClientId
 
@@ -44,9 +45,14 @@ Runs = Sequence[Mapping[str, Record]]
 
 
 def amounts(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
-    """Return what runs of one job amount to, as keys of their result; see `summary`."""
-    found = summary(results, folders)
-    return {} if found is None else {"summary": found}
+    """Return what runs of one job amount to, as keys of their result.
+
+    These are `summary`, where texts were kept, and `readings`, with what drop-outs cost.
+    """
+    found, told = summary(results, folders), readings(results)
+    if lost := _robustness(results, folders):
+        told["robustness"] = lost
+    return ({} if found is None else {"summary": found}) | {"readings": told}
 
 
 def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any] | None:
@@ -75,6 +81,29 @@ def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> di
     found["differences"] = [one for c in COLUMNS for one in _differences(runs, there, c, figure)]
     if ALONE in there:
         found["clients"] = {m: _clients(runs, m, figure) for m in modes if m in there}
+    return found
+
+
+def _robustness(
+    results: Sequence[Mapping[str, Any]], folders: Sequence[Path]
+) -> dict[str, dict[str, Any]]:
+    """Return what each mode reaches with drop-outs, against itself without; means over runs."""
+    found: dict[str, dict[str, Any]] = {}
+    asked = [one.get("robustness", {}) for one in results]
+    for mode in (m for m in asked[0] if all(m in one for one in asked)):
+        rows = [one[mode] for one in asked]
+        told: dict[str, Any] = {"drop_share": rows[0]["drop_share"]}
+        for column in COLUMNS:
+            known = rows[0][column].keys()
+            told[column] = {f: sum(r[column][f] for r in rows) / len(rows) for f in known}
+        figure: Figure = "loss" if "perplexity" in rows[0]["everybody"] else "accuracy"
+        runs = [_read(folder, (mode, f"{mode}{DROPS}")) for folder in folders]
+        if all(len(run) > 1 for run in runs):
+            one = _between(runs, f"{mode}{DROPS}", mode, "everybody", figure)
+            if one is not None:
+                told |= {"difference": one.mean, "low": one.low, "high": one.high}
+                told |= {"p": one.p, "beyond": one.beyond}
+        found[mode] = told
     return found
 
 

@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from triskel import __version__
 from triskel.cli import federation, runs, site, sweep
-from triskel.cli.options import Name
+from triskel.cli.options import Name, seeds_in
 from triskel.cli.options import names_in as _names
 from triskel.cli.options import next_folder as _next_folder
 from triskel.cli.output import conclude, console_for, write_text
@@ -35,8 +35,8 @@ from triskel.threads import begun_with, settle
 # `types` and `compare` load torch, so what is needed of them is said again here
 Event = Mapping[str, Any]
 Watch = Callable[[Event], None]
-BaselineName = Literal["base", "local", "central"]
-BASELINE_NAMES: tuple[BaselineName, ...] = ("base", "local", "central")
+BaselineName = Literal["base", "local", "central", "local_equal"]
+BASELINE_NAMES: tuple[BaselineName, ...] = ("base", "local", "central", "local_equal")
 TRAINED_NAMES = (*MODE_NAMES, "central", "local")
 """What `export` and `evaluate` find in a run folder."""
 INTERRUPTED = 130
@@ -175,18 +175,36 @@ def compare(
         MODE_NAMES
     ),
     baselines: Baselines = ",".join(BASELINE_NAMES),
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N | A,B,...",
+            help="Repeat with so many seeds, from the job's own on, or with these.",
+        ),
+    ] = None,
+    drop_outs: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Play each mode once more with this share of a round's clients dropping out.",
+            min=0.0,
+            max=0.99,
+        ),
+    ] = 0.0,
     settings: Set = None,
 ) -> None:
     """Run baselines and modes on one model, data split and seed, and write a report.
 
-    Without a job file and settings this is the demo, as large as the machine does in minutes.
+    Without a job file and settings it is the demo, as large as the machine does in minutes.
     """
     chosen = _names("mode", modes, MODE_NAMES)
     beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
-    if job is None and not settings:
+    if job is None and not (settings or seeds or drop_outs):
         _start_demo(out, chosen, beside)
-    else:
-        _start(load(job, settings or ()), out, chosen, beside)
+        return
+    asked = load(job, settings or ())
+    more = None if seeds is None else seeds_in(seeds, asked.seed)
+    _start(asked, out, chosen, beside, seeds=more, drop_share=drop_outs)
 
 
 @app.command()
@@ -236,7 +254,8 @@ def _start(
     baselines: tuple[BaselineName, ...],
     *,
     strict: bool = False,
-    seeds: Sequence[int] = (),
+    seeds: Sequence[int] | None = None,
+    drop_share: float = 0.0,
 ) -> None:
     folder = _next_folder(job.name) if out is None else out
     ours = not folder.exists() or not any(folder.iterdir())
@@ -244,11 +263,10 @@ def _start(
     def go(watch: Watch) -> Mapping[str, Any]:
         from triskel.compare import Request, run
         from triskel.engines.local import LocalEngine
+        from triskel.seeds import compare_seeds
 
-        request = Request(modes=modes, baselines=baselines, strict=strict)
-        if len(seeds) > 1:
-            from triskel.seeds import compare_seeds
-
+        request = Request(modes=modes, baselines=baselines, strict=strict, drop_share=drop_share)
+        if seeds is not None:
             return compare_seeds(job, request, seeds, folder, LocalEngine, watch)
         return run(job, request, folder, LocalEngine(job), watch)
 
@@ -276,7 +294,8 @@ def _start_demo(
 
         choice = demo.choose(demo.timed(_notes(console)))
     console.print(escape(choice.sentence), soft_wrap=True)
-    _start(choice.job, out, modes, baselines, seeds=range(choice.rung.seeds))
+    seeds = range(choice.rung.seeds) if choice.rung.seeds > 1 else None
+    _start(choice.job, out, modes, baselines, seeds=seeds)
     typer.echo(f"\nThis was {choice.sentence}.")
 
 
@@ -296,9 +315,8 @@ def _resume(folder: Path) -> None:
         from triskel.engines.local import LocalEngine
         from triskel.seeds import resume_seeds, seeds_of
 
-        if seeds_of(folder) is not None:
-            return resume_seeds(folder, LocalEngine, watch)
-        return resume(folder, LocalEngine, watch)
+        again = resume if seeds_of(folder) is None else resume_seeds
+        return again(folder, LocalEngine, watch)
 
     _play(folder, go)
 
@@ -317,7 +335,7 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
             result = go(_opening(folder, console, live))
     except (KeyboardInterrupt, TriskelError) as stop:
         refused = isinstance(stop, TriskelError) and stop.exit_code == JobError.exit_code
-        if not refused and (folder / "stages").is_dir():
+        if not refused and (any(folder.glob("stages")) or any(folder.glob("seed-*/stages"))):
             stop.add_note(
                 f"what was finished is in {folder}; `triskel run --resume {folder}` goes on"
             )

@@ -37,6 +37,28 @@ def names_in(
     return tuple(found)
 
 
+def seeds_in(text: str, first: int) -> list[int]:
+    """Return the seeds that `--seeds` names: so many from the job's own on, or a list.
+
+    >>> seeds_in("3", 7), seeds_in("0,4", 7)
+    ([7, 8, 9], [0, 4])
+
+    Raises:
+        JobError: It is neither.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise JobError(f"--seeds takes a number such as 5, or a list such as 0,1,7; got {text!r}")
+    found = [int(part) for part in parts]
+    if "," in text:
+        if len(set(found)) < len(found):
+            raise JobError(f"--seeds names a seed twice: {text!r}")
+        return found
+    if not found[0]:
+        raise JobError("--seeds 0 would run nothing; leave it out for the job's own seed")
+    return [first + step for step in range(found[0])]
+
+
 def next_folder(name: str) -> Path:
     """Return `runs/NAME-N` with the first number above all that are there."""
     runs, safe = Path("runs"), safe_name(name)
