@@ -150,7 +150,7 @@ def main() -> None:
         "best": plain(job, batches, classes),
         "product": lambda: rates.append(product(padded, body.blocks.width, 1536, body.dtype)),
     }
-    times = measure.in_turn(works, times=3 if chosen.quick else 9)
+    times = measure.in_turn(works, times=(3 if native else 2) if chosen.quick else 9)
     rates = rates[1:]  # the first is to warm up
     figures = {
         "against_plain": measure.ratios(times["usual"], times["ours"]),

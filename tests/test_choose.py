@@ -334,3 +334,22 @@ def test_hidden_states_are_kept_where_they_fit(tmp_path: Path) -> None:
         job = small.job(model, rows, adapter=adapter)
         job = job.model_copy(update={"model": job.model.model_copy(update={"cache_mb": megabytes})})
         assert (prepare(job, small.watch).body().prefix is not None) is kept
+
+
+def test_hidden_states_stay_for_the_next_stage_while_there_is_ample_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = small.save_model(tmp_path / "model"), small.save_rows(tmp_path / "rows.csv", 30)
+    job = small.job(model, rows)
+    top = job.adapter.model_copy(update={"blocks": "top:1"})
+    bench = prepare(job.model_copy(update={"adapter": top}), small.watch)
+    body, mine = bench.body(), bench.share(bench.clients[0]).train
+    assert body.prefix is not None
+    body.prefix.get(body, mine, [0], body.frozen)
+    kept = body.prefix.size
+    assert kept > 0
+    bench.forget()
+    assert body.prefix.size == kept
+    monkeypatch.setattr(bench_module, "DEPTHS", 10**12)  # the next stage might not fit beside them
+    bench.forget()
+    assert body.prefix.size == 0
