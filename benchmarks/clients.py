@@ -24,6 +24,7 @@ from triskel.model.body import Body
 from triskel.model.train import Descent, Learner, Term, Where
 from triskel.types import Batch
 
+WHOLE = ["adapter.blocks=all", "model.compute=fast"]
 SHAPES = {"tokens32": (8, 1, 32), "tokens128": (8, 4, 32), "tokens512": (4, 16, 32)}
 
 
@@ -90,7 +91,7 @@ def main() -> None:
     """Answer the question."""
     options = measure.arguments(__doc__ or "")
     chosen = options.parse_args()
-    body = prepare(load(None, ["model.compute=fast"]), quiet).body()
+    body = prepare(load(None, WHOLE), quiet).body()
     figures: dict[str, list[float]] = {}
     for name, shape in SHAPES.items():
         works = steps(body, *shape, chosen.seed)
@@ -109,7 +110,7 @@ def main() -> None:
                 swaps.append(measure.seconds(lambda p=party: body.install(p, p)))
             figures["swap_share"] = measure.ratios(swaps, one)
     bodies = {
-        dtype: prepare(load(None, ["model.compute=fast", f"model.dtype={dtype}"]), quiet).body()
+        dtype: prepare(load(None, [*WHOLE, f"model.dtype={dtype}"]), quiet).body()
         for dtype in ("float32", "float64")
     }
     for name, shapes in (("", ((4, 3, 19),)), ("_ragged", ((2, 3, 19), (2, 5, 13)))):

@@ -39,7 +39,6 @@ name = "four-sites"
 rounds = {rounds}
 [model]
 path = "{model}"
-dtype = "bfloat16"
 [data]
 source = "clients"
 train = "reviews"

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, before torch
+from triskel.threads import waiting
 
-import torch
+waiting(os.environ, idle=True)  # as the command line does, before torch
+
+import torch  # noqa: E402 - it reads the environment once
 
 
 def arguments(question: str) -> argparse.ArgumentParser:

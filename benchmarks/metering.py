@@ -133,7 +133,7 @@ def main() -> None:
     if not chosen.model and not (cache_folder() / ASSET).is_dir():
         options.error(f"{ASSET} is not in {cache_folder()}; name a model folder with --model")
     texts = 16 if chosen.quick else 192
-    sets = [f"clients.examples={texts}", f"seed={chosen.seed}"]
+    sets = ["adapter.blocks=all", f"clients.examples={texts}", f"seed={chosen.seed}"]
     sets += [f"model.path={Path(chosen.model).resolve()}"] if chosen.model else []
     bench = prepare(load(None, [*sets, *chosen.set]), quiet)
     figures: dict[str, list[float]] = {}

@@ -1,8 +1,9 @@
 """How fast is a `params` round beside a plain transformers + peft loop on the same batches?
 
-Both train the same LoRA on the same padded batches with the same AdamW, eager attention, bfloat16
-base and float32 adapters. The plain loop is what one would write by hand: a model call, a loss, a
-step. The round is the whole of ours: messages packed and unpacked, metering, progress events.
+Both train the same LoRA on the same padded batches with the same AdamW, eager attention, a base in
+the dtype that `model.dtype = "auto"` takes and float32 adapters. The plain loop is what one would
+write by hand: a model call, a loss, a step. The round is the whole of ours: messages packed and
+unpacked, metering, progress events.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from triskel.data.assets import resolve
 from triskel.engines.local import LocalEngine
 from triskel.job import Job, load
 from triskel.ledger import Ledger
+from triskel.model.load import dtype_of
 from triskel.model.train import Where
 from triskel.modes.params import Params
 from triskel.types import Batch
@@ -63,7 +65,7 @@ def adapted(job: Job, classes: int, *, dtype: torch.dtype, attention: str) -> An
 
 def plain(job: Job, batches: list[Batch], classes: int) -> Any:
     """Return one epoch of a loop with every trick a plain loop can have, as a call."""
-    model = adapted(job, classes, dtype=torch.bfloat16, attention="eager")
+    model = adapted(job, classes, dtype=dtype_of(job.model), attention="eager")
     padding = model.config.pad_token_id
     inputs = [
         {
@@ -97,7 +99,8 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[], help="section.key=value")
     chosen = options.parse_args()
     texts = chosen.texts or (64 if chosen.quick else 192)
-    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", *chosen.set])
+    sets = ["adapter.blocks=all", f"clients.examples={texts}", f"seed={chosen.seed}", *chosen.set]
+    job = load(None, sets)
     bench = prepare(job, quiet)
     worker = bench.worker(chosen.client, quiet)
     batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))

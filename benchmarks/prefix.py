@@ -3,8 +3,9 @@
 The same `params` round with adapters in the top half (`half`) and the top quarter (`quarter`) of
 the blocks, with hidden states kept and computed again, in turn. `*_loss_gap` is the largest
 difference between the losses of the two, step by step, over three rounds from the same start;
-`*_bytes_per_token` is what is kept. Timed in bfloat16, where a text's hidden states round a little
-differently with the texts it is batched with; `*_loss_gap_float32` is the same gap in float32.
+`*_bytes_per_token` is what is kept. Timed in the dtype that `auto` takes; in bfloat16 a text's
+hidden states round a little differently with the texts it is batched with, and
+`*_loss_gap_float32` is the same gap in float32.
 """
 
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def main() -> None:
     texts = 32 if chosen.quick else 128
     figures: dict[str, list[float]] = {}
     for name, share in SHARES.items():
-        sets = [f"clients.examples={texts}", f"seed={chosen.seed}", "model.dtype=bfloat16"]
+        sets = [f"clients.examples={texts}", f"seed={chosen.seed}"]
         bench = prepare(load(None, sets), quiet)
         blocks = bench.body().blocks.count
         top = -(-blocks // share)

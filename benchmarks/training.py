@@ -1,11 +1,12 @@
 """How fast is a `params` round beside the loops people write, and beside the processor's limit?
 
-`against_plain` sets it against the loop as it is usually written: float32 weights under bfloat16
-autocast, `sdpa` attention, random batches padded to their longest text, AdamW as it comes.
-`against_best` sets it against a plain loop with every trick a loop can have: bfloat16 weights,
-eager attention, the very batches of ours (alike in length), fused AdamW. Both are ratios of useful
-tokens a second, on the same texts. `gemm_share` is the share of the rate of a bare bfloat16 matrix
-product, measured between the turns, that the FLOPs of our round reach.
+`against_plain` sets it against the loop as it is usually written: float32 weights, under bfloat16
+autocast where `model.dtype = "auto"` is bfloat16 here, `sdpa` attention, random batches padded to
+their longest text, AdamW as it comes.
+`against_best` sets it against a plain loop with every trick a loop can have: weights in the dtype
+that "auto" takes, eager attention, the very batches of ours (alike in length), fused AdamW. Both
+are ratios of useful tokens a second, on the same texts. `gemm_share` is the share of the rate of a
+bare matrix product in that dtype, measured between the turns, that the FLOPs of our round reach.
 
 `--accuracy` times nothing: it trains the four silos of the demonstration on three seeds, fast and
 as the usual loop computes (library blocks, `sdpa`, random batches), and sets the accuracies side
@@ -23,13 +24,16 @@ from overhead import adapted, ours, plain, quiet
 import triskel.data.text
 from triskel.bench import prepare
 from triskel.engines.local import LocalEngine
-from triskel.job import DEMO, Job, load, parse
+from triskel.job import DEMO, Job, Model, load, parse
 from triskel.ledger import Ledger
+from triskel.model.load import dtype_of
 from triskel.model.train import Where
 from triskel.rng import stream
 from triskel.stages import MAKERS, everywhere
 from triskel.types import Examples
 
+WHOLE = "adapter.blocks=all"
+"""A step that trains every block, which the demonstration does not."""
 TESTED = 500
 """Test texts of a silo for `--accuracy`: with the demonstration's 100, chance is 0.07 wide."""
 
@@ -37,7 +41,7 @@ TESTED = 500
 def usual(job: Job, examples: Examples, classes: int, seed: int) -> Any:
     """Return one epoch of the loop as it is usually written, as a call."""
     model = adapted(job, classes, dtype=torch.float32, attention="sdpa")
-    padding = model.config.pad_token_id
+    padding, narrow = model.config.pad_token_id, dtype_of(job.model) == torch.bfloat16
     order = torch.randperm(len(examples), generator=stream(seed, "usual")).tolist()
     inputs: list[dict[str, torch.Tensor]] = []
     for start in range(0, len(order), job.train.batch):
@@ -58,7 +62,7 @@ def usual(job: Job, examples: Examples, classes: int, seed: int) -> Any:
             [p for p in model.parameters() if p.requires_grad], lr=job.train.lr
         )
         for one in inputs:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
                 loss = model(**one).loss
             loss.backward()
             adam.step()
@@ -67,10 +71,10 @@ def usual(job: Job, examples: Examples, classes: int, seed: int) -> Any:
     return work
 
 
-def product(tokens: int, width: int, wide: int) -> float:
-    """Return the FLOPs a second of a bfloat16 product of this shape."""
-    x = torch.randn(tokens, width, dtype=torch.bfloat16)
-    w = torch.randn(wide, width, dtype=torch.bfloat16)
+def product(tokens: int, width: int, wide: int, dtype: torch.dtype) -> float:
+    """Return the FLOPs a second of a product of this shape."""
+    x = torch.randn(tokens, width, dtype=dtype)
+    w = torch.randn(wide, width, dtype=dtype)
     times = 40
     start = time.perf_counter()
     for _ in range(times):
@@ -89,7 +93,7 @@ def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
         ):
             triskel.data.text.WINDOW = window if name == "fast" else 1
             size = [f"clients.test_examples={TESTED}", f"rounds={rounds}"]
-            job = parse(DEMO, overrides=[*sets, *size, f"seed={seed}"])
+            job = parse(DEMO, overrides=[WHOLE, *sets, *size, f"seed={seed}"])
             bench = prepare(job, quiet)
             mode, engine = MAKERS["params"](bench, quiet), LocalEngine(job)
             state = mode.start()
@@ -127,13 +131,14 @@ def main() -> None:
         found["gain"] = [a - b for a, b in zip(found["fast"], found["usual"], strict=True)]
         measure.report("accuracy", found, seed=chosen.seed, out=chosen.out, seeds=seeds)
         return
-    texts = chosen.texts or (64 if chosen.quick else 192)
-    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", "model.dtype=bfloat16"])
+    native = dtype_of(Model()) == torch.bfloat16
+    texts = chosen.texts or ((64 if native else 16) if chosen.quick else 192)
+    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", WHOLE])
     bench = prepare(job, quiet)
     worker = bench.worker(chosen.client, quiet)
     batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))
     tokens = sum(int(b.lengths.sum()) for b in batches)
-    classes = len(bench.federation.classes)
+    classes, body = len(bench.federation.classes), bench.body()
     ledger = Ledger()
     ours(bench, chosen.client, ledger)()
     flops = ledger.rows()[chosen.client]["flops"]
@@ -143,9 +148,9 @@ def main() -> None:
         "ours": ours(bench, chosen.client),
         "usual": usual(job, worker.train, classes, chosen.seed),
         "best": plain(job, batches, classes),
-        "product": lambda: rates.append(product(padded, bench.body().blocks.width, 1536)),
+        "product": lambda: rates.append(product(padded, body.blocks.width, 1536, body.dtype)),
     }
-    times = measure.in_turn(works, times=3 if chosen.quick else 9)
+    times = measure.in_turn(works, times=(3 if native else 2) if chosen.quick else 9)
     rates = rates[1:]  # the first is to warm up
     figures = {
         "against_plain": measure.ratios(times["usual"], times["ours"]),
@@ -156,7 +161,8 @@ def main() -> None:
         "best_tokens_per_s": [tokens / t for t in times["best"]],
         "product_gflops": [rate / 1e9 for rate in rates],
     }
-    more: dict[str, Any] = {"tokens": tokens, "texts": texts, "choice": vars(bench.body().choice)}
+    more: dict[str, Any] = {"tokens": tokens, "texts": texts, "choice": vars(body.choice)}
+    more["dtype"] = str(body.dtype).removeprefix("torch.")
     measure.report("training", figures, seed=chosen.seed, out=chosen.out, **more)
 
 

@@ -1,7 +1,10 @@
 """How a body computes is chosen once, by measuring, and remembered."""
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from triskel import bench as bench_module
+from triskel import threads
 from triskel.bench import prepare
 from triskel.choices import Choices
 from triskel.errors import CheckpointError, ModelError
@@ -151,13 +155,51 @@ def test_bfloat16_that_a_gpu_emulates_is_not_chosen(monkeypatch: pytest.MonkeyPa
     assert dtype_of(Model(dtype="bfloat16")) == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ({}, True),
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, False),
+        ({"ATEN_CPU_CAPABILITY": "default"}, False),
+        ({"ATEN_CPU_CAPABILITY": "avx512"}, True),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
+        ({"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"}, False),
+        ({"DNNL_MAX_CPU_ISA": "AVX512_CORE"}, False),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, True),
+        ({"ONEDNN_MAX_CPU_ISA": "ALL"}, True),
+        ({"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
+    ],
+)
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "avx2"])
+def test_auto_is_bfloat16_where_the_processor_has_it_and_nothing_forbids_it(
+    flag: str, limits: dict[str, str], tmp_path: Path, *, wanted: bool
+) -> None:
+    """In a process of its own: torch reads the variables once."""
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu avx2 {flag} sha_ni\n")
+    script = (
+        "import sys; from pathlib import Path; from triskel.model import load\n"
+        "load.CPUINFO = Path(sys.argv[1])\n"
+        "from triskel.job import Model; print(load.dtype_of(Model(device='cpu')))"
+    )
+    own = {k: v for k, v in os.environ.items() if not k.endswith(("_CPU_ISA", "_CPU_CAPABILITY"))}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "cpuinfo")],
+        env=own | limits,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    native = wanted and flag != "avx2"
+    assert done.stdout.split() == ["torch.bfloat16" if native else "torch.float32"]
+
+
 def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
     model = small.save_model(tmp_path / "model")
     rows = small.save_rows(tmp_path / "rows.csv", 30)
     job, place = small.job(model, rows), tmp_path / "run" / "choices.json"
     place.parent.mkdir()
     assert prepare(job, small.watch, choices=place).body().choice == FAST
-    name, _ = json.loads(place.read_text())
+    name, *_ = json.loads(place.read_text())
     place.write_text("{cut", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"choices.json does not say how .*delete it"):
         prepare(job, small.watch, choices=place).body()
@@ -166,6 +208,40 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
     assert prepare(job, small.watch, choices=place).body().choice == other
     again = job.model_copy(update={"model": job.model.model_copy(update={"recompute": "always"})})
     assert prepare(again, small.watch).body().choice.recompute
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(threads.COUNT, raising=False)
+    model = small.save_model(tmp_path / "model")
+    job, place = small.job(model, small.save_rows(tmp_path / "rows.csv", 30)), tmp_path / "c.json"
+    before, said = torch.get_num_threads(), list[str]()
+
+    def again() -> int:
+        prepare(job, lambda event: said.append(event["text"]), choices=place).body()
+        return torch.get_num_threads()
+
+    try:
+        torch.set_num_threads(3)
+        assert again() == 3
+        whole = place.read_text(encoding="utf-8")
+        torch.set_num_threads(1)
+        assert again() == 3
+        assert said[-1] == "this run goes on with 3 threads, as it began, rather than 1"
+        torch.set_num_threads(1)
+        monkeypatch.setenv(threads.COUNT, "1")  # a user's
+        assert again() == 1
+        assert "began on 3 threads and goes on with 1, as OMP_NUM_THREADS says" in said[-1]
+        monkeypatch.setenv(threads.OURS, "1")  # a node's, chosen when it started
+        assert again() == 3
+        assert place.read_text(encoding="utf-8") == whole
+        place.write_text(whole.replace('"threads": 3', '"threads": "x"'), encoding="utf-8")
+        monkeypatch.delenv(threads.COUNT)
+        with pytest.raises(CheckpointError, match=r"c.json does not say how the run began"):
+            again()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_dtype_device_and_grouping_are_those_a_run_began_with(
@@ -177,7 +253,7 @@ def test_dtype_device_and_grouping_are_those_a_run_began_with(
     job = job.model_copy(update={"model": auto})
 
     def began(**changes: object) -> None:
-        name, grouping = json.loads(whole)
+        name, grouping, _ = json.loads(whole)
         rows = json.loads(whole)
         rows[name] |= {k: v for k, v in changes.items() if k in rows[name]}
         rows[grouping] |= {k: v for k, v in changes.items() if k in rows[grouping]}
@@ -187,7 +263,8 @@ def test_dtype_device_and_grouping_are_those_a_run_began_with(
     monkeypatch.setattr(loading, "_native_bf16", lambda: True)
     assert prepare(job, small.watch, choices=place).body().dtype == torch.bfloat16
     whole = place.read_text(encoding="utf-8")
-    row, numbers = json.loads(whole).values()
+    row, numbers, process = json.loads(whole).values()
+    assert process == {"threads": torch.get_num_threads()}
     assert (row["dtype"], row["device"]) == ("bfloat16", "cpu")
     assert (numbers["in_flight"], numbers["most"], numbers["trunk_padding"]) == (16, 2048, 1.1)
     monkeypatch.setattr(loading, "_native_bf16", lambda: False)  # another machine
@@ -257,3 +334,22 @@ def test_hidden_states_are_kept_where_they_fit(tmp_path: Path) -> None:
         job = small.job(model, rows, adapter=adapter)
         job = job.model_copy(update={"model": job.model.model_copy(update={"cache_mb": megabytes})})
         assert (prepare(job, small.watch).body().prefix is not None) is kept
+
+
+def test_hidden_states_stay_for_the_next_stage_while_there_is_ample_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = small.save_model(tmp_path / "model"), small.save_rows(tmp_path / "rows.csv", 30)
+    job = small.job(model, rows)
+    top = job.adapter.model_copy(update={"blocks": "top:1"})
+    bench = prepare(job.model_copy(update={"adapter": top}), small.watch)
+    body, mine = bench.body(), bench.share(bench.clients[0]).train
+    assert body.prefix is not None
+    body.prefix.get(body, mine, [0], body.frozen)
+    kept = body.prefix.size
+    assert kept > 0
+    bench.forget()
+    assert body.prefix.size == kept
+    monkeypatch.setattr(bench_module, "DEPTHS", 10**12)  # the next stage might not fit beside them
+    bench.forget()
+    assert body.prefix.size == 0

@@ -10,6 +10,7 @@ import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from triskel import cli, compare, live
+from triskel import cli, compare, demo, live, seeds
 from triskel.cli import output
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
@@ -93,6 +94,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
+@pytest.fixture(autouse=True)
+def _an_untimed_demo_of_one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = demo.Choice(rung=replace(demo.LADDER[0], seeds=1), place=1, sentence="the demo: it")
+    monkeypatch.setattr(demo, "timed", lambda _: 1e-6)
+    monkeypatch.setattr(demo, "choose", lambda _: one)
+
+
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     stand_in = Played()
@@ -148,7 +156,7 @@ def test_other_libraries_are_kept_quiet(monkeypatch: pytest.MonkeyPatch, *, debu
     monkeypatch.setattr(cli, "load", advises)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        triskel(*(["--debug"] if debug else []), "compare")
+        triskel(*(["--debug"] if debug else []), "compare", "--set", "rounds=2")
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
     assert os.environ["DATASETS_VERBOSITY"] == "info", "what a user has set stays"
     assert len(warned) == debug
@@ -256,9 +264,9 @@ def test_a_surprise_is_one_sentence_and_a_traceback_on_request(
         raise ZeroDivisionError("by [zero]\nmore")
 
     monkeypatch.setattr(cli, "load", broken)
-    said = refusal("compare", code=1)
+    said = refusal("compare", "--set", "rounds=2", code=1)
     assert said == "ZeroDivisionError: by [zero]; run again with --debug for the traceback"
-    code, _, said = triskel("--debug", "compare")
+    code, _, said = triskel("--debug", "compare", "--set", "rounds=2")
     assert code == 1
     assert "Traceback" in said
     assert said.endswith("error: ZeroDivisionError: by [zero]\n")
@@ -269,7 +277,7 @@ def test_an_error_with_no_words_still_has_a_name(monkeypatch: pytest.MonkeyPatch
         raise AssertionError
 
     monkeypatch.setattr(cli, "load", broken)
-    assert refusal("compare", code=1).startswith("AssertionError: no message;")
+    assert refusal("compare", "--set", "rounds=2", code=1).startswith("AssertionError: no message;")
 
 
 # --- Running ----------------------------------------------------------------------------------
@@ -290,6 +298,32 @@ def test_compare_without_a_job_runs_the_demo_in_the_next_free_folder(played: Pla
         assert "fetching [texts]" in said
         assert "2 clients · 1,600 training texts · SmolLM2-135M-Instruct (" in said
         assert said.count(f"threads) · runs/opinions-{number}\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "count"), [(1, "opinions", 3), (2, "opinions-rung-2", 2)]
+)
+def test_the_demo_plays_the_seeds_of_its_rung_and_names_it(
+    played: Played, monkeypatch: pytest.MonkeyPatch, place: int, name: str, count: int
+) -> None:
+    choice = demo.Choice(rung=demo.LADDER[place - 1], place=place, sentence=f"rung {place}, why")
+    speeds: list[float] = []
+
+    def chosen(speed: float) -> demo.Choice:
+        speeds.append(speed)
+        return choice
+
+    monkeypatch.setattr(demo, "choose", chosen)
+    monkeypatch.setattr(seeds, "compare_seeds", played)
+    code, out, said = triskel("compare")
+    assert code == 0
+    assert speeds == [1e-6]
+    job, request, played_seeds, folder, _, _ = played.asked[-1]
+    assert (job, list(played_seeds)) == (choice.job, list(range(count)))
+    assert request == compare.Request()
+    assert folder == Path(f"runs/{name}-1")
+    assert f"rung {place}, why\n" in said
+    assert out.endswith(f"\nThis was rung {place}, why.\n")
 
 
 def test_the_next_folder_is_above_all_that_are_there() -> None:
@@ -536,7 +570,7 @@ def test_the_job_file_says_every_key_with_its_default() -> None:
         if known is None:
             assert f"# {key[-1]} = " in TEMPLATE, key
         elif mine != known:
-            pattern = rf"^{key[-1]} = {re.escape(str(mine))} +# .*\[{re.escape(str(known))}\]"
+            pattern = rf'^{key[-1]} = "?{re.escape(str(mine))}"? +# .*\[{re.escape(str(known))}\]'
             assert re.search(pattern, TEMPLATE, re.MULTILINE), key
     for name in Override.model_fields:
         assert f"# {name} = " in TEMPLATE

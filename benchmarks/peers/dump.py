@@ -52,6 +52,7 @@ def main() -> None:
         "rounds": job.rounds,
         "batch": job.train.batch,
         "lr": job.train.lr,
+        "dtype": str(body.dtype).removeprefix("torch."),
     }
     text = {
         "facts": facts,

@@ -46,7 +46,6 @@ mode = "params"
 rounds = 2
 seed = 0
 [model]
-dtype = "bfloat16"
 attention = "eager"
 [adapter]
 rank = 8

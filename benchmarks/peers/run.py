@@ -4,10 +4,10 @@
     python benchmarks/peers/run.py --peers triskel,flower --many
 
 Equal work: four silos, 160 texts each, two rounds of one epoch, batch 16, LoRA r = 8 on q and v
-and a head in float32 on a base in bfloat16, AdamW at 1e-3. `dump.py` fixes token ids, order,
-batches and the start, so that losses must agree; every peer ends with an averaged adapter, which
-`evaluate.py` scores afterwards. Peers take turns (A B C A B C), each a process of its own from
-start to end, in an environment of its own that is made at first use.
+and a head in float32 on a base in the dtype that `auto` takes, AdamW at 1e-3. `dump.py` fixes
+token ids, order, batches and the start, so that losses must agree; every peer ends with an
+averaged adapter, which `evaluate.py` scores afterwards. Peers take turns (A B C A B C), each a
+process of its own from start to end, in an environment of its own that is made at first use.
 
 `--memory`: the same, with memory sampled and nothing timed, as sampling takes time.
 
@@ -72,7 +72,8 @@ COUNTS = (10, 100, 1_000, 10_000)
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "GOMP_SPINCOUNT": "2000",  # as Triskel's command line sets it, here for everyone
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "20000",  # as Triskel's command line sets it, here for everyone
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

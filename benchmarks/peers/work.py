@@ -26,7 +26,7 @@ class Work:
     """What is to be done, and on what.
 
     Attributes:
-        facts: Model folder, classes, padding token, rounds, batch size, learning rate.
+        facts: Model folder, classes, padding token, rounds, batch size, learning rate, dtype.
         train: Token ids and labels of each client.
         order: For each round and client, the examples in the order they are trained on.
         test: Token ids and labels of all clients' test texts.
@@ -76,14 +76,14 @@ def model_of(work: Work) -> Any:
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
         work.facts["model"],
         num_labels=work.facts["classes"],
-        dtype=torch.bfloat16,
+        dtype=getattr(torch, work.facts["dtype"]),
         attn_implementation="eager",  # faster than sdpa on processors, for texts this short
     )
     base.config.pad_token_id = work.facts["pad"]
     config = peft.LoraConfig(
         r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type=peft.TaskType.SEQ_CLS
     )
-    model = peft.get_peft_model(base, config)  # keeps the factors of a bfloat16 model in float32
+    model = peft.get_peft_model(base, config)  # keeps the factors of a narrower model in float32
     model.base_model.model.score.float()
     model.base_model.model.score.register_forward_pre_hook(lambda _, x: (x[0].float(),))
     install(model, load_file(work.start))

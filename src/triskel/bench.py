@@ -30,6 +30,8 @@ from triskel.worker import WHOLE, Worker
 
 SERVER = "server"
 MB = 1_000_000
+DEPTHS = 3
+"""Depths at which a stage keeps hidden states, at most: `split` below, in and above the trunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Bench:
         path, rank = self._model(client)
         if (path, rank) not in self._bodies:
             name, choices = f"{path} rank {rank}", Choices(self.choices)
+            choices.settle(self._say)
             body = self._load(path, rank, choices.model(name, self.job.model))
             _long_enough(body, self.job)
             if (choice := choices.choice(name)) is None:
@@ -163,8 +166,14 @@ class Bench:
     def _keeps(self, body: Body) -> bool:
         """Return whether hidden states below the first block that trains are kept.
 
-        A function of the job alone, so that a resumed run keeps what the stopped one kept. It
-        counts `train.max_tokens` for every text that a stage keeps: training texts once, public
+        A function of the job alone, so that a resumed run keeps what the stopped one kept.
+        """
+        return body.frozen > 0 and self._most(body) <= self.job.model.cache_mb * MB
+
+    def _most(self, body: Body) -> int:
+        """Return the most bytes of hidden states that a stage keeps at one depth.
+
+        It counts `train.max_tokens` for every text that a stage keeps: training texts once, public
         ones for every model, test texts as their owner's and for every model that is scored on all
         of them; and as if all of these ran through a model of this width.
         """
@@ -173,8 +182,7 @@ class Bench:
             len(one.train) + (1 + models) * len(one.test)
             for one in self.federation.clients.values()
         )
-        size = texts * self.job.train.max_tokens * body.blocks.width * body.dtype.itemsize
-        return body.frozen > 0 and size <= self.job.model.cache_mb * MB
+        return texts * self.job.train.max_tokens * body.blocks.width * body.dtype.itemsize
 
     @cached_property
     def _prefix(self) -> Prefix:
@@ -182,8 +190,14 @@ class Bench:
         return Prefix(self.job.model.cache_mb * MB, say=self._say)
 
     def forget(self) -> None:
-        """Let go of the hidden states that were kept; the next stage keeps its own."""
-        self._prefix.forget()
+        """Let go of the hidden states that were kept, unless there is ample room for the next's.
+
+        What is kept of a text is a function of its owner's texts, so a stage that finds it rounds
+        as one that computes it.
+        """
+        next_ = DEPTHS * max(map(self._most, self._bodies.values()), default=0)
+        if self._prefix.size + next_ > self.job.model.cache_mb * MB:
+            self._prefix.forget()
 
     def costs(self, body: Body) -> Costs:
         """Return what pieces of a model cost, counted once."""

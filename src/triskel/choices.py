@@ -1,13 +1,17 @@
 """How a run computes: written into its folder before round 1, and taken up when it goes on.
 
 `choices.json` has a row for each model: its `Choice`, its dtype, and the device it lies on. Beside
-them stands, once, what decides which clients' texts run in one pass.
+them stand, once, what decides which clients' texts run in one pass, and the number of threads.
 """
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from triskel import evaluate, trunk
 from triskel.checkpoint import write_text
@@ -16,6 +20,7 @@ from triskel.job import Model
 from triskel.model import fast, train
 from triskel.model.body import Body, Choice
 from triskel.model.load import device_of
+from triskel.threads import COUNT, RUN, users
 
 GROUPING = "grouping"
 ANEW = "or delete it to choose anew (results may differ by rounding)"
@@ -63,6 +68,30 @@ class Choices:
                 f"pass; go on with the version it began with, {ANEW}"
             )
 
+    def settle(self, say: Callable[[str], None]) -> None:
+        """Compute on as many threads as the run began with, unless a user says how many.
+
+        Args:
+            say: Told where it goes on with another number than is set, or than it began with.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        now, begun = torch.get_num_threads(), self._rows.get(RUN, {}).get("threads")
+        if begun is None or begun == now:
+            return
+        if users(os.environ):
+            say(
+                f"this run began on {begun} threads and goes on with {now}, as {COUNT} says: "
+                "results may differ by rounding"
+            )
+            return
+        try:
+            torch.set_num_threads(begun)
+        except (TypeError, RuntimeError) as error:
+            raise self._damaged(error) from error
+        say(f"this run goes on with {begun} threads, as it began, rather than {now}")
+
     def model(self, name: str, model: Model) -> Model:
         """Return how a model is loaded: dtype and device that are `auto` are those of the start.
 
@@ -104,6 +133,7 @@ class Choices:
         where = {"dtype": str(body.dtype).removeprefix("torch."), "device": str(body.device)}
         self._rows[name] = {**asdict(choice), **where}
         self._rows[GROUPING] = grouping()
+        self._rows.setdefault(RUN, {"threads": torch.get_num_threads()})
         write_text(self._file, json.dumps(self._rows, indent=1))
 
     def _damaged(self, error: Exception) -> CheckpointError:

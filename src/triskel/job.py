@@ -347,15 +347,21 @@ def default_cut(blocks: int) -> tuple[int, int]:
 
 DEMO = """
 rounds = 3
+[adapter]
+blocks = "top:6"
 [clients]
-examples = 150
+examples = 100
 test_examples = 100
 [train]
+epochs = 2
 lr = 2e-3
 [logits]
-public = 100
+public = 50
 """
-"""What runs without a job file: the built-in texts, few enough for ten minutes on two cores."""
+"""What runs without a job file: the built-in texts, few enough for ten minutes on two cores.
+
+Where a processor is too slow for it, `demo` makes it smaller.
+"""
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Job:

@@ -30,6 +30,7 @@ from triskel.cli.output import conclude, console_for, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
+from triskel.threads import begun_with, settle
 
 # `types` and `compare` load torch, so what is needed of them is said again here
 Event = Mapping[str, Any]
@@ -48,9 +49,8 @@ QUIET = {
     "HF_HUB_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "DATASETS_VERBOSITY": "error",
-    "GOMP_SPINCOUNT": "2000",  # threads that wait give way on a busy machine
 }
-"""What transformers, datasets, the hub and torch's threads read once, when they are imported."""
+"""What transformers, datasets and the hub read once, when they are imported."""
 
 
 class Commands(TyperGroup):
@@ -193,9 +193,15 @@ def compare(
     ] = 0.0,
     settings: Set = None,
 ) -> None:
-    """Run baselines and modes on one model, data split and seed, and write a report."""
+    """Run baselines and modes on one model, data split and seed, and write a report.
+
+    Without a job file and settings it is the demo, as large as the machine does in minutes.
+    """
     chosen = _names("mode", modes, MODE_NAMES)
     beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
+    if job is None and not (settings or seeds or drop_outs):
+        _start_demo(out, chosen, beside)
+        return
     asked = load(job, settings or ())
     more = None if seeds is None else seeds_in(seeds, asked.seed)
     _start(asked, out, chosen, beside, seeds=more, drop_share=drop_outs)
@@ -272,6 +278,37 @@ def _start(
         raise
 
 
+def _start_demo(
+    out: Path | None, modes: tuple[ModeName, ...], baselines: tuple[BaselineName, ...]
+) -> None:
+    """Play the rung of the demo that a timed training step chooses, and say which and why."""
+    if out is not None and out.is_dir() and any(out.iterdir()):
+        raise JobError(
+            f"{out} is not empty; choose another --out, or resume it with "
+            f"`triskel run --resume {out}`"
+        )
+    console = console_for(stderr=True)
+    _settle_threads(console, out or Path())
+    with console.status("timing a training step, for a demo that takes minutes here"), loading():
+        from triskel import demo
+
+        choice = demo.choose(demo.timed(_notes(console)))
+    console.print(escape(choice.sentence), soft_wrap=True)
+    seeds = range(choice.rung.seeds) if choice.rung.seeds > 1 else None
+    _start(choice.job, out, modes, baselines, seeds=seeds)
+    typer.echo(f"\nThis was {choice.sentence}.")
+
+
+def _notes(console: Console) -> Watch:
+    """Return a watch that prints notes and nothing else."""
+
+    def told(event: Event) -> None:
+        if event.get("event") == "note":
+            console.print(escape(str(event["text"])), soft_wrap=True)
+
+    return told
+
+
 def _resume(folder: Path) -> None:
     def go(watch: Watch) -> Mapping[str, Any]:
         from triskel.compare import resume
@@ -287,6 +324,7 @@ def _resume(folder: Path) -> None:
 def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
     """Run with a display, then say what came out; what stops it says how to go on."""
     console = console_for(stderr=True)
+    _settle_threads(console, folder)
     try:
         with console.status("loading torch and transformers"), loading():
             from triskel import compare
@@ -303,6 +341,16 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
             )
         raise
     conclude(result, folder)
+
+
+def _settle_threads(console: Console, folder: Path) -> None:
+    """Say how torch computes, before it is imported: as the run of a folder began, if one did."""
+    if "torch" not in sys.modules:
+        places = [folder, *sorted(folder.glob("seed-*"))]
+        begun = [begun_with(place / "choices.json") for place in places]
+        said = settle(os.environ, next((n for n in begun if n is not None), None))
+        if said is not None:
+            console.print(escape(said), soft_wrap=True)
 
 
 def _opening(folder: Path, console: Console, watch: Watch) -> Watch:
@@ -391,6 +439,7 @@ def evaluate(
     """Score what a run trained, on its own test texts or on others."""
     chosen = _one_of(TRAINED_NAMES, mode)
     console = console_for(stderr=True)
+    _settle_threads(console, folder)
     with console.status("loading torch and transformers"), loading():
         from triskel.assess import assess
         from triskel.live import Live

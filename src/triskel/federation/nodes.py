@@ -20,6 +20,7 @@ from triskel.errors import FederationError
 from triskel.federation.harden import settle, weakness
 from triskel.federation.kits import Kit
 from triskel.federation.provision import need_flare
+from triskel.threads import settle as settle_threads
 
 if TYPE_CHECKING:
     import psutil
@@ -65,6 +66,9 @@ def _spawn(command: Sequence[str], kit: Kit, log: IO[bytes]) -> "subprocess.Pope
         "PYTHONSAFEPATH": "1",  # nothing is imported from the kit
         "NVFLARE_STREAMING_MAX_BLOB_SIZE": str(BLOB_MB * 2**20),
     }
+    if said := settle_threads(environment):
+        log.write(f"{said}\n".encode())
+        log.flush()
     return subprocess.Popen(
         command,
         cwd=kit.path,

@@ -18,6 +18,16 @@ from triskel.job import Adapter, Model
 from triskel.model.blocks import Task, family_of
 from triskel.model.body import Body
 
+CPUINFO = Path("/proc/cpuinfo")
+_BELOW_BF16 = frozenset(
+    {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
+)
+LIMITS = {
+    "ATEN_CPU_CAPABILITY": frozenset({"default", "avx2"}),
+    "ONEDNN_MAX_CPU_ISA": _BELOW_BF16,
+    "DNNL_MAX_CPU_ISA": _BELOW_BF16,
+}
+"""Variables by which torch and oneDNN use less of the processor, and values without bfloat16."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -73,7 +83,8 @@ def versions() -> dict[str, str]:
 def dtype_of(model: Model) -> torch.dtype:
     """Return what hidden states are computed in.
 
-    `auto` is bfloat16 where the processor or the GPU multiplies it natively, else float32.
+    `auto` is bfloat16 where the processor or the GPU multiplies it natively, and the environment
+    does not forbid it, else float32.
     """
     if model.dtype != "auto":
         return DTYPES[model.dtype]
@@ -102,11 +113,16 @@ def device_of(model: Model) -> torch.device:
     return device
 
 
+def limits() -> dict[str, str]:
+    """Return what the environment forbids torch and oneDNN to use of the processor."""
+    return {name: os.environ[name] for name in LIMITS if name in os.environ}
+
+
 def _native_bf16() -> bool:
-    flags = Path("/proc/cpuinfo")
-    if not flags.exists():
+    """Return whether the processor multiplies bfloat16, and torch and oneDNN may let it."""
+    if not CPUINFO.exists() or any(x.lower() in LIMITS[name] for name, x in limits().items()):
         return False
-    words = set(flags.read_text(encoding="utf-8", errors="replace").split())
+    words = set(CPUINFO.read_text(encoding="utf-8", errors="replace").split())
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 

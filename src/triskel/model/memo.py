@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from triskel.model.body import Body
-from triskel.model.load import versions
+from triskel.model.load import limits, versions
 
 
 def machine(device: torch.device) -> str:
@@ -21,6 +21,7 @@ def machine(device: torch.device) -> str:
     if info.exists():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
         words += sorted({x for x in lines if x.startswith(("model name", "flags"))})
+        words += [f"{name} {value}" for name, value in limits().items()]
     if device.type == "cuda":
         words.append(torch.cuda.get_device_name(device))
     return "\n".join([*words, *versions().values()])
