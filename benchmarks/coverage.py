@@ -187,7 +187,7 @@ def alike() -> list[Cell]:
 def main() -> None:
     """Answer the question."""
     chosen = measure.arguments(__doc__ or "").parse_args()
-    draws = 120 if chosen.quick else 2000
+    draws = 120 if chosen.quick else 1000
     found: dict[str, list[bool]] = {}
     for cell in grid():
         each = held(cell, draws, chosen.seed)
@@ -198,7 +198,7 @@ def main() -> None:
         *(Cell(kind="loss_heavy", seeds=1, texts=n) for n in (10, 50, 200)),
         *(Cell(kind="loss", seeds=s, texts=50, effect=e) for s in (3, 5) for e in EFFECTS),
     ):
-        each = other(cell, min(draws, 1000), chosen.seed)
+        each = other(cell, draws, chosen.seed)
         found |= {f"other/{name}/{cell}": hits for name, hits in each.items()}
     figures: dict[str, dict[str, float]] = {}
     for name, hits in found.items():
