@@ -114,10 +114,13 @@ def held(cell: Cell, draws: int, seed: int) -> dict[str, list[bool]]:
     for _ in range(draws):
         one = draw(cell, rng)
         left, right = (outcomes(cell, v, one.scored) for v in (one.left, one.right))
-        gap, mean = difference(left, right, figure), mean_of(left, figure)
+        gap = difference(left, right, figure)
+        found["claims"].append(gap.beyond)
+        if cell.alike:
+            continue
+        mean = mean_of(left, figure)
         found["difference"].append(gap.low <= one.gap <= gap.high)
         found["mean"].append(mean.low <= one.mean <= mean.high)
-        found["claims"].append(gap.beyond)
     return found
 
 
@@ -161,6 +164,8 @@ def grid() -> list[Cell]:
         for n in (50, 400)
         for w in (True, False)
         for e in EFFECTS
+        if s * n < 4000 or (k, e) == ("loss", "small")
+        if n < 400 or k != "loss_heavy"
     ]
     tokens = [
         Cell(kind="tokens", seeds=s, texts=n, shared=w)
@@ -172,14 +177,14 @@ def grid() -> list[Cell]:
 
 def alike() -> list[Cell]:
     """Return the places where any claim is wrong."""
-    rates = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-    kinds = [*(f"accuracy_{rate}" for rate in rates), "loss", "loss_heavy"]
+    rates = (0.5, 0.7, 0.9, 0.95, 0.99)
+    kinds = [*(f"accuracy_{rate}" for rate in rates), "loss_heavy"]
     return [
         Cell(kind=k, seeds=s, texts=n, shared=w, alike=True)
         for k in kinds
         for s, n, w in (
             *((1, n, True) for n in (10, 20, 50, 100, 300, 1000)),
-            *((s, n, w) for s in (3, 5) for n in (10, 50, 400) for w in (True, False)),
+            *((s, n, w) for s in (3, 5) for n in (10, 50) for w in (True, False)),
         )
     ]
 
@@ -187,7 +192,7 @@ def alike() -> list[Cell]:
 def main() -> None:
     """Answer the question."""
     chosen = measure.arguments(__doc__ or "").parse_args()
-    draws = 120 if chosen.quick else 2000
+    draws = 120 if chosen.quick else 1000
     found: dict[str, list[bool]] = {}
     for cell in grid():
         each = held(cell, draws, chosen.seed)
@@ -195,10 +200,10 @@ def main() -> None:
     for cell in alike():
         found[f"claims/{cell}"] = held(cell, draws, chosen.seed)["claims"]
     for cell in (
-        *(Cell(kind="loss_heavy", seeds=1, texts=n) for n in (10, 50, 200)),
+        *(Cell(kind="loss_heavy", seeds=1, texts=n) for n in (10, 50)),
         *(Cell(kind="loss", seeds=s, texts=50, effect=e) for s in (3, 5) for e in EFFECTS),
     ):
-        each = other(cell, min(draws, 1000), chosen.seed)
+        each = other(cell, draws, chosen.seed)
         found |= {f"other/{name}/{cell}": hits for name, hits in each.items()}
     figures: dict[str, dict[str, float]] = {}
     for name, hits in found.items():
