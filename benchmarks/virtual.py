@@ -138,7 +138,7 @@ def child(mode: str, clients: int, rounds: int, seed: int) -> dict[str, float]:
         else:
             stage = staged(mode, job)
             begun = time.perf_counter()
-            play(stage, LocalEngine(job), job, folder=room / "stage", watch=clock)
+            play(stage, LocalEngine(job), folder=room / "stage", watch=clock)
         whole = time.perf_counter() - begun
     work = sum(booked)
     each = 1000 / (clients * rounds)

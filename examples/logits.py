@@ -41,7 +41,7 @@ def main(settings: Sequence[str] = ()) -> None:
         bench = prepare(job, watch)
         with TemporaryDirectory() as folder:
             stage = stage_of("logits", bench, watch)
-            outcome = play(stage, LocalEngine(job), job, folder=Path(folder), watch=watch)
+            outcome = play(stage, LocalEngine(job), folder=Path(folder), watch=watch)
         last = summary(outcome)["rounds"][-1]
         cost = next(iter(last["clients"].values()))
         own = last["per_client"].values()

@@ -205,6 +205,7 @@ def keep_b_stage(bench: Bench, aggregate: Aggregate[Any]) -> Stage[Any, Any]:
         worker=bench.worker,
         evaluate=scores,
         body=body,
+        job=bench.job,
     )
 
 
@@ -216,7 +217,7 @@ def main(settings: Sequence[str] = ()) -> None:
     for aggregate in (Mean(), Median()):
         with TemporaryDirectory() as folder:
             stage = keep_b_stage(bench, aggregate)
-            outcome = play(stage, LocalEngine(job), job, folder=Path(folder), watch=watch)
+            outcome = play(stage, LocalEngine(job), folder=Path(folder), watch=watch)
         found = summary(outcome)
         up = next(iter(found["rounds"][-1]["clients"].values()))["up"]["message_bytes"]
         name = type(aggregate).__name__

@@ -37,7 +37,7 @@ def main(settings: Sequence[str] = ()) -> None:
         bench = prepare(job, watch)
         with TemporaryDirectory() as folder:
             stage = stage_of("params", bench, watch)
-            outcome = play(stage, LocalEngine(job), job, folder=Path(folder), watch=watch)
+            outcome = play(stage, LocalEngine(job), folder=Path(folder), watch=watch)
         found = summary(outcome)
         sent = next(iter(found["rounds"][-1]["clients"].values()))["up"]
         payload, message = sent["payload_bytes"], sent["message_bytes"]

@@ -28,7 +28,7 @@ from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST
 from triskel.model.cost import Cost, Costs, Piece, count
 from triskel.model.load import load
-from triskel.stages import MAKERS
+from triskel.stages import MAKERS, server_meter
 from triskel.types import Batch
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -269,6 +269,42 @@ def test_a_round_costs_what_torch_counts_while_it_runs(
         rows = play(bench, mode)
     assert sum(r["flops"] for r in rows.values()) == counter.get_total_flops()
     assert len({r["flops"] for r in rows.values()}) > 1
+
+
+@pytest.mark.parametrize("task", ["classify", "causal"])
+@pytest.mark.parametrize(
+    ("mode", "sections"),
+    [
+        *(("split", {"cut": cut, "labels": labels})
+          for cut in ((0, 2), (1, 2), (1, 3)) for labels in ("private", "shared")),
+        ("logits", {}),
+        ("params", {}),
+    ],
+)  # fmt: skip
+def test_clients_and_server_together_compute_what_torch_counts(
+    mode: str,
+    sections: dict[str, Any],
+    task: str,
+    folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    rows = SMALL.save_rows(tmp_path / "rows.csv", 40)
+    job = SMALL.job(folder("llama"), rows, task=task, **{mode: sections})
+    plain = job.model.model_copy(update={"compute": "reference"})  # whose products torch knows
+    bench = SMALL.bench(job.model_copy(update={"model": plain}))
+    play(bench, mode)
+    it, ledger = MAKERS[mode](bench, SMALL.watch), Ledger()
+    with cost._Counter() as counter:  # torch's own follows modules, and fails at autograd.grad
+        LocalEngine(bench.job).round(
+            it, it.start(), bench.active, worker=lambda c: bench.worker(c, SMALL.watch), mine={},
+            keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
+            ledger=ledger, watch=SMALL.watch,
+        )  # fmt: skip
+    meter = server_meter(it)
+    served = 0 if meter is None else meter.flops
+    assert (served > 0) == (mode != "params")
+    clients = sum(row["flops"] for row in ledger.rows().values())
+    assert clients + served == counter.flops
 
 
 @pytest.mark.parametrize("cut", [(1, 2), (0, 3), (2, 3)])

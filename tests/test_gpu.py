@@ -76,7 +76,7 @@ def test_every_mode_plays_on_a_gpu(mode: str, path: str, tmp_path: Path) -> None
         }
         stage = stage_of(mode, tiny.bench(job, body, shares, tiny.examples(4)), tiny.ignore)
         engine = tiny.LocalEngine(job)
-        state = play(stage, engine, job, folder=tmp_path / device, watch=tiny.ignore).state
+        state = play(stage, engine, folder=tmp_path / device, watch=tiny.ignore).state
         served = stage.mode.served(state)
         assert served is not None
         ends.append(served)

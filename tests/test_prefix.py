@@ -179,7 +179,7 @@ def played(job: Any, *, keep: bool, folder: Path, path: str) -> tuple[Tensors, l
     bench = tiny.bench(job, body, shares, tiny.examples(4, seed=2))
     bench.loaded.costs[id(body)] = Costs(body)
     stage = stage_of(job.mode, bench, tiny.ignore)
-    outcome = play(stage, tiny.LocalEngine(job), job, folder=folder, watch=tiny.ignore)
+    outcome = play(stage, tiny.LocalEngine(job), folder=folder, watch=tiny.ignore)
     served = stage.mode.served(outcome.state)
     assert served is not None
     return served, outcome.rows

@@ -4,7 +4,7 @@
 
 import runpy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from triskel.checkpoint import read
+from triskel.engines.local import LocalEngine
 from triskel.errors import RoundError, TrainingError
 from triskel.job import Job
+from triskel.ledger import Ledger
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.modes.params import Params
-from triskel.round import Scores, Stage, cohort, play, pooled, summary
+from triskel.round import Scores, Stage, cohort, dropped, play, pooled, summary
+from triskel.stages import stage_of
 from triskel.types import ClientState
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -64,6 +67,44 @@ def test_cohorts_change_from_round_to_round_and_reach_everybody() -> None:
     assert min(counts) >= 4
     assert max(counts) <= 22
     assert drawn != [tuple(cohort(job_of(0.3, seed=1), NAMES, r)) for r in range(1, 41)]
+
+
+@given(st.floats(0.0, 0.99), st.integers(1, 30), st.integers(1, 99))
+def test_a_share_of_a_cohort_drops_out_and_one_always_stays(
+    share: float, count: int, round_: int
+) -> None:
+    names = [f"c{i:02d}" for i in range(count)]
+    job = Job.model_validate({"clients": {"drop_share": share}})
+    gone = dropped(job, names, round_)
+    assert set(gone) < set(names)
+    assert len(gone) == min(round(share * count), count - 1)
+    assert gone == dropped(job, list(reversed(names)), round_)
+
+
+@pytest.mark.parametrize("mode", ["params", "logits", "split"])
+def test_a_round_with_drop_outs_is_the_round_of_those_who_stay(mode: str, tmp_path: Path) -> None:
+    model = SMALL.save_model(tmp_path / "model")
+    bench = SMALL.bench(SMALL.job(model, SMALL.save_rows(tmp_path / "rows.csv", 40)))
+    stage, ledgers, ends = stage_of(mode, bench, SMALL.watch), [Ledger(), Ledger()], []
+    stay, gone = ["client-01", "client-03"], ["client-02"]
+    for ledger, cohort_, away in ((ledgers[0], bench.active, gone), (ledgers[1], stay, [])):
+        kept: dict[str, ClientState] = {}
+        state = LocalEngine(bench.job).round(
+            stage.mode, stage.mode.start(), cohort_, worker=lambda c: bench.worker(c, SMALL.watch),
+            mine={}, keep=kept.__setitem__, ledger=ledger, watch=SMALL.watch, gone=away,
+        )  # fmt: skip
+        ends.append((stage.mode.served(state), kept))
+    (one, mine), (other, theirs) = ends
+    assert all(torch.equal(one[n], other[n]) for n in other)
+    assert set(mine) == set(theirs) == set(stay)
+    rows, plain = (ledger.rows() for ledger in ledgers)
+    assert rows["client-02"]["up"]["messages"] == rows["client-02"]["flops"] == 0
+    assert rows["client-02"]["down"]["messages"] == 1
+    for client in stay:
+        assert {k: v for k, v in rows[client].items() if k != "compute_s"} == {
+            k: v for k, v in plain[client].items() if k != "compute_s"
+        }
+    assert ledgers[0].absent == {"client-02": "it dropped out, as clients.drop_share has it"}
 
 
 def test_no_client_at_all_is_refused() -> None:
@@ -138,13 +179,14 @@ def stage(body: Body) -> Stage[Any, Any]:
         worker=lambda client, watch: (client, watch),
         evaluate=evaluate,
         body=body,
+        job=job_of(1.0),
     )
 
 
 def test_a_stage_plays_its_rounds_and_says_so(stage: Stage[Any, Any], tmp_path: Path) -> None:
     events: list[Any] = []
     engine = Engine()
-    out = play(stage, engine, job_of(0.2), folder=tmp_path, watch=events.append)
+    out = play(replace(stage, job=job_of(0.2)), engine, folder=tmp_path, watch=events.append)
     assert [r[0] for r in engine.rounds] == [1, 2, 3]
     assert out.state.total["n"].tolist() == [6.0]
     assert {(e["stage"], e["round"]) for e in events} == {("toy", 1), ("toy", 2), ("toy", 3)}
@@ -158,7 +200,9 @@ def test_a_stage_plays_its_rounds_and_says_so(stage: Stage[Any, Any], tmp_path: 
 
 def test_a_client_that_sits_out_keeps_its_state(stage: Stage[Any, Any], tmp_path: Path) -> None:
     engine = Engine()
-    out = play(stage, engine, job_of(0.3, rounds=6), folder=tmp_path, watch=SMALL.watch)
+    out = play(
+        replace(stage, job=job_of(0.3, rounds=6)), engine, folder=tmp_path, watch=SMALL.watch
+    )
     counts = {n: sum(n in names for _, names, _ in engine.rounds) for n in NAMES}
     assert {c: s.facts["seen"] for c, s in out.clients.items()} == {
         c: n for c, n in counts.items() if n
@@ -170,13 +214,22 @@ def test_a_client_that_sits_out_keeps_its_state(stage: Stage[Any, Any], tmp_path
 def test_a_stopped_stage_goes_on_from_its_last_closed_round(
     stop: int, stage: Stage[Any, Any], tmp_path: Path
 ) -> None:
-    whole = play(stage, Engine(), job_of(0.3), folder=tmp_path / "whole", watch=SMALL.watch)
+    whole = play(
+        replace(stage, job=job_of(0.3)), Engine(), folder=tmp_path / "whole", watch=SMALL.watch
+    )
     with pytest.raises(TrainingError):
-        play(stage, Engine(stop), job_of(0.3), folder=tmp_path / "run", watch=SMALL.watch)
+        play(
+            replace(stage, job=job_of(0.3)),
+            Engine(stop),
+            folder=tmp_path / "run",
+            watch=SMALL.watch,
+        )
     saved = read(tmp_path / "run")
     assert (saved.closed if saved else 0) == stop - 1
     engine = Engine()
-    again = play(stage, engine, job_of(0.3), folder=tmp_path / "run", watch=SMALL.watch)
+    again = play(
+        replace(stage, job=job_of(0.3)), engine, folder=tmp_path / "run", watch=SMALL.watch
+    )
     assert [r[0] for r in engine.rounds] == list(range(stop, 4))
     assert torch.equal(again.state.total["n"], whole.state.total["n"])
     assert dict(again.clients) == dict(whole.clients)
@@ -185,9 +238,9 @@ def test_a_stopped_stage_goes_on_from_its_last_closed_round(
 
 
 def test_a_finished_stage_plays_nothing(stage: Stage[Any, Any], tmp_path: Path) -> None:
-    play(stage, Engine(), job_of(0.3), folder=tmp_path, watch=SMALL.watch)
+    play(replace(stage, job=job_of(0.3)), Engine(), folder=tmp_path, watch=SMALL.watch)
     engine = Engine()
-    out = play(stage, engine, job_of(0.3), folder=tmp_path, watch=SMALL.watch)
+    out = play(replace(stage, job=job_of(0.3)), engine, folder=tmp_path, watch=SMALL.watch)
     assert not engine.rounds
     assert out.state.closed == 3
 
@@ -195,9 +248,9 @@ def test_a_finished_stage_plays_nothing(stage: Stage[Any, Any], tmp_path: Path) 
 def test_a_longer_job_goes_on_where_the_shorter_one_ended(
     stage: Stage[Any, Any], tmp_path: Path
 ) -> None:
-    play(stage, Engine(), job_of(0.3, rounds=2), folder=tmp_path, watch=SMALL.watch)
+    play(replace(stage, job=job_of(0.3, rounds=2)), Engine(), folder=tmp_path, watch=SMALL.watch)
     engine = Engine()
-    play(stage, engine, job_of(0.3, rounds=4), folder=tmp_path, watch=SMALL.watch)
+    play(replace(stage, job=job_of(0.3, rounds=4)), engine, folder=tmp_path, watch=SMALL.watch)
     assert [r[0] for r in engine.rounds] == [3, 4]
 
 
@@ -219,9 +272,12 @@ def test_a_stage_without_test_examples_scores_nothing() -> None:
 def test_a_summary_ends_with_the_last_rounds_figures(
     stage: Stage[Any, Any], tmp_path: Path
 ) -> None:
-    out = play(stage, Engine(), job_of(1.0, rounds=2), folder=tmp_path, watch=SMALL.watch)
+    out = play(
+        replace(stage, job=job_of(1.0, rounds=2)), Engine(), folder=tmp_path, watch=SMALL.watch
+    )
     found = summary(out)
     assert found["rounds"] == out.rows
-    assert found["final"] == {k: out.rows[-1][k] for k in ("accuracy", "macro_f1", "loss")}
+    figures = ("accuracy", "macro_f1", "loss", "own")
+    assert found["final"] == {k: out.rows[-1][k] for k in figures}
     assert found["totals"]["client_flops"] == 10 * 1 + 10 * 2
     assert found["totals"]["seconds"] == sum(r["seconds"] for r in out.rows)

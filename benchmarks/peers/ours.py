@@ -114,7 +114,7 @@ def played(bench: Bench, out: Path, *, idle: bool) -> tuple[Any, Any, Losses]:
             (out / "progress").touch()
 
     with TemporaryDirectory() as folder:
-        outcome = play(stage, LocalEngine(bench.job), bench.job, folder=Path(folder), watch=watch)
+        outcome = play(stage, LocalEngine(bench.job), folder=Path(folder), watch=watch)
     return stage, outcome, losses
 
 

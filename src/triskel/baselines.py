@@ -42,11 +42,11 @@ def baseline(
 
 def equal_compute(
     result: Mapping[str, Any], bench: Bench, engine: Engine, folder: Path, watch: Watch
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | str:
     """Return each client alone for as many rounds as the FLOPs of the costliest mode allow.
 
     A client gets the least number of rounds in which it computes at least what it did in that
-    mode. None where no mode computes noticeably more than training alone, or alone was not run.
+    mode. Where there is nothing to play, the reason is returned.
 
     Args:
         result: The run's result, with `local` and the modes.
@@ -57,13 +57,13 @@ def equal_compute(
     """
     local = result["baselines"].get("local")
     if local is None or not result["modes"]:
-        return None
+        return "it stands beside the baseline local and a mode, and one of them was not run"
     spent = {m: int(one["totals"]["client_flops"]) for m, one in result["modes"].items()}
     mode = max(sorted(spent), key=lambda m: spent[m])
     own: dict[ClientId, int] = {c: one["flops"] for c, one in local["per_client"].items()}
     share = spent[mode] / max(sum(own.values()), 1)
     if share < MORE:
-        return None
+        return f"no mode computes {MORE} times what clients compute alone"
     planned, each = bench.job.rounds, flops_of(result["modes"][mode]["rounds"])
     rounds = {c: math.ceil(planned * each.get(c, share * own[c]) / own[c]) for c in own}
     row = _alone(bench, engine, folder, watch, kind="local_equal", rounds=rounds)

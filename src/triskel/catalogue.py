@@ -149,7 +149,7 @@ def _several(folder: Path, job: Json, asked: Json, result: Json, places: Sequenc
         name=str(job["name"]),
         began=_began(folder, places),
         seeds=seeds,
-        state="finished" if result else _state(done, len(seeds), "seed", over=False),
+        state="finished" if "readings" in result else _state(done, len(seeds), "seed", over=False),
         job=flat(job),
         figure=str(summary.get("figure", figure)),
         rows=_figures(reached, figure),

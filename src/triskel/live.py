@@ -337,7 +337,8 @@ def _score(value: float) -> str:
 
 
 def _title(name: str) -> str:
-    return NAMES.get(name, name)
+    mode, drops, _ = name.partition("~")
+    return f"{mode} with drop-outs" if drops else NAMES.get(name, name)
 
 
 def _styled(name: str) -> str:

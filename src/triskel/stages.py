@@ -164,9 +164,9 @@ def complete(
     found = summary(outcome)
     _record(stage, outcome, bench, found, folder)
     stage.closing(outcome.state)
-    for name, body, tensors, own in _left(stage, outcome, bench) if stage.saves else ():
+    for name, body, tensors, owner in _left(stage, outcome, bench) if stage.saves else ():
         place = folder / "adapters" / name
-        training = _training(stage, bench, found, own=own)
+        training = _training(stage, bench, found, owner)
         save_adapter(place, body, tensors, bench.federation.classes, training)
     write_text(done, json.dumps(found))
     seconds = found["totals"]["seconds"]
@@ -254,21 +254,24 @@ def averaged(models: Sequence[Scores]) -> Scores:
 
 def _left(
     stage: Stage[Any, Any], outcome: Outcome[Any], bench: Bench
-) -> Iterator[tuple[str, Body, Tensors, bool]]:
-    """Return the models a stage leaves, one at a time, and which are a client's own."""
+) -> Iterator[tuple[str, Body, Tensors, ClientId | None]]:
+    """Return the models a stage leaves, one at a time, and whose own each is."""
     name, served = safe(stage.name), stage.mode.served(outcome.state)
     if served is not None:
-        yield name, stage.body, served, False
+        yield name, stage.body, served, None
     for client in outcome.clients:
         own = stage.mode.own(outcome.clients[client])
         if own is not None:
-            yield f"{name}-{safe(client)}", bench.body(client), own, True
+            yield f"{name}-{safe(client)}", bench.body(client), own, client
 
 
 def _training(
-    stage: Stage[Any, Any], bench: Bench, found: Mapping[str, Any], *, own: bool
+    stage: Stage[Any, Any], bench: Bench, found: Mapping[str, Any], owner: ClientId | None
 ) -> Training:
-    """Return what the model card says of how an adapter came about."""
+    """Return what the model card says of how an adapter came about.
+
+    A client's own model has its figures on that client's own texts.
+    """
     kind = cast("StageName", stage.name.partition(":")[0])
     totals = found["totals"]
     alone_ = kind in {"central", "local"}
@@ -276,8 +279,8 @@ def _training(
         bench.job,
         kind,
         clients=len(bench.active) if kind != "local" else 1,
-        scores={k: v for k, v in found["final"].items() if not isinstance(v, Mapping)},
-        own=own or kind == "local",
+        scores=found["final"] if owner is None else found["rounds"][-1]["per_client"][owner],
+        own=owner is not None or kind == "local",
         traffic=None
         if alone_
         else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),

@@ -101,7 +101,7 @@ def _robustness(
         if all(len(run) > 1 for run in runs):
             one = _between(runs, f"{mode}{DROPS}", mode, "everybody", figure)
             if one is not None:
-                told |= {"difference": one.mean, "low": one.low, "high": one.high}
+                told |= _told({"difference": one.mean, "low": one.low, "high": one.high})
                 told |= {"p": one.p, "beyond": one.beyond}
         found[mode] = told
     return found
@@ -119,10 +119,10 @@ def _mean(runs: Runs, row: str, column: str, *, causal: bool) -> dict[str, Any] 
     if len(known) < len(runs):
         return None
     interval = mean_of(known, "loss" if causal else "accuracy")
-    ends = [interval.mean, interval.low, interval.high]
+    ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     if causal:
-        ends = [math.exp(min(end, LARGEST_LOG)) for end in ends]
-    return dict(zip(("mean", "low", "high"), ends, strict=True)) | {"n": interval.n}
+        ends = {k: math.exp(min(v, LARGEST_LOG)) if v < math.inf else v for k, v in ends.items()}
+    return _told(ends) | {"n": interval.n}
 
 
 def _differences(
@@ -137,7 +137,7 @@ def _differences(
     told = judged([one for _, _, one in found])
     return [
         {"left": left, "right": right, "column": column, "figure": figure}
-        | {"difference": one.mean, "low": one.low, "high": one.high}
+        | _told({"difference": one.mean, "low": one.low, "high": one.high})
         | {"p": one.p, "beyond": one.beyond}
         for (left, right, _), one in zip(found, told, strict=True)
     ]
@@ -153,10 +153,15 @@ def _clients(runs: Runs, mode: str, figure: Figure) -> dict[ClientId, dict[str, 
             found[client] = one
     told = dict(zip(found, judged(list(found.values())), strict=True))
     return {
-        client: {"difference": one.mean, "low": one.low, "high": one.high, "p": one.p}
-        | {"verdict": _verdict(one, figure)}
+        client: _told({"difference": one.mean, "low": one.low, "high": one.high})
+        | {"p": one.p, "verdict": _verdict(one, figure)}
         for client, one in told.items()
     }
+
+
+def _told(ends: Mapping[str, float]) -> dict[str, Any]:
+    """Return numbers as JSON has them: a bound that bounds nothing is null."""
+    return {name: end if math.isfinite(end) else None for name, end in ends.items()}
 
 
 def _verdict(one: Difference, figure: Figure) -> str:

@@ -43,6 +43,7 @@ def found(result: Result) -> str:
     cards += [
         f'<div class="card off {text(name)}"><h3>{text(name)}</h3><p>Not run: {text(why)}</p></div>'
         for name, why in result.skipped.items()
+        if name in GLOSS
     ]
     return (
         f'<p class="lead">{bound(first)}</p><ul class="rest">{points}</ul>'
