@@ -5,7 +5,6 @@ called `refused` is refused. Closed rounds are kept in the server's kit under th
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from typing import Any
 from nvflare.collab import CollabCallError, collab
 
 from triskel.job import parse
-
-SLOWNESS = float(os.environ.get("TRISKEL_SLOWNESS", "1"))  # see patience.py
 
 
 class Client:
@@ -55,7 +52,7 @@ class Server:
         for number in range(len(closed) + 1, self.job.rounds + 1):
             self.tell(number, live)
             live &= {name for name in sorted(live) if answers(name)}
-            collab.get_clients(sorted(live))(timeout=10 * SLOWNESS).work()
+            collab.get_clients(sorted(live))(timeout=10).work()
             if collab.is_aborted:
                 return
             closed.append(number)
@@ -82,7 +79,7 @@ class Server:
 
 def answers(name: str) -> bool:
     try:
-        return list(collab.get_clients([name])(timeout=2 * SLOWNESS).ping()) != []
+        return list(collab.get_clients([name])(timeout=5).ping()) != []
     except (CollabCallError, TimeoutError, RuntimeError):
         return False
 
