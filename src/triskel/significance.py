@@ -11,7 +11,7 @@ A difference is paired: left minus right of the same run and the same text.
 
 With one run a claim speaks of other texts and the same seed. Student's t stands for the paired
 bootstrap over texts because it keeps its level with few texts: with 10, intervals of a paired loss
-hold the truth in 97 % of draws, the percentile bootstrap's in 87 % (`docs/statistics.md`, with the
+hold the truth in 96 % of draws, the percentile bootstrap's in 87 % (`docs/statistics.md`, with the
 coverage of everything here).
 """
 
