@@ -139,7 +139,7 @@ def holm(ps: Sequence[float], level: float = LEVEL) -> list[bool]:
     From the smallest p on, the i-th of m stands while p < level / (m + 1 - i) (Holm 1979), however
     the tests depend on each other.
 
-    >>> holm([0.03, 0.001, 0.02])
+    >>> holm([0.06, 0.001, 0.02])
     [False, True, True]
 
     Raises:
