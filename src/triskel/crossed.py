@@ -18,8 +18,8 @@ texts, with n - 1 degrees of freedom.
 Few seeds know `runs` badly, many texts know `common` well. With shares λ of the variance, normal
 quantile z and Student's t of either's degrees of freedom the quantile is z + Σ λ² (t - z): the
 first order of Welch (1947), with the exact t in place of its own first order, so Student's where
-one share is all. Satterthwaite's single degree of freedom misses up to 8 % with three seeds, and
-weights λ (Cochran and Cox) miss 3 %.
+one share is all. With three seeds Satterthwaite's one degree of freedom holds less than 95 %, and
+weights λ (Cochran and Cox) hold more.
 """
 
 import math

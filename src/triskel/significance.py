@@ -11,7 +11,7 @@ A difference is paired: left minus right of the same run and the same text.
 
 With one run a claim speaks of other texts and the same seed. Student's t stands for the paired
 bootstrap over texts because it keeps its level with few texts: with 10, intervals of a paired loss
-hold the truth in 97 % of draws, the percentile bootstrap's in 87 % (`docs/statistics.md`, with the
+hold the truth in 96 % of draws, the percentile bootstrap's in 87 % (`docs/statistics.md`, with the
 coverage of everything here).
 """
 
@@ -139,7 +139,7 @@ def holm(ps: Sequence[float], level: float = LEVEL) -> list[bool]:
     From the smallest p on, the i-th of m stands while p < level / (m + 1 - i) (Holm 1979), however
     the tests depend on each other.
 
-    >>> holm([0.03, 0.001, 0.02])
+    >>> holm([0.06, 0.001, 0.02])
     [False, True, True]
 
     Raises:
