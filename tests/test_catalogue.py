@@ -109,7 +109,11 @@ def test_several_seeds_are_told_by_their_means(tmp_path: Path) -> None:
         c: {"mean": m, "low": 0, "high": 1, "n": 2} for c, m in (("everybody", 0.3), ("own", 0.5))
     }
     summary = {"figure": "accuracy", "level": 0.95, "params": told, "differences": []}
-    write(folder, "result.json", {"schema": 2, "seeds": [0, 5], "runs": [], "summary": summary})
+    write(
+        folder,
+        "result.json",
+        {"schema": 2, "seeds": [0, 5], "runs": [], "summary": summary, "readings": {}},
+    )
     found = entry_of(folder)
     assert (found.state, found.rows) == ("finished", {"params": {"everybody": 0.3, "own": 0.5}})
     assert [one.folder for one in below(tmp_path)] == [folder], "its runs are not told again"
@@ -193,6 +197,7 @@ def triskel(*words: str) -> tuple[int, str, str]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")  # workers of a test run have 80
     for name in cli.QUIET:
         monkeypatch.setenv(name, "")
     return tmp_path

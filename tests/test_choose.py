@@ -253,7 +253,7 @@ def test_dtype_device_and_grouping_are_those_a_run_began_with(
     job = job.model_copy(update={"model": auto})
 
     def began(**changes: object) -> None:
-        name, grouping, _ = json.loads(whole)
+        name, grouping, *_ = json.loads(whole)
         rows = json.loads(whole)
         rows[name] |= {k: v for k, v in changes.items() if k in rows[name]}
         rows[grouping] |= {k: v for k, v in changes.items() if k in rows[grouping]}
@@ -282,7 +282,7 @@ def test_dtype_device_and_grouping_are_those_a_run_began_with(
     ):
         prepare(job, small.watch, choices=place).body()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (name, row), _ = json.loads(whole).items()
+    name, row = next(iter(json.loads(whole).items()))
     del row["dtype"], row["device"]
     place.write_text(json.dumps({name: row}), encoding="utf-8")  # of a version that wrote neither
     assert prepare(job, small.watch, choices=place).body().dtype == torch.float32

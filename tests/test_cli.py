@@ -217,7 +217,8 @@ def test_a_run_folder_must_be_there(words: list[str]) -> None:
         (["compare", "--modes", "none"], "unknown mode 'none'; there are params, logits, split"),
         (
             ["compare", "--baselines", "base,centrall"],
-            "unknown baseline 'centrall'; did you mean 'central'? There are base, local, central",
+            "unknown baseline 'centrall'; did you mean 'central'? There are base, local, central, "
+            "local_equal",
         ),
         (
             ["compare", "no.toml"],
@@ -450,7 +451,7 @@ def test_a_request_to_end_is_an_interruption(monkeypatch: pytest.MonkeyPatch) ->
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(cli, "load", ends)
-    monkeypatch.setattr(sys, "argv", ["triskel", "compare"])
+    monkeypatch.setattr(sys, "argv", ["triskel", "compare", "job.toml"])
     try:
         with pytest.raises(SystemExit) as stop:
             cli.main()

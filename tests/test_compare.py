@@ -82,7 +82,7 @@ def test_the_result_returned_is_the_result_on_disk(whole: SimpleNamespace) -> No
     assert found == json.loads(json.dumps(whole.result))
     assert list(found) == [
         "schema", "triskel", "job", "request", "environment", "data", "baselines", "skipped",
-        "modes", "summary",
+        "modes", "summary", "readings",
     ]  # fmt: skip
     assert list(found["modes"]) == ["params", "logits", "split"]
     assert list(found["baselines"]) == list(BASELINES)

@@ -444,13 +444,14 @@ def test_totals_are_sums_and_memory_is_the_largest() -> None:
             ledger.sent(client, "down", message("task", 1), 7)
             ledger.computed(client, flops=numbers, peak_bytes=10 * numbers * round_, seconds=0.5)
             ledger.computed(client, flops=1, peak_bytes=1, seconds=0.25)
-        rounds.append({"clients": ledger.rows(), "seconds": 1.5})
+        rounds.append({"clients": ledger.rows(), "server": {"flops": 11}, "seconds": 1.5})
     assert rounds[0]["clients"]["ann"]["compute_s"] == 0.75
     assert rounds[0]["clients"]["bob"]["peak_client_bytes"] == 50
     assert totals(rounds) == {
         "up": {"payload_bytes": 4 * (8 + 16), "message_bytes": 600, "messages": 4},
         "down": {"payload_bytes": 16, "message_bytes": 28, "messages": 4},
         "client_flops": 2 * (3 + 5 + 2),
+        "server_flops": 2 * 11,
         "peak_client_bytes": 100,
         "seconds": 3.0,
     }

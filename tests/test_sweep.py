@@ -26,7 +26,7 @@ from triskel.sweep import Sweep, ranked, read_sweep, setting
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 RATES = "train.lr=1e-3,0.05"
-TIMES = {"seconds", "compute_s", "peak_bytes"}
+TIMES = {"seconds", "compute_s", "peak_bytes", "plain"}
 
 
 def ignore(event: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ def played(what: Sweep, folder: Path, watch: Callable[[Any], None] = ignore) -> 
 def timeless(found: object) -> object:
     """What a result holds beside times, which no two runs share."""
     if isinstance(found, dict):
-        return {k: timeless(v) for k, v in found.items() if k not in TIMES}
+        return {k: timeless(v) for k, v in found.items() if k.partition(":")[0] not in TIMES}
     return [timeless(one) for one in found] if isinstance(found, list) else found
 
 

@@ -199,6 +199,10 @@ class Bench:
         if self._prefix.size + next_ > self.job.model.cache_mb * MB:
             self._prefix.forget()
 
+    def release(self) -> None:
+        """Let go of all hidden states that were kept: no stage follows."""
+        self._prefix.forget()
+
     def costs(self, body: Body) -> Costs:
         """Return what pieces of a model cost, counted once."""
         costs = self.loaded.costs

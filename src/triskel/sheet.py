@@ -16,6 +16,7 @@ from triskel.errors import CheckpointError
 from triskel.job import Job
 
 SCHEMA = 1
+FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 SHEET = "triskel.json"
 StageName = Literal["params", "logits", "split", "central", "local"]
 
@@ -119,7 +120,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         max_tokens=job.train.max_tokens,
         prompt=(job.data.template or PLAIN) if prompted else "",
         shared_labels=job.split.labels == "shared",
-        scores={k: v for k, v in scores.items() if not isinstance(v, Mapping)},
+        scores=_figures(scores),
         everybody=_column(scores, "everybody"),
         own_texts=_column(scores, "own"),
         up_bytes=traffic[0] if traffic else None,
@@ -129,7 +130,12 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
 
 def _column(scores: Mapping[str, float | Mapping[str, float]], name: str) -> Mapping[str, float]:
     found = scores.get(name)
-    return dict(found) if isinstance(found, Mapping) else {}
+    return _figures(found) if isinstance(found, Mapping) else {}
+
+
+def _figures(scores: Mapping[str, float | Mapping[str, float]]) -> dict[str, float]:
+    """Return the figures among a result's keys, in one order."""
+    return {k: v for k in FIGURES if not isinstance(v := scores.get(k), Mapping | None)}
 
 
 def to_json(sheet: Sheet) -> str:

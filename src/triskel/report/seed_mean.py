@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, cast
 
-from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
-
 from triskel.report.result import Json, Span
 
 LEVEL = 0.95
@@ -43,6 +41,8 @@ def band(values: Sequence[float]) -> Span | None:
     many = len(values)
     if many < 2:  # noqa: PLR2004 - one value has no spread
         return None
+    from scipy.special import stdtrit  # noqa: PLC0415 - help and refusals come sooner without
+
     wide = float(stdtrit(many - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(many)
     middle = fmean(values)
     return Span(mean=middle, low=middle - wide, high=middle + wide, n=many)

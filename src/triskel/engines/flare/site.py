@@ -353,7 +353,7 @@ class Site:
     def _keep_own(self, stage: ModeName) -> None:
         """Let go of a stage, once the site's own model of it is saved as an adapter folder."""
         bench, mode = self._held, self._modes[stage]
-        bench.forget()
+        bench.release()
         own = mode.own(Kept(self._home / stage, self.name).before(2**31))
         if own is None:
             return
