@@ -217,8 +217,10 @@ def test_a_run_folder_must_be_there(words: list[str]) -> None:
         (["compare", "--modes", "none"], "unknown mode 'none'; there are params, logits, split"),
         (
             ["compare", "--baselines", "base,centrall"],
-            "unknown baseline 'centrall'; did you mean 'central'? There are base, local, central, "
-            "local_equal",
+            (
+                "unknown baseline 'centrall'; did you mean 'central'? There are base, local, "
+                "central, local_equal"
+            ),
         ),
         (
             ["compare", "no.toml"],
