@@ -161,9 +161,9 @@ def bench_of(job: Job, how: Mapping[str, Any], options: Mapping[str, Any]) -> Be
     shares = shares_of(job.data.task, how.get("longest", SHORT))
     bench = tiny.bench(job, body, shares, tiny.examples(5, job.data.task, seed=50))
     if how.get("counted"):
-        bench._costs[id(body)] = Costs(body, None, lambda _: None)
+        bench.loaded.costs[id(body)] = Costs(body, None, lambda _: None)
     else:
-        bench._costs[id(body)].know = lambda _: None
+        bench.loaded.costs[id(body)].know = lambda _: None
     if how.get("kept"):
         body.prefix = Prefix()
     return bench
