@@ -1,6 +1,7 @@
 """What is kept of each text: held against the result, against single texts, and against damage."""
 
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from scipy.stats import binomtest
 from triskel import records
 from triskel.baselines import flops_of
 from triskel.bench import prepare
-from triskel.compare import Request, run
+from triskel.compare import Request, resume, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError
 from triskel.evaluate import evaluate
@@ -140,6 +141,18 @@ def test_the_summary_of_a_run_is_the_exact_test_of_its_pairs(whole: SimpleNamesp
         assert one["p"] == pytest.approx(wanted)
     for mode in ("params", "logits", "split"):
         assert set(found["clients"][mode]) == {"client-01", "client-02", "client-03"}
+
+
+def test_a_record_that_was_deleted_as_its_error_says_is_written_anew(
+    whole: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (folder / "outcomes").iterdir()}
+    for row in ("base", "local", "params"):
+        (folder / "outcomes" / f"{row}.safetensors").unlink()
+        (folder / "stages" / row / "done.json").unlink(missing_ok=True)
+    resume(folder, LocalEngine, SMALL.watch)
+    assert {p.name: p.read_bytes() for p in (folder / "outcomes").iterdir()} == before
 
 
 def test_drop_outs_are_a_second_play_of_each_mode(whole: SimpleNamespace) -> None:

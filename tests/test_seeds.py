@@ -13,7 +13,7 @@ from triskel import bench as benches
 from triskel.compare import Request, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError, TrainingError
-from triskel.job import AdapterKind, Job
+from triskel.job import AdapterKind, Job, to_toml
 from triskel.seeds import compare_seeds, resume_seeds, seeds_of
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -130,6 +130,14 @@ def test_what_cannot_be_played_is_refused(
         resume_seeds(three.folder / "seed-4", LocalEngine, SMALL.watch)
     (tmp_path / "request.json").write_text('{"seeds": "all"}', encoding="utf-8")
     assert seeds_of(tmp_path) is None
+
+
+def test_a_comparison_killed_before_it_began_can_be_begun_again(room: Path, tmp_path: Path) -> None:
+    folder, asked = tmp_path / "run", Request(modes=("params",), baselines=())
+    folder.mkdir()
+    (folder / "job.toml").write_text(to_toml(job(room)), encoding="utf-8")
+    found = compare_seeds(job(room), asked, [2], folder, LocalEngine, SMALL.watch)
+    assert [one["job"]["seed"] for one in found["runs"]] == [2]
 
 
 @pytest.mark.parametrize("task", ["classify", "causal"])

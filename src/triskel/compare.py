@@ -98,7 +98,7 @@ def run(
     if folder.exists() and not folder.is_dir():
         raise JobError(f"{folder} is a file; choose another --out")
     text = to_toml(job)
-    if folder.exists() and _used(folder, text):
+    if folder.exists() and used(folder, text):
         raise JobError(
             f"{folder} is not empty; choose another --out, or resume it with "
             f"`triskel run --resume {folder}`"
@@ -115,7 +115,7 @@ def run(
     return _run(job, request, folder, engine, watch, venue)
 
 
-def _used(folder: Path, text: str) -> bool:
+def used(folder: Path, text: str) -> bool:
     """Return whether a folder holds more than a run of this very job leaves that never began."""
     job = folder / "job.toml"
     if {path.name for path in folder.iterdir()} - UNBEGUN:

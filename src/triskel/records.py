@@ -153,7 +153,8 @@ def read(folder: Path, row: str) -> Record | None:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{place} does not hold what was reached on each text: {error}; delete it, and "
-            f"`triskel run --resume {folder}` writes it anew"
+            f"stages/{row}/done.json where that is there, and `triskel run --resume {folder}` "
+            "writes it anew"
         ) from error
 
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 from triskel import __version__
 from triskel.bench import Loaded, prepare
 from triskel.checkpoint import write_text
-from triskel.compare import HERE, Request, read_run, resume, run
+from triskel.compare import HERE, Request, read_run, resume, run, used
 from triskel.errors import CheckpointError, JobError
 from triskel.folder import save
 from triskel.job import Job, dump, to_toml
@@ -50,12 +50,12 @@ def compare_seeds(
     """
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise JobError(f"seeds must be different whole numbers from 0, got {list(seeds)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    text = to_toml(job)
+    if folder.exists() and (not folder.is_dir() or used(folder, text)):
         raise JobError(
             f"{folder} is not empty; choose another --out, or resume it with "
             f"`triskel run --resume {folder}`"
         )
-    text = to_toml(job)
     asked = {
         **request.asked(),
         "seeds": list(seeds),
