@@ -155,9 +155,27 @@ def test_bfloat16_that_a_gpu_emulates_is_not_chosen(monkeypatch: pytest.MonkeyPa
     assert dtype_of(Model(dtype="bfloat16")) == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("limits", "wanted"),
-    [
+ASK = """
+import json, os, sys
+from pathlib import Path
+from triskel.job import Model
+from triskel.model import load
+
+# torch reads the variables once in a process, and not before it is asked: each case is a child's.
+for flags, limits in json.load(sys.stdin):
+    if not (child := os.fork()):
+        os.environ.update(limits)
+        load.CPUINFO = Path(flags)
+        print(load.dtype_of(Model(device="cpu")), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_auto_is_bfloat16_where_the_processor_has_it_and_nothing_forbids_it(
+    tmp_path: Path,
+) -> None:
+    limits: list[tuple[dict[str, str], bool]] = [
         ({}, True),
         ({"ATEN_CPU_CAPABILITY": "avx2"}, False),
         ({"ATEN_CPU_CAPABILITY": "default"}, False),
@@ -168,29 +186,30 @@ def test_bfloat16_that_a_gpu_emulates_is_not_chosen(monkeypatch: pytest.MonkeyPa
         ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, True),
         ({"ONEDNN_MAX_CPU_ISA": "ALL"}, True),
         ({"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
-    ],
-)
-@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "avx2"])
-def test_auto_is_bfloat16_where_the_processor_has_it_and_nothing_forbids_it(
-    flag: str, limits: dict[str, str], tmp_path: Path, *, wanted: bool
-) -> None:
-    """In a process of its own: torch reads the variables once."""
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu avx2 {flag} sha_ni\n")
-    script = (
-        "import sys; from pathlib import Path; from triskel.model import load\n"
-        "load.CPUINFO = Path(sys.argv[1])\n"
-        "from triskel.job import Model; print(load.dtype_of(Model(device='cpu')))"
-    )
+    ]
+    cases: list[tuple[str, dict[str, str]]] = []
+    wanted: list[str] = []
+    for flag in ("avx512_bf16", "amx_bf16", "avx2"):
+        place = tmp_path / flag
+        place.write_text(f"flags\t\t: fpu avx2 {flag} sha_ni\n")
+        for limit, allowed in limits:
+            cases.append((str(place), limit))
+            native = allowed and flag != "avx2"
+            wanted.append(f"{flag} {limit} torch.{'bfloat16' if native else 'float32'}")
     own = {k: v for k, v in os.environ.items() if not k.endswith(("_CPU_ISA", "_CPU_CAPABILITY"))}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "cpuinfo")],
-        env=own | limits,
+        [sys.executable, "-c", ASK],
+        input=json.dumps(cases),
+        env=own,
         capture_output=True,
         text=True,
         check=True,
     )
-    native = wanted and flag != "avx2"
-    assert done.stdout.split() == ["torch.bfloat16" if native else "torch.float32"]
+    told = [
+        f"{Path(place).name} {limit} {dtype}"
+        for (place, limit), dtype in zip(cases, done.stdout.split(), strict=True)
+    ]
+    assert told == wanted
 
 
 def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 import runpy
 import shutil
+from itertools import combinations, product
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +129,20 @@ def test_the_summary_of_a_run_is_the_exact_test_of_its_pairs(whole: SimpleNamesp
             assert told["mean"] == pytest.approx(figures[column][found["figure"]])
             assert told["low"] <= told["mean"] <= told["high"]
             assert told["n"] == 1
+    modes = ("params", "logits", "split")
+    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for one in found["differences"]:
+        families.setdefault((one["column"], one["primary"]), []).append(one)
+    asked = {
+        key[0]: {(d["left"], d["right"]) for d in told} for key, told in families.items() if key[1]
+    }
+    beside = set(product(("base", "central"), modes))
+    assert asked["everybody"] == beside | set(combinations(modes, 2))
+    assert asked["own"] == set(product(("local", "local_equal"), modes))
+    for told in families.values():
+        stands = [d["p"] for d in sorted(told, key=itemgetter("p"))]
+        last = next((i for i, p in enumerate(stands) if p * (len(stands) - i) >= 0.05), len(stands))
+        assert sorted(d["p"] for d in told if d["beyond"]) == stands[:last]
     if found["figure"] == "accuracy":
         left, right = (records.read(whole.folder, name) for name in ("params", "base"))
         assert left is not None
@@ -139,7 +156,7 @@ def test_the_summary_of_a_run_is_the_exact_test_of_its_pairs(whole: SimpleNamesp
         assert one["difference"] == pytest.approx(-float(gap.mean()))
         wanted = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
         assert one["p"] == pytest.approx(wanted)
-    for mode in ("params", "logits", "split"):
+    for mode in modes:
         assert set(found["clients"][mode]) == {"client-01", "client-02", "client-03"}
 
 

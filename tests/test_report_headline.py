@@ -99,7 +99,7 @@ def test_a_mode_comes_first_only_where_it_is_above_every_other() -> None:
     found = told({"params": 0.5, "split": 0.7})
     assert headline(found).startswith("Split comes first with 0.700 accuracy on everybody's texts")
     found = told({"params": 0.5, "split": 0.7}, beyond=0.3)
-    assert headline(found).startswith("None of the modes beats the base")
+    assert headline(found).startswith("No mode is shown to beat the base")
     found = told({"params": 0.65, "split": 0.7}, base=0.1, beyond=0.3)
     assert headline(found).startswith("Split and params are level with 0.700 and 0.650")
 
@@ -108,7 +108,7 @@ def test_a_mode_comes_first_only_where_it_is_above_every_other() -> None:
 def test_below_the_base_nobody_comes_first(sure: float) -> None:
     found = told({"logits": 0.250, "params": 0.241, "split": 0.2}, base=0.272, beyond=sure)
     text = headline(found)
-    assert text.startswith("None of the modes beats the base, accuracy 0.272 on everybody's texts")
+    assert text.startswith("No mode is shown to beat the base, accuracy 0.272 on everybody's texts")
     kind = {0.001: "below it", 0.01: "below it", 0.5: "level with it"}[sure]
     assert f"logits 0.250, params 0.241 and split 0.200, all {kind}" in text
     assert "first" not in " ".join(verdict(read(found)))
@@ -122,8 +122,8 @@ def test_one_mode_is_told_beside_base_and_alone() -> None:
     )
     found = told({"params": 0.41}, base=0.4)
     assert headline(found) == (
-        "Params does not beat the base: 0.410 accuracy against 0.400 on everybody's texts, where "
-        "it is level with it."
+        "Params is not shown to beat the base: 0.410 accuracy against 0.400 on everybody's texts, "
+        "where it is level with it."
     )
     assert headline(told({"params": 0.6}, base=None)) == (
         "Params ends with 0.600 accuracy on everybody's texts."
@@ -141,7 +141,7 @@ def test_own_texts_are_judged_by_the_clients_own_models() -> None:
 def test_ten_texts_tell_nothing_apart_however_far_they_are() -> None:
     found = told({"params": 0.6, "logits": 0.9, "split": 0.7}, base=0.5, beyond={}, n=10)
     text = headline(found)
-    assert text.startswith("None of the modes beats the base")
+    assert text.startswith("No mode is shown to beat the base")
     assert "logits 0.900, split 0.700 and params 0.600, all level with it" in text
     assert "10 test texts" in verdict(read(found))[-1]
 
@@ -154,7 +154,7 @@ def test_less_is_better_for_causal_and_is_called_so() -> None:
     )
     assert "worse than split and better than the base" in verdict(read(found))[1]
     found = told({"params": 3.0, "split": 2.0}, base=1.0, causal=True)
-    assert headline(found).startswith("None of the modes beats the base, perplexity 2.00")
+    assert headline(found).startswith("No mode is shown to beat the base, perplexity 2.00")
     assert "split 4.00 and params 8.00, both worse than it" in headline(found)
 
 
@@ -224,7 +224,7 @@ def test_no_headline_claims_what_no_test_found(
         named = re.findall(r"\w+", level[1].lower().replace(" and ", " "))
         assert not any(ahead(a, b) for a in named for b in named if a != b)
     nobody = not any(ahead(mode, "base") for mode in modes)
-    assert nobody == bool(re.match(r"None of the modes beats|\w+ does not beat", text))
+    assert nobody == bool(re.match(r"No mode is shown to beat|\w+ is not shown to beat", text))
     better = "better than" if causal else "above"
     if re.search(rf"(it is|both are|all are) {better} each client alone", text):
         assert any(ahead(mode, "local") for mode in modes)

@@ -2,15 +2,16 @@
 
     summary = {"figure": ..., "level": 0.95,
                <row>: {"everybody": {"mean", "low", "high", "n"}, "own": {...}},
-               "differences": [{"left", "right", "column", "figure", "difference", "low", "high",
-                                "p", "beyond"}],
+               "differences": [{"left", "right", "column", "figure", "primary", "difference",
+                                "low", "high", "p", "beyond"}],
                "clients": {<mode>: {<client>: {"difference", "low", "high", "p", "verdict"}}}}
 
 Rows are baselines and modes. `everybody` is the common model on everybody's test texts (the mean
 over clients of their own models where there is none), `own` each client's own model, where it has
-one, on its own. Differences are paired over seeds and texts (`significance`): `beyond` is corrected
-for the pairs of a column, a client's verdict for the clients. For `causal` the figure of a row is
-perplexity, and differences are of the loss in nats a token.
+one, on its own. Differences are paired over seeds and texts (`significance`). `beyond` is corrected
+for the number of pairs: in each column those that a report puts into words are one family
+(`primary`), all others another; a client's verdict is corrected for the clients. For `causal` the
+figure of a row is perplexity, and differences are of the loss in nats a token.
 """
 
 import math
@@ -33,6 +34,11 @@ from triskel.types import ClientId
 ORDER = ("base", "local", "local_equal", "central")
 """Baselines, as they stand before the modes."""
 ALONE = "local"
+ASKED: Mapping[str, tuple[str, ...]] = {
+    "everybody": ("base", "central"),
+    "own": (ALONE, "local_equal"),
+}
+"""The baselines that each column sets modes beside; on everybody's texts modes also meet."""
 MOST = 1000
 """Up to how many clients each is tested by itself."""
 LEVEL = 0.95
@@ -128,19 +134,31 @@ def _mean(runs: Runs, row: str, column: str, *, causal: bool) -> dict[str, Any] 
 def _differences(
     runs: Runs, rows: Sequence[str], column: str, figure: Figure
 ) -> list[dict[str, Any]]:
-    """Return every pair of rows in one column; `beyond` is corrected for their number."""
+    """Return every pair of rows in one column; `beyond` is corrected within primary and others."""
     found: list[tuple[str, str, Difference]] = []
     for left, right in combinations(rows, 2):
         one = _between(runs, left, right, column, figure)
         if one is not None:
             found.append((left, right, one))
-    told = judged([one for _, _, one in found])
+    family = [_primary(left, right, column) for left, right, _ in found]
+    told: dict[int, Difference] = {}
+    for kind in (True, False):
+        places = [place for place, primary in enumerate(family) if primary == kind]
+        told |= zip(places, judged([found[place][2] for place in places]), strict=True)
     return [
-        {"left": left, "right": right, "column": column, "figure": figure}
+        {"left": left, "right": right, "column": column, "figure": figure, "primary": family[place]}
         | _told({"difference": one.mean, "low": one.low, "high": one.high})
-        | {"p": one.p, "beyond": one.beyond}
-        for (left, right, _), one in zip(found, told, strict=True)
+        | {"p": one.p, "beyond": told[place].beyond}
+        for place, (left, right, one) in enumerate(found)
     ]
+
+
+def _primary(left: str, right: str, column: str) -> bool:
+    """Return whether a report puts this pair into words, in this column."""
+    floors = [row for row in (left, right) if row in ORDER]
+    if not floors:
+        return column == "everybody"
+    return len(floors) == 1 and floors[0] in ASKED[column]
 
 
 def _clients(runs: Runs, mode: str, figure: Figure) -> dict[ClientId, dict[str, Any]]:

@@ -294,6 +294,6 @@ def _caution(result: Result) -> str:
     better, worse = (words_of(result)[one].removesuffix(" than") for one in ("above", "below"))
     return (
         f"{lead}: what is called {better} or {worse} is so beyond chance over {over}, at "
-        f"{percent(result.summary.level)} for all pairs together; level is what cannot be told "
-        f"apart.{more}"
+        f"{percent(result.summary.level)} for the comparisons of a column together; level is what "
+        f"cannot be told apart.{more}"
     )

@@ -1,7 +1,7 @@
 """The headline: what the tests carry, in one sentence.
 
     ends        one mode:   "Params ends with F on everybody's texts" + base + alone
-    none beats  no mode is above the base beyond chance: "None of the modes beats the base (F): ..."
+    none beats  no mode is above the base beyond chance: "No mode is shown to beat the base ..."
     level       the best is not told from those after it: "Params and split are level with F and F"
     first       the best is above every other mode:       "Split comes first with F"
     figures     nothing was tested: "Params F, logits F ...", in the order of the job
@@ -128,8 +128,8 @@ def _below_base(result: Result, order: Sequence[ModeRun]) -> str:
         only = order[0]
         kind = f"is {words_of(result)[told[only.name]]} it"
         text = (
-            f"{title(only)} does not beat the {named(base)}: {_marks(result, order)} against "
-            f"{floor} {WHERE}, where it {kind}"
+            f"{title(only)} is not shown to beat the {named(base)}: {_marks(result, order)} "
+            f"against {floor} {WHERE}, where it {kind}"
         )
     else:
         each = [f"{r.name} {written(result, figure_of(result, r, 'everybody'))}" for r in order]
@@ -137,7 +137,7 @@ def _below_base(result: Result, order: Sequence[ModeRun]) -> str:
         if len(set(told.values())) == 1:
             beside = f", {_all(order)}{words_of(result)[told[order[0].name]]} it"
         text = (
-            f"None of the modes beats the {named(base)}, {quality(result)} {floor} {WHERE}: "
+            f"No mode is shown to beat the {named(base)}, {quality(result)} {floor} {WHERE}: "
             f"{joined(each)}{beside}"
         )
     return f"{text}{beside_alone(result, order)}."
