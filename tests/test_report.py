@@ -479,3 +479,18 @@ def test_what_is_not_a_result_is_refused_and_the_old_report_stays(
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"
     assert not list(tmp_path.glob(".report-*"))
+
+
+def test_figures_of_validation_texts_are_called_so_everywhere() -> None:
+    found = SAMPLES.modern() | {"request": {"judge": "validation"}}
+    words = re.sub(r"<[^>]+>|\N{NO-BREAK SPACE}", " ", render(found))
+    assert "600 validation texts" in words
+    assert re.findall(r"test texts[^.]*\.", words.lower()) == ["test texts were not read."]
+
+
+def test_clients_of_a_causal_task_are_shown_by_what_ranks_them() -> None:
+    page = render(SAMPLES.modern(causal=True))
+    found = SAMPLES.modern(causal=True)["modes"]["split"]["rounds"][-1]["per_client"]["film"]
+    assert "Perplexity of each client on its own texts" in page
+    assert "Accuracy per client" not in page
+    assert f"<td>{found['perplexity']:.2f}" in page

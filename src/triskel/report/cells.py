@@ -92,10 +92,9 @@ def notes(result: Result) -> list[str]:
     if result.summary is None:
         found.append(UNTESTED)
     elif result.summary.spans:
-        texts = "validation texts" if result.validation else "test texts"
-        over = f"{texts}, one seed"
+        over = f"{result.texts}, one seed"
         if len(result.seeds) > 1:
-            over = f"seeds and {texts}, {len(result.seeds)} seeds"
+            over = f"seeds and {result.texts}, {len(result.seeds)} seeds"
         found.append(f"±: half of the {units.percent(result.summary.level)} interval over {over}.")
     if any(better_off(result, name) for name in result.modes):
         found.append(

@@ -1,11 +1,11 @@
-"""The figure of each client's accuracy: bars of its own for a few, the spread of many."""
+"""The figure of each client's accuracy (or perplexity): bars for a few, the spread of many."""
 
 from collections.abc import Mapping, Sequence
 
 from triskel.report.marks import COLOURS, GREYS, Json, canvas, titled
 from triskel.report.markup import Figure, label
-from triskel.report.names import NAMES
-from triskel.report.result import Baseline, ModeRun, Result
+from triskel.report.names import NAMES, quality
+from triskel.report.result import Baseline, ModeRun, Result, mark
 
 BARS = 12
 """Up to how many clients have bars of their own; beyond, the spread is drawn."""
@@ -16,15 +16,18 @@ ENDS = 10
 
 
 def per_client(result: Result) -> Figure:
-    """Return each client's accuracy, alone and in each mode; the spread when they are many."""
+    """Return each client's figure, alone and in each mode; the spread when they are many."""
     alone = result.baselines.get("local")
     series: list[tuple[str, str, dict[str, float]]] = []
     if alone is not None:
-        series.append((NAMES["local"], GREYS["local"], _accuracies(alone)))
-    series += [(run.name, COLOURS[run.name], _accuracies(run)) for run in result.modes.values()]
+        series.append((NAMES["local"], GREYS["local"], _figures(result, alone)))
+    series += [
+        (run.name, COLOURS[run.name], _figures(result, run)) for run in result.modes.values()
+    ]
     series = [one for one in series if one[2]]
     clients = [c for c in result.clients if any(c in values for _, _, values in series)]
-    yaxis = {"title": titled("accuracy, own texts"), "range": [0, 1], "tickformat": ".1f"}
+    yaxis: Json = {"title": titled(f"{quality(result)}, own texts")}
+    yaxis |= {"rangemode": "tozero"} if result.causal else {"range": [0, 1], "tickformat": ".1f"}
     if len(clients) > BARS:
         spread = [trace for one in series for trace in _spread(*one)]
         return canvas(
@@ -49,8 +52,8 @@ def per_client(result: Result) -> Figure:
     return canvas(data, xaxis=xaxis, yaxis=yaxis, barmode="group", bargap=0.25)
 
 
-def _accuracies(run: Baseline | ModeRun) -> dict[str, float]:
-    return {c: s.accuracy for c, s in run.per_client.items() if s.accuracy is not None}
+def _figures(result: Result, run: Baseline | ModeRun) -> dict[str, float]:
+    return {c: value for c, s in run.per_client.items() if (value := mark(result, s)) is not None}
 
 
 def _spread(name: str, colour: str, values: Mapping[str, float]) -> list[Json]:

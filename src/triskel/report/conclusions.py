@@ -282,8 +282,7 @@ def _nothing(result: Result) -> list[str]:
 
 def _caution(result: Result) -> str:
     """Say what the words above hold for."""
-    kind = "validation" if result.validation else "test"
-    texts = f", {result.tested:,} {kind} texts" if result.tested else ""
+    texts = f", {result.tested:,} {result.texts}" if result.tested else ""
     seed, many = result.job.get("seed"), len(result.seeds)
     lead = f"One seed{f' ({seed})' if seed is not None else ''}{texts}"
     over, more = "texts", " Another seed may order them otherwise."

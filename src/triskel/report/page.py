@@ -172,7 +172,7 @@ def _facts(result: Result) -> list[str]:
     if result.holdings:
         train = sum(held.train for held in result.holdings.values())
         test = sum(held.test for held in result.holdings.values())
-        facts.append(f"{train:,} training and {test:,} test texts")
+        facts.append(f"{train:,} training and {test:,} {result.texts}")
     if isinstance(job.get("rounds"), int):
         facts.append(units.plural(job["rounds"], "round"))
     if result.seeds:

@@ -208,6 +208,11 @@ class Result:
         return False
 
     @property
+    def texts(self) -> str:
+        """What the scores rest on, as it is called."""
+        return "validation texts" if self.validation else "test texts"
+
+    @property
     def scored(self) -> tuple[Baseline | ModeRun, ...]:
         """Every baseline and mode."""
         return (*self.baselines.values(), *self.modes.values())

@@ -18,9 +18,9 @@ LIMIT = 20
 """Up to how many clients a table names them one by one."""
 
 SCORES = (
-    "Everybody's texts: the common model on the test texts of all clients; where clients have only "
+    "Everybody's texts: the common model on the {texts} of all clients; where clients have only "
     "models of their own, the mean over these. Own texts: each client's own model where it has "
-    "one, else the common one, on the test texts of that client; pooled over texts. Hover for "
+    "one, else the common one, on the {texts} of that client; pooled over texts. Hover for "
     "intervals and exact numbers."
 )
 COSTS = (
@@ -56,7 +56,7 @@ def measured(result: Result) -> str:
     every, body = columns(result), rows(result)
     scores = [one for one in every if one.part == "scores"]
     costs = [one for one in every if one.part == "costs"]
-    said = " ".join([SCORES, *(f"{note}" for note in notes(result))])
+    said = " ".join([SCORES.format(texts=result.texts), *(f"{note}" for note in notes(result))])
     central = "central" in result.baselines
     place = " Centralised means all texts in one place, which is what a federation avoids."
     return (
@@ -104,27 +104,35 @@ def training(result: Result, drawn: Drawn) -> str:
 
 
 def clients(result: Result, drawn: Drawn) -> str:
-    """Return each client's accuracy on its own texts, alone and in each mode."""
+    """Return each client's figure on its own texts, alone and in each mode."""
     if "per-client" not in drawn:
-        return '<p class="note">No accuracy per client was measured.</p>'
+        return f'<p class="note">No {quality(result)} per client was measured.</p>'
     told = result.summary.clients if result.summary else {}
     names, hidden = _worth_naming(result)
     local = result.baselines.get("local")
-    head = ["Client", "Test texts", *([NAMES["local"]] if local else []), *result.modes]
+    head = [
+        "Client",
+        result.texts.capitalize(),
+        *([NAMES["local"]] if local else []),
+        *result.modes,
+    ]
     body: list[list[str]] = []
     for client in names:
         held = result.holdings.get(client)
         line = [client, f"{held.test:,}" if held else units.DASH]
         for run in ([local] if local else []) + list(result.modes.values()):
             one = run.per_client.get(client)
-            kind = told.get(run.name, {}).get(client, ("even", 0.0))[0]
-            line.append(units.score(one.accuracy if one else None) + SIGNS.get(kind, ""))
+            verdict_, _ = told.get(run.name, {}).get(client, ("even", 0.0))
+            line.append(
+                written(result, mark(result, one) if one else None) + SIGNS.get(verdict_, "")
+            )
         body.append(line)
-    note = f"Each client's own test texts.{_spread_note(len(result.clients))}"
+    note = f"Each client's own {result.texts}.{_spread_note(len(result.clients))}"
     if "logits" in result.modes:
         note += " In logits every client keeps a model of its own, and that model is scored."
-    alt = f"Accuracy per client, alone and in each mode. {' '.join(verdict(result)[:1])}"
-    whole = table("Accuracy of each client on its own texts", head, body)
+    kind = quality(result).capitalize()
+    alt = f"{kind} per client, alone and in each mode. {' '.join(verdict(result)[:1])}"
+    whole = table(f"{kind} of each client on its own texts", head, body)
     below = [hidden] if hidden else []
     if any(told.values()):
         figure_ = "loss" if result.causal else "accuracy"
@@ -133,7 +141,7 @@ def clients(result: Result, drawn: Drawn) -> str:
             "for the number of clients."
         )
     rest = f'<p class="note">{text(" ".join(below))}</p>' if below else ""
-    return figure("per-client", "Accuracy per client", alt, note) + whole + rest
+    return figure("per-client", f"{kind} per client", alt, note) + whole + rest
 
 
 # --- Parts ------------------------------------------------------------------------------------
