@@ -213,8 +213,17 @@ def test_a_run_folder_must_be_there(words: list[str]) -> None:
             "unknown mode 'parms'; did you mean 'params'? There are params, logits, split",
         ),
         (["compare", "--modes", "xyz"], "unknown mode 'xyz'; there are params, logits, split"),
-        (["compare", "--modes", ","], "no mode given; there are params, logits, split"),
-        (["compare", "--modes", "none"], "unknown mode 'none'; there are params, logits, split"),
+        *(
+            (
+                [command, "--modes", nothing, "--baselines", "none"],
+                f"nothing to run: name --modes (params, logits, split) or --baselines ({known})",
+            )
+            for command, known in (
+                ("compare", "base, local, central, local_equal"),
+                ("sweep", "local, central"),
+            )
+            for nothing in (",", "none")
+        ),
         (
             ["compare", "--baselines", "base,centrall"],
             (
@@ -297,7 +306,7 @@ def test_compare_without_a_job_runs_the_demo_in_the_next_free_folder(played: Pla
         assert f"Results  runs/opinions-{number}\n" in out
         assert f"{folder.resolve().as_uri()}/report.html" in out
         assert "base (always a)" in out
-        assert "No mode has a result in this folder." in out
+        assert "Only baselines were run." in out
         assert "fetching [texts]" in said
         assert "2 clients · 1,600 training texts · SmolLM2-135M-Instruct (" in said
         assert said.count(f"threads) · runs/opinions-{number}\n") == 1

@@ -132,3 +132,18 @@ def test_a_mode_that_cannot_run_the_job_is_refused(job: Path) -> None:
     assert got.exit_code == 2
     assert got.stderr.splitlines()[-1].startswith("error: mode params cannot run this job: ")
     assert compare.BASELINES == cli.BASELINE_NAMES
+
+
+def test_baselines_alone_are_compared_and_swept(job: Path) -> None:
+    runner = CliRunner()
+    alone = ["--modes", "none", "--baselines", "central"]
+    whole = runner.invoke(cli.app, ["compare", str(job), *alone, "--seeds", "2"])
+    assert whole.exit_code == 0, whole.stderr
+    assert "centralised" in whole.stdout
+    assert "Only baselines were run." in whole.stdout
+    found = json.loads(Path("runs/tiny-1/result.json").read_text())
+    assert found["summary"]["central"]["everybody"]["n"] == 2
+    pairs = ["--set", "data.validation_share=0.25", "--set", "train.lr=1e-3,0.05"]
+    swept = runner.invoke(cli.app, ["sweep", str(job), *alone, *pairs])
+    assert swept.exit_code == 0, swept.stderr
+    assert "★" in swept.stdout

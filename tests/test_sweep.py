@@ -109,6 +109,7 @@ def test_figures_are_those_of_validation_rows_until_a_row_is_won(whole: SimpleNa
         for mode in whole.asked.modes:
             totals = result["modes"][mode]["totals"]
             assert one["rows"][mode]["client_flops"] == totals["client_flops"]
+            assert one["rows"][mode]["server_flops"] == totals["server_flops"]
             sent = totals["up"]["message_bytes"] + totals["down"]["message_bytes"]
             assert one["rows"][mode]["bytes"] == sent
 

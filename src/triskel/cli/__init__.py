@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from triskel import __version__
 from triskel.cli import federation, runs, site, sweep
-from triskel.cli.options import Name, seeds_in
+from triskel.cli.options import Name, rows_in, seeds_in
 from triskel.cli.options import names_in as _names
 from triskel.cli.options import next_folder as _next_folder
 from triskel.cli.output import conclude, console_for, write_text
@@ -171,9 +171,9 @@ def compare(
         typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
     ] = None,
     out: Out = None,
-    modes: Annotated[str, typer.Option(help="Which modes, separated by commas.")] = ",".join(
-        MODE_NAMES
-    ),
+    modes: Annotated[
+        str, typer.Option(help="Which modes, separated by commas; or none.")
+    ] = ",".join(MODE_NAMES),
     baselines: Baselines = ",".join(BASELINE_NAMES),
     seeds: Annotated[
         str | None,
@@ -197,8 +197,7 @@ def compare(
 
     Without a job file and settings it is the demo, as large as the machine does in minutes.
     """
-    chosen = _names("mode", modes, MODE_NAMES)
-    beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
+    chosen, beside = rows_in(modes, baselines, BASELINE_NAMES)
     if job is None and not (settings or seeds or drop_outs):
         _start_demo(out, chosen, beside)
         return

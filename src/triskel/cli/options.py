@@ -8,8 +8,10 @@ from typing import TypeVar
 
 from triskel.cli.output import safe_name
 from triskel.errors import JobError
+from triskel.job import MODE_NAMES, ModeName
 
 Name = TypeVar("Name", bound=str)
+Row = TypeVar("Row", bound=str)
 
 
 def names_in(
@@ -35,6 +37,24 @@ def names_in(
     if not found:
         raise JobError(f"no {what} given; there are {', '.join(known)}")
     return tuple(found)
+
+
+def rows_in(
+    modes: str, baselines: str, known: Sequence[Row]
+) -> tuple[tuple[ModeName, ...], tuple[Row, ...]]:
+    """Return the modes and the baselines to run; one of them may be `none`.
+
+    Raises:
+        JobError: A name is unknown, or there is nothing to run.
+    """
+    chosen = names_in("mode", modes, MODE_NAMES, empty=True)
+    beside = names_in("baseline", baselines, known, empty=True)
+    if not chosen and not beside:
+        raise JobError(
+            f"nothing to run: name --modes ({', '.join(MODE_NAMES)}) or --baselines "
+            f"({', '.join(known)})"
+        )
+    return chosen, beside
 
 
 def seeds_in(text: str, first: int) -> list[int]:

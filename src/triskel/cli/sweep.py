@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from triskel.cli.options import names_in, next_folder
+from triskel.cli.options import next_folder, rows_in
 from triskel.cli.output import console_for
 from triskel.errors import JobError, TriskelError
 from triskel.grid import settings_of
@@ -43,7 +43,9 @@ def sweep(
             metavar="DIR",
         ),
     ] = None,
-    modes: Annotated[str, typer.Option(help="Which modes, separated by commas.")] = ALL_MODES,
+    modes: Annotated[
+        str, typer.Option(help="Which modes, separated by commas; or none.")
+    ] = ALL_MODES,
     baselines: Annotated[
         str,
         typer.Option(help=f"Which baselines, separated by commas: {', '.join(CHOOSING)}; or none."),
@@ -64,8 +66,7 @@ def sweep(
             raise JobError("--resume goes on with the sweep as it was; leave out everything else")
         _play(resume, lambda: _again(resume))
         return
-    chosen = names_in("mode", modes, MODE_NAMES)
-    beside = names_in("baseline", baselines, CHOOSING, empty=True)
+    chosen, beside = rows_in(modes, baselines, CHOOSING)
     base, several = settings_of(job, settings or ())
 
     def asked() -> Any:  # noqa: ANN401 - its type loads torch

@@ -276,7 +276,9 @@ def _wire(result: Result) -> list[str]:
 def _nothing(result: Result) -> list[str]:
     not_run = [f"Not run: {text.rstrip('.')}." for text in skips(result)]
     if not result.modes:
-        return ["No mode has a result in this folder.", *not_run]
+        baselines = result.baselines and not result.stopped
+        said = "Only baselines were run." if baselines else "No mode has a result in this folder."
+        return [said, *not_run]
     return ["No mode was evaluated, so nothing can be said about accuracy.", *not_run]
 
 

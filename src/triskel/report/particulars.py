@@ -112,7 +112,7 @@ def _command(result: Result) -> str:
         words = ["triskel run job.toml", *_each("--mode", asked.modes)]
         return " ".join(words + ([f"--baselines {beside}"] if asked.baselines else []))
     words = ["triskel compare job.toml"]
-    words += [f"--modes {','.join(asked.modes)}"] if asked.modes != MODES else []
+    words += [f"--modes {','.join(asked.modes) or 'none'}"] if asked.modes != MODES else []
     return " ".join(words + ([f"--baselines {beside}"] if asked.baselines != BASELINES else []))
 
 

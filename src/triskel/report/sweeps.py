@@ -186,6 +186,7 @@ def _costs(record: Record) -> str:
         [
             f"{entry['name']}, {named(row)}",
             units.flops(entry["rows"][row].get("client_flops")),
+            units.flops(entry["rows"][row].get("server_flops")),
             units.size(entry["rows"][row].get("bytes")),
         ]
         for entry in record["settings"]
@@ -193,7 +194,9 @@ def _costs(record: Record) -> str:
         if row in entry["rows"]
     ]
     return table(
-        "Costs of all clients, all rounds", ["Setting, row", "Client FLOPs", "Up and down"], body
+        "Costs of all clients, all rounds",
+        ["Setting, row", "Client FLOPs", "Server FLOPs", "Up and down"],
+        body,
     )
 
 

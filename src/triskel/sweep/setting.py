@@ -123,5 +123,6 @@ def _row(result: Mapping[str, Any], row: str) -> dict[str, Any]:
     if flops is not None:
         told["client_flops"] = flops
     if row in MODE_NAMES:
+        told["server_flops"] = totals["server_flops"]
         told["bytes"] = sum(totals[way]["message_bytes"] for way in ("up", "down"))
     return told
