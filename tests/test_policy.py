@@ -613,7 +613,7 @@ def test_the_order_of_a_policy_file_does_not_matter(random: Any) -> None:  # noq
 @pytest.mark.parametrize(
     ("job", "sizes", "expected"),
     [
-        # the demo's figures in docs/ledger.md: S = 1,843,200, H = 6,912, 100 texts, 3 classes
+        # SmolLM2-135M, rank 8 on q and v of all blocks: S = 1,843,200, H = 6,912; 3 classes
         ((), {"adapter": 460_800, "head": 1_728}, 1_843_200 + 6_912),
         (("wire.up=bf16",), {"adapter": 460_800, "head": 1_728}, (1_843_200 + 6_912) // 2),
         (("wire.up=int4",), {"adapter": 460_800}, 1_843_200),

@@ -348,15 +348,15 @@ def default_cut(blocks: int) -> tuple[int, int]:
 DEMO = """
 rounds = 3
 [adapter]
-blocks = "top:6"
+blocks = "top:4"
 [clients]
-examples = 100
-test_examples = 100
+examples = 80
+test_examples = 80
 [train]
 epochs = 2
 lr = 2e-3
 [logits]
-public = 50
+public = 40
 """
 """What runs without a job file: the built-in texts, few enough for ten minutes on two cores.
 
