@@ -354,7 +354,7 @@ examples = 80
 test_examples = 80
 [train]
 epochs = 2
-lr = 2e-3
+lr = 4e-3
 [logits]
 public = 40
 """

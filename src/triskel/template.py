@@ -74,7 +74,7 @@ drop_share = 0.0             # share of these that drop out of it, to see what t
 [train]                      # a client's own training in a round
 epochs = 2                   # passes over its examples [1]
 batch = 16                   # examples in a step
-lr = 0.002                   # of AdamW [0.001]
+lr = 0.004                   # of AdamW [0.001]
 schedule = "constant"        # constant, linear or cosine; changes between rounds only
 weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone
