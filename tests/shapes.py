@@ -11,7 +11,7 @@ import importlib.machinery
 import inspect
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -38,17 +38,16 @@ def checked(made: Any) -> Any:  # noqa: ANN401 - functions and classes of every 
         if is_dataclass(made) and init is not None and not hasattr(init, "__wrapped__"):
             made.__init__ = checked(init)
         return made
-    if inspect.isgeneratorfunction(made) or inspect.iscoroutinefunction(made):
-        # Its body runs after the call, in whatever context there is then.
+    names = [dims for hint in inspect.get_annotations(made).values() for dims in _dims(hint)]
+    later = inspect.isgeneratorfunction(made) or inspect.iscoroutinefunction(made)
+    if later or any("{" in dims for dims in names):
+        # Its body runs after the call, or a size is that of an argument.
         return jaxtyped(made, typechecker=TYPED)
-    return _in_context(made)
+    typed = TYPED(made)
+    return _in_context(made, typed) if names else typed
 
 
-def _in_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    typed = TYPED(function)
-    if not any(_shaped(hint) for hint in inspect.get_annotations(function).values()):
-        return typed
-
+def _in_context(function: Callable[..., Any], typed: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def within(*args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the function
         __tracebackhide__ = True
@@ -58,17 +57,20 @@ def _in_context(function: Callable[..., Any]) -> Callable[..., Any]:
     return within
 
 
-def _shaped(hint: Any) -> bool:  # noqa: ANN401 - of every kind
-    """Return whether a hint has letters that stand for sizes, or may have them once it is known."""
+def _dims(hint: Any) -> Iterator[str]:  # noqa: ANN401 - of every kind
+    """Return the sizes that a hint speaks of, or its name where it may once that is known."""
     if isinstance(hint, list):  # what a callable takes
-        return any(_shaped(part) for part in hint)
-    if isinstance(hint, str | ForwardRef | TypeVar):
-        return True
-    if isinstance(hint, NewType):
-        return _shaped(hint.__supertype__)
-    if isinstance(hint, type) and issubclass(hint, AbstractArray):
-        return True
-    return get_origin(hint) is not Literal and any(_shaped(part) for part in get_args(hint))
+        for part in hint:
+            yield from _dims(part)
+    elif isinstance(hint, str | ForwardRef | TypeVar):
+        yield str(hint)
+    elif isinstance(hint, NewType):
+        yield from _dims(hint.__supertype__)
+    elif isinstance(hint, type) and issubclass(hint, AbstractArray):
+        yield hint.dim_str
+    elif get_origin(hint) is not Literal:
+        for part in get_args(hint):
+            yield from _dims(part)
 
 
 class _Decorate(ast.NodeVisitor):

@@ -55,6 +55,16 @@ def test_a_letter_means_another_size_in_a_call_within() -> None:
         outer(torch.ones(2, 2), torch.ones(2, 3))
 
 
+def test_a_size_may_be_that_of_an_argument() -> None:
+    @shapes.checked
+    def first(x: Float[Tensor, " all"], n: int) -> Float[Tensor, " {n}"]:
+        return x[:n]
+
+    assert len(first(torch.ones(3), 2)) == 2
+    with pytest.raises(TypeCheckError):
+        first(torch.ones(3), 4)
+
+
 def test_a_dataclass_checks_its_fields() -> None:
     @shapes.checked
     @dataclass(frozen=True)
