@@ -38,13 +38,13 @@ def checked(made: Any) -> Any:  # noqa: ANN401 - functions and classes of every 
         if is_dataclass(made) and init is not None and not hasattr(init, "__wrapped__"):
             made.__init__ = checked(init)
         return made
-    names = [dims for hint in inspect.get_annotations(made).values() for dims in _dims(hint)]
+    sizes = [size for hint in inspect.get_annotations(made).values() for size in _sizes(hint)]
     later = inspect.isgeneratorfunction(made) or inspect.iscoroutinefunction(made)
-    if later or any("{" in dims for dims in names):
-        # Its body runs after the call, or a size is that of an argument.
+    if later or any("{" in size for size in sizes):
+        # Its body runs after the call; or what a hint means is not known yet, or not to beartype.
         return jaxtyped(made, typechecker=TYPED)
     typed = TYPED(made)
-    return _in_context(made, typed) if names else typed
+    return _in_context(made, typed) if sizes else typed
 
 
 def _in_context(function: Callable[..., Any], typed: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,20 +57,22 @@ def _in_context(function: Callable[..., Any], typed: Callable[..., Any]) -> Call
     return within
 
 
-def _dims(hint: Any) -> Iterator[str]:  # noqa: ANN401 - of every kind
-    """Return the sizes that a hint speaks of, or its name where it may once that is known."""
+def _sizes(hint: Any) -> Iterator[str]:  # noqa: ANN401 - of every kind
+    """Return the sizes that a hint speaks of; what is said in braces or by name is for later."""
     if isinstance(hint, list):  # what a callable takes
         for part in hint:
-            yield from _dims(part)
-    elif isinstance(hint, str | ForwardRef | TypeVar):
-        yield str(hint)
+            yield from _sizes(part)
+    elif isinstance(hint, str | ForwardRef):
+        yield "{" + str(hint) + "}"
+    elif isinstance(hint, TypeVar):
+        yield hint.__name__
     elif isinstance(hint, NewType):
-        yield from _dims(hint.__supertype__)
+        yield from _sizes(hint.__supertype__)
     elif isinstance(hint, type) and issubclass(hint, AbstractArray):
         yield hint.dim_str
     elif get_origin(hint) is not Literal:
         for part in get_args(hint):
-            yield from _dims(part)
+            yield from _sizes(part)
 
 
 class _Decorate(ast.NodeVisitor):
