@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import pytest
-import shapes
+import shapes  # pyright: ignore[reportMissingImports]
 import torch
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, TypeCheckError
@@ -63,6 +63,16 @@ def test_a_size_may_be_that_of_an_argument() -> None:
     assert len(first(torch.ones(3), 2)) == 2
     with pytest.raises(TypeCheckError):
         first(torch.ones(3), 4)
+
+
+def test_a_name_that_only_a_type_checker_knows_is_no_fault() -> None:
+    @shapes.checked
+    def same(x: "Unknown", size: int) -> "Unknown":  # pyright: ignore[reportUndefinedVariable]
+        return x[:size]
+
+    assert len(same(torch.ones(3), 2)) == 2
+    with pytest.raises(TypeCheckError):
+        same(torch.ones(3), "2")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_dataclass_checks_its_fields() -> None:
