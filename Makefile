@@ -15,7 +15,7 @@ PYTEST  := $(OFFLINE) $(BIN)/python -m pytest -n 3 --dist loadgroup
 # What compares numbers closely enough for a processor to matter.
 NUMERIC := $(patsubst %,tests/test_%.py,blocks codec fast golden knowledge many mean metrics \
            modes_logits modes_params tensors train)
-CODE    := $(wildcard src tests benchmarks examples runs)
+CODE    := $(wildcard src tests benchmarks examples runs conftest.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint covered processors format docs-check clean

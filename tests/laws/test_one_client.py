@@ -1,9 +1,10 @@
 """With one client, split learning is parameter exchange: the same steps, cut in three.
 
 Everything here goes through the command line alone: a job file, a folder with a model, a table of
-texts, `triskel run` and `triskel export`.
+texts, `triskel run` and `triskel export`, each in a process of its own.
 """
 
+import json
 import runpy
 import subprocess
 import sys
@@ -15,7 +16,18 @@ from safetensors.torch import load_file
 TESTS = Path(__file__).resolve().parent.parent
 small = SimpleNamespace(**runpy.run_path(str(TESTS / "small.py")))
 tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "tiny.py")))
-COMMAND = (sys.executable, "-c", "from triskel.cli import main; main()")
+COMMANDS = """
+import json, os, sys
+from triskel.cli import main
+from triskel import compare, export  # once, before any fork
+
+for words in json.load(sys.stdin):
+    if not (child := os.fork()):
+        sys.argv[1:] = words
+        sys.exit(main())
+    if os.waitpid(child, 0)[1]:
+        sys.exit("failed: triskel " + " ".join(words))
+"""
 JOB = """
 rounds = 1
 [model]
@@ -45,8 +57,11 @@ down = "raw"
 """
 
 
-def triskel(here: Path, *words: str) -> None:
-    done = subprocess.run([*COMMAND, *words], cwd=here, capture_output=True, text=True, check=False)
+def triskel(here: Path, *commands: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        cwd=here, input=json.dumps(commands), capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
@@ -54,10 +69,9 @@ def test_split_learning_with_one_client_is_parameter_exchange(tmp_path: Path) ->
     small.save_model(tmp_path / "model")
     small.save_rows(tmp_path / "rows.csv", 30)
     (tmp_path / "job.toml").write_text(JOB, encoding="utf-8")
-    found = {}
-    for mode in ("params", "split"):
-        triskel(tmp_path, "run", "job.toml", "--mode", mode, "--out", mode)
-        triskel(tmp_path, "export", mode, f"{mode}-adapter")
-        found[mode] = load_file(tmp_path / f"{mode}-adapter" / "adapter_model.safetensors")
+    modes = ("params", "split")
+    runs = [("run", "job.toml", "--mode", mode, "--out", mode) for mode in modes]
+    triskel(tmp_path, *runs, *(("export", mode, f"{mode}-adapter") for mode in modes))
+    found = {m: load_file(tmp_path / f"{m}-adapter" / "adapter_model.safetensors") for m in modes}
     assert any("lora_B" in name and tensor.any() for name, tensor in found["params"].items())
     assert tiny.apart(found["split"], found["params"]) < 1e-9

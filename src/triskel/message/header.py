@@ -103,24 +103,25 @@ def parse(text: bytes) -> object:
     Raises:
         MessageError: It is not strict JSON: not ASCII, a key twice, NaN, too deep, or cut.
     """
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, value in pairs:
-            if name in found:
-                raise MessageError(f"header has the key {show(name)} twice")
-            found[name] = value
-        return found
-
-    def refuse(constant: str) -> NoReturn:
-        raise MessageError(f"header has the constant {constant}, which is not JSON")
-
     if not text.isascii():
         raise MessageError("header has bytes above 127; JSON escapes stand for other characters")
     try:
-        return json.loads(text.decode("ascii"), object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text.decode("ascii"), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"header is not JSON that can be read: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise MessageError(f"header has the key {show(name)} twice")
+        found[name] = value
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise MessageError(f"header has the constant {constant}, which is not JSON")
 
 
 def head_of(message: Message) -> dict[str, object]:
