@@ -38,14 +38,18 @@ TESTED = 500
 """Test texts of a silo for `--accuracy`: with the demonstration's 100, chance is 0.07 wide."""
 
 
-def usual(job: Job, examples: Examples, classes: int, seed: int) -> Any:
-    """Return one epoch of the loop as it is usually written, as a call."""
+def usual(job: Job, examples: Examples, classes: int, seed: int, tokens: int) -> Any:
+    """Return as many epochs as the job has, as the loop is usually written, as a call.
+
+    Raises:
+        SystemExit: It would not train as many useful tokens as the others.
+    """
     model = adapted(job, classes, dtype=torch.float32, attention="sdpa")
     padding, narrow = model.config.pad_token_id, dtype_of(job.model) == torch.bfloat16
-    order = torch.randperm(len(examples), generator=stream(seed, "usual")).tolist()
+    shuffled, count, size = stream(seed, "usual"), len(examples), job.train.batch
+    orders = [torch.randperm(count, generator=shuffled).tolist() for _ in range(job.train.epochs)]
     inputs: list[dict[str, torch.Tensor]] = []
-    for start in range(0, len(order), job.train.batch):
-        chosen = order[start : start + job.train.batch]
+    for chosen in (order[at : at + size] for order in orders for at in range(0, count, size)):
         texts = [examples.ids[i].long() for i in chosen]
         pad = torch.nn.utils.rnn.pad_sequence
         inputs.append(
@@ -55,6 +59,9 @@ def usual(job: Job, examples: Examples, classes: int, seed: int) -> Any:
                 "labels": torch.tensor([examples.labels[i] for i in chosen]),
             }
         )
+    taught = sum(int(one["attention_mask"].sum()) for one in inputs)
+    if taught != tokens:
+        raise SystemExit(f"the usual loop trains {taught} tokens, the others {tokens}")
 
     def work() -> None:
         model.train()
@@ -133,7 +140,8 @@ def main() -> None:
         return
     native = dtype_of(Model()) == torch.bfloat16
     texts = chosen.texts or ((64 if native else 16) if chosen.quick else 192)
-    job = load(None, [f"clients.examples={texts}", f"seed={chosen.seed}", WHOLE])
+    size = [f"clients.examples={texts}", "train.epochs=1"]
+    job = load(None, [*size, f"seed={chosen.seed}", WHOLE])
     bench = prepare(job, quiet)
     worker = bench.worker(chosen.client, quiet)
     batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))
@@ -146,7 +154,7 @@ def main() -> None:
     padded = max(b.ids.numel() for b in batches)
     works = {
         "ours": ours(bench, chosen.client),
-        "usual": usual(job, worker.train, classes, chosen.seed),
+        "usual": usual(job, worker.train, classes, chosen.seed, tokens),
         "best": plain(job, batches, classes),
         "product": lambda: rates.append(product(padded, body.blocks.width, 1536, body.dtype)),
     }
