@@ -1,7 +1,9 @@
 """What is kept of each text: held against the result, against single texts, and against damage."""
 
+import json
 import runpy
 import shutil
+from dataclasses import replace
 from itertools import combinations, product
 from operator import itemgetter
 from pathlib import Path
@@ -20,8 +22,9 @@ from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError
 from triskel.evaluate import evaluate
 from triskel.export import read_adapter
+from triskel.folder import safe
 from triskel.metrics import PerText
-from triskel.summary import summary
+from triskel.summary import amounts, summary
 from triskel.types import Examples
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -234,3 +237,92 @@ def test_a_damaged_record_is_named(tmp_path: Path, damage: bytes | None) -> None
     place.write_bytes(place.read_bytes()[:-3] if damage is None else damage)
     with pytest.raises(CheckpointError, match="does not hold what was reached on each text"):
         records.read(tmp_path, "params")
+
+
+@pytest.fixture(scope="module")
+def lopsided(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A comparison of one round, the top block trained, two clients without test texts."""
+    room = tmp_path_factory.mktemp("lopsided")
+    SMALL.save_model(room / "model")
+    rows = SMALL.save_rows(room / "rows.csv", 60).read_text().splitlines()
+    owners = ["who", *["many"] * 40, *["some"] * 18, "one", "lone"]
+    (room / "rows.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(rows, owners, strict=True)))
+    clients = {"partition": "natural", "by": "who"}
+    job = SMALL.job(
+        room / "model", room / "rows.csv", rounds=1, clients=clients, adapter={"blocks": "top:1"}
+    )
+    result = run(job, Request(), room / "run", LocalEngine(job), SMALL.watch)
+    return SimpleNamespace(job=job, folder=room / "run", result=result)
+
+
+def test_a_client_without_test_texts_takes_no_row_away(lopsided: SimpleNamespace) -> None:
+    found = lopsided.result["summary"]
+    assert [name for name in found if name in ROWS] == list(ROWS)
+    tested = {c for c, one in lopsided.result["data"]["clients"].items() if one["test"]}
+    assert tested == {"many", "some"}
+    for mode in ("params", "logits", "split"):
+        assert set(found["clients"][mode]) == tested
+        assert found[mode]["better_off"]["clients"] == len(tested)
+        assert found[mode]["worst"]["client"] in tested
+    models = [
+        records.read(lopsided.folder, safe(f"local:{c}"))
+        for c in lopsided.result["data"]["clients"]
+    ]
+    record = records.read(lopsided.folder, "local")
+    assert record is not None
+    right = sum(m.columns["everybody"].right for m in models if m is not None) / 4
+    torch.testing.assert_close(record.columns["everybody"].right, right)
+
+
+def test_alone_at_equal_flops_computes_enough_with_kept_states_too(
+    lopsided: SimpleNamespace,
+) -> None:
+    row = lopsided.result["baselines"]["local_equal"]
+    for client, flops in flops_of(lopsided.result["modes"]["logits"]["rounds"]).items():
+        done = json.loads(
+            (lopsided.folder / "stages" / safe(f"local_equal:{client}") / "done.json").read_text()
+        )
+        each = [one["clients"][client]["flops"] for one in done["rounds"]]
+        assert len(each) == row["rounds_each"][client] > 1
+        assert each[1] < each[0], "what enters the top block is kept"
+        assert sum(each[:-1]) < flops <= sum(each) == row["per_client"][client]["flops"]
+
+
+def test_the_summary_says_who_does_worst_and_how_many_are_better_off(
+    whole: SimpleNamespace,
+) -> None:
+    found, causal = whole.result["summary"], whole.job.data.task == "causal"
+    for name in ROWS:
+        row = row_of(whole.result, name)
+        each = row["rounds"][-1]["per_client"] if "rounds" in row else row["per_client"]
+        values = {c: one[found["figure"]] for c, one in each.items()}
+        worst = sorted(values.values())[-1 if causal else 0]
+        assert found[name]["worst"]["own"] == worst == values[found[name]["worst"]["client"]]
+    for mode, each in found["clients"].items():
+        told = found[mode]["better_off"]
+        far = [one["difference"] * (-1 if causal else 1) for one in each.values()]
+        assert told["clients"] == len(each)
+        assert told["more"] == sum(x > 0 for x in far)
+        assert told["gain"] + told["lose"] == sum(o["verdict"] != "even" for o in each.values())
+
+
+@pytest.mark.parametrize("whole", ["classify"], indirect=True)
+def test_drop_outs_are_beyond_chance_only_after_correction_for_the_modes(
+    whole: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Six texts lost in each mode are p = 1/32 each, and by Holm nothing over three."""
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    for mode in ("params", "logits", "split"):
+        kept = records.read(folder, mode)
+        assert kept is not None
+        full = kept.columns["everybody"]
+        right = torch.ones_like(full.right)
+        fewer = right.clone()
+        fewer[:6] = 0
+        for row, values in ((mode, right), (f"{mode}~drop", fewer)):
+            columns = {c: replace(full, right=values) for c in records.COLUMNS}
+            records.write(folder, row, replace(kept, columns=columns))
+    lost = amounts([whole.result], [folder])["readings"]["robustness"]
+    for mode in ("params", "logits", "split"):
+        assert lost[mode]["p"] == pytest.approx(1 / 32)
+        assert lost[mode]["beyond"] is False

@@ -11,7 +11,8 @@ import pytest
 
 from triskel.report import render
 from triskel.report.links import LINKS
-from triskel.report.readings import budgets, readings
+from triskel.report.reading import read
+from triskel.report.readings import budgets, readings, steps
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
 
@@ -187,3 +188,19 @@ def test_a_page_tells_the_readings_and_what_drop_outs_cost() -> None:
     assert "slowest client 4 times as slow on mobile" in page
     assert "90 % of centralised" in page
     assert "Nothing was computed at a budget" in render(SAMPLES.result())
+
+
+def test_rounds_that_score_clients_own_models_are_no_path_of_a_common_one() -> None:
+    found = SAMPLES.modern()
+    found["job"]["logits"] = {"student": False}
+    seen = read(found).modes["logits"]
+    assert [row.score.accuracy for row in seen.rounds[:-1]] == [None] * (len(seen.rounds) - 1)
+    assert seen.rounds[-1].score == seen.everybody
+    (step,) = steps(read(found), seen)
+    assert step.figure == found["modes"]["logits"]["final"]["everybody"]["accuracy"]
+    assert step.spent["bytes"] == sum(
+        client[way]["message_bytes"]
+        for row in found["modes"]["logits"]["rounds"]
+        for client in row["clients"].values()
+        for way in ("up", "down")
+    )

@@ -138,3 +138,15 @@ def test_figures_on_validation_texts_are_called_so() -> None:
     found["request"] = {"judge": "validation"}
     assert "on validation texts; test texts were not read" in markdown(found)
     assert "600 validation texts" in " ".join(verdict(read(found)))
+
+
+def test_a_baseline_that_some_seeds_lack_is_no_mean_over_the_others() -> None:
+    found = SAMPLES.seeds(3)
+    lacks = found["runs"][1]
+    del lacks["baselines"]["local_equal"]
+    why = "no mode computes 1.1 times what clients compute alone"
+    found["runs"][0]["skipped"] = {"local_equal": why}
+    seen = read(found)
+    assert "local_equal" not in seen.baselines
+    assert seen.skipped["local_equal"] == f"only 2 of 3 seeds have it; in the others, {why}"
+    assert "local_equal" in read(SAMPLES.seeds(3)).baselines

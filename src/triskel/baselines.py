@@ -18,9 +18,11 @@ from triskel import records
 from triskel.bench import Bench
 from triskel.folder import safe
 from triskel.metrics import LARGEST_LOG, PerText, Score, Tally
+from triskel.model.train import Where
 from triskel.round import Engine, Scores, pooled
 from triskel.stages import alone, central, complete, everywhere
 from triskel.types import ClientId, Watch
+from triskel.worker import WHOLE
 
 BaselineName = Literal["base", "local", "central", "local_equal"]
 BASELINES: tuple[BaselineName, ...] = ("base", "local", "central", "local_equal")
@@ -46,7 +48,8 @@ def equal_compute(
     """Return each client alone for as many rounds as the FLOPs of the costliest mode allow.
 
     A client gets the least number of rounds in which it computes at least what it did in that
-    mode. Where there is nothing to play, the reason is returned.
+    mode; what kept hidden states save it in later rounds is counted. Where there is nothing to
+    play, the reason is returned.
 
     Args:
         result: The run's result, with `local` and the modes.
@@ -64,10 +67,23 @@ def equal_compute(
     share = spent[mode] / max(sum(own.values()), 1)
     if share < MORE:
         return f"no mode computes {MORE} times what clients compute alone"
-    planned, each = bench.job.rounds, flops_of(result["modes"][mode]["rounds"])
-    rounds = {c: math.ceil(planned * each.get(c, share * own[c]) / own[c]) for c in own}
+    each = flops_of(result["modes"][mode]["rounds"])
+    rounds = {c: _rounds(bench, c, each.get(c, share * own[c])) for c in own}
     row = _alone(bench, engine, folder, watch, kind="local_equal", rounds=rounds)
     return {"mode": mode, "rounds_each": rounds, **row}
+
+
+def _rounds(bench: Bench, client: ClientId, flops: float) -> int:
+    """Return in how many rounds a client alone computes so much, counted batch by batch."""
+    stage, number, spent = alone(bench, client), 0, 0
+    while spent < flops:
+        number += 1
+        worker = stage.worker(client, lambda _: None)
+        worker.meter.returning = number > 1
+        for batch in worker.batches(Where(client, number), stage.job.train.epochs):
+            worker.meter.ran(batch, WHOLE)
+        spent += worker.meter.flops
+    return number
 
 
 def flops_of(rows: Sequence[Mapping[str, Any]]) -> dict[ClientId, int]:

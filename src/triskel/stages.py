@@ -186,7 +186,7 @@ def _record(
     scores = outcome.scores or stage.evaluate(state, mine)
     everybody = stage.everybody(state, mine) or scores
     found["final"]["everybody"] = everybody.pooled.row()
-    if scores.own_texts:
+    if everybody.everybody_texts or scores.own_texts:  # a client alone may have no text of its own
         columns = {"everybody": everybody.everybody_texts, "own": scores.own_texts}
         records.write(
             folder, safe(stage.name), records.gathered(bench.tests(bench.body()), columns)

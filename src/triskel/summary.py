@@ -1,7 +1,9 @@
 """What one run or several seeds of it amount to: figures with intervals, and paired differences.
 
     summary = {"figure": ..., "level": 0.95,
-               <row>: {"everybody": {"mean", "low", "high", "n"}, "own": {...}},
+               <row>: {"everybody": {"mean", "low", "high", "n"}, "own": {...},
+                       "worst": {"client", "own"}},
+               <mode>: ... and "better_off": {"clients", "more", "gain", "lose"},
                "differences": [{"left", "right", "column", "figure", "primary", "difference",
                                 "low", "high", "p", "beyond"}],
                "clients": {<mode>: {<client>: {"difference", "low", "high", "p", "verdict"}}}}
@@ -11,7 +13,9 @@ over clients of their own models where there is none), `own` each client's own m
 one, on its own. Differences are paired over seeds and texts (`significance`). `beyond` is corrected
 for the number of pairs: in each column those that a report puts into words are one family
 (`primary`), all others another; a client's verdict is corrected for the clients. For `causal` the
-figure of a row is perplexity, and differences are of the loss in nats a token.
+figure of a row is perplexity, and differences are of the loss in nats a token. `worst` is the
+client with the worst figure on its own texts; of all `clients`, `more` do better on them than
+trained alone, `gain` of these beyond chance, and `lose` do worse beyond chance.
 """
 
 import math
@@ -39,6 +43,8 @@ ASKED: Mapping[str, tuple[str, ...]] = {
     "own": (ALONE, "local_equal"),
 }
 """The baselines that each column sets modes beside; on everybody's texts modes also meet."""
+ALIKE = 1e-9
+"""Figures closer than this differ by rounding."""
 MOST = 1000
 """Up to how many clients each is tested by itself."""
 LEVEL = 0.95
@@ -84,17 +90,58 @@ def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> di
             for column in COLUMNS
             if (told := _mean(runs, name, column, causal=causal)) is not None
         }
+        if (worst := _worst(results, name, found["figure"])) is not None:
+            found[name]["worst"] = worst
     found["differences"] = [one for c in COLUMNS for one in _differences(runs, there, c, figure)]
     if ALONE in there:
         found["clients"] = {m: _clients(runs, m, figure) for m in modes if m in there}
+        for mode, each in found["clients"].items():
+            if each:
+                found[mode]["better_off"] = _better_off(each, figure)
     return found
+
+
+def _worst(
+    results: Sequence[Mapping[str, Any]], row: str, figure: str
+) -> dict[str, ClientId | float] | None:
+    """Return the client whose figure on its own texts is worst; of several runs, whose mean is."""
+    each: dict[ClientId, list[float]] = {}
+    for one in results:
+        told = one["modes"].get(row, one["baselines"].get(row))
+        scores = (
+            told["rounds"][-1].get("per_client", {}) if "rounds" in told else told["per_client"]
+        )
+        for client, score in scores.items():
+            if score["examples"]:
+                each.setdefault(client, []).append(score[figure])
+    means = {c: sum(v) / len(v) for c, v in each.items() if len(v) == len(results)}
+    if not means:
+        return None
+    client = (max if figure == "perplexity" else min)(means, key=lambda c: means[c])
+    return {"client": client, "own": means[client]}
+
+
+def _better_off(each: Mapping[ClientId, Mapping[str, Any]], figure: Figure) -> dict[str, int]:
+    """Return how many clients do better than alone, and how many differ beyond chance."""
+    gains = [-one["difference"] if figure == "loss" else one["difference"] for one in each.values()]
+    verdicts = [one["verdict"] for one in each.values()]
+    return {
+        "clients": len(each),
+        "more": sum(gain > ALIKE for gain in gains),
+        "gain": verdicts.count("gain"),
+        "lose": verdicts.count("lose"),
+    }
 
 
 def _robustness(
     results: Sequence[Mapping[str, Any]], folders: Sequence[Path]
 ) -> dict[str, dict[str, Any]]:
-    """Return what each mode reaches with drop-outs, against itself without; means over runs."""
+    """Return what each mode reaches with drop-outs, against itself without; means over runs.
+
+    `beyond` is corrected for the number of modes.
+    """
     found: dict[str, dict[str, Any]] = {}
+    gaps: dict[str, Difference] = {}
     asked = [one.get("robustness", {}) for one in results]
     for mode in (m for m in asked[0] if all(m in one for one in asked)):
         rows = [one[mode] for one in asked]
@@ -107,9 +154,11 @@ def _robustness(
         if all(len(run) > 1 for run in runs):
             one = _between(runs, f"{mode}{DROPS}", mode, "everybody", figure)
             if one is not None:
-                told |= _told({"difference": one.mean, "low": one.low, "high": one.high})
-                told |= {"p": one.p, "beyond": one.beyond}
+                gaps[mode] = one
         found[mode] = told
+    for mode, one in zip(gaps, judged(list(gaps.values())), strict=True):
+        found[mode] |= _told({"difference": one.mean, "low": one.low, "high": one.high})
+        found[mode] |= {"p": one.p, "beyond": one.beyond}
     return found
 
 

@@ -104,8 +104,8 @@ def notes(result: Result) -> list[str]:
     alone = result.baselines.get("local_equal")
     if alone is not None:
         found.append(
-            f"Alone at equal FLOPs: each client alone, at the client FLOPs of {alone.what or 'the'}"
-            f"{'' if alone.what else ' mode that computes most'}."
+            "Alone at equal FLOPs: each client alone, in as many whole rounds as reach the client "
+            f"FLOPs of {alone.what or 'the mode that computes most'}."
         )
     in_place = result.modes and not any(run.scoring for run in result.modes.values())
     if in_place and inner(result.job, "data").get("source") != "clients":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from triskel.report.result import (
     Baseline,
@@ -136,6 +137,10 @@ def read_mode(name: str, raw: Json, planned: int, *, common: bool) -> ModeRun:
     whole, members = _spent(items(raw.get("rounds")), rounds)
     seconds = [one.seconds for one in rounds if one.seconds is not None]
     everybody, own = _ended(name, inner(raw, "final"), rounds, common=common)
+    if not common:  # what a round scored are clients' own models on their own texts
+        rounds = tuple(
+            replace(one, score=everybody if one is rounds[-1] else Score()) for one in rounds
+        )
     return ModeRun(
         name=name,
         rounds=rounds,

@@ -17,7 +17,8 @@ LEVEL = 0.95
 def averaged(runs: Sequence[Json]) -> dict[str, Any]:
     """Return one result in which scores and costs are the means over these.
 
-    Job, data and environment are those of the first.
+    Job, data and environment are those of the first. A baseline that some seeds lack is left out
+    and named under `skipped`: a mean over fewer seeds stands beside nothing.
 
     >>> averaged([{"modes": {"params": {"loss": 1.0}}}, {"modes": {"params": {"loss": 2.0}}}])
     {'modes': {'params': {'loss': 1.5}}}
@@ -27,6 +28,13 @@ def averaged(runs: Sequence[Json]) -> dict[str, Any]:
         held = [run[part] for run in runs if isinstance(run.get(part), Mapping)]
         if held:
             first[part] = _mean(held)
+    floors = [cast("Json", run.get("baselines", {})) for run in runs]
+    for name in [n for n in first.get("baselines", {}) if any(n not in one for one in floors)]:
+        del first["baselines"][name]
+        there, told = sum(name in one for one in floors), first.get("skipped", {})
+        why = f"only {there} of {len(runs)} seeds have it"
+        why += f"; in the others, {told[name]}" if name in told else ""
+        first["skipped"] = {**told, name: why}
     stopped = next((run["interrupted"] for run in runs if run.get("interrupted")), None)
     return first if stopped is None else {**first, "interrupted": stopped}
 
