@@ -242,7 +242,12 @@ class Result:
 
 
 def mark(result: Result, score: Score) -> float | None:
-    """Return the figure that ranks: perplexity (lower is better) for `causal`, else accuracy."""
+    """Return the figure that ranks: perplexity (lower is better) for `causal`, else accuracy.
+
+    A score on no texts has none.
+    """
+    if score.examples == 0:
+        return None
     return score.perplexity if result.causal else score.accuracy
 
 

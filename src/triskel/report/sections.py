@@ -253,7 +253,9 @@ def _worth_naming(result: Result) -> tuple[list[str], str]:
         return names, ""
     order = ranked(result)
     best: Mapping[str, Score] = order[0].per_client if order else {}
-    scores = {c: one.accuracy for c, one in best.items() if one.accuracy is not None}
+    scores = {
+        c: one.accuracy for c, one in best.items() if one.accuracy is not None and one.examples != 0
+    }
     if len(scores) <= LIMIT:
         return names[:LIMIT], f"The first {LIMIT} of {len(names)} clients; all are in result.json."
     half, first = LIMIT // 2, order[0].name
