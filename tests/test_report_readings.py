@@ -187,3 +187,19 @@ def test_a_page_tells_the_readings_and_what_drop_outs_cost() -> None:
     assert "slowest client 4 times as slow on mobile" in page
     assert "90 % of centralised" in page
     assert "Nothing was computed at a budget" in render(SAMPLES.result())
+
+
+@pytest.mark.parametrize(("beyond", "chance"), [(True, ", beyond chance"), (None, "")])
+def test_drop_outs_of_a_causal_task_cost_perplexity_and_not_nats(
+    *, beyond: bool | None, chance: str
+) -> None:
+    found = SAMPLES.modern(causal=True, modes=("params", "split"))
+    whole = found["summary"]["params"]["everybody"]["mean"]
+    more = {"params": {"perplexity": whole + 1.25}, "split": {"perplexity": 1.5}}
+    told = {"drop_share": 0.25, "difference": 0.029, "beyond": beyond}
+    found["readings"] = {"robustness": {m: {**told, "everybody": more[m]} for m in more}}
+    page = render(found)
+    assert f"<td>{whole + 1.25:.2f} (+1.25{chance})</td>" in page
+    less = found["summary"]["split"]["everybody"]["mean"] - 1.5
+    assert f"<td>1.50 (−{less:.2f}{chance})</td>" in page
+    assert "0.029" not in page
