@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triskel.report import render, sections
+from triskel.report import markdown, render, sections
 from triskel.report.client_figure import per_client
 from triskel.report.conclusions import verdict, worst_client
 from triskel.report.figures import draw
@@ -183,6 +183,32 @@ def test_without_tests_there_are_figures_and_no_word_that_compares(*, causal: bo
         assert CLAIMS.findall(" ".join(lines)) == []
         page = render(found)
         assert not re.search("[▲▼]", page)
+
+
+ASKED = {"modes": ["params", "logits", "split"], "baselines": ["base", "local", "central"]}
+NOT_YET = "The run is not complete, so nothing is said about differences yet."
+
+
+@pytest.mark.parametrize(
+    ("asked", "complete"),
+    [
+        (ASKED, True),
+        (ASKED | {"baselines": [*ASKED["baselines"], "local_equal"]}, False),
+        (ASKED | {"drop_share": 0.3}, False),
+    ],
+)
+def test_a_run_that_goes_on_says_nothing_of_differences_yet(
+    asked: dict[str, Any], *, complete: bool
+) -> None:
+    found = SAMPLES.result() | {"request": asked}
+    for text in (headline(found), markdown(found)):
+        assert (NOT_YET in text) is not complete
+        assert ("No per-text records" in text) is complete
+    found["modes"]["split"]["rounds"].pop()
+    assert NOT_YET in headline(found)
+    del found["modes"]["split"]
+    assert NOT_YET in headline(found)
+    assert NOT_YET in headline(SAMPLES.result() | {"interrupted": "no result for split"})
 
 
 def test_a_pair_that_was_not_tested_is_not_ranked() -> None:
