@@ -13,7 +13,7 @@ from triskel.report import units
 from triskel.report.cells import rows
 from triskel.report.holdings import shown_labels
 from triskel.report.leaves import guarded, kept, left, risk
-from triskel.report.links import FORMULA, LINKS, wait
+from triskel.report.links import FORMULA, LINKS, wait_over
 from triskel.report.markup import cell, figure, folded, scrolling, table, text
 from triskel.report.reading import BASELINES, MODES
 from triskel.report.result import Json, ModeRun, Result, inner
@@ -142,11 +142,13 @@ def _on_links(result: Result, drawn: Drawn) -> str:
     body: list[list[str]] = []
     partial = False
     for link in LINKS:
-        waits = [wait(run, link) for run in result.modes.values()]
+        waits = [wait_over(result, name, link) for name in result.modes]
         partial |= any(w is not None and w.delay is None for w in waits)
         times = [units.duration(w.total if w else None) for w in waits]
         body.append([f"{link.name}: {link.terms}", *times])
     note = f"{FORMULA}. Stated links, measured bytes; a real network adds its own."
+    if len(result.seeds) > 1:
+        note += f" Means over {len(result.seeds)} seeds."
     if partial:
         note += " Messages were not counted, so delays are left out."
     alt = "; ".join(
