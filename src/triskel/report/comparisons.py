@@ -4,6 +4,7 @@ What `readings` computed or a run measured stands in `result.json`; here it beco
 that has no figure within a budget, or never reached a target, has a dash.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -18,6 +19,7 @@ from triskel.report.marks import COLOURS
 from triskel.report.markup import table, text
 from triskel.report.names import figure_of, quality, written
 from triskel.report.result import Json, Result, inner, items, number
+from triskel.report.seed_mean import LARGEST_LOG
 
 LINK = "broadband"
 """The link of the terminal's table; a page has all."""
@@ -200,6 +202,9 @@ def _kept(result: Result, mode: str, told: Json, column: str) -> str:
     """
     score = inner(told, column)
     value = number(score, "perplexity" if result.causal else "accuracy")
+    loss = number(score, "loss")
+    if result.causal and loss is not None and len(result.seeds) > 1:
+        value = math.exp(min(loss, LARGEST_LOG))  # as other rows over seeds
     far = number(told, "difference")
     if column != "everybody" or far is None or value is None:
         return written(result, value)

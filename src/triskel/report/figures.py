@@ -211,8 +211,9 @@ def _curve(name: str, points: Sequence[Point], hover: str, *, bars: bool = False
         if bars:
             line["error_y"] = {
                 "type": "data",
-                "symmetric": True,
-                "array": [span.half for span in spans],
+                "symmetric": False,
+                "array": [span.high - span.mean for span in spans],
+                "arrayminus": [span.mean - span.low for span in spans],
                 "color": COLOURS[name],
                 "thickness": 1.5,
                 "width": 5,

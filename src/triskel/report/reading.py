@@ -85,7 +85,8 @@ def _banded(whole: Result, mode: ModeRun, each: Sequence[Result]) -> ModeRun:
             value = mark(whole, row.score)
             if value is not None:
                 marks.setdefault(row.number, []).append(value)
-    rounds = tuple(replace(row, band=band(marks.get(row.number, []))) for row in mode.rounds)
+    bands = {number_: band(values, log=whole.causal) for number_, values in marks.items()}
+    rounds = tuple(replace(row, band=bands.get(row.number)) for row in mode.rounds)
     return replace(mode, rounds=rounds)
 
 
