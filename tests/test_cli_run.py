@@ -141,6 +141,8 @@ def test_baselines_alone_are_compared_and_swept(job: Path) -> None:
     assert whole.exit_code == 0, whole.stderr
     assert "centralised" in whole.stdout
     assert "Only baselines were run." in whole.stdout
+    page = Path("runs/tiny-1/report.html").read_text()
+    assert "--modes none --baselines central" in page
     found = json.loads(Path("runs/tiny-1/result.json").read_text())
     assert found["summary"]["central"]["everybody"]["n"] == 2
     pairs = ["--set", "data.validation_share=0.25", "--set", "train.lr=1e-3,0.05"]

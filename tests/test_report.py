@@ -375,6 +375,7 @@ COMMANDS = [
         {"modes": ["split"], "baselines": ["base", "central"], "strict": True},
         "run job.toml --mode split --baselines base,central",
     ),
+    ({**ALL, "strict": False, "drop_share": 0.25}, "compare job.toml --drop-outs 0.25"),
 ]
 
 
@@ -389,6 +390,20 @@ def test_a_run_again_is_asked_for_the_same_modes_and_baselines(
 ) -> None:
     found = SAMPLES.result() | {"request": asked}
     assert commands(found) == [f"triskel {command}", f"triskel {command} --set seed=1"]
+
+
+@pytest.mark.parametrize("asked", [None, {**ALL, "strict": False, "drop_share": 0.5}])
+def test_several_seeds_are_asked_for_again_and_others_are_a_list_too(
+    asked: dict[str, Any] | None,
+) -> None:
+    found = SAMPLES.seeds(3)
+    found["seeds"] = [4, 0, 2]
+    found |= {"request": asked} if asked else {}
+    command = f"triskel compare job.toml{' --drop-outs 0.5' if asked else ''}"
+    assert commands(found) == [f"{command} --seeds 4,0,2", f"{command} --seeds 5,6,7"]
+    found["seeds"] = [7]
+    del found["runs"][1:]
+    assert commands(found)[1].endswith(" --set seed=1")
 
 
 def test_a_federations_run_again_is_submitted() -> None:

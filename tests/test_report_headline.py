@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triskel.report import render
-from triskel.report.conclusions import verdict
+from triskel.report import markdown, render, sections
+from triskel.report.client_figure import per_client
+from triskel.report.conclusions import verdict, worst_client
+from triskel.report.figures import draw
 from triskel.report.reading import read
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
@@ -183,6 +185,32 @@ def test_without_tests_there_are_figures_and_no_word_that_compares(*, causal: bo
         assert not re.search("[▲▼]", page)
 
 
+ASKED = {"modes": ["params", "logits", "split"], "baselines": ["base", "local", "central"]}
+NOT_YET = "The run is not complete, so nothing is said about differences yet."
+
+
+@pytest.mark.parametrize(
+    ("asked", "complete"),
+    [
+        (ASKED, True),
+        (ASKED | {"baselines": [*ASKED["baselines"], "local_equal"]}, False),
+        (ASKED | {"drop_share": 0.3}, False),
+    ],
+)
+def test_a_run_that_goes_on_says_nothing_of_differences_yet(
+    asked: dict[str, Any], *, complete: bool
+) -> None:
+    found = SAMPLES.result() | {"request": asked}
+    for text in (headline(found), markdown(found)):
+        assert (NOT_YET in text) is not complete
+        assert ("No per-text records" in text) is complete
+    found["modes"]["split"]["rounds"].pop()
+    assert NOT_YET in headline(found)
+    del found["modes"]["split"]
+    assert NOT_YET in headline(found)
+    assert NOT_YET in headline(SAMPLES.result() | {"interrupted": "no result for split"})
+
+
 def test_a_pair_that_was_not_tested_is_not_ranked() -> None:
     found = told({"params": 0.5, "split": 0.7})
     kept = found["summary"]["differences"]
@@ -272,6 +300,28 @@ def test_the_client_that_does_worst_is_named_and_is_the_worst() -> None:
     last = causal["modes"]["logits"]["rounds"][-1]["per_client"]
     last["film"]["perplexity"] = 99.0
     assert "logits film with 99.00" in " ".join(verdict(read(causal)))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_client_without_test_texts_is_not_the_worst_and_has_a_dash(*, causal: bool) -> None:
+    found = SAMPLES.modern(causal=causal)
+    found["data"]["clients"]["film"]["test"] = 0
+    del found["summary"]["clients"]
+    for row in (found["baselines"]["local"], found["modes"]["params"]["rounds"][-1]):
+        row["per_client"]["film"] = {"accuracy": 0.0, "loss": 0.0, "perplexity": 1e6, "examples": 0}
+    seen = read(found)
+    worst = worst_client(seen, seen.modes["params"])
+    assert worst is not None
+    assert worst[0] != "film"
+    assert "params film with" not in " ".join(verdict(seen))
+    line = re.search(r'<th scope="row">film</th>(.*?)</tr>', sections.clients(seen, draw(seen)))
+    assert line
+    cells = re.findall(r"<td>(.*?)</td>", line[1])
+    assert cells[:3] == ["0", "–", "–"]
+    assert "–" not in cells[3:]
+    place = list(found["data"]["clients"]).index("film")
+    bars = {one["name"]: one["x"] for one in per_client(seen)["data"]}
+    assert [name for name, drawn in bars.items() if place in drawn] == ["logits", "split"]
 
 
 def test_alone_with_as_many_flops_is_told_beside_the_mode_that_computes_most() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from triskel.report import render
-from triskel.report.links import LINKS
+from triskel.report import render, units
+from triskel.report.figures import draw
+from triskel.report.links import LINKS, wait_over
 from triskel.report.reading import read
 from triskel.report.readings import budgets, readings, steps
 
@@ -204,3 +205,46 @@ def test_rounds_that_score_clients_own_models_are_no_path_of_a_common_one() -> N
         for client in row["clients"].values()
         for way in ("up", "down")
     )
+
+
+@pytest.mark.parametrize(("beyond", "chance"), [(True, ", beyond chance"), (None, "")])
+def test_drop_outs_of_a_causal_task_cost_perplexity_and_not_nats(
+    *, beyond: bool | None, chance: str
+) -> None:
+    found = SAMPLES.modern(causal=True, modes=("params", "split"))
+    whole = found["summary"]["params"]["everybody"]["mean"]
+    more = {"params": {"perplexity": whole + 1.25}, "split": {"perplexity": 1.5}}
+    told = {"drop_share": 0.25, "difference": 0.029, "beyond": beyond}
+    found["readings"] = {"robustness": {m: {**told, "everybody": more[m]} for m in more}}
+    page = render(found)
+    assert f"<td>{whole + 1.25:.2f} (+1.25{chance})</td>" in page
+    less = found["summary"]["split"]["everybody"]["mean"] - 1.5
+    assert f"<td>1.50 (−{less:.2f}{chance})</td>" in page
+    assert "0.029" not in page
+
+
+def test_over_seeds_the_time_on_a_link_is_the_mean_of_the_slowest_everywhere() -> None:
+    found = SAMPLES.seeds(2)
+    for run_, late in zip(found["runs"], ("film", "shop"), strict=True):
+        for row in run_["modes"]["params"]["rounds"]:
+            for client, cost in row["clients"].items():
+                cost["compute_s"] = 9.0 if client == late else 1.0
+    told = readings(found["runs"])["stragglers"]
+    found["readings"] = {"stragglers": told}
+    seen = read(found)
+    drawn, page = draw(seen)["links"]["data"], render(found)
+    for link in LINKS:
+        for mode in seen.modes:
+            plain, slow = (told[mode][f"{kind}:{link.name}"] for kind in ("plain", "seconds"))
+            got = wait_over(seen, mode, link)
+            assert got is not None
+            assert got.total == pytest.approx(plain)
+            assert f"{units.duration(plain)} → {units.duration(slow)}" in page
+            bars = [
+                trace["x"][trace["y"][0].index(link.name)]
+                for trace in drawn
+                if mode in trace["y"][1] and len(trace["x"]) == len(LINKS)
+            ]
+            assert sum(bars) == pytest.approx(plain)
+        times = "".join(f"<td>{units.duration(told[m][f'plain:{link.name}'])}</td>" for m in told)
+        assert times in page

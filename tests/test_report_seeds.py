@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import runpy
 from pathlib import Path
@@ -15,7 +16,9 @@ from scipy import stats
 from triskel.report import markdown, render, write_report
 from triskel.report.conclusions import verdict
 from triskel.report.figures import draw
+from triskel.report.names import figure_of
 from triskel.report.reading import read
+from triskel.report.readings import readings
 from triskel.report.seed_mean import averaged
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
@@ -39,11 +42,16 @@ def test_a_round_is_the_mean_over_seeds_with_the_t_interval(*, causal: bool) -> 
     for mode, run in seen.modes.items():
         for place, row in enumerate(run.rounds):
             values = marks(found, mode, place, key)
-            low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+            taken = np.log(values) if causal else np.array(values)
+            ends = stats.t.interval(0.95, len(values) - 1, np.mean(taken), stats.sem(taken))
+            told = np.array([np.mean(taken), *ends])
+            middle, low, high = np.exp(told) if causal else told
             assert row.band is not None
             assert row.band.n == 4
-            assert getattr(row.score, key) == pytest.approx(np.mean(values))
-            assert (row.band.low, row.band.high) == pytest.approx((low, high))
+            assert getattr(row.score, key) == pytest.approx(middle)
+            assert (row.band.mean, row.band.low, row.band.high) == pytest.approx(
+                (middle, low, high)
+            )
 
 
 def test_curves_have_bands_and_bytes_have_error_bars() -> None:
@@ -60,9 +68,42 @@ def test_curves_have_bands_and_bytes_have_error_bars() -> None:
     assert set(bars) == {"params", "logits", "split"}
     for place in range(3):
         half = stats.t.ppf(0.975, 2) * stats.sem(marks(found, "split", place))
-        assert bars["split"]["error_y"]["array"][place] == pytest.approx(half)
+        for side in ("array", "arrayminus"):
+            assert bars["split"]["error_y"][side][place] == pytest.approx(half)
     one = draw(read(SAMPLES.modern()))
     assert not any("error_y" in t or "fill" in t for f in one.values() for t in f["data"])
+
+
+def test_a_perplexity_over_seeds_is_e_to_the_mean_loss_wherever_it_is_told() -> None:
+    found = SAMPLES.seeds(3, causal=True)
+    for run, loss in zip(found["runs"], (1.0, 2.0, 4.5), strict=True):
+        row = run["modes"]["split"]
+        told = {"loss": loss, "perplexity": math.exp(loss), "accuracy": 0.5}
+        row["final"] |= {"everybody": told, "own": told}
+        row["rounds"][-1] |= told
+        row["rounds"][-1]["per_client"]["film"] |= told
+    mean = math.exp(2.5)
+    found["summary"]["split"]["everybody"] |= {"mean": mean}
+    found["summary"]["split"]["own"] |= {"mean": mean + 0.5}
+    drops = {"everybody": {"perplexity": 30.0, "loss": 2.6}, "difference": 0.1, "beyond": False}
+    found["readings"] = {"robustness": {"split": {"drop_share": 0.2, **drops}}}
+    seen = read(found)
+    split, said = seen.modes["split"], f"{mean:.2f}"
+    assert figure_of(seen, split, "own") == mean + 0.5  # the summary's
+    assert split.everybody.perplexity == pytest.approx(mean)
+    assert split.rounds[-1].score.perplexity == pytest.approx(mean)
+    assert split.per_client["film"].perplexity == pytest.approx(mean)
+    assert verdict(seen)[0].startswith(f"Split comes first with perplexity {said} ")
+    assert f"| {said} ±" in markdown(found)
+    page = render(found)
+    assert f"<td>{math.exp(2.6):.2f} (+{math.exp(2.6) - mean:.2f}, within chance)</td>" in page
+    fold = re.search(r"<summary>Perplexity of each seed</summary>(.*?)</details>", page, re.DOTALL)
+    assert fold
+    each = "".join(f"<td>{math.exp(loss):.2f}</td>" for loss in (1.0, 2.0, 4.5))
+    assert f"<td>own texts</td>{each}" in fold[1]
+    row = readings(found["runs"])["budget"]["bytes"][-1]
+    others = [v for r in found["runs"] for v in [r["modes"]["params"]["rounds"][-1]["loss"]]]
+    assert row["params"] == pytest.approx(math.exp(np.mean(others)), rel=1e-6)
 
 
 def test_costs_are_means_over_seeds() -> None:

@@ -32,6 +32,7 @@ from triskel.metrics import LARGEST_LOG
 from triskel.outcomes import Figure, Outcomes
 from triskel.records import COLUMNS, Record
 from triskel.report.readings import readings
+from triskel.report.seed_mean import mean_perplexity
 from triskel.significance import Difference, difference, judged, mean_of
 from triskel.types import ClientId
 
@@ -114,11 +115,18 @@ def _worst(
         for client, score in scores.items():
             if score["examples"]:
                 each.setdefault(client, []).append(score[figure])
-    means = {c: sum(v) / len(v) for c, v in each.items() if len(v) == len(results)}
+    means = {c: _over(v, figure) for c, v in each.items() if len(v) == len(results)}
     if not means:
         return None
     client = (max if figure == "perplexity" else min)(means, key=lambda c: means[c])
     return {"client": client, "own": means[client]}
+
+
+def _over(values: Sequence[float], figure: str) -> float:
+    """Return the mean over runs; of a perplexity, e to the mean loss."""
+    if figure == "perplexity":
+        return mean_perplexity(values)
+    return sum(values) / len(values)
 
 
 def _better_off(each: Mapping[ClientId, Mapping[str, Any]], figure: Figure) -> dict[str, int]:
@@ -148,7 +156,7 @@ def _robustness(
         told: dict[str, Any] = {"drop_share": rows[0]["drop_share"]}
         for column in COLUMNS:
             known = rows[0][column].keys()
-            told[column] = {f: sum(r[column][f] for r in rows) / len(rows) for f in known}
+            told[column] = {f: _over([r[column][f] for r in rows], f) for f in known}
         figure: Figure = "loss" if "perplexity" in rows[0]["everybody"] else "accuracy"
         runs = [_read(folder, (mode, f"{mode}{DROPS}")) for folder in folders]
         if all(len(run) > 1 for run in runs):

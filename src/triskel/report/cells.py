@@ -9,7 +9,7 @@ from typing import Literal
 
 from triskel.report import units
 from triskel.report.conclusions import better_off, per_client_bytes, share, skips, worst_client
-from triskel.report.headline import UNTESTED
+from triskel.report.headline import untested
 from triskel.report.names import column_of, figure_of, named, quality, written
 from triskel.report.result import Baseline, ModeRun, Result, inner
 
@@ -90,7 +90,7 @@ def notes(result: Result) -> list[str]:
     if result.validation:
         found.append("All figures are on validation texts; test texts were not read.")
     if result.summary is None:
-        found.append(UNTESTED)
+        found.append(untested(result))
     elif result.summary.spans:
         over = f"{result.texts}, one seed"
         if len(result.seeds) > 1:

@@ -4,6 +4,7 @@ What `readings` computed or a run measured stands in `result.json`; here it beco
 that has no figure within a budget, or never reached a target, has a dash.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -16,8 +17,9 @@ from triskel.report import units
 from triskel.report.links import LINKS
 from triskel.report.marks import COLOURS
 from triskel.report.markup import table, text
-from triskel.report.names import quality, written
+from triskel.report.names import figure_of, quality, written
 from triskel.report.result import Json, Result, inner, items, number
+from triskel.report.seed_mean import LARGEST_LOG
 
 LINK = "broadband"
 """The link of the terminal's table; a page has all."""
@@ -177,7 +179,7 @@ def _in_trouble(
     if shares:
         words = f"{units.percent(shares[0])} of clients drop out"
         for column, name in (("everybody", "everybody's texts"), ("own", "own texts")):
-            cells = [_kept(result, one, column) for one in lost.values()]
+            cells = [_kept(result, mode, one, column) for mode, one in lost.items()]
             lines.append((f"{words}: {quality(result)}, {name}", cells))
     late = {mode: inner(inner(told, "stragglers"), mode) for mode in result.modes}
     for link in links:
@@ -193,16 +195,28 @@ def _in_trouble(
     return lines
 
 
-def _kept(result: Result, told: Json, column: str) -> str:
-    """Return a figure under drop-outs, and for everybody's texts how it differs from without."""
+def _kept(result: Result, mode: str, told: Json, column: str) -> str:
+    """Return a figure under drop-outs, and for everybody's texts how it differs from without.
+
+    What was tested for `causal` is the loss; said is the difference of perplexities.
+    """
     score = inner(told, column)
     value = number(score, "perplexity" if result.causal else "accuracy")
+    loss = number(score, "loss")
+    if result.causal and loss is not None and len(result.seeds) > 1:
+        value = math.exp(min(loss, LARGEST_LOG))  # as other rows over seeds
     far = number(told, "difference")
     if column != "everybody" or far is None or value is None:
         return written(result, value)
     beyond = told.get("beyond")
-    chance = {True: ", beyond chance", False: ", within chance"}.get(cast("Any", beyond), "")
-    return f"{written(result, value)} ({far:+.3f}{chance})".replace("-", "\N{MINUS SIGN}")
+    said = {True: ["beyond chance"], False: ["within chance"]}.get(cast("Any", beyond), [])
+    if result.causal:
+        without = figure_of(result, result.modes[mode], column)
+        far = None if without is None else value - without
+    if far is not None:
+        sign = "+" if far >= 0 else "\N{MINUS SIGN}"
+        said = [f"{sign}{written(result, abs(far))}", *said]
+    return f"{written(result, value)} ({', '.join(said)})" if said else written(result, value)
 
 
 def _slowed(now: float | None, was: float | None) -> str:

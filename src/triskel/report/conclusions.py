@@ -19,7 +19,7 @@ from triskel.report.headline import (
 )
 from triskel.report.markup import shortened
 from triskel.report.names import NAMES, figure_of, quality, written
-from triskel.report.result import Baseline, ModeRun, Result
+from triskel.report.result import Baseline, ModeRun, Result, mark
 from triskel.report.units import joined, percent, plural, size
 
 MANY = 6
@@ -98,11 +98,11 @@ def better_off(result: Result, mode: str) -> tuple[int, int, int, int] | None:
 
 
 def worst_client(result: Result, run: Baseline | ModeRun) -> tuple[str, float] | None:
-    """Return the client with the worst figure on its own texts, and the figure."""
+    """Return the client with the worst figure on its own texts, if it has any, and the figure."""
     values = {
         client: value
         for client, one in run.per_client.items()
-        if (value := one.perplexity if result.causal else one.accuracy) is not None
+        if (value := mark(result, one)) is not None
     }
     if not values:
         return None

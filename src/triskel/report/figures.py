@@ -12,7 +12,7 @@ from triskel.report import units
 from triskel.report.cells import flops_each
 from triskel.report.client_figure import per_client
 from triskel.report.holdings import labels
-from triskel.report.links import LINKS, wait
+from triskel.report.links import LINKS, wait_over
 from triskel.report.marks import (
     COLOURS,
     GREYS,
@@ -148,7 +148,8 @@ def link_times(result: Result) -> Figure:
         }
         bar: Json = {"type": "bar", "orientation": "h", "name": part, "legendgroup": part}
         for run in result.modes.values():
-            found = {link.name: one for link in LINKS if (one := wait(run, link)) is not None}
+            waits = {link.name: wait_over(result, run.name, link) for link in LINKS}
+            found = {name: one for name, one in waits.items() if one is not None}
             seconds = [
                 {"computing": one.compute, "sending": one.transfer}.get(part, one.delay)
                 for one in found.values()
@@ -210,8 +211,9 @@ def _curve(name: str, points: Sequence[Point], hover: str, *, bars: bool = False
         if bars:
             line["error_y"] = {
                 "type": "data",
-                "symmetric": True,
-                "array": [span.half for span in spans],
+                "symmetric": False,
+                "array": [span.high - span.mean for span in spans],
+                "arrayminus": [span.mean - span.low for span in spans],
                 "color": COLOURS[name],
                 "thickness": 1.5,
                 "width": 5,

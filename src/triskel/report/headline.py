@@ -22,6 +22,7 @@ WORDS: Mapping[Standing, str] = {"above": "above", "level": "level with", "below
 LOWER: Mapping[Standing, str] = {**WORDS, "above": "better than", "below": "worse than"}
 """The same where less is better."""
 UNTESTED = "No per-text records, so nothing is said about differences."
+UNFINISHED = "The run is not complete, so nothing is said about differences yet."
 PARTLY = "Not every pair of modes has per-text records, so nothing is said about differences."
 
 
@@ -42,6 +43,17 @@ def headline(result: Result) -> str:
     else:
         text = f"{capital(_names(first))} are level with {_marks(result, first)} {WHERE}"
     return f"{text}{_beside_base(result, first)}{beside_alone(result, first)}."
+
+
+def untested(result: Result) -> str:
+    """Return why nothing is said about differences: what tests say is written when a run ends."""
+    asked, there = result.asked, {*result.baselines, *result.modes, *result.skipped}
+    left = asked is not None and (
+        not {*asked.modes, *asked.baselines} <= there
+        or (asked.drop_share > 0 and not result.readings)
+    )
+    short = any(len(run.rounds) < run.planned for run in result.modes.values())
+    return UNFINISHED if result.stopped or left or short else UNTESTED
 
 
 def title(run: ModeRun) -> str:
@@ -111,7 +123,7 @@ def _figures(result: Result) -> str:
         for run in result.modes.values()
         if (value := figure_of(result, run, "everybody")) is not None
     ]
-    why = UNTESTED if result.summary is None else PARTLY
+    why = untested(result) if result.summary is None else PARTLY
     return f"{capital(quality(result))} {WHERE}: {joined(said)}. {why}"
 
 

@@ -8,8 +8,9 @@ server's own time, retransmissions and overlap of sending with computing are lef
 """
 
 from dataclasses import dataclass
+from statistics import fmean
 
-from triskel.report.result import Cost, ModeRun, Round
+from triskel.report.result import Cost, ModeRun, Result, Round
 from triskel.report.units import duration
 
 FORMULA = (
@@ -63,6 +64,24 @@ def seconds(link: Link, *, compute_s: float, up: float, down: float, messages: f
     """Return the time of one client's round on a link; `up` and `down` in bytes."""
     sent = 8 * up / link.up_bits + 8 * down / link.down_bits
     return compute_s + sent + messages * link.delay_s
+
+
+def wait_over(result: Result, name: str, link: Link) -> Wait | None:
+    """Return how long a mode's rounds take on a link; of several seeds, the mean of their times.
+
+    That is not the time of mean costs, since who is slowest may differ from seed to seed.
+    """
+    runs = [one.modes[name] for one in result.runs or (result,) if name in one.modes]
+    waits = [wait(run, link) for run in runs]
+    known = [one for one in waits if one is not None]
+    if not known or len(known) < len(waits):
+        return None
+    delays = [one.delay for one in known if one.delay is not None]
+    return Wait(
+        compute=fmean(one.compute for one in known),
+        transfer=fmean(one.transfer for one in known),
+        delay=fmean(delays) if len(delays) == len(known) else None,
+    )
 
 
 def wait(run: ModeRun, link: Link) -> Wait | None:

@@ -35,8 +35,9 @@ def column_of(run: Baseline | ModeRun, column: str) -> Score:
 
 
 def figure_of(result: Result, run: Baseline | ModeRun, column: str) -> float | None:
-    """Return a row's figure that ranks, on one column."""
-    return mark(result, column_of(run, column))
+    """Return a row's figure that ranks, on one column: that of the summary, where it has one."""
+    spans = result.summary.spans.get(run.name, {}) if result.summary else {}
+    return spans[column].mean if column in spans else mark(result, column_of(run, column))
 
 
 def written(result: Result, value: float | None) -> str:

@@ -13,7 +13,7 @@ from triskel.report import units
 from triskel.report.cells import rows
 from triskel.report.holdings import shown_labels
 from triskel.report.leaves import guarded, kept, left, risk
-from triskel.report.links import FORMULA, LINKS, wait
+from triskel.report.links import FORMULA, LINKS, wait_over
 from triskel.report.markup import cell, figure, folded, scrolling, table, text
 from triskel.report.reading import BASELINES, MODES
 from triskel.report.result import Json, ModeRun, Result, inner
@@ -78,12 +78,18 @@ def data(result: Result, drawn: Drawn) -> str:
 
 def again(result: Result) -> str:
     """Return how to repeat the run, the job, and where it ran."""
-    command = _command(result)
     job = _without_none(result.job)
-    seed = int(job.get("seed", 0)) + 1 if isinstance(job.get("seed", 0), int) else 1
+    seeds = list(result.asked.seeds if result.asked else result.seeds)
+    if len(seeds) > 1:
+        after = max(seeds) + 1
+        same, other = _listed(seeds), _listed(range(after, after + len(seeds)))
+    else:
+        seed = int(job.get("seed", 0)) + 1 if isinstance(job.get("seed", 0), int) else 1
+        same, other = "", f" --set seed={seed}"
+    command = _command(result)
     steps = (
-        f"# this run again\n{command}\n\n"
-        f"# the same question with other random choices\n{command} --set seed={seed}"
+        f"# this run again\n{command}{same}\n\n"
+        f"# the same question with other random choices\n{command}{other}"
     )
     env = [(str(k).replace("_", " "), _plain(k, v)) for k, v in result.environment.items()]
     where = table("Where it ran", ("What", "Value"), env).replace(
@@ -106,6 +112,7 @@ def _command(result: Result) -> str:
         return " ".join(["triskel federation submit FOLDER job.toml", *_each("--mode", modes)])
     if asked is None:
         several = len(result.modes) + len(result.skipped) > 1 or bool(result.baselines)
+        several |= len(result.seeds) > 1
         return f"triskel {'compare' if several else 'run'} job.toml"
     beside = ",".join(asked.baselines) or "none"
     if asked.strict and len(asked.modes) == 1:
@@ -113,7 +120,12 @@ def _command(result: Result) -> str:
         return " ".join(words + ([f"--baselines {beside}"] if asked.baselines else []))
     words = ["triskel compare job.toml"]
     words += [f"--modes {','.join(asked.modes) or 'none'}"] if asked.modes != MODES else []
-    return " ".join(words + ([f"--baselines {beside}"] if asked.baselines != BASELINES else []))
+    words += [f"--baselines {beside}"] if asked.baselines != BASELINES else []
+    return " ".join(words + ([f"--drop-outs {asked.drop_share:g}"] if asked.drop_share else []))
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return f" --seeds {','.join(map(str, seeds))}"
 
 
 def _each(option: str, values: Iterable[str]) -> list[str]:
@@ -130,11 +142,13 @@ def _on_links(result: Result, drawn: Drawn) -> str:
     body: list[list[str]] = []
     partial = False
     for link in LINKS:
-        waits = [wait(run, link) for run in result.modes.values()]
+        waits = [wait_over(result, name, link) for name in result.modes]
         partial |= any(w is not None and w.delay is None for w in waits)
         times = [units.duration(w.total if w else None) for w in waits]
         body.append([f"{link.name}: {link.terms}", *times])
     note = f"{FORMULA}. Stated links, measured bytes; a real network adds its own."
+    if len(result.seeds) > 1:
+        note += f" Means over {len(result.seeds)} seeds."
     if partial:
         note += " Messages were not counted, so delays are left out."
     alt = "; ".join(

@@ -62,6 +62,7 @@ def _several(raw: Json) -> Result:
     stated = [int(seed) for seed in items(raw.get("seeds")) if isinstance(seed, int)]
     seeds = stated or [int(number(one.job, "seed") or 0) for one in each]
     whole = _one(averaged(runs))
+    asked = _asked(inner(raw, "request")) or whole.asked
     missing = f"{len(runs)} of {len(seeds)} seeds are there" if len(runs) < len(seeds) else ""
     return replace(
         whole,
@@ -72,7 +73,7 @@ def _several(raw: Json) -> Result:
         seeds=tuple(seeds[: len(runs)]),
         runs=each,
         stopped=str(raw.get("interrupted") or "") or whole.stopped or missing,
-        asked=_asked(inner(raw, "request")) or whole.asked,
+        asked=replace(asked, seeds=tuple(seeds)) if asked else None,
     )
 
 
@@ -84,7 +85,8 @@ def _banded(whole: Result, mode: ModeRun, each: Sequence[Result]) -> ModeRun:
             value = mark(whole, row.score)
             if value is not None:
                 marks.setdefault(row.number, []).append(value)
-    rounds = tuple(replace(row, band=band(marks.get(row.number, []))) for row in mode.rounds)
+    bands = {number_: band(values, log=whole.causal) for number_, values in marks.items()}
+    rounds = tuple(replace(row, band=bands.get(row.number)) for row in mode.rounds)
     return replace(mode, rounds=rounds)
 
 
@@ -121,9 +123,14 @@ def _one(raw: Json) -> Result:
 def _asked(raw: Json) -> Asked | None:
     modes = tuple(name for name in items(raw.get("modes")) if name in MODES)
     baselines = tuple(name for name in items(raw.get("baselines")) if name in BASELINES)
-    if not modes:
+    if not modes and not baselines:
         return None
-    return Asked(modes=modes, baselines=baselines, strict=raw.get("strict") is True)
+    return Asked(
+        modes=modes,
+        baselines=baselines,
+        strict=raw.get("strict") is True,
+        drop_share=number(raw, "drop_share") or 0.0,
+    )
 
 
 # --- What tests say ----------------------------------------------------------------------------

@@ -7,8 +7,9 @@
 
 Spent are bytes (messages of all clients, both ways), the FLOPs of all clients, and the seconds of
 the rounds on a stated link (`links`). The figure is that on everybody's texts: accuracy, or for
-`causal` perplexity, where less is better. Over several seeds a figure is the mean; it is None where
-a seed has none, since a mean over fewer seeds stands beside nothing.
+`causal` perplexity, where less is better. Over several seeds a figure is the mean (of perplexities,
+e to the mean loss); it is None where a seed has none, since a mean over fewer seeds stands beside
+nothing.
 """
 
 import math
@@ -22,6 +23,7 @@ from triskel.report.links import LINKS, Link, wait_of
 from triskel.report.names import figure_of
 from triskel.report.reading import read
 from triskel.report.result import Baseline, Json, ModeRun, Result, Round, mark
+from triskel.report.seed_mean import mean_perplexity
 
 SLOWDOWN = 4.0
 """How much longer a straggler computes, unless told otherwise."""
@@ -136,6 +138,7 @@ def targets(runs: Sequence[Result]) -> list[tuple[str, float]]:
 def _by_budget(
     paths: Mapping[str, Sequence[Sequence[Step]]], *, lower: bool
 ) -> dict[str, list[dict[str, Any]]]:
+    over = mean_perplexity if lower else fmean
     names = dict.fromkeys(n for each in paths.values() for path in each for n in path[-1].spent)
     best = min if lower else max
     found: dict[str, list[dict[str, Any]]] = {}
@@ -152,7 +155,7 @@ def _by_budget(
             row: dict[str, Any] = {"budget": budget}
             for mode, each in known.items():
                 within = [[s.figure for s in p if s.spent[quantity] <= budget] for p in each]
-                row[mode] = fmean(map(best, within)) if all(within) else None
+                row[mode] = over(list(map(best, within))) if all(within) else None
             table.append(row)
         found[quantity] = table
     return found
@@ -234,7 +237,9 @@ def _marks(rows: Sequence[Baseline | ModeRun | None], runs: Sequence[Result]) ->
     """Return the mean over runs of a row's figure on everybody's texts, if each run has one."""
     values = [figure_of(one, row, "everybody") for row, one in zip(rows, runs, strict=True) if row]
     known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(runs) else None
+    if not known or len(known) < len(runs):
+        return None
+    return mean_perplexity(known) if runs[0].causal else fmean(known)
 
 
 def _up(value: float) -> float:

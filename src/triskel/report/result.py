@@ -167,11 +167,17 @@ class Holding:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What was asked of a run: its modes and baselines, and whether a mode may not be skipped."""
+    """What was asked of a run.
+
+    `strict` says that no mode may be skipped, `drop_share` the share of clients with which each
+    mode is played once more, and `seeds` are those of a comparison over several.
+    """
 
     modes: tuple[str, ...]
     baselines: tuple[str, ...]
     strict: bool
+    drop_share: float = 0.0
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +248,12 @@ class Result:
 
 
 def mark(result: Result, score: Score) -> float | None:
-    """Return the figure that ranks: perplexity (lower is better) for `causal`, else accuracy."""
+    """Return the figure that ranks: perplexity (lower is better) for `causal`, else accuracy.
+
+    A score on no texts has none.
+    """
+    if score.examples == 0:
+        return None
     return score.perplexity if result.causal else score.accuracy
 
 

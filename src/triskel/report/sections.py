@@ -175,7 +175,10 @@ def _by_seed(result: Result) -> str:
     for run in result.scored:
         for column, words in COLUMNS.items():
             found = [{one.name: one for one in seed.scored}.get(run.name) for seed in result.runs]
-            values = [figure_of(result, one, column) if one else None for one in found]
+            values = [
+                figure_of(seed, one, column) if one else None
+                for seed, one in zip(result.runs, found, strict=True)
+            ]
             body.append([named(run), words, *(written(result, value) for value in values)])
     caption = f"{quality(result).capitalize()} of each seed"
     return folded(caption, table(caption, head, body), "numbers")
@@ -253,7 +256,9 @@ def _worth_naming(result: Result) -> tuple[list[str], str]:
         return names, ""
     order = ranked(result)
     best: Mapping[str, Score] = order[0].per_client if order else {}
-    scores = {c: one.accuracy for c, one in best.items() if one.accuracy is not None}
+    scores = {
+        c: one.accuracy for c, one in best.items() if one.accuracy is not None and one.examples != 0
+    }
     if len(scores) <= LIMIT:
         return names[:LIMIT], f"The first {LIMIT} of {len(names)} clients; all are in result.json."
     half, first = LIMIT // 2, order[0].name

@@ -1,7 +1,8 @@
 """Several seeds as one: the mean of their results, and how far a round's figure varies over them.
 
-A number is the mean over the seeds that have it. What is no number (names, reasons) is the first
-seed's, and lists are taken place by place, so that round 3 is the mean of third rounds.
+A number is the mean over the seeds that have it; a perplexity is e to the mean loss. What is no
+number (names, reasons) is the first seed's, and lists are taken place by place, so that round 3 is
+the mean of third rounds.
 """
 
 import math
@@ -12,6 +13,8 @@ from typing import Any, cast
 from triskel.report.result import Json, Span
 
 LEVEL = 0.95
+LARGEST_LOG = 700.0
+"""e to more is more than a number can hold."""
 
 
 def averaged(runs: Sequence[Json]) -> dict[str, Any]:
@@ -39,8 +42,10 @@ def averaged(runs: Sequence[Json]) -> dict[str, Any]:
     return first if stopped is None else {**first, "interrupted": stopped}
 
 
-def band(values: Sequence[float]) -> Span | None:
+def band(values: Sequence[float], *, log: bool = False) -> Span | None:
     """Return the mean over seeds with its 95 % interval by Student's t, None for one seed.
+
+    With `log`, mean and interval are those of the logarithms, as perplexities have them.
 
     >>> found = band([0.6, 0.7, 0.65])
     >>> round(found.mean, 3), round(found.half, 3)
@@ -51,18 +56,31 @@ def band(values: Sequence[float]) -> Span | None:
         return None
     from scipy.special import stdtrit  # noqa: PLC0415 - help and refusals come sooner without
 
-    wide = float(stdtrit(many - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(many)
-    middle = fmean(values)
-    return Span(mean=middle, low=middle - wide, high=middle + wide, n=many)
+    taken = [math.log(max(value, 1.0)) for value in values] if log else values
+    wide = float(stdtrit(many - 1, (1 + LEVEL) / 2)) * stdev(taken) / math.sqrt(many)
+    middle = fmean(taken)
+    ends = [middle, middle - wide, middle + wide]
+    if log:
+        ends = [math.exp(min(end, LARGEST_LOG)) for end in ends]
+    return Span(mean=ends[0], low=ends[1], high=ends[2], n=many)
 
 
-def _mean(values: Sequence[object]) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return the mean of JSON values of one place."""
+def mean_perplexity(values: Sequence[float]) -> float:
+    """Return e to the mean loss of perplexities, which is their geometric mean.
+
+    >>> round(mean_perplexity([2.0, 8.0]), 9)
+    4.0
+    """
+    return math.exp(fmean(math.log(max(value, 1.0)) for value in values))
+
+
+def _mean(values: Sequence[object], name: str = "") -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return the mean of JSON values of one place, by the name that it has there."""
     first = values[0]
     if isinstance(first, Mapping):
         tables = [cast("Json", one) for one in values if isinstance(one, Mapping)]
         names = dict.fromkeys(name for table in tables for name in table)
-        return {n: _mean([table[n] for table in tables if n in table]) for n in names}
+        return {n: _mean([table[n] for table in tables if n in table], str(n)) for n in names}
     if isinstance(first, list):
         lists = [cast("list[object]", one) for one in values if isinstance(one, list)]
         longest = max(map(len, lists))
@@ -72,4 +90,6 @@ def _mean(values: Sequence[object]) -> Any:  # noqa: ANN401 - whatever JSON hold
         for one in values
         if isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one)
     ]
-    return fmean(numbers) if numbers else first
+    if not numbers:
+        return first
+    return mean_perplexity(numbers) if name == "perplexity" else fmean(numbers)
