@@ -6,7 +6,6 @@ from pathlib import Path
 
 from triskel.data.assets import ASSETS
 from triskel.job import called
-from triskel.report.units import plural
 from triskel.sheet import Sheet, Training, asset_of
 
 CARD = "README.md"
@@ -244,10 +243,9 @@ def _spread(told: Training) -> list[str]:
     ]
     if told.alone:
         better, worse = told.alone["better"], told.alone["worse_sure"]
-        text = (
-            f"Own texts, beside each client trained alone: {better} of "
-            f"{plural(told.alone['clients'], 'client')} better"
-        )
+        count = told.alone["clients"]
+        size = f"{count} {'client' if count == 1 else 'clients'}"
+        text = f"Own texts, beside each client trained alone: {better} of {size} better"
         text += f", {told.alone['better_sure']} of them beyond chance" if better else ""
         said.append(f"{text}; {worse} worse beyond chance." if worse else f"{text}.")
     return said
