@@ -26,6 +26,7 @@ small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"
 sites = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sites.py"))))
 
 OWNERS = ("bank", "clinic", "shop")
+COLUMNS = ("everybody", "own")
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 
 
@@ -90,6 +91,17 @@ def test_a_mode_evaluated_again_is_the_result_to_the_last_bit(mode: str, finishe
     assert figures(found) == figures(stage["final"])
     assert found["per_client"] == stage["rounds"][-1]["per_client"]
     assert found["examples"] == sum(row["examples"] for row in found["per_client"].values())
+    for column in COLUMNS:
+        assert found[column] == stage["final"][column]
+    assert found["judge"] == "test"
+
+
+def test_a_student_and_the_clients_own_models_are_told_apart(finished: Path) -> None:
+    found = assess(finished, mode="logits", watch=ignore)
+    each = found["per_client"].values()
+    own = sum(row["accuracy"] * row["examples"] for row in each) / found["examples"]
+    assert found["own"]["accuracy"] == pytest.approx(own)
+    assert found["own"] != found["everybody"]
 
 
 def test_a_client_that_never_took_part_is_scored_as_it_started(finished: Path) -> None:
@@ -103,6 +115,7 @@ def test_baselines_evaluated_again_are_the_result_to_the_last_bit(finished: Path
     central = assess(finished, mode="central", watch=ignore)
     assert figures(central) == figures(baselines["central"])
     assert central["per_client"] == baselines["central"]["per_client"]
+    assert [central[c] for c in COLUMNS] == [baselines["central"][c] for c in COLUMNS]
     local = assess(finished, mode="local", watch=ignore)
     assert figures(local) == figures(baselines["local"])
     assert local["global_accuracy"] == baselines["local"]["global_accuracy"]
@@ -117,7 +130,9 @@ def test_a_run_without_a_student_and_a_causal_one_are_reproduced_too(tmp_path: P
     alone = job_in(tmp_path / "a", mode="logits", logits={"student": False, "public": 6})
     folder = played(tmp_path / "a", alone, modes=("logits",), baselines=())
     found = assess(folder, watch=ignore)
-    assert figures(found) == figures(result_of(folder)["modes"]["logits"]["final"])
+    final = result_of(folder)["modes"]["logits"]["final"]
+    assert figures(found) == figures(final)
+    assert [found[c] for c in COLUMNS] == [final[c] for c in COLUMNS]
     causal = job_in(tmp_path / "b", kind="gpt2", task="causal")
     folder = played(tmp_path / "b", causal, modes=("params",), baselines=("local",))
     found = assess(folder, watch=ignore)
@@ -147,7 +162,9 @@ def test_a_file_of_the_runs_own_test_rows_gives_the_runs_own_figures(
     file = as_file(tmp_path / "more.csv", {c: h.test for c, h in held.items()})
     elsewhere = assess(finished, mode=mode, data=file, watch=ignore)
     own = assess(finished, mode=mode, watch=ignore)
-    assert elsewhere.pop("loss") == pytest.approx(own.pop("loss"), rel=1e-6)  # other batches
+    assert own.pop("judge") == "test"
+    for there, here in ((elsewhere, own), *((elsewhere[c], own[c]) for c in COLUMNS)):
+        assert there.pop("loss") == pytest.approx(here.pop("loss"), rel=1e-6)  # other batches
     each, mine = elsewhere.pop("per_client"), own.pop("per_client")
     assert elsewhere == own
     for client, row in mine.items():
@@ -164,7 +181,7 @@ def test_nothing_is_kept_of_a_file_whose_texts_run_once(
     file = as_file(tmp_path / "more.csv", {c: h.test for c, h in held.items()})
     wanted = assess(folder, watch=ignore)
     monkeypatch.delattr("triskel.model.prefix.Prefix.get")
-    assert assess(folder, data=file, watch=ignore) == wanted
+    assert {**assess(folder, data=file, watch=ignore), "judge": "test"} == wanted
 
 
 def test_a_file_without_owners_is_one_part(finished: Path, tmp_path: Path) -> None:
@@ -177,6 +194,8 @@ def test_a_file_without_owners_is_one_part(finished: Path, tmp_path: Path) -> No
     student = assess(finished, mode="logits", data=file, watch=ignore)
     assert student["examples"] == 12
     assert set(student["per_client"]) < set(OWNERS)
+    assert all("own" not in found for found in (shared, own, student)), "nobody's texts"
+    assert student["everybody"] == {k: student[k] for k in student["everybody"]}
 
 
 def test_a_files_figures_are_those_of_plain_evaluation(finished: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from triskel import cli
-from triskel.catalogue import Entry, Unreadable, below, differing, entry_of
-from triskel.errors import CheckpointError
+from triskel.catalogue import Entry, Unreadable, below, differing, entry_of, kind_of, one_run
+from triskel.errors import CheckpointError, JobError
 from triskel.job import Job, dump, load, to_toml
 
 FIGURE = {"accuracy": 0.5, "macro_f1": 0.4, "loss": 1.0}
@@ -140,6 +140,20 @@ def test_a_sweep_is_told_by_its_winners_on_test_texts(tmp_path: Path) -> None:
     found = entry_of(a_sweep(tmp_path / "done", test=tested))
     assert (found.state, found.rows) == ("finished", {"params": {"everybody": 0.7, "own": 0.8}})
     assert [one.folder for one in below(tmp_path / "done")] == [tmp_path / "done"]
+
+
+def test_kinds_of_folders(tmp_path: Path) -> None:
+    assert kind_of(a_run(tmp_path / "run", job())) == "run"
+    one_run(tmp_path / "run")
+    assert kind_of(a_sweep(tmp_path / "sweep")) == "sweep"
+    begun = write(
+        write(tmp_path / "many", "job.toml", to_toml(job())), "request.json", {"seeds": [0]}
+    )
+    assert kind_of(begun) == "seeds"
+    with pytest.raises(JobError, match=r"many holds several seeds; name the folder of one seed$"):
+        one_run(begun)
+    assert kind_of(tmp_path) is None
+    one_run(tmp_path)
 
 
 def test_folders_are_found_below_others_and_the_oldest_is_first(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from triskel import cli, compare, demo, live, seeds
 from triskel.cli import output
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
-from triskel.job import Job, ModeName, Override, dump, load, parse
+from triskel.job import Job, ModeName, Override, dump, load, parse, to_toml
 from triskel.report import conclusions
 from triskel.template import TEMPLATE
 
@@ -541,7 +541,64 @@ def test_evaluate_shows_a_table_of_clients(monkeypatch: pytest.MonkeyPatch) -> N
         ["[a]", "1.000", "–", "1,000"],
         ["b", "0.000", "–", "–"],
         ["all", "together", "0.500", "0.250", "–"],
+        [],
+        ["Scored", "on", "the", "texts", "of", "more.csv."],
     ]
+
+
+def test_evaluate_ends_with_both_columns_and_says_which_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def assess(*_: object, **__: object) -> Mapping[str, Any]:
+        return {
+            "mode": "logits",
+            "accuracy": 0.5,
+            "examples": 4,
+            "everybody": {"accuracy": 0.5},
+            "own": {"accuracy": 0.75},
+            "per_client": {"a": {"accuracy": 0.75, "examples": 4}},
+            "judge": "validation",
+        }
+
+    monkeypatch.setitem(sys.modules, "triskel.assess", SimpleNamespace(assess=assess))
+    Path("run").mkdir()
+    code, out, _ = triskel("evaluate", "run")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["logits", "accuracy", "examples"],
+        ["a", "0.750", "4"],
+        ["everybody's", "texts", "0.500", "4"],
+        ["own", "texts", "0.750", "4"],
+        [],
+        ["Scored", "on", "the", "run's", "own", "validation", "texts."],
+    ]
+
+
+def test_folders_of_several_runs_are_told_from_runs(tmp_path: Path) -> None:
+    text, asked = to_toml(load(None)), {"modes": [], "baselines": [], "strict": False}
+    several, sweep = tmp_path / "several", tmp_path / "sweep"
+    for run in (several, several / "seed-0", several / "seed-1", sweep / "b", sweep / "a"):
+        run.mkdir(parents=True)
+        (run / "job.toml").write_text(text)
+        more = {"seeds": [0, 1]} if run == several else {}
+        (run / "request.json").write_text(json.dumps(asked | more))
+    (sweep / "sweep.json").write_text("{}")
+    for command, more in (("evaluate", ()), ("export", ("zz",))):
+        told = refusal(command, str(several), *more)
+        assert told.endswith(
+            f"several seeds; name the folder of one seed, such as {several}/seed-0"
+        )
+        told = refusal(command, str(sweep), *more)
+        assert told.endswith(f"a sweep; name the folder of one setting, such as {sweep}/a")
+    for folder, command in ((several, "run"), (sweep, "sweep")):
+        for more in ((), ("--seeds", "2"), ("--set", "seed=1")):
+            told = refusal("compare", "--out", str(folder), *more)
+            assert told.endswith(f"or resume it with `triskel {command} --resume {folder}`")
+    told = refusal("run", "--resume", str(sweep))
+    assert told == f"{sweep} holds a sweep; `triskel sweep --resume {sweep}` goes on"
+    (tmp_path / "other" / "thing").mkdir(parents=True)
+    told = refusal("compare", "--out", str(tmp_path / "other"))
+    assert told == f"{tmp_path / 'other'} is not empty; choose another --out"
 
 
 # --- Beginning --------------------------------------------------------------------------------

@@ -110,6 +110,57 @@ def test_a_clients_own_card_holds_its_own_figures_and_not_its_name(
             assert "client-0" not in (tmp_path / name / file).read_text()
 
 
+def test_the_card_tells_how_far_clients_differ_where_that_is_known(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    result = result_of(finished)
+    each = result["modes"]["params"]["rounds"][-1]["per_client"]
+    each["client-03"] |= {"accuracy": 0.0, "examples": 0}
+    each["client-01"]["accuracy"], each["client-02"]["accuracy"] = 0.75, 0.625
+    verdicts = {"client-01": (0.25, "gain"), "client-02": (0.125, "even"), "x": (-0.5, "lose")}
+    result["summary"]["clients"]["params"] = {
+        c: {"difference": far, "verdict": kind} for c, (far, kind) in verdicts.items()
+    }
+
+    def card(name: str, **asked: str) -> str:
+        (copy / "result.json").write_text(json.dumps(result))
+        export_run(copy, tmp_path / name, **asked, say=silent)
+        return (tmp_path / name / "README.md").read_text()
+
+    text = card("a", mode="params")
+    assert "does worst on its own texts: accuracy 0.625.\n" in text
+    assert (
+        "beside each client trained alone: 2 of 3 clients better, 1 of them beyond chance; "
+        "1 worse beyond chance.\n"
+    ) in text
+    assert "client-0" not in text
+    read_adapter(tmp_path / "a", prepare(load(copy / "job.toml"), ignore).body())
+    central = card("b", mode="central")
+    lowest = min(c["accuracy"] for c in result["baselines"]["central"]["per_client"].values())
+    assert f"does worst on its own texts: accuracy {lowest:.4g}.\n" in central
+    assert "trained alone" not in central
+    own = card("c", mode="logits", client="client-02")
+    del result["summary"]
+    for text in (own, card("d", mode="params")):
+        assert "worst" not in text
+        assert "trained alone" not in text
+
+
+def test_the_card_of_a_causal_run_ranks_by_perplexity(tmp_path: Path) -> None:
+    model = small.save_model(tmp_path / "model", "llama")
+    job = small.job(model, small.save_rows(tmp_path / "rows.csv", 48), task="causal")
+    run(job, Request(baselines=("local",)), tmp_path / "run", LocalEngine(job), ignore)
+    result = result_of(tmp_path / "run")
+    each = result["modes"]["params"]["rounds"][-1]["per_client"].values()
+    told = result["summary"]["clients"]["params"].values()
+    better = sum(one["difference"] < 0 for one in told)
+    export_run(tmp_path / "run", tmp_path / "a", mode="params", say=silent)
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert f"own texts: perplexity {max(one['perplexity'] for one in each):.4g}.\n" in text
+    assert f"trained alone: {better} of 3 clients better" in text
+
+
 def test_a_run_without_a_result_yet_gives_what_its_stages_wrote(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -491,8 +491,7 @@ def test_a_folder_in_use_is_not_overwritten(server: Server, classify: Case, tmp_
     (folder / "thesis.tex").write_text("mine", encoding="utf-8")
     assert server("run", folder, job=str(classify.job)) == 1
     assert server.said.read_text(encoding="utf-8") == (
-        f"JobError: {folder} is not empty; choose another --out, or resume it with "
-        f"`triskel run --resume {folder}`"
+        f"JobError: {folder} is not empty; choose another --out"
     )
     assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
 

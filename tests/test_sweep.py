@@ -19,6 +19,7 @@ from triskel.data.federate import federate
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError, MeterError
+from triskel.export import export_run
 from triskel.grid import settings_of
 from triskel.job import Job, to_toml
 from triskel.report.columns import columns
@@ -29,7 +30,7 @@ RATES = "train.lr=1e-3,0.05"
 TIMES = {"seconds", "compute_s", "peak_bytes", "plain"}
 
 
-def ignore(event: Mapping[str, Any]) -> None:
+def ignore(event: object) -> None:
     """Take note of nothing."""
     del event
 
@@ -124,6 +125,31 @@ def test_a_winner_is_tested_on_everybody_s_and_on_own_texts(whole: SimpleNamespa
         assert won["test"]["own"]["accuracy"] == pytest.approx(own)
         reached = found["global_accuracy"] if row == "local" else found["accuracy"]
         assert won["test"]["everybody"]["accuracy"] == reached
+
+
+def test_a_setting_says_that_its_figures_are_on_validation_texts(
+    whole: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = whole.folder / whole.asked.settings[0].name
+    assert assess(folder, mode="params", watch=ignore)["judge"] == "validation"
+    assert assess(folder, mode="params", judge="test", watch=ignore)["judge"] == "test"
+    told = CliRunner().invoke(cli.app, ["evaluate", str(folder), "--mode", "params"])
+    assert told.stdout.endswith("Scored on the run's own validation texts.\n")
+    export_run(folder, tmp_path / "out", mode="params", say=ignore)
+    for place in (folder / "adapters" / "params", tmp_path / "out"):
+        card = (place / "README.md").read_text(encoding="utf-8")
+        assert "| | everybody's validation texts | own validation texts |" in card
+        assert "The figures hold for validation texts" in card
+        assert "test texts" not in card
+
+
+def test_the_page_of_a_sweep_is_written_anew(whole: SimpleNamespace) -> None:
+    page = whole.folder / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    told = CliRunner().invoke(cli.app, ["report", str(whole.folder)])
+    assert (told.exit_code, told.stdout.splitlines()[0]) == (0, str(page))
+    assert page.read_bytes() == before
 
 
 def test_the_record_is_on_disk_with_a_page_and_run_folders(whole: SimpleNamespace) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from triskel.baselines import local_row
 from triskel.bench import Bench, prepare
+from triskel.catalogue import one_run
 from triskel.compare import read_run
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation
@@ -60,14 +61,16 @@ def assess(
         watch: Told about whatever a user should know.
 
     Returns:
-        `mode`, the pooled figures as a result holds them, `examples`, and `per_client`.
+        `mode`, the pooled figures as a result holds them, `examples`, `per_client`, the columns
+        `everybody` and `own` as far as there are such texts, and of the run's own rows `judge`.
 
     Raises:
         CheckpointError: It is not a run folder.
-        JobError: The run has no such adapter.
+        JobError: It is several runs, or the run has no such adapter.
         DataError: The file does not fit the job, or there is none and the texts are elsewhere.
         ModelError: The job's model is not here, or a saved adapter does not fit it.
     """
+    one_run(run)
     job, request = read_run(run)
     stage = _stage_named(run, mode, job.mode)
     if model is not None:
@@ -88,8 +91,9 @@ def assess(
     watch({"event": "stage_start", "stage": stage, "rounds": 0})
     if data is None:
         found = _local(run, bench) if stage == "local" else _again(run, bench, stage)
+        found["judge"] = judge or request.judge
     else:
-        found = _row(_on_file(run, bench, stage, data))
+        found = _on_file(run, bench, stage, data)
     watch({"event": "stage_end", "stage": stage, "accuracy": found["accuracy"]})
     return {"mode": stage, **found}
 
@@ -145,7 +149,8 @@ def _stage_named(run: Path, mode: str | None, own: str) -> StageName:
 def _again(run: Path, bench: Bench, stage: StageName) -> dict[str, Any]:
     """Run the stage's own evaluation on what it saved."""
     if stage in ("central", "local"):
-        return _row(everywhere(bench, bench.body(), _shared(run, bench, stage)))
+        scores = everywhere(bench, bench.body(), _shared(run, bench, stage))
+        return _row(scores, everybody=scores.pooled, own=scores.own)
     mine = dict[ClientId, ClientState]()
     if stage == "params":
         state = ParamsState(adapter=_shared(run, bench, stage))
@@ -155,8 +160,10 @@ def _again(run: Path, bench: Bench, stage: StageName) -> dict[str, Any]:
         student = _shared(run, bench, stage) if bench.job.logits.student else bench.body().initial
         state = LogitsState(student=student)
         mine = {c: ClientState(groups={OWN: t}) for c, t in _own(run, bench, stage).items()}
-    scores = stage_of(stage, bench, bench.watch).evaluate(state, mine)
-    return _row(scores)
+    played = stage_of(stage, bench, bench.watch)
+    scores = played.evaluate(state, mine)
+    everybody = played.everybody(state, mine) or scores
+    return _row(scores, everybody=everybody.pooled, own=scores.own)
 
 
 def _local(run: Path, bench: Bench) -> dict[str, Any]:
@@ -180,16 +187,19 @@ def _local(run: Path, bench: Bench) -> dict[str, Any]:
 # --- another file -----------------------------------------------------------------------------
 
 
-def _on_file(run: Path, bench: Bench, stage: StageName, data: Path) -> Scores:
+def _on_file(run: Path, bench: Bench, stage: StageName, data: Path) -> dict[str, Any]:
+    """Score on a file; one that is not dealt has no own texts."""
     parts = _dealt(bench, data)
-    classes = bench.body().classes
-    if stage in {"logits", "local"}:
-        each = _each_own(run, bench, stage, parts)
-        if stage == "local" or not bench.job.logits.student:
-            return pooled(each, classes)
-        together = _each_shared(bench, _shared(run, bench, stage), parts)
-        return replace(pooled(together, classes), each=pooled(each, classes).each)
-    return pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
+    classes, dealt = bench.body().classes, FILE not in parts
+    if stage not in {"logits", "local"}:
+        scores = pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
+        return _row(scores, everybody=scores.pooled, own=scores.own if dealt else None)
+    mine = pooled(_each_own(run, bench, stage, parts), classes)
+    own = mine.own if dealt else None
+    if stage == "local" or not bench.job.logits.student:
+        return _row(mine, everybody=None if dealt else mine.pooled, own=own)
+    together = pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
+    return _row(replace(together, each=mine.each), everybody=together.pooled, own=own)
 
 
 def _each_shared(
@@ -253,9 +263,11 @@ def _own(run: Path, bench: Bench, stage: StageName) -> dict[ClientId, Tensors]:
     }
 
 
-def _row(scores: Scores) -> dict[str, Any]:
+def _row(scores: Scores, *, everybody: Score | None, own: Score | None) -> dict[str, Any]:
+    columns = {"everybody": everybody, "own": own}
     return {
         **scores.pooled.row(),
+        **{name: score.row() for name, score in columns.items() if score is not None},
         "examples": scores.pooled.count,
         "per_client": scores.each,
     }

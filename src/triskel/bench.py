@@ -72,6 +72,7 @@ class Bench:
         choices: Where is written how each model computes, so that a resumed run does the same.
         modes: What is played; empty is the job's own mode.
         loaded: What is shared with other seeds of the job.
+        judge: Which rows models are scored on.
     """
 
     job: Job
@@ -80,6 +81,7 @@ class Bench:
     choices: Path | None = None
     modes: Sequence[ModeName] = ()
     loaded: Loaded = field(default_factory=Loaded)
+    judge: Judge = "test"
     _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
     _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
     _tests: dict[int, Mapping[ClientId, Examples]] = field(
@@ -379,4 +381,5 @@ def prepare(
         watch=watch,
         choices=choices,
         loaded=loaded or Loaded(),
+        judge=judge,
     )

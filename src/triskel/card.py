@@ -206,9 +206,10 @@ def _figures(told: Training | None) -> str:
         f"| {name.replace('_', ' ')} | {_figure(everybody, name)} | {_figure(own, name)} |"
         for name in names
     ]
-    mine = "this client's own test texts" if single else "own test texts"
-    head = [f"| | everybody's test texts | {mine} |", "|---|---:|---:|"]
-    return "\n".join([*head, *rows]) + f"\n\n{_whose(told, single=single)}"
+    mine = f"this client's own {told.judge} texts" if single else f"own {told.judge} texts"
+    head = [f"| | everybody's {told.judge} texts | {mine} |", "|---|---:|---:|"]
+    said = [_whose(told, single=single), *([] if single else _spread(told))]
+    return "\n".join([*head, *rows, "", "\n\n".join(said)])
 
 
 def _figure(column: Mapping[str, float], name: str) -> str:
@@ -219,18 +220,35 @@ def _whose(told: Training, *, single: bool) -> str:
     """Say which model and which texts the two columns are of."""
     if single:
         return (
-            "Both columns are of this one client's model: on the test texts of all clients "
-            "together, where that was measured, and on those of this client."
+            f"Both columns are of this one client's model: on the {told.judge} texts of all "
+            "clients together, where that was measured, and on those of this client."
         )
     if told.mode == "logits":
         return (
-            "Everybody's: this model, on the test texts of all clients together. Own: not this "
-            "model but the clients' own, each on the test texts of its client, pooled over texts."
+            f"Everybody's: this model, on the {told.judge} texts of all clients together. Own: not "
+            f"this model but the clients' own, each on the {told.judge} texts of its client, "
+            "pooled over texts."
         )
     return (
-        "Both columns are of this model: on the test texts of all clients together, and on each "
-        "client's own, pooled over texts."
+        f"Both columns are of this model: on the {told.judge} texts of all clients together, and "
+        "on each client's own, pooled over texts."
     )
+
+
+def _spread(told: Training) -> list[str]:
+    """Say how far clients differ on their own texts, where that is known."""
+    said = [
+        f"The client that does worst on its own texts: {name.replace('_', ' ')} {value:.4g}."
+        for name, value in told.worst.items()
+    ]
+    if told.alone:
+        better, worse = told.alone["better"], told.alone["worse_sure"]
+        count = told.alone["clients"]
+        size = f"{count} {'client' if count == 1 else 'clients'}"
+        text = f"Own texts, beside each client trained alone: {better} of {size} better"
+        text += f", {told.alone['better_sure']} of them beyond chance" if better else ""
+        said.append(f"{text}; {worse} worse beyond chance." if worse else f"{text}.")
+    return said
 
 
 def _trained(sheet: Sheet) -> str:
@@ -294,10 +312,13 @@ def _limits(sheet: Sheet) -> str:
     told = sheet.training
     if told:
         use += f" Only the first {told.max_tokens} tokens of a text were read."
+    judge = told.judge if told else "test"
+    hold = f"The figures hold for {judge} texts of the same sources, for one seed"
+    if judge == "validation":
+        hold += "; where a setting was chosen by them, they are a little too good"
     return (
-        f"{use} The figures hold for test texts of the same sources, for one seed. It inherits the "
-        "base model's faults, and was not tested for fairness between groups of people: test it "
-        "on your own texts before anything depends on it."
+        f"{use} {hold}. It inherits the base model's faults, and was not tested for fairness "
+        "between groups of people: test it on your own texts before anything depends on it."
     )
 
 

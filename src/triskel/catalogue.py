@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from triskel.errors import CheckpointError, TriskelError
+from triskel.errors import CheckpointError, JobError, TriskelError
 from triskel.job import dump, parse
 from triskel.report.columns import COLUMNS, Column, columns, ranked_by
 
@@ -71,22 +71,63 @@ def below(folder: Path) -> list[Entry | Unreadable]:
     return sorted(found, key=lambda e: (e.began if isinstance(e, Entry) else last, e.folder))
 
 
+def kind_of(folder: Path) -> Kind | None:
+    """Return what a folder holds, or None where it is no run folder.
+
+    Raises:
+        CheckpointError: A file in it cannot be read.
+    """
+    if (folder / "sweep.json").exists():
+        return "sweep"
+    if not (folder / "job.toml").exists():
+        return None
+    several = "seeds" in _json(folder / "request.json") or any(folder.glob("seed-*/"))
+    return "seeds" if several else "run"
+
+
+def one_run(folder: Path) -> None:
+    """Refuse a folder that holds several runs, and name one of them.
+
+    Raises:
+        JobError: It holds several seeds or a sweep.
+        CheckpointError: A file in it cannot be read.
+    """
+    kind = kind_of(folder)
+    if kind in {"seeds", "sweep"}:
+        what = "several seeds" if kind == "seeds" else "a sweep"
+        first = next(iter(sorted(folder.glob("*/job.toml"))), None)
+        such = f", such as {first.parent}" if first else ""
+        each = "seed" if kind == "seeds" else "setting"
+        raise JobError(f"{folder} holds {what}; name the folder of one {each}{such}")
+
+
+def taken(folder: Path) -> str:
+    """Return why a new run cannot be in a folder, and how to go on with what is there."""
+    text = f"{folder} is not empty; choose another --out"
+    if (folder / "sweep.json").exists():
+        return f"{text}, or resume it with `triskel sweep --resume {folder}`"
+    if (folder / "request.json").exists():
+        return f"{text}, or resume it with `triskel run --resume {folder}`"
+    return text
+
+
 def entry_of(folder: Path) -> Entry:
     """Return what a run folder holds.
 
     Raises:
         CheckpointError: It is none, or a file in it cannot be read.
     """
-    if (folder / "sweep.json").exists():
+    kind = kind_of(folder)
+    if kind == "sweep":
         return _sweep(folder)
-    if not (folder / "job.toml").exists():
+    if kind is None:
         raise CheckpointError(
             f"{folder} is not a run folder; it has neither job.toml nor sweep.json"
         )
     job = _job(folder / "job.toml")
     asked, result = _json(folder / "request.json"), _json(folder / "result.json")
     seeds = sorted(p for p in folder.glob("seed-*") if p.is_dir())
-    if seeds or result.get("schema") == 2:  # noqa: PLR2004 - a schema
+    if kind == "seeds":
         return _several(folder, job, asked, result, seeds)
     rows, figure = _asked(asked), ranked_by(job)
     done = {*result.get("baselines", {}), *result.get("modes", {}), *result.get("skipped", {})}

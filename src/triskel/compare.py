@@ -19,6 +19,7 @@ from typing import Any
 from triskel import __version__
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.bench import Bench, prepare
+from triskel.catalogue import taken
 from triskel.checkpoint import write_text
 from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
@@ -99,10 +100,7 @@ def run(
         raise JobError(f"{folder} is a file; choose another --out")
     text = to_toml(job)
     if folder.exists() and used(folder, text):
-        raise JobError(
-            f"{folder} is not empty; choose another --out, or resume it with "
-            f"`triskel run --resume {folder}`"
-        )
+        raise JobError(taken(folder))
     for mode in request.modes:
         if request.strict and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")

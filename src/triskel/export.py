@@ -19,11 +19,14 @@ from safetensors import SafetensorError
 
 from triskel import __version__
 from triskel.card import CARD, card
+from triskel.catalogue import one_run
 from triskel.data.assets import resolve
 from triskel.errors import CheckpointError, JobError, ModelError
 from triskel.job import Job, is_name, parse
 from triskel.model import peft_folder
 from triskel.model.body import Body
+from triskel.report.conclusions import better_off
+from triskel.report.reading import read
 from triskel.sheet import (
     SHEET,
     Sheet,
@@ -130,9 +133,10 @@ def export_run(
 
     Raises:
         CheckpointError: It is not a run folder, or the target cannot be written.
-        JobError: The run has no such adapter, or the target is not empty.
+        JobError: It is several runs, the run has no such adapter, or the target is not empty.
         ModelError: The adapter cannot be merged.
     """
+    one_run(run)
     job = _job_of(run)
     stage, named = choose(run, job, mode=mode, client=client)
     target = target.absolute()
@@ -239,7 +243,7 @@ def _training(run: Path, job: Job, stage: StageName, named: str) -> Training:
     holdings: dict[str, Any] = result.get("data", {}).get("clients", {})
     active = sum(1 for one in holdings.values() if one.get("train"))
     seen = len({client for row in rounds for client in row.get("clients", {})})
-    return training_of(
+    training = training_of(
         job,
         stage,
         clients=1 if stage == "local" else active or seen,
@@ -247,7 +251,29 @@ def _training(run: Path, job: Job, stage: StageName, named: str) -> Training:
         own=owner is not None,
         rounds=len(rounds) or None,
         traffic=traffic,
+        judge=_json(run / "request.json").get("judge", "test"),
     )
+    if owner is not None or "summary" not in result:  # nobody is told how other clients do
+        return training
+    return replace(training, **_spread(result, stage))
+
+
+def _spread(result: Mapping[str, Any], stage: StageName) -> dict[str, dict[str, Any]]:
+    """Return how far clients differ in a finished run, for a model that is not one client's."""
+    seen = read(result)
+    row = seen.modes.get(stage) or seen.baselines.get(stage)
+    if row is None:
+        return {}
+    name = "perplexity" if seen.causal else "accuracy"
+    each = [one for one in row.per_client.values() if one.examples != 0]
+    figures = [value for one in each if (value := getattr(one, name)) is not None]
+    told: dict[str, dict[str, Any]] = {}
+    if len(figures) > 1:
+        told["worst"] = {name: max(figures) if seen.causal else min(figures)}
+    if (counts := better_off(seen, stage)) is not None:
+        names = ("better", "better_sure", "worse_sure", "clients")
+        told["alone"] = dict(zip(names, counts, strict=True))
+    return told
 
 
 def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:

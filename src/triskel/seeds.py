@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from triskel import __version__
 from triskel.bench import Loaded, prepare
+from triskel.catalogue import taken
 from triskel.checkpoint import write_text
 from triskel.compare import HERE, Request, read_run, resume, run, used
 from triskel.errors import CheckpointError, JobError
@@ -52,10 +53,7 @@ def compare_seeds(
         raise JobError(f"seeds must be different whole numbers from 0, got {list(seeds)}")
     text = to_toml(job)
     if folder.exists() and (not folder.is_dir() or used(folder, text)):
-        raise JobError(
-            f"{folder} is not empty; choose another --out, or resume it with "
-            f"`triskel run --resume {folder}`"
-        )
+        raise JobError(taken(folder))
     asked = {
         **request.asked(),
         "seeds": list(seeds),

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from triskel.data.assets import ASSETS, cache_folder
 from triskel.data.text import PLAIN
 from triskel.errors import CheckpointError
-from triskel.job import Job
+from triskel.job import Job, Judge
 
 SCHEMA = 1
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
@@ -41,6 +41,10 @@ class Training:
         own_texts: Final figures on each client's own test texts, of its own model if it has one.
         up_bytes: Bytes that all clients sent, after codecs; None where nothing is sent.
         down_bytes: Bytes that all clients received.
+        judge: Which texts the figures are on: test texts, or validation texts in their place.
+        worst: The figure that ranks, of the client that does worst on its own texts.
+        alone: How clients do on their own texts beside training alone: `clients`, how many of
+            them are `better`, and how many `better_sure` and `worse_sure`, beyond chance.
     """
 
     job: str
@@ -57,6 +61,9 @@ class Training:
     down_bytes: int | None = None
     everybody: Mapping[str, float] = field(default_factory=dict[str, float])
     own_texts: Mapping[str, float] = field(default_factory=dict[str, float])
+    judge: Judge = "test"
+    worst: Mapping[str, float] = field(default_factory=dict[str, float])
+    alone: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +111,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     own: bool = False,
     rounds: int | None = None,
     traffic: tuple[int, int] | None = None,
+    judge: Judge = "test",
 ) -> Training:
     """Return how a stage of a job trained; `rounds` are the job's unless given.
 
@@ -125,6 +133,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         own_texts=_column(scores, "own"),
         up_bytes=traffic[0] if traffic else None,
         down_bytes=traffic[1] if traffic else None,
+        judge=judge,
     )
 
 

@@ -281,6 +281,7 @@ def _training(
         clients=len(bench.active) if kind != "local" else 1,
         scores=found["final"] if owner is None else found["rounds"][-1]["per_client"][owner],
         own=owner is not None or kind == "local",
+        judge=bench.judge,
         traffic=None
         if alone_
         else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),

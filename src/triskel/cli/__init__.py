@@ -22,6 +22,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from triskel import __version__
+from triskel.catalogue import kind_of, taken
 from triskel.cli import federation, runs, site, sweep
 from triskel.cli.options import Name, rows_in, seeds_in
 from triskel.cli.options import names_in as _names
@@ -30,6 +31,7 @@ from triskel.cli.output import conclude, console_for, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
+from triskel.report.names import COLUMNS as WHERE
 from triskel.threads import begun_with, settle
 
 # `types` and `compare` load torch, so what is needed of them is said again here
@@ -282,10 +284,7 @@ def _start_demo(
 ) -> None:
     """Play the rung of the demo that a timed training step chooses, and say which and why."""
     if out is not None and out.is_dir() and any(out.iterdir()):
-        raise JobError(
-            f"{out} is not empty; choose another --out, or resume it with "
-            f"`triskel run --resume {out}`"
-        )
+        raise JobError(taken(out))
     console = console_for(stderr=True)
     _settle_threads(console, out or Path())
     with console.status("timing a training step, for a demo that takes minutes here"), loading():
@@ -309,6 +308,9 @@ def _notes(console: Console) -> Watch:
 
 
 def _resume(folder: Path) -> None:
+    if kind_of(folder) == "sweep":
+        raise JobError(f"{folder} holds a sweep; `triskel sweep --resume {folder}` goes on")
+
     def go(watch: Watch) -> Mapping[str, Any]:
         from triskel.compare import resume
         from triskel.engines.local import LocalEngine
@@ -386,10 +388,16 @@ def _sentence(folder: Path, event: Event) -> str:
 
 @app.command()
 def report(folder: Run) -> None:
-    """Write report.html of a run anew."""
-    from triskel.report.page import write_report
+    """Write report.html of a run, of several seeds or of a sweep anew."""
+    if kind_of(folder) == "sweep":
+        from triskel.report.sweeps import write_page
+        from triskel.sweep import read_record
 
-    page = write_report(folder)
+        page = write_page(folder, read_record(folder))
+    else:
+        from triskel.report.page import write_report
+
+        page = write_report(folder)
     typer.echo(f"{page}\nopen it in a browser: {page.resolve().as_uri()}")
 
 
@@ -435,7 +443,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Score what a run trained, on its own test texts or on others."""
+    """Score what a run trained, on the texts it was scored on or on others."""
     chosen = _one_of(TRAINED_NAMES, mode)
     console = console_for(stderr=True)
     _settle_threads(console, folder)
@@ -445,6 +453,8 @@ def evaluate(
     with Live(console) as live:
         found = assess(folder, mode=chosen, data=data, model=model, watch=live)
     console_for().print(_scores(found))
+    texts = f"the texts of {data}" if data else f"the run's own {found.get('judge', 'test')} texts"
+    typer.echo(f"\nScored on {texts}.")
 
 
 def _scores(found: Mapping[str, Any]) -> Table:
@@ -461,7 +471,10 @@ def _scores(found: Mapping[str, Any]) -> Table:
         table.add_column(key.replace("_", " "), justify="right")
     for name, row in each.items():
         table.add_row(escape(name), *(_figure(row.get(key)) for key in shown))
-    table.add_row("all together", *(_figure(found.get(key)) for key in shown), style="bold")
+    columns = {WHERE[name]: found[name] for name in WHERE if name in found}
+    for name, row in (columns or {"all together": found}).items():
+        told = {"examples": found.get("examples"), **row}
+        table.add_row(name, *(_figure(told.get(key)) for key in shown), style="bold")
     return table
 
 

@@ -22,11 +22,11 @@ from triskel.assess import assess
 from triskel.compare import read_run
 from triskel.report.columns import COLUMNS, Columns, column_of, columns_of
 from triskel.report.sweeps import write_page
-from triskel.sweep.asked import Sweep, begun, read_sweep, save
+from triskel.sweep.asked import Sweep, begun, read_record, read_sweep, save
 from triskel.sweep.setting import Engines, Player, left, settle
 from triskel.types import Watch
 
-__all__ = ["Sweep", "ranked", "read_sweep", "sweep"]
+__all__ = ["Sweep", "ranked", "read_record", "read_sweep", "sweep"]
 
 
 def sweep(asked: Sweep, folder: Path, engine: Engines, watch: Watch) -> dict[str, Any]:
