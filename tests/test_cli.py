@@ -313,7 +313,7 @@ def test_compare_without_a_job_runs_the_demo_in_the_next_free_folder(played: Pla
 
 
 @pytest.mark.parametrize(
-    ("place", "name", "count"), [(1, "opinions", 3), (2, "opinions-rung-2", 2)]
+    ("place", "name", "count"), [(1, "opinions", 5), (2, "opinions-rung-2", 3)]
 )
 def test_the_demo_plays_the_seeds_of_its_rung_and_names_it(
     played: Played, monkeypatch: pytest.MonkeyPatch, place: int, name: str, count: int
