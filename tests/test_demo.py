@@ -73,7 +73,7 @@ def test_a_faster_machine_never_gets_a_smaller_rung(slow: float, factor: float) 
 def test_the_whole_demo_is_named_without_excuses() -> None:
     choice = choose(180 / LADDER[0].passes)
     assert choice.sentence == (
-        "the demo: 5 seeds, 80 texts a client, adapters in the top 4 blocks, about 3.0 min"
+        "the demo: 5 seeds, 70 texts a client, adapters in the top 4 blocks, about 3.0 min"
     )
     assert choice.job.name == "opinions"
 

@@ -95,10 +95,10 @@ class Rung:
 
 
 LADDER = (
-    Rung(seeds=5, texts=80, tests=80, public=40, epochs=2, blocks=4),
-    Rung(seeds=3, texts=80, tests=80, public=40, epochs=2, blocks=4),
-    Rung(seeds=2, texts=80, tests=80, public=40, epochs=2, blocks=4),
-    Rung(seeds=1, texts=80, tests=80, public=40, epochs=2, blocks=4),
+    Rung(seeds=5, texts=70, tests=70, public=35, epochs=2, blocks=4),
+    Rung(seeds=3, texts=70, tests=70, public=35, epochs=2, blocks=4),
+    Rung(seeds=2, texts=70, tests=70, public=35, epochs=2, blocks=4),
+    Rung(seeds=1, texts=70, tests=70, public=35, epochs=2, blocks=4),
     Rung(seeds=1, texts=60, tests=60, public=30, epochs=2, blocks=4),
     Rung(seeds=1, texts=50, tests=50, public=20, epochs=2, blocks=4),
     Rung(seeds=1, texts=40, tests=40, public=15, epochs=2, blocks=3),

@@ -350,13 +350,13 @@ rounds = 3
 [adapter]
 blocks = "top:4"
 [clients]
-examples = 80
-test_examples = 80
+examples = 70
+test_examples = 70
 [train]
 epochs = 2
 lr = 4e-3
 [logits]
-public = 40
+public = 35
 """
 """What runs without a job file: the built-in texts, few enough for ten minutes on two cores.
 

@@ -60,8 +60,8 @@ by = ""                      # column whose values are the clients, for natural
 count = 4                    # how many clients, except for natural
 alpha = 0.5                  # dirichlet, quantity, length: smaller means more uneven
 shards = 2                   # shards: pieces a client gets
-examples = 80                # keep at most so many training rows a client; 0 keeps all [0]
-test_examples = 80           # the same for test rows [0]
+examples = 70                # keep at most so many training rows a client; 0 keeps all [0]
+test_examples = 70           # the same for test rows [0]
 cohort = 1.0                 # share of clients that take part in a round
 drop_share = 0.0             # share of these that drop out of it, to see what that costs
 
@@ -85,7 +85,7 @@ server_lr = 1.0              # the server moves by so much of the clients' mean 
 server_momentum = 0.0        # and keeps so much of its last move
 
 [logits]                     # predictions on public texts travel
-public = 40                  # public texts, held out of every client's rows in all modes [200];
+public = 35                  # public texts, held out of every client's rows in all modes [200];
                              # 0: none, and no logits
 temperature = 2.0            # softens predictions before they are compared
 mix = 0.5                    # weight of the others' predictions against a client's own labels
