@@ -191,3 +191,13 @@ def test_a_baseline_that_some_seeds_lack_is_no_mean_over_the_others() -> None:
     assert "local_equal" not in seen.baselines
     assert seen.skipped["local_equal"] == f"only 2 of 3 seeds have it; in the others, {why}"
     assert "local_equal" in read(SAMPLES.seeds(3)).baselines
+
+
+def test_a_majority_class_that_seeds_do_not_share_is_not_named() -> None:
+    found = SAMPLES.seeds(3)
+    for run, name in zip(found["runs"], ("shop", "film", "shop"), strict=True):
+        run["baselines"]["base"]["what"] = f"always {name}"
+    assert "base (majority class)" in markdown(found)
+    for run in found["runs"]:
+        run["baselines"]["base"]["what"] = "always film"
+    assert "base (always film)" in markdown(found)
