@@ -25,11 +25,10 @@ from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
 from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
-from triskel.records import COLUMNS
+from triskel.records import COLUMNS, DROPS
 from triskel.report.page import write_report
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
-from triskel.summary import DROPS, amounts
 from triskel.types import ClientId, Event, Watch
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
@@ -190,6 +189,8 @@ def _run(
         told(_opening(bench, request, skipped))
         bench.count()
         _play(result, bench, request, engine, folder, told, venue)
+        from triskel.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
+
         result |= amounts([result], [folder])
         save(folder, result)
         write_report(folder)

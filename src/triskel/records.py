@@ -27,6 +27,8 @@ from triskel.types import ClientId, Examples
 
 FOLDER = "outcomes"
 COLUMNS = ("everybody", "own")
+DROPS = "~drop"
+"""Behind a mode's name: the row of the same mode with drop-outs."""
 ByClient = Mapping[ClientId, PerText]
 
 

@@ -28,7 +28,6 @@ from triskel.folder import save
 from triskel.job import Job, dump, to_toml
 from triskel.report.page import write_report
 from triskel.round import Engine
-from triskel.summary import amounts
 from triskel.types import Watch
 
 SCHEMA = 2
@@ -120,6 +119,8 @@ def _run(
             found = run(own, request, place, engine(own), watch, venue)
         result["runs"].append(found)
         save(folder, result)
+    from triskel.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
+
     places = [folder / f"seed-{seed}" for seed in seeds]
     result |= amounts(result["runs"], places)
     save(folder, result)

@@ -30,7 +30,7 @@ from torch import Tensor
 from triskel import records
 from triskel.metrics import LARGEST_LOG
 from triskel.outcomes import Figure, Outcomes
-from triskel.records import COLUMNS, Record
+from triskel.records import COLUMNS, DROPS, Record
 from triskel.report.readings import readings
 from triskel.report.seed_mean import mean_perplexity
 from triskel.significance import Difference, difference, judged, mean_of
@@ -49,9 +49,6 @@ ALIKE = 1e-9
 MOST = 1000
 """Up to how many clients each is tested by itself."""
 LEVEL = 0.95
-
-DROPS = "~drop"
-"""Behind a mode's name: the same mode with drop-outs."""
 
 Runs = Sequence[Mapping[str, Record]]
 """Of each run, the record of each row."""
