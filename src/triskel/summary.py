@@ -31,6 +31,7 @@ from triskel import records
 from triskel.metrics import LARGEST_LOG
 from triskel.outcomes import Figure, Outcomes
 from triskel.records import COLUMNS, DROPS, Record
+from triskel.report.conclusions import ALIKE
 from triskel.report.readings import readings
 from triskel.report.seed_mean import mean_perplexity
 from triskel.significance import Difference, difference, judged, mean_of
@@ -44,8 +45,6 @@ ASKED: Mapping[str, tuple[str, ...]] = {
     "own": (ALONE, "local_equal"),
 }
 """The baselines that each column sets modes beside; on everybody's texts modes also meet."""
-ALIKE = 1e-9
-"""Figures closer than this differ by rounding."""
 MOST = 1000
 """Up to how many clients each is tested by itself."""
 LEVEL = 0.95
