@@ -15,6 +15,7 @@ together again: they hold the same texts, so that their tests are paired as ever
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import subprocess
@@ -184,7 +185,8 @@ def main() -> int:
     options.add_argument("--table", action="store_true", help="print what is there, and stop")
     chosen = options.parse_args()
     if chosen.table:
-        print("\n".join(lines(chosen.results)))
+        with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+            print("\n".join(lines(chosen.results)), flush=True)
         return 0
     if chosen.data is None or not (chosen.data / "train.csv").exists():
         print("name a folder that has train.csv and test.csv", file=sys.stderr)

@@ -54,6 +54,24 @@ def test_a_round_is_the_mean_over_seeds_with_the_t_interval(*, causal: bool) -> 
             )
 
 
+def test_a_seed_says_nothing_of_a_client_that_it_did_not_score() -> None:
+    """Own texts are of the seeds that dealt it some; everybody's, and costs, are of all."""
+    seeds = [
+        {"accuracy": 0.8, "loss": 1.0, "examples": 10, "everybody": {"loss": 2.0}, "flops": 4},
+        {"accuracy": 0.0, "loss": 0.0, "examples": 0, "everybody": {"loss": 4.0}, "flops": 8},
+        {"accuracy": 0.6, "loss": 2.0, "examples": 20, "everybody": {"loss": 6.0}, "flops": 6},
+    ]
+    whole = [{"baselines": {"local": {"per_client": {"shop": one}}}} for one in seeds]
+    assert averaged(whole)["baselines"]["local"]["per_client"]["shop"] == {
+        "accuracy": pytest.approx(0.7),
+        "loss": pytest.approx(1.5),
+        "examples": 10,
+        "everybody": {"loss": 4.0},
+        "flops": 6,
+    }
+    assert averaged(whole[1:2])["baselines"]["local"]["per_client"]["shop"]["examples"] == 0
+
+
 def test_curves_have_bands_and_bytes_have_error_bars() -> None:
     found = SAMPLES.seeds(3)
     figures = draw(read(found))

@@ -459,6 +459,19 @@ def test_a_record_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
         read_sweep(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text", ["{}", '{"schema": 1, "job": 3}', '{"schema": 1, "settings": [1]}']
+)
+def test_no_page_is_made_of_a_record_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(text, encoding="utf-8")
+    (tmp_path / "report.html").write_text("as it was", encoding="utf-8")
+    code, _, told = triskel("report", str(tmp_path))
+    assert code
+    assert "sweep.json is no sweep that this version can show: " in told
+    assert "Traceback" not in told
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "as it was"
+
+
 def test_settings_of_two_tasks_are_refused(place: Path, tmp_path: Path) -> None:
     what = asked(place, "data.task=classify,causal")
     with pytest.raises(JobError, match=r"one task; leave data\.task out"):

@@ -181,7 +181,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="N | A,B,...",
-            help="Repeat with so many seeds, from the job's own on, or with these.",
+            help="Repeat with so many seeds, from the job's own on, or with these; `4,` is seed 4.",
         ),
     ] = None,
     drop_outs: Annotated[

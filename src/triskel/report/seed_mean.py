@@ -2,7 +2,7 @@
 
 A number is the mean over the seeds that have it; a perplexity is e to the mean loss. What is no
 number (names, reasons) is the first seed's, and lists are taken place by place, so that round 3 is
-the mean of third rounds.
+the mean of third rounds. Where a client was scored on no text, a seed says nothing of it.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any, cast
 from triskel.report.result import Json, Span
 
 LEVEL = 0.95
+SCORES = ("accuracy", "macro_f1", "loss", "perplexity")
 LARGEST_LOG = 700.0
 """e to more is more than a number can hold."""
 
@@ -82,7 +83,11 @@ def _mean(values: Sequence[object], name: str = "") -> Any:  # noqa: ANN401 - wh
     if isinstance(first, Mapping):
         tables = [cast("Json", one) for one in values if isinstance(one, Mapping)]
         names = dict.fromkeys(name for table in tables for name in table)
-        return {n: _mean([table[n] for table in tables if n in table], str(n)) for n in names}
+        scored = [table for table in tables if table.get("examples") != 0] or tables
+        return {
+            n: _mean([one[n] for one in (scored if n in SCORES else tables) if n in one], n)
+            for n in names
+        }
     if isinstance(first, list):
         lists = [cast("list[object]", one) for one in values if isinstance(one, list)]
         longest = max(map(len, lists))

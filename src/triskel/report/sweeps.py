@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from triskel.errors import CheckpointError
 from triskel.report import units
 from triskel.report.columns import COLUMNS, column_of
 from triskel.report.marks import COLOURS, GREYS, LINES, MARKERS, canvas, titled
@@ -72,9 +73,20 @@ def failures(record: Record) -> list[str]:
 
 
 def write_page(folder: Path, record: Record) -> Path:
-    """Write `report.html` of a sweep folder, whole or not at all."""
+    """Write `report.html` of a sweep folder, whole or not at all.
+
+    Raises:
+        CheckpointError: The record lacks what a sweep's has.
+    """
     target = folder / "report.html"
-    write_whole(target, render(record))
+    try:
+        page = render(record)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'sweep.json'} is no sweep that this version can show: {error!r}; "
+            "put back the file that the sweep wrote"
+        ) from error
+    write_whole(target, page)
     return target
 
 
