@@ -24,13 +24,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from triskel.report import write_report
+from triskel.report.page import write_report
 from triskel.summary import amounts
 
 JOB = Path(__file__).with_suffix(".toml")
 MODES = ("params", "logits", "split")
 RATES = "train.lr=1e-3,2e-3,4e-3,8e-3"
 SEEDS = 5
+SCORES = ("accuracy", "macro_f1", "loss")
 CAUSAL = ("data.task=causal", 'data.text=""', 'data.label=""', "data.prompt=text",
           "data.response=category")  # fmt: skip
 VARIED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -142,7 +143,8 @@ def kept(out: Path, results: Path) -> None:
         whole = read(out / "centre" / "result.json")
         for run in whole["runs"]:
             for row in run["modes"].values():
-                row["by_round"] = [one["everybody"] for one in row.pop("rounds")]
+                rounds = [{key: one.get(key) for key in SCORES} for one in row.pop("rounds")]
+                row["by_round"] = rounds
         whole["runs"] = [nameless(run) for run in whole["runs"]]
         text = json.dumps(nameless(whole), indent=1)
         (results / "centre.json").write_text(text + "\n", encoding="utf-8")

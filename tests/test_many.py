@@ -21,9 +21,9 @@ from triskel.data.text import batch_of
 from triskel.data.tokens import Ragged, concatenated
 from triskel.engines.local import LocalEngine
 from triskel.evaluate import evaluate, evaluate_each, grouped
-from triskel.report import render
 from triskel.report.cells import rows
 from triskel.report.links import LINKS
+from triskel.report.page import render
 from triskel.report.reading import read
 from triskel.report.tables import final_table
 from triskel.types import Examples

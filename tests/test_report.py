@@ -17,12 +17,13 @@ import pytest
 from rich.console import Console
 
 from triskel.errors import CheckpointError
-from triskel.report import final_table, markdown, render, write_report
 from triskel.report.conclusions import verdict
 from triskel.report.figures import draw
 from triskel.report.leaves import SECTIONS
 from triskel.report.links import LINKS, wait
+from triskel.report.page import render, write_report
 from triskel.report.reading import read
+from triskel.report.tables import final_table, markdown
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
 EVIL = '</script><img src=x onerror="alert(1)">%{y}&amp;\u2028'

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from triskel.report import render
+from triskel.report.page import render
 from triskel.report.readings import readings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from triskel.report import final_table, markdown, render
 from triskel.report.cells import columns, rows
 from triskel.report.comparisons import readings_table
+from triskel.report.page import render
 from triskel.report.reading import read
 from triskel.report.readings import readings
+from triskel.report.tables import final_table, markdown
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
 GOLDEN = Path(__file__).with_name("golden")

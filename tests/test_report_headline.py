@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triskel.report import markdown, render, sections
+from triskel.report import sections
 from triskel.report.client_figure import per_client
 from triskel.report.conclusions import verdict, worst_client
 from triskel.report.figures import draw
+from triskel.report.page import render
 from triskel.report.reading import read
+from triskel.report.tables import markdown
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
 CLAIMS = re.compile(

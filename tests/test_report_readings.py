@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from triskel.report import render, units
+from triskel.report import units
 from triskel.report.figures import draw
 from triskel.report.links import LINKS, wait_over
+from triskel.report.page import render
 from triskel.report.reading import read
 from triskel.report.readings import budgets, readings, steps
 

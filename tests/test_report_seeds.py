@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from triskel.report import markdown, render, write_report
 from triskel.report.conclusions import verdict
 from triskel.report.figures import draw
 from triskel.report.names import figure_of
+from triskel.report.page import render, write_report
 from triskel.report.reading import read
 from triskel.report.readings import readings
 from triskel.report.seed_mean import averaged
+from triskel.report.tables import markdown
 
 SAMPLES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_samples.py"))))
 

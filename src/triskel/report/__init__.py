@@ -5,8 +5,3 @@ tests allow, `headline` and `conclusions` put it into words, `readings` computes
 tells, `links` puts the run on stated networks, `figures` draws, `cells` and `tables` tabulate and
 `page` puts it together. Only measured numbers are shown; what is missing is called missing.
 """
-
-from triskel.report.page import render, write_report
-from triskel.report.tables import final_table, markdown
-
-__all__ = ["final_table", "markdown", "render", "write_report"]
