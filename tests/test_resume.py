@@ -132,7 +132,9 @@ def child(line: Mapping[str, Any]) -> None:
 
 def serve() -> None:
     import triskel.compare  # noqa: PLC0415 - once, before any fork
-    import triskel.engines.local  # noqa: F401, PLC0415 - once, before any fork
+    import triskel.engines.local  # noqa: PLC0415 - once, before any fork
+    import triskel.report.page  # noqa: PLC0415 - once, before any fork
+    import triskel.summary  # noqa: F401, PLC0415 - once, before any fork
 
     for text in sys.stdin:
         line = json.loads(text)
