@@ -5,10 +5,11 @@ all modes and baselines train on the same rows. Its labels are dropped here and 
 A validation share is then held out of what each client trains on, whoever judges: test rows, or
 validation rows in their place, and then no test row is read.
 Caps come last: `clients.examples` and `clients.test_examples` keep a random sample of each client.
+Draws are by the job's seed in one process. A party of a federation brings its own: `Seeds`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ UNSHARED = (
     "data.validation_share is 0, so no rows are held out to choose settings by; set it in the job "
     "file or with --set data.validation_share=0.2"
 )
+Seeds = Callable[..., int]
+"""Returns the seed of a draw, given a word and the numbers that the draw depends on."""
 EACH = 100
 """More clients than this are many."""
 SHOWN = 12
@@ -93,14 +96,23 @@ def federate(job: Job, judge: Judge = "test") -> Federation:
     return Federation(clients=clients, public=unlabelled, classes=table.classes)
 
 
-def federate_own(job: Job, client: ClientId, datasets: Mapping[str, Dataset]) -> Federation:
+def federate_own(
+    job: Job, client: ClientId, datasets: Mapping[str, Dataset], seeds: Seeds
+) -> Federation:
     """Return what one party holds of a job whose data are named, and the public set.
+
+    Args:
+        job: The job.
+        client: Which party.
+        datasets: Where the names lie here.
+        seeds: By what the party draws rows; nobody else knows it.
 
     Raises:
         DataError: The data are not what the job says, or too few for it.
     """
-    table = read_own(job, client, datasets)
-    holding = _holding(job, client, table.train, table.test)
+    data = job.data
+    table = read_own(job, client, datasets, seeds("test", data.test or data.test_share))
+    holding = _holding(job, client, table.train, table.test, seeds=seeds)
     public = table.public or Rows()
     return Federation(
         clients={client: holding}, public=replace(public, label=()), classes=table.classes
@@ -160,22 +172,35 @@ def _check_each(job: Job, clients: Mapping[ClientId, Holding]) -> None:
         )
 
 
-def _holding(job: Job, client: ClientId, train: Rows, test: Rows, judge: Judge = "test") -> Holding:
+def _holding(
+    job: Job,
+    client: ClientId,
+    train: Rows,
+    test: Rows,
+    judge: Judge = "test",
+    *,
+    seeds: Seeds | None = None,
+) -> Holding:
     """Return what a client holds of the rows that are dealt to it."""
-    share, caps = job.data.validation_share, job.clients
-    mine, aside = validation_from(train, share=share, seed=job.seed, client=client)
-    judged = test if judge == "test" else aside
+
+    def by(*question: str | float) -> int:
+        return seeds(*question) if seeds else job.seed
+
+    data, caps = job.data, job.clients
+    share, dealt = data.validation_share, (data.test or data.test_share, data.validation_share)
+    mine, aside = validation_from(train, share=share, seed=by("validation", *dealt), client=client)
+
+    def capped(rows: Rows, cap: int, what: str) -> Rows:
+        if cap == 0 or len(rows) <= cap:
+            return rows
+        order = shuffled(range(len(rows)), by("cap", what, cap, *dealt), "cap", client, what)
+        return rows.take(sorted(order[:cap]))
+
     return Holding(
-        train=_capped(job, mine, caps.examples, client, "train"),
-        test=_capped(job, judged, caps.test_examples, client, judge),
+        train=capped(mine, caps.examples, "train"),
+        test=capped(test if judge == "test" else aside, caps.test_examples, judge),
         validation=len(aside),
     )
-
-
-def _capped(job: Job, rows: Rows, cap: int, *path: str) -> Rows:
-    if cap == 0 or len(rows) <= cap:
-        return rows
-    return rows.take(sorted(shuffled(range(len(rows)), job.seed, "cap", *path)[:cap]))
 
 
 def _counts(rows: Rows, names: tuple[str, ...], *, held_only: bool) -> dict[str, int]:

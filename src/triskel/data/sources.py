@@ -66,15 +66,16 @@ def read(job: Job, *, tests: bool = True) -> Table:
     return Table(train=train, test=test, public=_public(job), classes=classes)
 
 
-def read_own(job: Job, client: str, datasets: Mapping[str, Dataset]) -> Table:
+def read_own(job: Job, client: str, datasets: Mapping[str, Dataset], seed: int) -> Table:
     """Read what one party holds of a job whose data are named; nobody else's are there.
 
-    What it holds is dealt as `read` deals one file per client: the same rows, held out alike.
+    What it holds is dealt as `read` deals one file per client, and held out by another seed.
 
     Args:
         job: The job; `data.train`, `data.test` and `data.public` are names.
         client: Whose rows these are.
         datasets: Where the names lie here.
+        seed: By which the party holds out a test share, where it has no test file.
 
     Raises:
         DataError: A dataset, column, label or row is not what the job says.
@@ -90,7 +91,7 @@ def read_own(job: Job, client: str, datasets: Mapping[str, Dataset]) -> Table:
     if data.test:
         test = rows(data.test)
     else:
-        train, test = hold_out(train, share=data.test_share, seed=job.seed)
+        train, test = hold_out(train, share=data.test_share, seed=seed)
     classes = _classes(job, train)
     _check_labels(test, classes, where="the test rows", given=True)
     return Table(train=train, test=test, public=named_public(job, datasets), classes=classes)

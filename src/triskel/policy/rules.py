@@ -35,6 +35,7 @@ DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 # A policy is read strictly: true is not 1, and "yes" is not true.
 Number = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Step = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Least = Annotated[int, Strict(), Field(ge=1)]
 Count = Annotated[int, Strict(), Field(ge=0)]
 Name = Annotated[StrictStr, Field(min_length=1)]
@@ -103,6 +104,34 @@ class Limits(Part):
     cohort: Least = 3
 
 
+class Floors(Part):
+    """How few rows a job may rest on here, counted after caps and after tokenising."""
+
+    train: Least = 50
+    test: Least = 50
+
+
+class ScoresOut(Part):
+    """How exactly a site says what a model reaches on its texts; a step of 0 is exact."""
+
+    loss_step: Step = 0.05
+    share_step: Annotated[Step, Field(lt=1)] = 0.02
+    table: StrictBool = False
+
+
+class Budget(Part):
+    """How much all jobs together may have of one dataset, by day (UTC) and ever."""
+
+    jobs_day: Least = 4
+    jobs: Least = 50
+    rounds_day: Least = 100
+    rounds: Least = 1000
+    scores_day: Least = 100
+    scores: Least = 1000
+    mb_day: Number = 2_000.0
+    mb: Number = 20_000.0
+
+
 class Privacy(Part):
     """What a job must do to what leaves."""
 
@@ -140,6 +169,9 @@ class Policy(Part):
     leave: Leave = Leave()
     split: SplitLimits = SplitLimits()
     limits: Limits = Limits()
+    floors: Floors = Floors()
+    scores: ScoresOut = ScoresOut()
+    budget: Budget = Budget()
     privacy: Privacy = Privacy()
     hours: Hours | None = None
 
@@ -153,6 +185,27 @@ class Policy(Part):
                     "`sha256sum model.safetensors` shows it"
                 )
         return {name: sha256.lower() for name, sha256 in models.items()}
+
+
+STRICT: Mapping[str, type[BaseModel]] = {"floors": Floors, "scores": ScoresOut, "budget": Budget}
+"""Tables that policies of earlier versions do not have."""
+
+
+def unsaid(policy: Policy) -> str:
+    """Return a line with the strict values that hold since the policy does not name them.
+
+    >>> unsaid(parse("floors.train = 20"))[:58]
+    'not in this policy, so the strict values hold: floors.test'
+    """
+    found: list[str] = []
+    for name, kind in STRICT.items():
+        part: BaseModel = getattr(policy, name)
+        for key in kind.model_fields:
+            if key not in part.model_fields_set:
+                value = getattr(part, key)
+                told = str(value).lower() if isinstance(value, bool) else f"{value:g}"
+                found.append(f"{name}.{key} = {told}")
+    return f"not in this policy, so the strict values hold: {', '.join(found)}" if found else ""
 
 
 # --- Reading ----------------------------------------------------------------------------------
@@ -226,6 +279,9 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "leave": Leave,
     "split": SplitLimits,
     "limits": Limits,
+    "floors": Floors,
+    "scores": ScoresOut,
+    "budget": Budget,
     "privacy": Privacy,
     "hours": Hours,
     "datasets": Dataset,

@@ -37,6 +37,25 @@ round_mb = 100.0             # most megabytes (10^6 bytes) that leave in a round
 message_mb = 256.0           # most in a message: the job's wire.max_mb
 cohort = 3                   # fewest clients in a round, this one included
 
+[floors]                     # fewest rows a job may rest on, after caps and tokenising
+train = 50                   # that it trains on
+test = 50                    # that it scores models on
+
+[scores]                     # how exactly the site says what a model reaches; 0 is exact
+loss_step = 0.05             # mean losses are rounded to multiples of this
+share_step = 0.02            # and so is the share that is right
+table = false                # true: the table of classes by predicted classes may leave
+
+[budget]                     # what all jobs together may have of one dataset
+jobs_day = 4                 # by day, in UTC
+jobs = 50                    # ever
+rounds_day = 100             # played here, repeated ones too
+rounds = 1000
+scores_day = 100             # tests of a model
+scores = 1000
+mb_day = 2000.0              # megabytes that leave
+mb = 20000.0
+
 [privacy]                    # Triskel has none of these yet: each one refuses every job
 # clip = 1.0                 # what leaves is clipped to this norm or a smaller one
 # noise = 1.0                # and carries noise of this multiplier or a larger one
