@@ -11,7 +11,8 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # Two workers more than cores: those that run federations mostly wait for them.
-PYTEST  := $(OFFLINE) $(BIN)/python -m pytest -n 4 --dist loadgroup
+# Dozens of processes import the same files: what they are compiled to is kept.
+PYTEST  := $(OFFLINE) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadgroup
 # What compares numbers closely enough for a processor to matter.
 NUMERIC := $(patsubst %,tests/test_%.py,blocks codec fast golden knowledge many mean metrics \
            modes_logits modes_params tensors train)

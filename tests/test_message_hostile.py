@@ -244,26 +244,27 @@ def bomb(values: str) -> bytes:
     return join(facts.encode(), b"")
 
 
-BOMBS = {
-    "entries": changed(DENSE, put(*W, value=["F32", 2**40])),
-    "bits": changed(MASK, put(*KEPT, value=["BOOL", 2**40])),
-    "spaces": again(b" " * (1 << 30)),
-    "lists": bomb("[" + ",".join(["[]"] * 120_000) + "]"),
-    "objects": bomb("[" + ",".join(["{}"] * 120_000) + "]"),
-    "pairs": bomb("{" + ",".join(f'"{i}":1' for i in range(200_000)) + "}"),
-    "twice": bomb("{" + ",".join(['"a":1'] * 200_000) + "}"),
-    "text": bomb('"' + "a" * 4_000_000 + '"'),
-    "digits": bomb("1." + "1" * 4_000_000),
-    "deep": again(b"[" * 260_000),
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "entries": lambda: changed(DENSE, put(*W, value=["F32", 2**40])),
+    "bits": lambda: changed(MASK, put(*KEPT, value=["BOOL", 2**40])),
+    "spaces": lambda: again(b" " * (1 << 30)),
+    "lists": lambda: bomb("[" + ",".join(["[]"] * 120_000) + "]"),
+    "objects": lambda: bomb("[" + ",".join(["{}"] * 120_000) + "]"),
+    "pairs": lambda: bomb("{" + ",".join(f'"{i}":1' for i in range(200_000)) + "}"),
+    "twice": lambda: bomb("{" + ",".join(['"a":1'] * 200_000) + "}"),
+    "text": lambda: bomb('"' + "a" * 4_000_000 + '"'),
+    "digits": lambda: bomb("1." + "1" * 4_000_000),
+    "deep": lambda: again(b"[" * 260_000),
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_refusal_costs_little_memory(name: str) -> None:
+    data = BOMBS[name]()
     tracemalloc.start()
     try:
         with pytest.raises(MessageError):
-            unpack(BOMBS[name])
+            unpack(data)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
