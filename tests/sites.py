@@ -69,6 +69,18 @@ def policy(name: str, sha256: str, **changes: str) -> str:
         "split.first": "0",
         "limits.message_mb": "256.0",
         "limits.cohort": "2",  # what a quorum of 0.6 leaves of three
+        "floors.train": "1",
+        "floors.test": "1",
+        "scores.loss_step": "0.0",  # so that figures are those of one process
+        "scores.share_step": "0.0",
+        "scores.table": "true",
+        **{
+            f"budget.{what}{day}": "100000"
+            for what in ("jobs", "rounds", "scores")
+            for day in ("", "_day")
+        },
+        "budget.mb": "1e6",
+        "budget.mb_day": "1e6",
     } | changes
     top = [f'site = "{name}"'] if name != "server" else []
     top += [f"{key} = {value}" for key, value in keys.items() if "." not in key]
@@ -80,12 +92,22 @@ def policy(name: str, sha256: str, **changes: str) -> str:
     columns = "columns = { text = 'text', label = 'label', answer = 'answer' }"
     if name != "server":
         tables["datasets.reviews"] = ["paths = ['../reviews.csv']", columns]
+        tables["datasets.tests"] = ["paths = ['../tests.csv']", columns]
     tables['datasets."news.csv"'] = [
         "paths = ['../../news.csv']", columns, "public = true",
     ]  # fmt: skip
     for table, lines in tables.items():
         top += ["", f"[{table}]", *lines]
     return "\n".join(top) + "\n"
+
+
+def held_out(rows: Path, tests: Path) -> None:
+    """Put every fifth row of a file into a file of tests; who holds out what is no matter here."""
+    head, *lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    tests.parent.mkdir(parents=True, exist_ok=True)
+    tests.write_text(head + "".join(lines[::5]), encoding="utf-8")
+    left = [line for number, line in enumerate(lines) if number % 5]
+    rows.write_text(head + "".join(left), encoding="utf-8")
 
 
 def house(
@@ -107,7 +129,10 @@ def house(
         place = root / "reviews" / f"{name}.csv"
         here = small["save_rows"](place, count, start=count, longest=longest)
         (root / name / "local" / "models").mkdir(parents=True)
-        (root / name / "reviews.csv").write_text(here.read_text())
+        held_out(here, root / "tests" / f"{name}.csv")
+        for what in ("reviews", "tests"):
+            own = root / what / f"{name}.csv"
+            (root / name / f"{what}.csv").write_text(own.read_text())
     (root / "server" / "local" / "models").mkdir(parents=True)
     for name in ("server", *SITES):
         (root / name / "local" / "models" / "tiny").symlink_to(tiny)
@@ -125,6 +150,7 @@ def house(
         "data.task": f'"{task}"',
         "data.source": '"clients"',
         "data.train": '"reviews"',
+        "data.test": '"tests"',
         "data.public": '"news.csv"',
         "train.batch": "4",
         "train.max_tokens": "12",

@@ -231,7 +231,7 @@ def test_a_share_outside_of_zero_to_one_is_refused(share: float) -> None:
         jobs.parse(f"[data]\nvalidation_share = {share}")
 
 
-def test_a_site_holds_out_what_it_would_in_one_process(tmp_path: Path) -> None:
+def test_under_the_same_seed_a_site_holds_out_what_it_would_in_one_process(tmp_path: Path) -> None:
     for number, name in enumerate(("ann", "bob")):
         table(tmp_path / "in" / f"{name}.csv", 40, start=100 * number)
     public = table(tmp_path / "public.csv", 6, start=900)
@@ -245,6 +245,6 @@ def test_a_site_holds_out_what_it_would_in_one_process(tmp_path: Path) -> None:
             "mine": Dataset(paths=[tmp_path / "in" / f"{name}.csv"], columns=columns),
             "everyone": Dataset(paths=[public], columns=columns),
         }
-        own = federate_own(named, name, datasets)
+        own = federate_own(named, name, datasets, lambda *_question: named.seed)
         assert own.clients[name] == held
         assert describe(own)["validation"] == held.validation == round(0.25 * 32)

@@ -132,11 +132,12 @@ def score_of(message: Message, classes: int) -> Score:
     Raises:
         MessageError: It is not a score over this many classes.
     """
-    shape = {"confusion": {"counts": (classes, classes)}} if classes else {}
+    counted = bool(classes) and "confusion" in message.sections  # else the table stayed there
+    shape = {"confusion": {"counts": (classes, classes)}} if counted else {}
     expect(message, kind="evaluate", topic="score", sections=shape)
     count = int(number(message.facts, "count"))
     correct = int(number(message.facts, "correct"))
-    table = message.sections["confusion"].tensors["counts"] if classes else None
+    table = message.sections["confusion"].tensors["counts"] if counted else None
     if table is not None and (table.dtype != torch.int64 or bool((table < 0).any())):
         raise MessageError("a table of predictions counts them in int64, none below 0")
     right = correct if table is None else int(table.diagonal().sum())
@@ -147,4 +148,5 @@ def score_of(message: Message, classes: int) -> Score:
         loss_sum=number(message.facts, "loss_sum"),
         correct=correct,
         count=count,
+        classes=classes,
     )

@@ -77,6 +77,7 @@ class Account:
     flops: int = 0
     peak_client_bytes: int = 0
     compute_s: float = 0.0
+    share: float | None = None
 
     def add(self, other: "Account") -> None:
         """Add what another account says; memory is the larger of both."""
@@ -94,6 +95,7 @@ class Account:
             "flops": self.flops,
             "peak_client_bytes": self.peak_client_bytes,
             "compute_s": self.compute_s,
+            **({} if self.share is None else {"share": self.share}),
         }
 
 
@@ -134,6 +136,11 @@ class Ledger:
         account.flops += flops
         account.peak_client_bytes = max(account.peak_client_bytes, peak_bytes)
         account.compute_s += seconds
+
+    def weighed(self, shares: Mapping[ClientId, float]) -> None:
+        """Book the share that each client has in what the round ends with."""
+        for client, share in shares.items():
+            self.accounts[client].share = share
 
     def crossed(self, *, up: int, down: int) -> None:
         """Book what the engine counted on the network, all clients together."""

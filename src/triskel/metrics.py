@@ -39,10 +39,12 @@ class Score:
 
     Attributes:
         confusion: For `classify`, how often class row was predicted as class column. None for
-            `causal`, where a table of the whole vocabulary would say little.
+            `causal`, where a table of the whole vocabulary would say little, and where it stayed
+            with whoever counted.
         loss_sum: Summed cross-entropy in nats.
         correct: Predictions whose largest logit is the target.
         count: Predictions (examples for `classify`, scored tokens for `causal`).
+        classes: Classes of a `classify` task, or 0 for `causal`.
         texts: The same text by text, where it was kept; sums of scores have none.
     """
 
@@ -50,6 +52,7 @@ class Score:
     loss_sum: float
     correct: int
     count: int
+    classes: int = 0
     texts: PerText | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -84,10 +87,12 @@ class Score:
     def row(self) -> dict[str, Fact]:
         """Return the figures that a result file holds.
 
-        For `causal`, `accuracy` is the token accuracy.
+        For `causal`, `accuracy` is the token accuracy. Without a table there is no `macro_f1`.
         """
         if self.confusion is not None:
             return {"accuracy": self.accuracy, "macro_f1": self.macro_f1, "loss": self.loss}
+        if self.classes:
+            return {"accuracy": self.accuracy, "loss": self.loss}
         return {
             "accuracy": self.accuracy,
             "token_accuracy": self.accuracy,
@@ -99,7 +104,7 @@ class Score:
 def empty(classes: int) -> Score:
     """Return the score of no predictions; `classes` is 0 for `causal`."""
     table = torch.zeros(classes, classes, dtype=torch.int64) if classes else None
-    return Score(confusion=table, loss_sum=0.0, correct=0, count=0)
+    return Score(confusion=table, loss_sum=0.0, correct=0, count=0, classes=classes)
 
 
 def merge(left: Score, right: Score) -> Score:
@@ -112,6 +117,7 @@ def merge(left: Score, right: Score) -> Score:
         loss_sum=left.loss_sum + right.loss_sum,
         correct=left.correct + right.correct,
         count=left.count + right.count,
+        classes=max(left.classes, right.classes),
     )
 
 
@@ -172,6 +178,7 @@ class Tally:
             loss_sum=float(nats.sum()),
             correct=int(right.sum()),
             count=len(targets),
+            classes=classes,
         )
         self._total = merge(self._total, more)
         if texts is not None:

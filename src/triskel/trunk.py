@@ -206,9 +206,29 @@ def joined(
     return h, lengths, rows
 
 
-def shares_in(asks: Mapping[ClientId, Message]) -> dict[ClientId, float]:
-    """Return each client's share in the wave's loss, by its labelled examples or tokens."""
-    return shares({c: number(ask.facts, "labelled") for c, ask in asks.items()})
+def shares_in(
+    asks: Mapping[ClientId, Message], texts: Mapping[ClientId, Sequence[int]], *, classes: int
+) -> dict[ClientId, float]:
+    """Return each client's share in the wave's loss, by its labelled examples or tokens.
+
+    Args:
+        asks: What the clients say of their batches.
+        texts: The lengths of the texts in each batch.
+        classes: Classes of a `classify` task, or 0 for `causal`.
+
+    Raises:
+        MessageError: A client says that it has more labels than its batch has places for.
+    """
+    found: dict[ClientId, float] = {}
+    for client, ask in asks.items():
+        most = len(texts[client]) if classes else sum(texts[client])
+        found[client] = number(ask.facts, "labelled")
+        if found[client] > most:
+            raise MessageError(
+                f"client {client!r} speaks of {found[client]:g} labels in a batch that has room "
+                f"for {most}"
+            )
+    return shares(found)
 
 
 def summed(parts: Sequence[Tensors]) -> dict[str, Tensor]:

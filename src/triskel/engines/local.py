@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from triskel.engines.fold import Fold
 from triskel.engines.wave import crews, due
 from triskel.engines.wire import Wire
 from triskel.errors import RoundError
@@ -126,17 +127,17 @@ class LocalEngine:
         Raises:
             TriskelError: Whatever stopped a client or the server; what was kept does not count.
         """
-        total, wire = mode.zero(state), Wire(self.job, ledger, watch)
+        fold = Fold(self.job, mode, state, mode.zero(state))
+        wire = Wire(self.job, ledger, watch)
 
         def settle() -> None:
             """Fold in the updates of those at the head of the line who are done, by name."""
-            nonlocal total
             while lines and lines[min(lines)].update is not None:
                 client = min(lines)
                 line = lines.pop(client)  # nothing of a client outlives its turn
                 if line.update is None or line.mine is None:
                     raise RoundError(f"client {client!r} ended without an update")
-                total = mode.add(state, total, client, line.update)
+                fold.add(client, line.update)
                 keep(client, line.mine)
                 meter = line.worker.meter
                 ledger.computed(
@@ -162,6 +163,8 @@ class LocalEngine:
                 if not labour(lines):
                     state = self._wave(mode, state, lines, wire)
             settle()
+        total, share = fold.close()
+        ledger.weighed(share)
         return mode.close(state, total)
 
     def _wave(

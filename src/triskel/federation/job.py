@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def write(folder: Path, asked: Request, on: Sequence[str]) -> Path:
         asked: What is asked.
         on: The sites it is deployed to.
     """
-    args = {"spec": spec(asked)}
+    sent = {"on": list(on), "submission": uuid.uuid4().hex, "at": datetime.now(UTC).isoformat()}
+    args = {"spec": spec(asked) | sent}
     threads = max(FEWEST, EACH * len(on))
     server = {
         "format_version": 2,

@@ -279,9 +279,11 @@ class Split:
         self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
     ) -> tuple[SplitState, dict[ClientId, Message]]:
         del cuts  # a graph knows its cut
-        graphs, share = dict(state.graphs), shares_in(asks)
+        graphs = dict(state.graphs)
         if strange := sorted(asks.keys() - graphs.keys()):
             raise MessageError(f"client {strange[0]!r} sent a gradient for no open batch")
+        texts = {c: graphs[c].texts(c) for c in asks}
+        share = shares_in(asks, texts, classes=self.body.classes)
         answers = {c: answer_of(state.closed + 1, "backward", {}) for c in asks}
         slopes: list[Tensors] = []
         for graph in {id(graphs[c]): graphs[c] for c in asks}.values():
@@ -297,7 +299,8 @@ class Split:
     def _learn(
         self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
     ) -> tuple[SplitState, dict[ClientId, Message]]:
-        share = shares_in(asks)
+        texts = {c: lengths_in(ask) for c, ask in asks.items()}
+        share = shares_in(asks, texts, classes=self.body.classes)
         slopes, answers = list[Tensors](), dict[ClientId, Message]()
         for clients in group(asks, cuts):
             some = {c: asks[c] for c in clients}

@@ -62,6 +62,7 @@ class Audit:
             "mode": job.mode,
             "by": None if submitter is None else submitter[:LONGEST],
             "job_sha256": hashlib.sha256(to_toml(job).encode()).hexdigest(),
+            "job_toml": to_toml(job) if to == "read" else None,
             "policy_sha256": policy_sha256,
             "refusals": [str(refusal) for refusal in refusals],
         }

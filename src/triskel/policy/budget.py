@@ -77,13 +77,16 @@ class Spent:
         self._run, self._clock, self._ahead = run, clock, 0
 
     def short(self, wanted: Amounts) -> list[str]:
-        """Return the keys of the budget that have no room for some amounts.
+        """Return the keys of the budget that have no room for what a job asks.
+
+        A run that was counted before goes on as far as it comes.
 
         Raises:
             AuditError: The accounts cannot be read.
         """
         with self._open() as known:
-            return self._short(known, self._asked(known, wanted))
+            asked = self._asked(known, wanted)
+            return self._short(known, asked) if asked.get("jobs") else []
 
     def job(self) -> None:
         """Count the run as a job, unless it was counted before.

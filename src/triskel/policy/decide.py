@@ -9,11 +9,12 @@ one for who asked, without it, since a policy never leaves its site.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from triskel.job import Job, default_cut
+from triskel.policy.budget import Amounts
 from triskel.policy.rules import DAYS, Hours, Policy
 
 MB = 1_000_000
@@ -35,6 +36,9 @@ class Circumstances:
         blocks: How many blocks that model has.
         clients: How many clients the federation has.
         round_bytes: What this site would send in a round, as `expected.round_bytes` says.
+        train_rows: How many rows the job would train on here, after caps and after tokenising.
+        test_rows: How many it would score models on; none tells nothing of any.
+        short: Keys of the budget that have no room for the job, as `budget.Spent.short` says.
     """
 
     now: datetime
@@ -44,6 +48,9 @@ class Circumstances:
     blocks: int | None = None
     clients: int | None = None
     round_bytes: int | None = None
+    train_rows: int | None = None
+    test_rows: int | None = None
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +104,8 @@ def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refus
         *_leaving(policy, job),
         *_cut(policy, job, circumstances),
         *_limits(policy, job, circumstances),
+        *_floors(policy, job, circumstances),
+        *_budget(policy, circumstances),
         *_codecs(policy, job),
         *_privacy(policy),
     ]
@@ -321,6 +330,38 @@ def _limits(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
         yield Refusal(
             key="limits.cohort", asks=asks, allows=f"takes part among at least {limits.cohort}"
         )
+
+
+def _floors(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
+    """Refuse what rests on few rows: a cap before anything is read, and then what is there."""
+    floors, caps = policy.floors, job.clients
+    for key, least, cap, rows, what in (
+        ("train", floors.train, caps.examples, here.train_rows, "trains on"),
+        ("test", floors.test, caps.test_examples, here.test_rows, "scores models on"),
+    ):
+        asks = ""
+        if cap and cap < least:
+            asks = f"{what} at most {cap} rows of a client"
+        elif rows is not None and 0 < rows < least:
+            asks = f"{what} fewer rows than it may"
+        if asks:
+            has = "" if rows is None else f", and here it would be {rows}"
+            yield Refusal(key=f"floors.{key}", asks=asks, allows=f"asks for {least}{has}")
+
+
+def _budget(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
+    for key in here.short:
+        yield Refusal(
+            key=f"budget.{key}",
+            asks="asks for more of a dataset than is left for all jobs together",
+            allows=f"gives {getattr(policy.budget, key):g}",
+        )
+
+
+def asked_of(jobs: Sequence[Job]) -> Amounts:
+    """Return what a job, given once for each of its modes, asks of a dataset; bytes left out."""
+    scores = sum((2 if job.mode == "logits" else 1) * job.rounds for job in jobs)
+    return {"jobs": 1, "rounds": sum(job.rounds for job in jobs), "scores": scores}
 
 
 def cohort_of(job: Job, clients: int) -> int:

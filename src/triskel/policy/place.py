@@ -15,6 +15,7 @@ from triskel.errors import DataError, JobError
 from triskel.job import Job
 from triskel.message import show
 from triskel.policy.decide import Circumstances, Refusal, decide
+from triskel.policy.draws import files_of, key_of
 from triskel.policy.rules import Policy
 from triskel.policy.weights import Weights, weights
 
@@ -102,7 +103,21 @@ def decided(
             blocks=model.blocks if model and known else None,  # of others nothing is told
         )
         found += decide(policy, job, here)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *_overlapping(policy, job)]))
+
+
+def _overlapping(policy: Policy, job: Job) -> list[Refusal]:
+    """Return why a job may not be tested on what it trains on, by whatever names."""
+    data = job.data
+    mine = files_of(policy, [data.train])
+    if not data.test or not any(key_of(path, mine) in mine for path in _paths(policy, data.test)):
+        return []
+    asks = f"is tested on dataset {show(data.test)}, which it trains on as {show(data.train)}"
+    return [Refusal(key="datasets", asks=asks, allows="keeps the two apart")]
+
+
+def _paths(policy: Policy, name: str) -> tuple[str, ...]:
+    return policy.datasets[name].paths if name in policy.datasets else ()
 
 
 def placed(job: Job, policy: Path, client: str | None = None) -> Job:

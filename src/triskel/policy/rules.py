@@ -124,10 +124,10 @@ class Budget(Part):
 
     jobs_day: Least = 4
     jobs: Least = 50
-    rounds_day: Least = 100
-    rounds: Least = 1000
-    scores_day: Least = 100
-    scores: Least = 1000
+    rounds_day: Least = 40
+    rounds: Least = 400
+    scores_day: Least = 40
+    scores: Least = 200
     mb_day: Number = 2_000.0
     mb: Number = 20_000.0
 

@@ -49,10 +49,10 @@ table = false                # true: the table of classes by predicted classes m
 [budget]                     # what all jobs together may have of one dataset
 jobs_day = 4                 # by day, in UTC
 jobs = 50                    # ever
-rounds_day = 100             # played here, repeated ones too
-rounds = 1000
-scores_day = 100             # tests of a model
-scores = 1000
+rounds_day = 40              # played here, repeated ones too
+rounds = 400
+scores_day = 40              # tests of a model
+scores = 200
 mb_day = 2000.0              # megabytes that leave
 mb = 20000.0
 

@@ -13,15 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from nvflare.apis.fl_constant import FLContextKey
 from nvflare.collab import CollabCallError, collab
 from nvflare.collab.runtime import dispatch
 from nvflare.fuel.f3.stats_pool import StatsPoolManager
 
 from triskel.engines.flare.calls import Lost, Reply, span, text, whole
 from triskel.engines.flare.host import Host
+from triskel.engines.flare.signed import admit_once, signer_of
 from triskel.engines.flare.site import Site
-from triskel.errors import MessageError, TriskelError
+from triskel.errors import JobError, MessageError, TriskelError
+from triskel.policy.chain import now
 
 LOGGER = logging.getLogger("triskel.flare")
 STATUS = "triskel.status"
@@ -94,11 +95,18 @@ def _crossed() -> tuple[int, int] | None:
     return (found[0], found[1]) if any(found) else None
 
 
-def _submitter() -> str | None:
-    """Return who submitted the job, as the server authenticated them."""
-    meta = collab.fl_ctx.get_prop(FLContextKey.JOB_META) or {}
-    name = meta.get("submitter_name")
-    return name if type(name) is str else None
+def _signed(spec: Mapping[str, Any], party: str = "") -> tuple[str | None, str]:
+    """Return who signed the job, as this side verifies it, or why it is not taken."""
+    workspace = collab.workspace
+    app = Path(workspace.get_app_dir(collab.fl_ctx.get_job_id()))
+    authority = Path(workspace.get_file_path_in_startup("rootCA.pem"))
+    try:
+        signer = signer_of(app, authority, spec)
+        admit_once(Path(workspace.get_root_dir()) / "triskel", spec, party, now())
+    except JobError as error:
+        LOGGER.warning("the job %s", error)
+        return None, str(error)
+    return signer.name, ""
 
 
 class Server:
@@ -120,11 +128,13 @@ class Server:
         out = Path(workspace.get_run_dir(job)) / "triskel"
         peers = {proxy.name: _Proxy(proxy) for proxy in collab.clients}
         wanted = set(self._spec.get("sites") or peers)
+        submitter, strange = _signed(self._spec)
         host = Host(
             Path(workspace.get_root_dir()),
             self._spec,
             {name: peer for name, peer in peers.items() if name in wanted},
-            _submitter(),
+            submitter,
+            strange=strange,
             stopped=lambda: "the job was aborted" if signal.triggered else "",
             crossed=_crossed,
         )
@@ -234,12 +244,14 @@ class Client:
     def _there(self) -> Site:
         with self._lock:
             if self._site is None:
+                submitter, strange = _signed(self._spec, collab.site_name)
                 self._site = Site(
                     collab.site_name,
                     Path(collab.workspace.get_root_dir()),
                     self._spec,
                     _Proxy(collab.server),
-                    _submitter(),
+                    submitter,
+                    strange=strange,
                 )
             return self._site
 

@@ -1,5 +1,6 @@
 """What was submitted, and whose code runs it: both sides read the same, and must be the same."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,16 @@ def run_of(spec: Mapping[str, Any]) -> str:
     if type(run) is not str or not re.fullmatch(r"[0-9a-f]{12}", run):
         raise JobError("the submission names no run; submit with `triskel federation submit`")
     return run
+
+
+def owned(run: str, submitter: str | None) -> str:
+    """Return the folder of a run: of a run of the same number by somebody else it is another.
+
+    >>> owned("0123456789ab", "anna@lab.example") == owned("0123456789ab", "eve@lab.example")
+    False
+    """
+    whose = hashlib.sha256((submitter or "").encode()).hexdigest()
+    return f"{run}-{whose[:16]}"
 
 
 def job_of(spec: Mapping[str, Any]) -> tuple[Job, tuple[ModeName, ...]]:

@@ -4,6 +4,7 @@ Every call is made again until it gets through or the server has no more use for
 leaves goes through the gate.
 """
 
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import cast
@@ -38,6 +39,7 @@ class Part:
         round: Counted from 1; of a test, the round that left what is tested.
         what: Which part of the round.
         size: Bytes of its task.
+        task_sha256: Of those bytes, once they are there.
         state: `working`, `done` or `failed`.
         error: Why it failed, as the server may know it.
         update: What it ended with, packed.
@@ -53,6 +55,7 @@ class Part:
     round: int
     what: What
     size: int
+    task_sha256: str = ""
     state: str = "working"
     error: str = ""
     update: bytes = b""
@@ -94,7 +97,9 @@ class Drive:
                 continue
             if "gone" in reply:
                 raise Left(text(reply, "gone"))
-            return self._arrived(blob(reply, "task", most=self.most))
+            data = blob(reply, "task", most=self.most)
+            self.part.task_sha256 = hashlib.sha256(data).hexdigest()
+            return self._arrived(data)
         raise Left("the server went on")
 
     def driven(self, talk: Talk) -> tuple[Message, ClientState]:

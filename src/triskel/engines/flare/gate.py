@@ -7,6 +7,7 @@ from triskel.errors import LimitError
 from triskel.job import CodecName
 from triskel.message import pack
 from triskel.policy.audit import Audit
+from triskel.policy.budget import Spent
 from triskel.policy.decide import MB
 from triskel.types import Message
 
@@ -19,19 +20,21 @@ class Gate:
         audit: The site's log.
         codec: How the job's messages travel up.
         round_mb: Megabytes that the policy lets out in a round.
+        spent: What all jobs together had of the site's datasets.
         sent: Bytes that left, by stage and round.
     """
 
     audit: Audit
     codec: CodecName
     round_mb: float
+    spent: Spent | None
     sent: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
 
     def leaving(self, message: Message, stage: str, round_: int) -> bytes:
         """Return a message as it leaves, its line in the log.
 
         Raises:
-            LimitError: More would leave in this round than the policy allows.
+            LimitError: More would leave than the policy allows in this round, or in all.
             AuditError: The log cannot be written.
         """
         encoded = encode(message, self.codec)
@@ -43,6 +46,8 @@ class Gate:
                 f"limits.round_mb: {total:,} bytes would leave in round {round_}; this site does "
                 "not allow it"
             )
+        if self.spent is not None:
+            self.spent.leaving(len(data))
         self.audit.left(encoded, data, stage=stage, round_=round_)
         self.sent[stage, round_] = total
         return data

@@ -23,7 +23,7 @@ from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
 from triskel.data.federate import federate_none
-from triskel.engines.flare.about import job_of, own_code, run_of
+from triskel.engines.flare.about import job_of, own_code, owned, run_of
 from triskel.engines.flare.calls import Lost, Peer, patience, text
 from triskel.engines.flare.present import HostBench, Met, Present, met_in, who
 from triskel.engines.flare.remote import PING_S, Remote, nobody, uncounted
@@ -44,7 +44,7 @@ from triskel.policy.decide import (
     quorum_of,
 )
 from triskel.policy.place import datasets, placed, weights_of
-from triskel.policy.rules import Policy, load
+from triskel.policy.rules import Policy, load, unsaid
 from triskel.round import Scores, Stage
 from triskel.stages import MAKERS, server_meter
 from triskel.types import ClientId, ClientState, Event, Watch
@@ -71,7 +71,8 @@ class Host:
         root: The folder of its node: `local/policy.toml` is read, `triskel/` is written.
         spec: What was submitted: the run's name, the job as TOML, its modes.
         peers: The way to each site of the job.
-        submitter: Who submitted it, as the engine below authenticated them.
+        submitter: Who signed it, as this side verified it; nobody where it did not hold.
+        strange: Why it is not taken, where the signature does not hold: "is not signed", say.
         stopped: Says why the job must stop, or nothing.
         clock: What time it is.
         crossed: Returns the bytes that came from sites and went to them so far, if it is known.
@@ -84,6 +85,7 @@ class Host:
         peers: Mapping[ClientId, Peer],
         submitter: str | None,
         *,
+        strange: str = "",
         stopped: Callable[[], str] = nobody,
         clock: Callable[[], datetime] = now,
         crossed: Callable[[], tuple[int, int] | None] = uncounted,
@@ -91,8 +93,8 @@ class Host:
         self._policy_file = root / "local" / "policy.toml"
         self._spec, self._peers, self._submitter = spec, peers, submitter
         self._stopped, self._clock, self._crossed = stopped, clock, crossed
-        self._root = root
-        self._told: dict[str, Any] = {"run": spec.get("run"), "text": "asking the sites"}
+        self._root, self._strange = root, strange
+        self._told: dict[str, Any] = {"text": "asking the sites"}
         self._lock = threading.Lock()
         self.engine: Remote | None = None
 
@@ -104,14 +106,14 @@ class Host:
             whether to submit it `again` may help, since sites were lost.
         """
         ended: dict[str, Any] = {"done": False, "refused": False}
-        folder: Path | None = None
+        folder: Path | None = None  # of a job that was admitted; nothing else is copied
         try:
-            folder = self._folder
-            with _alone(folder):
+            with _alone(self._folder):
                 refusal = self._admitted()
                 if refusal:
                     ended |= {"error": refusal, "refused": True}
                 else:
+                    folder = self._folder
                     self._compared(folder)
                     ended["done"] = True
         except TriskelError as error:
@@ -146,13 +148,17 @@ class Host:
 
     @property
     def _folder(self) -> Path:
-        return self._root / "triskel" / "runs" / run_of(self._spec)
+        return self._root / "triskel" / "runs" / owned(run_of(self._spec), self._submitter)
 
     # --- before the first round ---------------------------------------------------------------
 
     def _admitted(self) -> str:
         """Ask the policy of the server, then every site; return why the job may not run."""
+        if self._strange:
+            return f"the server refuses: submitters: the job {self._strange}"
         policy, _ = load(self._policy_file)
+        if line := unsaid(policy):
+            LOGGER.info("%s: %s", self._policy_file, line)
         job, modes = job_of(self._spec)
         self._present = dict(self._began() or dict.fromkeys(sorted(self._peers)))
         here = Circumstances(now=self._clock(), submitter=self._submitter)
@@ -286,6 +292,7 @@ class Host:
             welcome=self._welcome,
             absent=dict(self._away),
             crossed=self._crossed,
+            examples=self._examples,
         )
         self.engine = engine
         venue = Venue(prepare=self._prepared, stage=self._stage, data=_held)
@@ -299,6 +306,11 @@ class Host:
             resume(folder, lambda _job: engine, self._note, venue)
         else:
             run(self._job, request, folder, engine, self._note, venue)
+
+    def _examples(self, client: ClientId) -> int | None:
+        """Return how many training examples a site said it holds."""
+        one = self._present.get(client)
+        return None if one is None else one.examples
 
     def _prepared(self, job: Job, watch: Watch, choices: Path, *, judge: Judge = "test") -> Bench:
         if judge != "test":

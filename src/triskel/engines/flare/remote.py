@@ -36,6 +36,7 @@ from triskel.engines.flare.calls import (
     text,
     whole,
 )
+from triskel.engines.fold import Fold
 from triskel.engines.wave import crews
 from triskel.engines.wire import MB, Wire, alike
 from triskel.errors import JobError, MessageError, RoundError, TriskelError
@@ -43,6 +44,7 @@ from triskel.evaluate import score_of
 from triskel.exchange import adapter_sections
 from triskel.job import Job
 from triskel.ledger import Ledger
+from triskel.message import show
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.policy.decide import quorum_of
@@ -70,6 +72,11 @@ def nobody() -> str:
     return ""
 
 
+def _untold(client: ClientId) -> int | None:
+    """Know of nothing that a site said."""
+    del client
+
+
 def _quiet(event: Event) -> None:
     """Tell nobody."""
 
@@ -88,6 +95,7 @@ class Remote:
         board: The open play, for the sites' calls.
         session: Part of every play's name, so that none is taken for one of a server before.
         crossed: Returns the bytes that came from sites and went to them so far, if it is known.
+        examples: Returns how many training examples a site said it holds, if it is known.
         ledger: Of the last round, into which the test of what it left is booked too.
     """
 
@@ -100,6 +108,7 @@ class Remote:
     board: Board | None = None
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     crossed: Callable[[], tuple[int, int] | None] = uncounted
+    examples: Callable[[ClientId], int | None] = _untold
     ledger: Ledger = field(default_factory=Ledger)
 
     # --- a round ------------------------------------------------------------------------------
@@ -131,11 +140,13 @@ class Remote:
                 "they happen by themselves: set it to 0"
             )
         self.ledger = ledger
-        wire, total, folded = Wire(self.job, ledger, watch), mode.zero(state), 0
+        wire, shares = Wire(self.job, ledger, watch), Fold(self.job, mode, state, mode.zero(state))
+        folded = 0
 
         def fold(client: ClientId, update: Message, spent: Spent) -> None:
-            nonlocal total, folded
-            total = mode.add(state, total, client, update)
+            nonlocal folded
+            self._as_told(client, update)
+            shares.add(client, update)
             folded += 1
             ledger.computed(
                 client, flops=spent.flops, peak_bytes=spent.peak_bytes, seconds=spent.seconds
@@ -155,7 +166,21 @@ class Remote:
             raise RoundError(f"no client finished the round: {_sentence(left)}")
         if before is not None and (after := self.crossed()) is not None:
             ledger.crossed(up=after[0] - before[0], down=after[1] - before[1])
+        total, share = shares.close()
+        ledger.weighed(share)
         return mode.close(state, total)
+
+    def _as_told(self, client: ClientId, update: Message) -> None:
+        """Hold a site to what it said that it holds before the first round.
+
+        Raises:
+            MessageError: Its update speaks of another number of examples.
+        """
+        told, says = self.examples(client), update.facts.get("examples")
+        if told is not None and says != told:
+            raise MessageError(
+                f"its update rests on {show(says)} examples, and it said that it holds {told}"
+            )
 
     # --- what a state reaches -----------------------------------------------------------------
 
@@ -196,9 +221,12 @@ class Remote:
             found[client] = score_of(message, body.classes)
 
         wire = Wire(self.job, self.ledger, _quiet, scoring=True)
-        may_go = len(clients) - quorum_of(self.job, len(clients))
+        enough = quorum_of(self.job, len(clients))
+        may_go = len(clients) - enough
         for crew in crews(mode.asks, sorted(clients), self.job, free=len(clients)):
-            talk = _Talk(self, what, mode, wire, take, may_go=may_go, sections=sections)
+            talk = _Talk(
+                self, what, mode, wire, take, may_go=may_go, least=enough, sections=sections
+            )
             state = talk.play(state, crew)
             may_go -= len(talk.gone)
         if not found:

@@ -19,7 +19,8 @@ import torch
 
 from triskel.bench import Bench
 from triskel.data.federate import federate_own
-from triskel.engines.flare.about import job_of, other_code, own_code, run_of
+from triskel.engines.flare.about import job_of, other_code, own_code, owned, run_of
+from triskel.engines.flare.answered import Answered
 from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, span, text, whole
 from triskel.engines.flare.drive import Drive, Left, Part
 from triskel.engines.flare.gate import Gate
@@ -40,11 +41,14 @@ from triskel.folder import safe
 from triskel.job import Job, ModeName
 from triskel.message import show
 from triskel.policy.audit import Audit
+from triskel.policy.budget import Spent
 from triskel.policy.chain import AuditError, now
-from triskel.policy.decide import MB, Circumstances, Refusal, decide_who_and_when
+from triskel.policy.decide import MB, Circumstances, Refusal, asked_of, decide_who_and_when
+from triskel.policy.draws import Draws, files_of
 from triskel.policy.expected import round_bytes
 from triskel.policy.place import datasets, decided, placed
-from triskel.policy.rules import Policy, load
+from triskel.policy.rounding import rounded
+from triskel.policy.rules import Policy, load, unsaid
 from triskel.sheet import training_of
 from triskel.stages import MAKERS
 from triskel.types import Event, Message, Mode
@@ -66,11 +70,12 @@ class Site:
         root: The folder of its node: `local/policy.toml` is read, `triskel/` is written.
         spec: What was submitted: the run's name, the job as TOML, its modes.
         server: The way to the server.
-        submitter: Who submitted the job, as the server authenticated them.
+        submitter: Who signed the job, as this side verified it; nobody where it did not hold.
         clock: What time it is.
+        strange: Why it is not taken, where the signature does not hold: "is not signed", say.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the engine below has
         self,
         name: str,
         root: Path,
@@ -78,12 +83,15 @@ class Site:
         server: Peer,
         submitter: str | None,
         clock: Callable[[], datetime] = now,
+        *,
+        strange: str = "",
     ) -> None:
         self.name, self._spec, self._server, self._submitter = name, spec, server, submitter
         self._policy_file = root / "local" / "policy.toml"
-        self._home = root / "triskel" / "runs" / run_of(spec)
+        self._root, self._run = root, owned(run_of(spec), submitter)
+        self._home = root / "triskel" / "runs" / self._run
         self._audit = Audit(root / "triskel" / "audit.jsonl", run_of(spec), clock)
-        self._clock = clock
+        self._clock, self._strange = clock, strange
         self._changed = threading.Condition()
         # a new thread would begin with as many as there are cores, and sum in another order
         threads = torch.get_num_threads()
@@ -95,7 +103,8 @@ class Site:
         self._begun: set[str] = set()
         self._saves: dict[str, Future[str]] = {}
         self._facts: dict[str, int] = {}
-        self._gate = Gate(self._audit, "fp32", 0.0)  # which lets nothing out
+        self._gate = Gate(self._audit, "fp32", 0.0, None)  # which lets nothing out
+        self._spent: Spent | None = None
         self._policy, self._policy_sha256, self._clients = Policy(), "", 0
         self._job = Job()
         self._modes: dict[str, Mode[Any, Any, Worker]] = {}
@@ -125,7 +134,7 @@ class Site:
         if stage not in self._modes or what not in PARTS or (what == "work" and not round_):
             raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
         size = whole(order, "size", most=self._most)
-        if what == "work" and whole(order, "least") < self._policy.limits.cohort:
+        if whole(order, "least") < self._policy.limits.cohort:
             raise LimitError(
                 "the round may close with fewer clients than this site's policy asks for "
                 "(limits.cohort)"
@@ -214,25 +223,33 @@ class Site:
         if strange := other_code(about, "the server"):
             return strange
         self._policy, self._policy_sha256 = load(self._policy_file)
+        if line := unsaid(self._policy):
+            LOGGER.info("%s: %s", self._policy_file, line)
         self._job, modes = job_of(self._spec)
         jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
         self._clients = whole(about, "clients", most=1_000_000)
         door = self._at_the_door()
         # what a job asks of this site alone is asked under its name
         self._policy = self._policy.model_copy(update={"site": self.name})
-        if refused := self._written("read", [(job, door or self._decided(job, 0)) for job in jobs]):
+        self._spent = self._account()
+        short = () if door else self._short(jobs)
+        first = [(job, door or self._decided(job, size=0, short=short)) for job in jobs]
+        if refused := self._written("read", first):
             return refused
+        self._spent.job()
         bench = self._read()  # only now is anything of the site read
         bench.modes = modes
         if "logits" in modes and (strange := bench.unteachable()):
             raise JobError(strange)
         sizes = [round_bytes(job, sizes_of(job, bench, self.name)) for job in jobs]
-        if refused := self._written(
-            "send",
-            [(job, self._decided(job, size)) for job, size in zip(jobs, sizes, strict=True)],
-        ):
-            return refused
         share = bench.share(self.name)
+        rows = (len(share.train), len(share.test))
+        second = [
+            (job, self._decided(job, size=size, rows=rows))
+            for job, size in zip(jobs, sizes, strict=True)
+        ]
+        if refused := self._written("send", second):
+            return refused
         facts = {
             "examples": len(share.train),
             "tests": len(share.test),
@@ -241,12 +258,15 @@ class Site:
         self._audit.told(facts)
         self._facts = facts  # from here on they may be told
         bench.count()
-        self._gate = Gate(self._audit, self._job.wire.up, self._policy.limits.round_mb)
+        self._gate = Gate(self._audit, self._job.wire.up, self._policy.limits.round_mb, self._spent)
         self._modes = {mode: MAKERS[mode](bench, self._noted) for mode in modes}
         return ""
 
     def _at_the_door(self) -> list[Refusal]:
         """Return why nothing is looked for on this machine, or nothing."""
+        if self._strange:
+            only = "takes jobs that one person signed, once"
+            return [Refusal(key="submitters", asks=self._strange, allows=only)]
         here = Circumstances(now=self._clock(), submitter=self._submitter)
         found, own = decide_who_and_when(self._policy, here), self._policy.site
         if not found and own and own != self.name:
@@ -268,22 +288,57 @@ class Site:
             )
         return "; ".join(dict.fromkeys(r.told for _, found in decisions for r in found))
 
-    def _decided(self, job: Job, size: int) -> list[Refusal]:
-        """Hold the policy against a job that would send so many bytes in a round."""
+    def _decided(
+        self,
+        job: Job,
+        *,
+        size: int,
+        rows: tuple[int | None, int | None] = (None, None),
+        short: Sequence[str] = (),
+    ) -> list[Refusal]:
+        """Hold the policy against a job that would send so many bytes in a round.
+
+        Args:
+            job: The job, in one of its modes.
+            size: Bytes of a round.
+            rows: How many rows it trains on and is tested on, once that is known.
+            short: Keys of the budget that have no room for it.
+        """
         here = Circumstances(
             now=self._clock(),
             submitter=self._submitter,
             clients=self._clients,
             round_bytes=size,
+            train_rows=rows[0],
+            test_rows=rows[1],
+            short=tuple(short),
         )
         return decided(self._policy, self._policy_file, job, self.name, here)
+
+    @property
+    def _files(self) -> list[str]:
+        """Where the private rows are that the job names."""
+        data = self._job.data
+        return files_of(self._policy, [name for name in (data.train, data.test) if name])
+
+    def _account(self) -> Spent:
+        """Return what all jobs together had of the datasets that this one names."""
+        home, budget = self._root / "triskel", self._policy.budget
+        return Spent(home, self._files, budget, self._run, self._clock)
+
+    def _short(self, jobs: Sequence[Job]) -> tuple[str, ...]:
+        """Return what the budget has no room for."""
+        asked = asked_of(jobs)
+        return tuple(self._spent.short(asked)) if self._spent is not None else ()
 
     def _read(self) -> Bench:
         """Read the site's data, and what its model needs to be loaded."""
         self._home.mkdir(parents=True, exist_ok=True)
+        draws = Draws(self._root / "triskel", self._files)
+        named = datasets(self._policy)
         self._bench = Bench(
             job=placed(self._job, self._policy_file, self.name),
-            federation=federate_own(self._job, self.name, datasets(self._policy)),
+            federation=federate_own(self._job, self.name, named, draws.seed),
             watch=self._noted,
             choices=self._home / "choices.json",
         )
@@ -312,7 +367,10 @@ class Site:
     def _played(self, part: Part) -> None:
         bench, mode = self._held, self._modes[part.stage]
         drive = Drive(part, self.name, self._server, self._gate, self._most)
+        if self._spent is not None:
+            self._spent.take("rounds" if part.what == "work" else "scores")
         task = drive.task()
+        Answered(self._home / part.stage).take(part.round, part.what, part.task_sha256)
         worker = bench.worker(self.name, lambda event: self._step(part, event))
         kept = Kept(self._home / part.stage, self.name)
         coming = part.round if part.what == "work" else part.round + 1
@@ -325,7 +383,8 @@ class Site:
             update, _ = drive.driven(mode.probe(task, worker, mine))
         else:
             update = self._student(bench, task)
-        part.update = drive.leaving(update)
+        told = rounded(update, self._policy.scores, bench.body(self.name).classes)
+        part.update = drive.leaving(told)
         part.flops, part.peak_bytes = worker.meter.flops, worker.meter.peak_bytes
 
     def _student(self, bench: Bench, task: Message) -> Message:
