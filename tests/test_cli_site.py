@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from triskel import cli
 from triskel.cli import site as commands
+from triskel.policy.budget import Spent
 from triskel.policy.chain import Chain
-from triskel.policy.rules import Policy, load
+from triskel.policy.rules import Budget, Policy, load
 from triskel.policy.template import TEMPLATE
 
 RUNNER = CliRunner()
@@ -75,7 +76,43 @@ def check(*more: str, job: str = "jobs/job.toml") -> tuple[int, str, str]:
 
 def test_a_job_that_may_run_is_told_so_in_one_line() -> None:
     said = "jobs/job.toml may run here: mode params, datasets tickets\n"
-    assert check() == (0, said, "")
+    assert check()[:2] == (0, said)
+
+
+def test_what_every_job_is_held_to_stands_beside_the_decision() -> None:
+    _, _, beside = check()
+    assert [line.partition(":")[0] for line in beside.splitlines()] == [
+        "not in this policy, so the strict values hold",
+        *("floors.train", "floors.test", "scores"),
+        *("budget.jobs", "budget.rounds", "budget.scores", "budget.mb"),
+    ]
+    more = "\n[floors]\ntrain = 20\ntest = 9\n[scores]\nloss_step = 0.1\nshare_step = 0.1\n"
+    text = Path("policy.toml").read_text() + more + "table = true\n[budget]\n"
+    for what, most in (("jobs", 5), ("rounds", 6), ("scores", 7), ("mb", 8.0)):
+        text += f"{what}_day = {most}\n{what} = {most}\n"
+    Path("policy.toml").write_text(text, encoding="utf-8")
+    code, _, beside = check()
+    assert (code, beside.splitlines()[:3]) == (0, [
+        "floors.train: 20 training rows at least",
+        "floors.test: 9 test rows at least, or none",
+        "scores: losses in steps of 0.1, shares in steps of 0.1; the table leaves",
+    ])  # fmt: skip
+    assert beside.splitlines()[5] == "budget.scores: of a dataset 7 tests of a model, 7 a day"
+
+
+def test_what_a_dataset_gave_is_told_file_by_file() -> None:
+    Path("kit/local").mkdir(parents=True)
+    shutil.copy("policy.toml", "kit/local/policy.toml")
+    code, out, _ = site("budget", "kit/local/policy.toml")
+    assert (code, out.startswith("nothing was given yet")) == (0, True)
+    place = str(Path("kit/tickets.csv").resolve())
+    Spent(Path("kit/triskel").resolve(), [place], Budget(), "a").job()
+    code, out, _ = site("budget", "kit/local/policy.toml")
+    assert (code, out.startswith(f"{place}: jobs 1 of 50 (1 of 4 on 20")) == (0, True)
+    Path("kit/triskel/spent.json").write_text("{")
+    code, out, said = site("budget", "kit/local/policy.toml")
+    assert code
+    assert "spent.json does not say what was given before" in said
 
 
 @pytest.mark.parametrize(
@@ -89,7 +126,7 @@ def test_a_job_that_may_run_is_told_so_in_one_line() -> None:
 )
 def test_each_option_is_held_against_its_key(more: list[str], key: str) -> None:
     code, out, said = check(*more)
-    assert (code, said) == (1, "")
+    assert (code, "error" in said) == (1, False)
     assert [line.partition(":")[0] for line in out.splitlines()] == [key]
 
 
@@ -97,7 +134,7 @@ def test_every_refusal_is_a_line_and_what_is_left_out_counts_as_not_known() -> N
     job = JOB.replace('"tickets"', '"letters"').replace('"small"', '"org/elsewhere"')
     Path("jobs/job.toml").write_text('mode = "logits"\n' + job, encoding="utf-8")
     code, out, said = site("check", "policy.toml", "jobs/job.toml", "--at", "2026-11-16T18:00:00")
-    assert (code, said) == (1, "")
+    assert (code, "error" in said) == (1, False)
     assert [line.partition(":")[0] for line in out.splitlines()] == [
         *("submitters", "modes", "models", "datasets", "leave.texts", "limits.round_mb"),
         "limits.cohort",
@@ -144,7 +181,7 @@ def test_a_model_lies_beside_the_policy_and_not_beside_the_job() -> None:
         text = JOB.replace('"small"', f'"{path}"')
         Path("jobs/job.toml").write_text(text, encoding="utf-8")
         code, out, said = check()
-        assert (code, said) == (1, "")
+        assert (code, "error" in said) == (1, False)
         assert out == (
             f"models: the job names a model by '{path}', which is no name; this site opens models "
             "by their names only\n"

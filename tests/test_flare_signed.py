@@ -27,7 +27,7 @@ from triskel.job import parse
 NOW = datetime.now(UTC)
 JOB = parse(
     'rounds = 1\n[data]\nsource = "clients"\ntrain = "notes"\ntext = "t"\nlabel = "l"\n'
-    'classes = ["no", "yes"]\n'
+    'classes = ["no", "yes"]\n[logits]\npublic = 0\n'
 )
 SPEC = {"on": ["bank", "clinic"], "submission": "a" * 32, "at": NOW.isoformat()}
 

@@ -4,6 +4,7 @@
 
 import math
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from triskel.aggregate.mean import Mean
 from triskel.engines.fold import Fold, capped
 from triskel.errors import MessageError
 from triskel.job import parse
-from triskel.types import Message
+from triskel.types import Message, Mode
 
 SIZES = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.integers(1, 2**62), min_size=1
@@ -48,20 +49,22 @@ def test_the_weights_are_the_largest_that_may_be(sizes: dict[str, int], most: fl
     assert max(higher.values()) > most * math.fsum(higher.values())
 
 
-class Averaging:
+class Averaging(Mode[Any, Any, Any]):
     """A mode with one number to average."""
+
+    asks = MappingProxyType({})
 
     def add(self, state: Any, total: Any, client: str, update: Message) -> Any:
         del state, client
         if "value" not in update.facts:
             raise MessageError("no value")
-        tensors = {"x": torch.tensor([float(update.facts["value"])])}  # type: ignore[arg-type]
-        return Mean().add(total, tensors, float(update.facts["examples"]))  # type: ignore[arg-type]
+        tensors = {"x": torch.tensor([float(update.facts["value"])])}
+        return Mean().add(total, tensors, float(update.facts["examples"]))
 
 
 def folded(most: float, updates: dict[str, tuple[float, int]]) -> tuple[float, dict[str, float]]:
     job = parse(f"clients.max_share = {most}")
-    fold: Fold[Any, Any] = Fold(job, Averaging(), None, Mean().zero())  # type: ignore[arg-type]
+    fold: Fold[Any, Any] = Fold(job, Averaging(), None, Mean().zero())
     for client, (value, examples) in updates.items():
         fold.add(client, Message(kind="update", facts={"value": value, "examples": examples}))
     total, share = fold.close()
@@ -88,7 +91,7 @@ def test_where_nobody_is_above_the_most_nothing_changes() -> None:
 def test_an_update_that_does_not_fit_is_refused_as_it_comes() -> None:
     for most in (1.0, 0.5):
         job = parse(f"clients.max_share = {most}")
-        fold: Fold[Any, Any] = Fold(job, Averaging(), None, Mean().zero())  # type: ignore[arg-type]
+        fold: Fold[Any, Any] = Fold(job, Averaging(), None, Mean().zero())
         with pytest.raises(MessageError, match="no value"):
             fold.add("a", Message(kind="update", facts={"examples": 3}))
         with pytest.raises(MessageError, match="'examples' must be a number"):

@@ -18,6 +18,7 @@ import torch
 from triskel.engines.flare import board as board_
 from triskel.engines.flare import drive, kept
 from triskel.engines.flare import site as site_
+from triskel.engines.flare.about import owned
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import Lost, Spent, patience
 from triskel.errors import MessageError, RoundError
@@ -505,7 +506,7 @@ def test_a_job_that_lost_a_site_resumes_with_old_and_with_new_sites_to_the_same_
     assert (told["done"], told["refused"]) == (False, False)
     assert "clinic: not heard of for 3 s" in told["error"]
     assert "triskel federation resume" in told["error"]
-    run = tmp_path / "server" / "triskel" / "runs" / sites["RUN"]
+    run = tmp_path / "server" / "triskel" / "runs" / owned(sites["RUN"], sites["ANNA"])
     assert (run / "events.jsonl").read_text(encoding="utf-8").count('"round_end"') == 1
     # the server anew, with sites that still are in the middle of it
     second = Meeting(there, there.spec("split"), lose)

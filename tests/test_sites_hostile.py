@@ -561,6 +561,7 @@ def test_no_call_through_flare_brings_back_a_trace(
     there = Collab()
     there.caller = "server"
     monkeypatch.setattr(flare, "collab", there)
+    monkeypatch.setattr(flare, "_signed", lambda *_: (ANNA, ""))
     client = flare.Client({})
     if said != "JobError":
         client._site = party.meeting.sites["clinic"]

@@ -49,6 +49,7 @@ def site_check(
     """Say whether a job may run at a site, or everything that the policy has against it."""
     from triskel.policy.decide import MB, Circumstances, wanted
     from triskel.policy.place import decided
+    from triskel.policy.rules import held_to, unsaid
     from triskel.policy.rules import load as load_policy
 
     rules, _ = load_policy(policy)
@@ -62,6 +63,9 @@ def site_check(
         round_bytes=None if up_mb is None else round(up_mb * MB),
     )
     refusals = decided(rules, policy, asked, rules.site, here)
+    for line in (unsaid(rules), *held_to(rules)):
+        if line:
+            typer.echo(line, err=True)  # what is printed to stdout is the decision
     for refusal in refusals:
         typer.echo(str(refusal))
     if refusals:
@@ -69,6 +73,24 @@ def site_check(
     typer.echo(
         f"{job} may run here: mode {asked.mode}, datasets {', '.join(sorted(wanted(asked)))}"
     )
+
+
+@app.command("budget")
+def site_budget(
+    policy: Annotated[
+        Path,
+        typer.Argument(metavar="POLICY", help="The policy in a site's kit.", show_default=False),
+    ],
+) -> None:
+    """Say what all jobs together had of each file of a dataset, and of how much."""
+    from triskel.policy.budget import lines
+    from triskel.policy.rules import load as load_policy
+
+    rules, _ = load_policy(policy)
+    kept = policy.resolve().parent.parent / "triskel"
+    found = list(lines(kept, rules.budget))
+    for line in found or [f"nothing was given yet; what is will be in {kept}"]:
+        typer.echo(line)
 
 
 @app.command("audit")

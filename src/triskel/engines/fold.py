@@ -8,6 +8,7 @@ and where m is below 1 / clients, all weights are alike. Who finishes a round is
 over, so updates then wait until it is.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
@@ -30,9 +31,9 @@ def capped(examples: Mapping[ClientId, float], most: float) -> dict[ClientId, fl
     sizes, total = sorted(examples.values(), reverse=True), sum(examples.values())
     if not sizes or sizes[0] <= most * total:
         return dict(examples)
-    cap, rest = sizes[-1], total
-    for count, size in enumerate(sizes, start=1):
-        rest -= size
+    cap = sizes[-1]
+    for count in range(1, len(sizes) + 1):
+        rest = math.fsum(sizes[count:])  # not by taking away, which loses what is small
         if most * count >= 1:
             break
         level = most * rest / (1 - most * count)
@@ -66,13 +67,15 @@ class Fold(Generic[S, A]):
         Raises:
             MessageError: It is not one of this mode, round or model.
         """
-        examples = number(update.facts, "examples", least=1)
         folded = self.mode.add(self.state, self.total, client, update)
+        if not isinstance(folded, MeanTotal):  # no mean by examples
+            self.total = folded
+            return
+        self._examples[client] = number(update.facts, "examples", least=1)
         if self.job.clients.max_share < 1:
             self._waiting[client] = update
         else:
             self.total = folded
-        self._examples[client] = examples
 
     def close(self) -> tuple[A, dict[ClientId, float]]:
         """Return the total, and each client's share in it where it is a mean by examples."""
@@ -82,7 +85,7 @@ class Fold(Generic[S, A]):
             weighed = replace(update, facts=facts)
             self.total = self.mode.add(self.state, self.total, client, weighed)
         self._waiting.clear()
-        if not isinstance(self.total, MeanTotal):
+        if not weights:
             return self.total, {}
         whole = sum(weights.values())
         return self.total, {client: weight / whole for client, weight in weights.items()}

@@ -38,7 +38,7 @@ COMMANDS = (
     "check_status",
 )
 """What whoever submits may do; FLARE refuses what is not named."""
-OTHERS_JOBS = frozenset({"abort_job", "download_job"})
+OTHERS_JOBS = frozenset({"get_job_meta", "get_job_log", "app_command", "abort_job", "download_job"})
 """Commands that the role `lead` has on jobs of its own only."""
 ROLES = ("project_admin", "lead", "org_admin", "member")
 COMMENTS = 29

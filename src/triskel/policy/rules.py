@@ -208,6 +208,28 @@ def unsaid(policy: Policy) -> str:
     return f"not in this policy, so the strict values hold: {', '.join(found)}" if found else ""
 
 
+def held_to(policy: Policy) -> list[str]:
+    """Return what every job is held to, whatever it asks: a line for each floor and budget.
+
+    >>> held_to(Policy())[1]
+    'floors.test: 50 test rows at least, or none'
+    """
+    floors, scores, budget = policy.floors, policy.scores, policy.budget
+    loss, share = f"{scores.loss_step:g}", f"{scores.share_step:g}"
+    table = "leaves" if scores.table else "stays"
+    found = [
+        f"floors.train: {floors.train} training rows at least",
+        f"floors.test: {floors.test} test rows at least, or none",
+        f"scores: losses in steps of {loss}, shares in steps of {share}; the table {table}",
+    ]
+    for key, what in (
+        ("jobs", "jobs"), ("rounds", "rounds"), ("scores", "tests of a model"), ("mb", "MB"),
+    ):  # fmt: skip
+        most, day = getattr(budget, key), getattr(budget, f"{key}_day")
+        found.append(f"budget.{key}: of a dataset {most:g} {what}, {day:g} a day")
+    return found
+
+
 # --- Reading ----------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def admit_once(folder: Path, spec: Mapping[str, Any], party: str, now: datetime)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):
             known = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
-            kept = {n: t for n, t in known.items() if _moment(t) >= now - OLDEST - AHEAD}
+            kept = {n: t for n, t in known.items() if _moment(str(t)) >= now - OLDEST - AHEAD}
             if nonce not in kept:
                 write_text(place, json.dumps(kept | {nonce: at.isoformat()}))
                 return
