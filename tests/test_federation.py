@@ -7,6 +7,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +332,16 @@ def test_the_folder_that_is_sent_is_configuration_and_nothing_else(tmp_path: Pat
         "job": spec_job(asked),
         "modes": ["params", "split"],
         "sites": ["bank"],
+        "on": ["bank"],
     }
+    (component,) = kits.read_json(folder / f"{config}client.json")["components"]
+    sent = component["args"]["spec"]
+    assert len(sent["submission"]) == 32
+    now = datetime.now(UTC)
+    assert now - timedelta(minutes=5) < datetime.fromisoformat(sent["at"]) <= now
+    spec |= {"submission": sent["submission"], "at": sent["at"]}
+    again = kits.read_json(job.write(tmp_path / "k", asked, ("bank",)) / f"{config}client.json")
+    assert again["components"][0]["args"]["spec"]["submission"] != sent["submission"]
     assert kits.read_json(folder / "meta.json") == {
         "name": "tickets",
         "resource_spec": {},

@@ -64,6 +64,7 @@ examples = 70                # keep at most so many training rows a client; 0 ke
 test_examples = 70           # the same for test rows [0]
 cohort = 1.0                 # share of clients that take part in a round
 drop_share = 0.0             # share of these that drop out of it, to see what that costs
+max_share = 1.0              # largest share that a client may have in an average
 
 # What one client does differently, by its name:
 # [clients.each.films]

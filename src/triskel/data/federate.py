@@ -139,15 +139,17 @@ def federate_none(
 def describe(federation: Federation) -> dict[str, Any]:
     """Return a table, as JSON values, of what every client holds.
 
-    `words` is the mean number of words of a training text, prompt and response together; `labels`
-    counts training rows, and `validation` those that are held out of them; where clients are many,
-    labels that one does not hold are left out.
+    `drawn_by` says by what rows were held out and capped: the job's `seed` here, and where `sites`
+    draw, a secret of each. `words` is the mean number of words of a training text, prompt and
+    response together; `labels` counts training rows, and `validation` those that are held out of
+    them; where clients are many, labels that one does not hold are left out.
     """
     held = federation.clients
     seen = sorted({label for h in held.values() for label in h.train.label})
     return {
         "classes": list(federation.classes),
         "public": len(federation.public),
+        "drawn_by": "seed",
         "validation": sum(holding.validation for holding in held.values()),
         "clients": {
             name: {

@@ -79,6 +79,7 @@ class HostBench(Bench):
         return {
             "classes": list(self.federation.classes),
             "public": len(self.federation.public),
+            "drawn_by": "sites",
             "clients": {
                 client: {"train": one.examples, "test": one.tests}
                 for client, one in sorted(self.present.items())
