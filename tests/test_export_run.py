@@ -325,7 +325,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.shutil, "copyfile", full)
+    monkeypatch.setattr(export, "copied", full)
     monkeypatch.setattr(transformers.LlamaForSequenceClassification, "save_pretrained", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         export_run(finished, tmp_path / "out", merge=merge, say=silent)

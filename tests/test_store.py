@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from triskel import store
+from triskel import store as store_
 from triskel.checkpoint import Filed
 from triskel.errors import CheckpointError
 from triskel.store import OVERHEAD, Store
@@ -116,8 +117,10 @@ def test_states_used_last_stay_in_memory_and_others_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    read_bytes = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda p: (seen.append(p.name), read_bytes(p))[1])
+    real = store_.data_of
+    monkeypatch.setattr(
+        store_, "data_of", lambda p, **most: (seen.append(p.name), real(p, **most))[1]
+    )
     each = 4 * 100 + OVERHEAD
     it = Store(tmp_path, cache_bytes=2 * each)
     for client in "abc":

@@ -4,7 +4,7 @@ A run folder holds one run, several seeds of one job, or a sweep; all are told a
 loads a model, and a folder that cannot be read is named rather than passed over.
 """
 
-import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,9 +14,12 @@ from typing import Any, Literal, cast
 from triskel.errors import CheckpointError, JobError, TriskelError
 from triskel.job import dump, parse
 from triskel.report.columns import COLUMNS, Column, columns, ranked_by
+from triskel.untrusted import TOML_MOST, json_in, json_of, plain, text_of
 
 Json = Mapping[str, Any]
 Kind = Literal["run", "seeds", "sweep"]
+LONGEST_LINE = 1 << 20
+"""Characters of the first line of a log."""
 DEEPEST = 4
 """Folders below each other in which runs are looked for."""
 
@@ -238,15 +241,15 @@ def _places(folder: Path, deep: int) -> Iterator[Path]:
 
 def _job(file: Path) -> dict[str, Any]:
     try:
-        return dump(parse(file.read_text(encoding="utf-8"), where=str(file)))
-    except (OSError, UnicodeDecodeError) as error:
+        return dump(parse(text_of(file, most=TOML_MOST), where=str(file)))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
 def _json(file: Path) -> Json:
     """Return what a JSON file holds; nothing where there is none yet."""
     try:
-        found: object = json.loads(file.read_text(encoding="utf-8"))
+        found: object = json_in(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -288,7 +291,7 @@ def _began(folder: Path, runs: Sequence[Path]) -> datetime:
 
 def _first_line(log: Path) -> float | None:
     try:
-        with log.open(encoding="utf-8") as file:
-            return float(json.loads(file.readline())["time"])
+        with os.fdopen(plain(log), encoding="utf-8") as file:
+            return float(json_of(file.readline(LONGEST_LINE))["time"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a log that a kill cut in its first line tells no time

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from triskel.errors import CheckpointError
 from triskel.types import ClientId
+from triskel.untrusted import checked, json_of
 
 KEPT = 2
 FORMAT = 2
@@ -189,15 +190,15 @@ def named(folder: Path) -> list[Mapping[ClientId, Filed]]:
     found: list[Mapping[ClientId, Filed]] = []
     for place in _all(folder):
         with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
-            with safe_open(place, framework="pt") as file:
-                facts = json.loads(cast("dict[str, str]", file.metadata())["facts"])
+            with safe_open(checked(place), framework="pt") as file:
+                facts = json_of(cast("dict[str, str]", file.metadata())["facts"])
             found.append(_filed(facts))
     return found
 
 
 def _read(place: Path) -> Saved:
     try:
-        with safe_open(place, framework="pt") as file:
+        with safe_open(checked(place), framework="pt") as file:
             metadata = cast("dict[str, str]", file.metadata() or {})
             tensors = {name: cast("Tensor", file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
         if metadata["format"] != str(FORMAT):
@@ -207,7 +208,7 @@ def _read(place: Path) -> Saved:
         text = metadata["facts"]
         if metadata["sha256"] != _digest(tensors, text):
             raise CheckpointError(f"checkpoint {place} is damaged: its SHA-256 does not match")
-        facts = json.loads(text)
+        facts = json_of(text)
         tensors = {name: tensors[name] for name in facts["order"]}
         return Saved(
             closed=facts["closed"],

@@ -21,6 +21,7 @@ from triskel.model import fast, train
 from triskel.model.body import Body, Choice
 from triskel.model.load import device_of
 from triskel.threads import COUNT, RUN, users
+from triskel.untrusted import json_in
 
 GROUPING = "grouping"
 ANEW = "or delete it to choose anew (results may differ by rounding)"
@@ -56,7 +57,7 @@ class Choices:
         if file is None or not file.exists():
             return
         try:
-            self._rows = {k: dict(row) for k, row in json.loads(file.read_text("utf-8")).items()}
+            self._rows = {k: dict(row) for k, row in json_in(file).items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise self._damaged(error) from error
         now = grouping()

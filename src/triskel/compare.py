@@ -29,6 +29,7 @@ from triskel.records import COLUMNS, DROPS
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
 from triskel.types import ClientId, Event, Watch
+from triskel.untrusted import TOML_MOST, json_in, text_of
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
 """What a kill can leave before a run is one that can be resumed."""
@@ -139,8 +140,8 @@ def read_run(folder: Path) -> tuple[Job, Request]:
         CheckpointError: It is not a run folder.
     """
     try:
-        text = (folder / "job.toml").read_text(encoding="utf-8")
-        asked = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        text = text_of(folder / "job.toml", most=TOML_MOST)
+        asked = json_in(folder / "request.json")
         request = Request(
             modes=tuple(asked["modes"]),
             baselines=tuple(asked["baselines"]),

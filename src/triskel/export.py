@@ -4,7 +4,6 @@ A folder appears whole or not at all: it is written beside its place, flushed, a
 PEFT's two files it holds `triskel.json` and a model card.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
@@ -15,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from triskel import __version__
 from triskel.card import CARD, card
@@ -37,6 +36,7 @@ from triskel.sheet import (
     training_of,
 )
 from triskel.types import Tensors
+from triskel.untrusted import TOML_MOST, checked, copied, json_in, table_of, text_of
 
 ADAPTERS = "adapters"
 OWN_MODELS: tuple[StageName, ...] = ("logits", "local")
@@ -151,11 +151,30 @@ def export_run(
             pad = sheet.padding if sheet.pooling == "last" else ""
             peft_folder.merge(source, base, making, classes=sheet.classes, pad=pad)
         else:
-            for name in (peft_folder.CONFIG, peft_folder.WEIGHTS):
-                shutil.copyfile(source / name, making / name)
+            _adapter(source, making)
         _describe(making, sheet, merged=merge)
     say(f"{named} is in {target}")
     return target
+
+
+def _adapter(source: Path, making: Path) -> None:
+    """Copy an adapter's two files, once they are what they are called.
+
+    Raises:
+        CheckpointError: One is missing, a link, or something else.
+    """
+    names = (peft_folder.CONFIG, peft_folder.WEIGHTS)
+    try:
+        for name in names:
+            checked(source / name)
+        copied(source, making, wanted=lambda place: place in names)
+        table_of(json_in(making / peft_folder.CONFIG))
+        with safe_open(making / peft_folder.WEIGHTS, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                file.get_tensor(name)
+    except (OSError, ValueError, SafetensorError) as error:
+        why = f"{source} holds no adapter that can be exported: {error}"
+        raise CheckpointError(why) from error
 
 
 def saved(run: Path) -> dict[str, tuple[StageName, str | None]]:
@@ -212,8 +231,8 @@ def _listed(there: Mapping[str, tuple[StageName, str | None]]) -> str:
 def _job_of(run: Path) -> Job:
     place = run / "job.toml"
     try:
-        return parse(place.read_text(encoding="utf-8"), where=str(place))
-    except (OSError, UnicodeDecodeError) as error:
+        return parse(text_of(place, most=TOML_MOST), where=str(place))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{run} is not a run folder: {error}; it needs a job.toml") from error
 
 
@@ -293,7 +312,7 @@ def _json(place: Path) -> dict[str, Any]:
     if not place.exists():
         return {}
     try:
-        return cast("dict[str, Any]", json.loads(place.read_text(encoding="utf-8")))
+        return cast("dict[str, Any]", json_in(place))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{place} cannot be read: {error}") from error
 

@@ -19,6 +19,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from triskel.errors import JobError
+from triskel.untrusted import TOML_MOST, text_of, toml_of
 
 ModeName = Literal["params", "logits", "split"]
 CodecName = Literal["raw", "fp32", "bf16", "fp16", "int8", "int4"]
@@ -378,10 +379,10 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Job:
     if path is None:
         return parse(DEMO, overrides=overrides, where="the demonstration")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path.resolve(), most=TOML_MOST)  # a link to a job file is as good
     except FileNotFoundError:
         raise JobError(f"job file {path} does not exist; `triskel init` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise JobError(f"job file {path} cannot be read: {error}") from error
     return parse(text, overrides=overrides, where=str(path), base=path.resolve().parent)
 
@@ -395,8 +396,8 @@ def parse(
         JobError: The text is not TOML, or does not describe a job that can run.
     """
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        raw = toml_of(text)
+    except ValueError as error:
         raise JobError(f"{where} is not valid TOML: {error}") from error
     for override in overrides:
         _apply(raw, override)
@@ -431,7 +432,7 @@ def setting_of(override: str) -> tuple[tuple[str, ...], object]:
     if not equals or not all(parts):
         raise JobError(f"--set takes section.key=value, got {override!r}")
     try:
-        found = tomllib.loads(f"value = {value}")
+        found = toml_of(f"value = {value}")
     except tomllib.TOMLDecodeError:
         found = {"value": value.strip()}
     if set(found) != {"value"}:

@@ -29,6 +29,7 @@ from triskel.job import Job, dump, to_toml
 from triskel.report.page import write_report
 from triskel.round import Engine
 from triskel.types import Watch
+from triskel.untrusted import json_in
 
 SCHEMA = 2
 Engines = Callable[[Job], Engine]
@@ -80,7 +81,7 @@ def resume_seeds(folder: Path, engine: Engines, watch: Watch) -> dict[str, Any]:
 def seeds_of(folder: Path) -> list[int] | None:
     """Return the seeds that a folder was begun with, or None where it is not one of several."""
     try:
-        asked: object = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        asked: object = json_in(folder / "request.json")
     except (OSError, ValueError):
         return None
     found = cast("dict[str, object]", asked).get("seeds") if isinstance(asked, dict) else None
@@ -138,7 +139,7 @@ def _finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     if not place.exists():
         return []
     try:
-        runs: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))["runs"]
+        runs: list[dict[str, Any]] = json_in(place)["runs"]
         begun = [one["job"]["seed"] for one in runs]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -14,6 +14,7 @@ from triskel.data.assets import ASSETS, cache_folder
 from triskel.data.text import PLAIN
 from triskel.errors import CheckpointError
 from triskel.job import Job, Judge
+from triskel.untrusted import json_in
 
 SCHEMA = 1
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
@@ -159,7 +160,7 @@ def read_sheet(folder: Path) -> Sheet:
         CheckpointError: There is none, or it is of another version.
     """
     try:
-        raw = cast("dict[str, Any]", json.loads((folder / SHEET).read_text(encoding="utf-8")))
+        raw = cast("dict[str, Any]", json_in(folder / SHEET))
         schema, told = raw.pop("schema"), raw.pop("training")
         training = Training(**told) if told is not None else None
         sheet = Sheet(classes=tuple(raw.pop("classes")), training=training, **raw)

@@ -27,6 +27,7 @@ from triskel.modes.split import Split
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
 from triskel.sheet import StageName, Training, training_of
 from triskel.types import ClientId, ClientState, Mode, Tensors, Watch
+from triskel.untrusted import json_in
 from triskel.worker import Worker
 
 EVERYONE = "everyone"
@@ -158,7 +159,7 @@ def complete(
     here = folder / "stages" / safe(stage.name)
     done = here / "done.json"
     if done.exists():
-        return cast("dict[str, Any]", json.loads(done.read_text(encoding="utf-8")))
+        return cast("dict[str, Any]", json_in(done))
     watch({"event": "stage_start", "stage": stage.name, "rounds": stage.job.rounds})
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)

@@ -23,7 +23,10 @@ from torch import Tensor
 from triskel.checkpoint import Filed, drop, flush
 from triskel.errors import CheckpointError
 from triskel.types import ClientId, ClientState
+from triskel.untrusted import data_of
 
+STATE_MOST = 4 << 30
+"""Bytes that a client may keep."""
 CACHE_BYTES = 16 * 2**20
 """Up to how many bytes of states stay in memory: those used last. One that is larger than this by
 itself is read from its file each time."""
@@ -198,8 +201,8 @@ def _checked(folder: Path, client: ClientId, filed: Filed) -> bytes:
         f"{folder.parent} to play the stage anew"
     )
     try:
-        data = place.read_bytes()
-    except OSError as error:
+        data = data_of(place, most=STATE_MOST)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"state of client {client!r} cannot be read: {error}; {way}"
         ) from error

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from triskel.data.convert import gguf_model, opinions_table
 from triskel.data.fetch import archive
 from triskel.errors import DataError
+from triskel.untrusted import json_in
 
 CHECKSUMS = "checksums.json"
 Say = Callable[[str], None]
@@ -276,7 +277,7 @@ def _damage(done: Path, *, thorough: bool) -> str | None:
     try:
         noted = cast(
             "dict[str, dict[str, Any]]",
-            json.loads((done / CHECKSUMS).read_text(encoding="utf-8")),
+            json_in(done / CHECKSUMS),
         )
     except (OSError, ValueError):
         return f"{CHECKSUMS} is missing or unreadable"

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from triskel.data.fetch import unpack
 from triskel.errors import DataError
+from triskel.untrusted import json_in
 
 SILOS = {
     "tweets": "tweets",
@@ -93,11 +94,13 @@ def _convert(gguf: Path, into: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
 
     source, name = str(gguf.parent), gguf.name
-    tokenizer = cast("Any", AutoTokenizer).from_pretrained(source, gguf_file=name)
+    tokenizer = cast("Any", AutoTokenizer).from_pretrained(
+        source, gguf_file=name, trust_remote_code=False
+    )
     tokenizer.save_pretrained(into)
     _single_digits(into / "tokenizer.json")
     model = cast("Any", AutoModelForCausalLM).from_pretrained(
-        source, gguf_file=name, dtype=torch.bfloat16
+        source, gguf_file=name, dtype=torch.bfloat16, trust_remote_code=False
     )
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
@@ -107,7 +110,7 @@ def _convert(gguf: Path, into: Path) -> None:
 
 def _single_digits(path: Path) -> None:
     """Split numbers into digits first, as SmolLM2 was trained; GGUF names this `smollm`."""
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer = json_in(path)
     digits = {"type": "Digits", "individual_digits": True}
     tokenizer["pre_tokenizer"] = {
         "type": "Sequence",

@@ -8,17 +8,18 @@ site: `join` checks the authority's fingerprint, told over another channel, and 
 
 import json
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from triskel.errors import FederationError, JobError
+from triskel.federation.authority import VALID_DAYS, admit, note
 from triskel.federation.kits import Kit
 from triskel.federation.provision import (
     ADMIN,
+    HOST,
     NAME,
     Plan,
     check,
@@ -28,6 +29,13 @@ from triskel.federation.provision import (
     placed,
     private,
 )
+from triskel.untrusted import json_in, json_of, members, printable, table_of
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+REQUEST_MOST = 1 << 20
+"""Bytes of a request, inflated."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def found(folder: Path, plan: Plan) -> tuple[tuple[Kit, ...], str]:
     made: list[Kit] = []
     print_ = ""
     for party in (server, admin):
-        signed = _approve(folder, _ask(folder, plan.name, party))
+        signed = _approve(folder, _ask(folder, plan.name, party), ours=True)
         print_ = signed.fingerprint
         made.append(join(folder, signed.path, print_))
     return tuple(made), print_
@@ -127,21 +135,25 @@ def approve(folder: Path, asked: Path) -> Signed:
     return _approve(folder, asked)
 
 
-def _approve(folder: Path, asked: Path) -> Signed:
+def _approve(folder: Path, asked: Path, *, ours: bool = False) -> Signed:
     authority = folder / "ca"
     if not (authority / "rootCA.key").is_file():
         raise JobError(
             f"{authority} holds no authority; `triskel federation new {folder} --distributed` "
             "makes one"
         )
-    name = str(request_of(asked).get("name"))
+    name = str(request_of(asked)["name"])
+    if not ours:
+        admit(authority, name, [_server_of(authority)])
     target = asked.parent / f"{name}.signed.zip"
     if target.exists():
         raise JobError(f"{target} exists; send it, or remove it to sign again")
     said = flare(
         *("cert", "approve", asked, "-c", authority),
         *("--profile", authority / "profile.yml", "--out", target),
+        *("--valid-days", str(VALID_DAYS)),
     )
+    note(authority, name, _certificate_in(target))
     print_ = str(said.get("rootca_fingerprint_sha256") or said.get("root_ca_fingerprint") or "")
     return Signed(name, target, print_ or fingerprint(authority / "rootCA.pem"))
 
@@ -153,14 +165,42 @@ def request_of(file: Path) -> Mapping[str, Any]:
         JobError: The file is no request, or holds a key.
     """
     try:
-        with zipfile.ZipFile(file) as packed:
-            if any(name.endswith((".key", ".pem")) for name in packed.namelist()):
-                raise JobError(f"{file} holds a key; a request must not, so make a new one")
-            return cast("Mapping[str, Any]", json.loads(packed.read("request.json")))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        files = members(file, most=REQUEST_MOST)
+        said = table_of(json_of(files["request.json"].decode("utf-8")))
+    except (OSError, KeyError, ValueError) as error:
         raise JobError(
             f"{file} is no request; `triskel federation request` makes one ({error})"
         ) from error
+    if any(name.endswith((".key", ".pem")) for name in files):
+        raise JobError(f"{file} holds a key; a request must not, so make a new one")
+    name = said.get("name")
+    words = [said.get(key, "") for key in ("name", "kind", "org")]
+    if not all(isinstance(word, str) and printable(word) for word in words):
+        raise JobError(f"{file} is no request: it names whom it is from in a way nobody can read")
+    if not isinstance(name, str) or not (
+        NAME.fullmatch(name) or ADMIN.fullmatch(name) or HOST.fullmatch(name)
+    ):
+        raise JobError(f"{file} is no request: {name!r} is no name of a site or an administrator")
+    return said
+
+
+def _server_of(authority: Path) -> str:
+    """Return the name that the server's certificate has."""
+    try:
+        return str(table_of(json_in(authority / "profile.yml"))["server"]["host"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobError(f"{authority / 'profile.yml'} does not name the server: {error}") from error
+
+
+def _certificate_in(signed: Path) -> "x509.Certificate":
+    """Return the certificate that was signed."""
+    from cryptography import x509
+
+    try:
+        found = [d for n, d in members(signed, most=REQUEST_MOST).items() if n.endswith(".crt")]
+        return x509.load_pem_x509_certificates(found[0])[0]
+    except (OSError, ValueError, IndexError) as error:
+        raise FederationError(f"{signed} holds no certificate: {error}") from error
 
 
 def fingerprint(certificate: Path) -> str:

@@ -7,8 +7,6 @@ last closed round. A run whose supervisor died is taken up again from the admini
 """
 
 import contextlib
-import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +20,7 @@ from triskel.federation import record
 from triskel.federation.job import Request, write
 from triskel.federation.kits import Kit
 from triskel.federation.session import FINISHED, Session, UnreachableError, opened
+from triskel.untrusted import copied, json_in, table_of
 
 Progress = Mapping[str, Any]
 Say = Callable[[str], None]
@@ -39,6 +38,8 @@ RETURN_S = 15.0
 """Seconds that a restart waits for the sites of the run to come back; they take about 10."""
 ABORTED = "FINISHED:ABORTED"
 ENDED = "ended.json"
+RESULT_MOST = 4e9
+"""Bytes of a result that are copied."""
 LOST = "LOST"
 """Our word for a job that FLARE still calls running."""
 
@@ -228,14 +229,21 @@ def fetch(line: Line, job: str, out: Path) -> Progress | None:
     Raises:
         FederationError: The server refuses, or has no result of this job.
     """
+    try:
+        return _fetched(line, job, out)
+    except ValueError as error:
+        raise FederationError(f"the result of job {job} is not taken: {error}") from error
+
+
+def _fetched(line: Line, job: str, out: Path) -> Progress | None:
     with TemporaryDirectory(prefix="triskel-") as name:
         folder = line.session().fetch(job, Path(name))
         said = folder / ENDED
         if not said.is_file():
             return None
-        ended = cast("Progress", json.loads(said.read_text(encoding="utf-8")))
+        ended = table_of(json_in(said))
         if ended.get("done") or any(path.name != ENDED for path in folder.iterdir()):
-            shutil.copytree(folder, out, dirs_exist_ok=True)
+            copied(folder, out, most=RESULT_MOST)
     return ended
 
 
@@ -257,7 +265,7 @@ def free(out: Path, *, over: bool = False) -> None:
 
 def _cut_short(said: Path) -> bool:
     try:
-        return json.loads(said.read_text(encoding="utf-8"))["done"] is False
+        return json_in(said)["done"] is False
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

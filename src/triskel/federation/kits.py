@@ -5,13 +5,13 @@ party allows) and `triskel` (what runs there leave). A kit travels to its party'
 there by itself, so every command takes a federation's folder or one kit.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from triskel.errors import JobError
+from triskel.untrusted import json_in
 
 Kind = Literal["server", "site", "admin"]
 SETTINGS: dict[Kind, str] = {
@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
         JobError: The file is not there, or holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_in(path)
     except (OSError, ValueError) as error:
         raise JobError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):

@@ -64,6 +64,7 @@ def _spawn(command: Sequence[str], kit: Kit, log: IO[bytes]) -> "subprocess.Pope
     environment = os.environ | {
         "PATH": os.pathsep.join((here, os.environ.get("PATH", os.defpath))),
         "PYTHONSAFEPATH": "1",  # nothing is imported from the kit
+        "TRISKEL_KIT": str(kit.path),
         "NVFLARE_STREAMING_MAX_BLOB_SIZE": str(BLOB_MB * 2**20),
     }
     if said := settle_threads(environment):

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 from triskel.errors import FederationError, JobError
+from triskel.federation.authority import RESERVED, admit, note_kits
 from triskel.federation.harden import harden
 from triskel.federation.kits import Kit, kit_at, read_json
 
@@ -56,9 +57,12 @@ class Plan:
         twice = sorted({site for site in self.sites if self.sites.count(site) > 1})
         if twice:
             raise JobError(f"--site names {', '.join(twice)} twice; each site needs its own name")
-        taken = sorted({"server", self.server} & set(self.sites))
+        lower = [site.lower() for site in self.sites]
+        taken = [site for site in self.sites if site.lower() in {*RESERVED, self.server.lower()}]
         if taken:
-            raise JobError(f"--site {taken[0]} is the server's name; choose another one")
+            raise JobError(f"--site {taken[0]} is not a name for a site; choose another one")
+        if len(set(lower)) < len(lower):
+            raise JobError("--site names sites that differ in case only; choose other names")
 
 
 def check(what: str, value: str, form: re.Pattern[str], must: str) -> None:
@@ -140,8 +144,9 @@ def add(folder: Path, sites: Sequence[str]) -> tuple[Kit, ...]:
     there = {str(each["name"]) for each in party}
     for site in sites:
         check("--site", site, NAME, "letters, digits and -")
-        if site in there:
+        if site.lower() in {name.lower() for name in there}:
             raise JobError(f"--site {site} is there already; choose another name")
+        admit(file.parent, site)
     before["participants"] = party + [_site(site) for site in dict.fromkeys(sites)]
     return _provision(folder, before)
 
@@ -207,6 +212,7 @@ def _provision(folder: Path, asked: dict[str, Any]) -> tuple[Kit, ...]:
         fresh = [p for p in sorted((whole / "prod_00").iterdir()) if not (kits / p.name).exists()]
         made = tuple(placed(path, kits) for path in fresh)
         shutil.copytree(whole / "state", authority / "state", dirs_exist_ok=True)
+    note_kits(authority, made)
     (authority / "project.json").write_text(json.dumps(asked, indent=2), encoding="utf-8")
     return made
 

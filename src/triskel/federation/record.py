@@ -14,6 +14,7 @@ from triskel.checkpoint import write_text
 from triskel.errors import JobError
 from triskel.federation.job import Request, asked_in, spec
 from triskel.federation.kits import Kit
+from triskel.untrusted import json_in
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def asked_of(kit: Kit, run: str) -> Request:
     """
     place = _request(kit, run)
     try:
-        return asked_in(json.loads(place.read_text(encoding="utf-8")))
+        return asked_in(json_in(place))
     except FileNotFoundError:
         raise JobError(f"{place} is missing: run {run} was not submitted from this kit") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

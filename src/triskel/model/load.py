@@ -50,6 +50,7 @@ def load(
     config = _config(source)
     family = family_of(config.model_type, task)
     options: dict[str, Any] = {
+        "trust_remote_code": False,
         "dtype": dtype_of(model),
         "attn_implementation": model.attention,
         "use_safetensors": True,
@@ -60,7 +61,7 @@ def load(
         options |= {"num_labels": classes, "ignore_mismatched_sizes": True}  # the head is new
     try:
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             loaded, notes = kind.from_pretrained(source, **options, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
@@ -129,7 +130,7 @@ def _native_bf16() -> bool:
 def _config(source: str) -> Any:
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(source)
+            return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise ModelError(
             f"model {source!r} is neither a folder with a config.json nor a reachable hub id: "

@@ -12,6 +12,7 @@ import torch
 
 from triskel.model.body import Body
 from triskel.model.load import limits, versions
+from triskel.untrusted import json_in
 
 
 def machine(device: torch.device) -> str:
@@ -45,7 +46,7 @@ def place_of(folder: Path, body: Body, *more: str) -> Path:
 def recalled(place: Path) -> Any:
     """Return what a file remembers; None where there is none that can be read."""
     try:
-        return json.loads(place.read_text(encoding="utf-8"))
+        return json_in(place)
     except (OSError, ValueError):
         return None
 

@@ -27,6 +27,7 @@ from triskel.model.blocks import Task
 from triskel.model.body import Body
 from triskel.model.load import quiet
 from triskel.types import Tensors
+from triskel.untrusted import checked, json_in
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -64,8 +65,8 @@ def read(folder: Path, body: Body) -> Tensors:
         ModelError: There is no such folder, or it does not fit this body.
     """
     try:
-        found = cast("dict[str, Any]", json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        found = cast("dict[str, Any]", json_in(folder / CONFIG))
+        with safe_open(checked(folder / WEIGHTS), framework="pt") as file:
             tensors = {from_peft(n): cast("Tensor", file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
@@ -271,8 +272,12 @@ def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], p
 
 def _base(source: str, task: Task, classes: Sequence[str]) -> tuple[Any, Any, torch.dtype]:
     """Return a base in float32, its tokenizer, and the type it is stored in."""
-    config: Any = transformers.AutoConfig.from_pretrained(source)
-    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    config: Any = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
     kind: Any = transformers.AutoModelForCausalLM
     if task == "classify":
         kind = transformers.AutoModelForSequenceClassification
@@ -280,7 +285,7 @@ def _base(source: str, task: Task, classes: Sequence[str]) -> tuple[Any, Any, to
             "id2label": dict(enumerate(classes)),
             "label2id": {name: index for index, name in enumerate(classes)},
         }
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return kind.from_pretrained(source, **options), tokenizer, stored
 
@@ -310,7 +315,7 @@ def _probe(model: Any) -> Tensor:
 
 
 def _unmergeable(adapter: Path, why: str) -> ModelError:
-    options: Mapping[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    options: Mapping[str, Any] = json_in(adapter / CONFIG)
     return ModelError(
         f"adapter kind {options.get('peft_type')} cannot be merged into this model: {why}; "
         "export it as an adapter instead"

@@ -21,6 +21,7 @@ from triskel.errors import CheckpointError, LimitError
 from triskel.policy.chain import AuditError, now
 from triskel.policy.draws import key_of
 from triskel.policy.rules import Budget
+from triskel.untrusted import json_in
 
 FILE = "spent.json"
 MB = 1_000_000
@@ -191,7 +192,7 @@ def accounts(folder: Path) -> dict[str, Account]:
     if not place.exists():
         return {}
     try:
-        raw: Any = json.loads(place.read_text(encoding="utf-8"))
+        raw: Any = json_in(place)
         return {name: _account(one) for name, one in raw.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AuditError(

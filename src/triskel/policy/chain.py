@@ -24,6 +24,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from triskel.errors import DataError, TriskelError
+from triskel.untrusted import UnreadableError, plain
 
 Entry = Mapping[str, Any]
 """A line: `n`, `at`, `what`, `previous`, `sha256`, and what it is about."""
@@ -172,7 +173,7 @@ def read(path: Path, *, seen: str | None = None) -> Iterator[Entry]:
         )
     found = seen is None
     try:
-        with path.open("rb") as file:
+        with os.fdopen(plain(path), "rb") as file:
             walk = _walk(file, Head(), str(path))
             while True:
                 try:
@@ -182,6 +183,8 @@ def read(path: Path, *, seen: str | None = None) -> Iterator[Entry]:
                     break
                 found = found or entry["sha256"].startswith(cast("str", seen).lower())
                 yield entry
+    except UnreadableError as error:
+        raise DataError(f"audit log {path} cannot be read: {error}") from error
     except OSError as error:
         raise DataError(f"audit log {path} cannot be read: {error.strerror}") from error
     if tail.piece:
@@ -259,8 +262,12 @@ class _Borrowed(io.RawIOBase):
 
 
 def _opened(path: Path) -> io.FileIO:
-    """Open a file to add to it; one that is made here is read by its owner only."""
-    return io.FileIO(path, "ab+", opener=lambda name, flags: os.open(name, flags, 0o600))
+    """Open a file to add to it, no link; one that is made here is read by its owner only."""
+
+    def opener(name: str | os.PathLike[str], flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o600)
+
+    return io.FileIO(path, "ab+", opener=opener)
 
 
 def _flush(folder: Path) -> None:

@@ -20,6 +20,7 @@ from filelock import FileLock
 from triskel.checkpoint import write_text
 from triskel.errors import DataError
 from triskel.policy.rules import Policy
+from triskel.untrusted import json_in
 
 FILE = "draws.json"
 BYTES = 32
@@ -91,7 +92,7 @@ class Draws:
     def _known(self) -> Mapping[str, str]:
         if not self._place.exists():
             return {}
-        found: object = json.loads(self._place.read_text(encoding="utf-8"))
+        found: object = json_in(self._place)
         if not isinstance(found, dict) or not all(
             isinstance(one, str) and len(one) == 2 * BYTES for one in found.values()
         ):

@@ -7,7 +7,6 @@ not allow: an empty policy refuses every job. `decide` holds a job against it.
 import difflib
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from pydantic.types import Strict
 
 from triskel.errors import TriskelError
 from triskel.job import CodecName, ModeName, Part
+from triskel.untrusted import TOML_MOST, data_of, toml_of
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -243,7 +243,7 @@ def load(path: Path) -> tuple[Policy, str]:
         PolicyError: The file is missing, is not TOML, or is not a policy.
     """
     try:
-        data = path.read_bytes()
+        data = data_of(path.resolve(), most=TOML_MOST)
         text = data.decode("utf-8")
     except FileNotFoundError:
         raise PolicyError(
@@ -253,6 +253,8 @@ def load(path: Path) -> tuple[Policy, str]:
         raise PolicyError(f"policy file {path} is not UTF-8 text: {error.reason}") from error
     except OSError as error:
         raise PolicyError(f"policy file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise PolicyError(f"policy file {path} cannot be read: {error}") from error
     policy = parse(text, where=str(path))
     base = path.resolve().parent
     rooted = {
@@ -272,8 +274,8 @@ def parse(text: str, *, where: str = "policy") -> Policy:
         PolicyError: The text is not TOML, or is not a policy.
     """
     try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raw = toml_of(text)
+    except ValueError as error:
         raise PolicyError(f"{where} is not valid TOML: {error}") from error
     try:
         return Policy.model_validate(raw)

@@ -1,12 +1,12 @@
 """Which model a folder holds: the SHA-256 of its weights, and its number of blocks."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from triskel.errors import DataError
+from triskel.untrusted import json_in
 
 DEPTH = ("num_hidden_layers", "n_layer")
 """Where configurations keep the number of blocks."""
@@ -48,7 +48,7 @@ def weights(folder: Path) -> Weights | None:
 
 def _blocks_of(file: Path) -> int | None:
     try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        config: Any = json_in(file)
     except (FileNotFoundError, ValueError):
         return None
     found = [config.get(key) for key in DEPTH] if isinstance(config, dict) else []

@@ -4,7 +4,6 @@ A content security policy in the page forbids every request, so a browser enforc
 checks. Style and script stand beside this file; plotly.js comes from the installed plotly.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from triskel.report.figures import draw
 from triskel.report.markup import Figure, script_json, text
 from triskel.report.reading import read
 from triskel.report.result import Result, inner, items
+from triskel.untrusted import json_in
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -57,7 +57,7 @@ def stored(folder: Path) -> dict[str, Any]:
     """
     source = folder / "result.json"
     try:
-        raw: object = json.loads(source.read_text(encoding="utf-8"))
+        raw: object = json_in(source)
     except FileNotFoundError:
         raise CheckpointError(
             f"{source} does not exist; give the folder of a run that finished a round"
@@ -136,7 +136,7 @@ def document(
 def _asked(folder: Path) -> Mapping[str, Any]:
     """Return what the run folder's request says, which results did not hold at first."""
     try:
-        asked: object = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        asked: object = json_in(folder / "request.json")
     except (OSError, ValueError):
         return {}
     return cast("dict[str, Any]", asked) if isinstance(asked, dict) else {}

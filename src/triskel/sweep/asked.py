@@ -15,6 +15,7 @@ from triskel.errors import CheckpointError, JobError
 from triskel.grid import Setting
 from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml
 from triskel.report.columns import ranked_by
+from triskel.untrusted import TOML_MOST, json_in, text_of
 
 RECORD = "sweep.json"
 
@@ -75,7 +76,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         CheckpointError: There is none, or it cannot be read.
     """
     try:
-        found: object = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found: object = json_in(folder / RECORD)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} is not a sweep folder: {error}") from error
     if not isinstance(found, dict):
@@ -151,7 +152,7 @@ def _identity(record: Mapping[str, Any]) -> object:
 def _job(file: Path, digest: str) -> Job:
     """Return the job of a setting, which must be the one that the sweep began with."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = text_of(file, most=TOML_MOST)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error}; put it back") from error
     if digest_of(text) != digest:

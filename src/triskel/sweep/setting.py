@@ -15,6 +15,7 @@ from triskel.report.columns import columns
 from triskel.round import Engine
 from triskel.sweep.asked import Sweep, digest_of
 from triskel.types import Event, Watch
+from triskel.untrusted import TOML_MOST, json_in, text_of
 
 Engines = Callable[[Job], Engine]
 
@@ -98,7 +99,7 @@ def _played(
 
 def _ask(place: Path, request: Request) -> None:
     """Ask a run folder for other rows, so that it goes on without one that failed."""
-    digest = digest_of((place / "job.toml").read_text(encoding="utf-8"))
+    digest = digest_of(text_of(place / "job.toml", most=TOML_MOST))
     asked = {**asdict(request), "job_sha256": digest}
     write_text(place / "request.json", json.dumps(asked, indent=1))
 
@@ -108,7 +109,7 @@ def _result(place: Path) -> Mapping[str, Any]:
     file = place / "result.json"
     if not file.exists():
         return {}
-    return cast("Mapping[str, Any]", json.loads(file.read_text(encoding="utf-8")))
+    return cast("Mapping[str, Any]", json_in(file))
 
 
 def _row(result: Mapping[str, Any], row: str) -> dict[str, Any]:

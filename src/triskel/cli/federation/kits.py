@@ -167,6 +167,50 @@ def join(
 
 
 @app.command()
+def revoke(
+    folder: Folder,
+    whom: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A party, or a certificate's number.",
+                       show_default=False),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:  # fmt: skip
+    """Take a site's or an administrator's certificate back, at the lead."""
+    from triskel.federation.authority import revoke as take_back
+    from triskel.policy.revoked import LIST
+
+    if not yes:
+        typer.confirm(f"Shut {whom!r} out of the federation for good?", abort=True)
+    for one in take_back(folder, whom):
+        typer.echo(f"{one.name}: certificate {one.serial} is revoked")
+    typer.echo(
+        f"Nodes of this folder refuse it from now on. For nodes elsewhere: send them "
+        f"{folder / 'ca' / LIST}; there, triskel federation deny FOLDER {LIST}"
+    )
+
+
+@app.command()
+def deny(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A kit, or a folder of kits.", show_default=False),
+    ],
+    revoked: Annotated[
+        Path,
+        typer.Argument(metavar="LIST", help="What the lead sent.", exists=True, dir_okay=False),
+    ],
+) -> None:
+    """Take up the lead's list of revoked certificates, at a node; it may be running."""
+    from triskel.federation.authority import install
+    from triskel.federation.kits import nodes_in
+
+    for kit in nodes_in(folder):
+        number = install(kit, revoked)
+        typer.echo(f"{kit.name} holds list {number} from now on")
+
+
+@app.command()
 def harden(folder: Folder) -> None:
     """Write the rules of a hardened node again, where they were changed."""
     from triskel.federation.harden import harden as tighten

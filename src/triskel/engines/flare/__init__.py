@@ -23,6 +23,7 @@ from triskel.engines.flare.signed import admit_once, signer_of
 from triskel.engines.flare.site import Site
 from triskel.errors import JobError, MessageError, TriskelError
 from triskel.policy.chain import now
+from triskel.policy.revoked import Revoked
 
 LOGGER = logging.getLogger("triskel.flare")
 STATUS = "triskel.status"
@@ -102,6 +103,8 @@ def _signed(spec: Mapping[str, Any], party: str = "") -> tuple[str | None, str]:
     authority = Path(workspace.get_file_path_in_startup("rootCA.pem"))
     try:
         signer = signer_of(app, authority, spec)
+        if Revoked(Path(workspace.get_root_dir())).holds(signer.serial):
+            raise JobError("is signed with a certificate that was revoked")  # noqa: TRY301 - said below
         admit_once(Path(workspace.get_root_dir()) / "triskel", spec, party, now())
     except JobError as error:
         LOGGER.warning("the job %s", error)

@@ -11,6 +11,7 @@ from typing import Any
 from triskel.checkpoint import write_text
 from triskel.engines.flare.calls import What
 from triskel.errors import CheckpointError, LimitError
+from triskel.untrusted import json_in
 
 
 class Answered:
@@ -45,7 +46,7 @@ class Answered:
         if not self._file.exists():
             return {}
         try:
-            found: Any = json.loads(self._file.read_text(encoding="utf-8"))
+            found: Any = json_in(self._file)
             return {str(r): {str(w): str(s) for w, s in one.items()} for r, one in found.items()}
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self._file} does not say what was tested: {error}") from error

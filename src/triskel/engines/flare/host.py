@@ -7,7 +7,6 @@ own storage, so that a job that was cut off goes on there when it is submitted a
 
 import json
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -48,6 +47,7 @@ from triskel.policy.rules import Policy, load, unsaid
 from triskel.round import Scores, Stage
 from triskel.stages import MAKERS, server_meter
 from triskel.types import ClientId, ClientState, Event, Watch
+from triskel.untrusted import copied, json_in
 from triskel.worker import Worker
 
 LOGGER = logging.getLogger("triskel.server")
@@ -127,10 +127,10 @@ class Host:
             self._told["text"] = ended.get("error", "done")
         try:
             if folder is not None and folder.is_dir():
-                shutil.copytree(folder, out, dirs_exist_ok=True, ignore=_checkpoints)
-        except OSError as error:
+                copied(folder, out, wanted=_told)
+        except (OSError, ValueError) as error:
             LOGGER.exception("the result was not copied")
-            why = error.strerror or "the server's log says more"
+            why = getattr(error, "strerror", "") or "the server's log says more"
             ended = {"done": False, "refused": False, "error": f"the result was not copied: {why}"}
         write_text(out / ENDED, json.dumps(ended, indent=1))
         return ended
@@ -224,7 +224,7 @@ class Host:
         if not self._roster.exists():
             return {}
         try:
-            known = json.loads(self._roster.read_text(encoding="utf-8"))
+            known = json_in(self._roster)
             return {client: one and Present(**one) for client, one in known.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._roster} does not say who takes part: {error}") from error
@@ -430,8 +430,6 @@ def _nobody(client: ClientId, watch: Watch) -> Worker:
     raise RoundError(f"client {client!r} works at its site, not here")
 
 
-def _checkpoints(folder: str, names: Sequence[str]) -> list[str]:
+def _told(place: str) -> bool:
     """Leave out of the result what only a server that goes on needs."""
-    return (
-        [n for n in names if n.endswith(".safetensors")] if "stages" in Path(folder).parts else []
-    )
+    return not (place.startswith("stages/") and place.endswith(".safetensors"))

@@ -7,6 +7,7 @@ from typing import Any
 from triskel.checkpoint import KEPT, Filed, write_text
 from triskel.store import Store
 from triskel.types import ClientId, ClientState
+from triskel.untrusted import json_in
 
 
 class Kept:
@@ -25,7 +26,7 @@ class Kept:
         self._index = folder / "kept.json"
         known: Any = {"rounds": [], "filed": {}}
         if self._index.exists():
-            known = json.loads(self._index.read_text(encoding="utf-8"))
+            known = json_in(self._index)
         self._rounds: list[int] = known["rounds"]
         self._filed: dict[int, str | None] = {int(r): s for r, s in known["filed"].items()}
 

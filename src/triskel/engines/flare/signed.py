@@ -23,6 +23,7 @@ from nvflare.lighter.utils import verify_folder_signature_and_get_signers
 from triskel.checkpoint import write_text
 from triskel.engines.flare.calls import text
 from triskel.errors import CheckpointError, JobError
+from triskel.untrusted import json_in
 
 SEEN = "submissions.json"
 OLDEST = timedelta(days=14)
@@ -69,7 +70,7 @@ def signer_of(app: Path, authority: Path, spec: Mapping[str, Any]) -> Signer:
 
 def _specs_in(config: Path) -> list[Any]:
     """Return what a configuration builds our classes with."""
-    found: Any = json.loads(config.read_text(encoding="utf-8"))
+    found: Any = json_in(config)
     return [
         one["args"]["spec"]
         for one in found.get("components", ())
@@ -99,7 +100,7 @@ def admit_once(folder: Path, spec: Mapping[str, Any], party: str, now: datetime)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):
-            known = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+            known = json_in(place) if place.exists() else {}
             kept = {n: t for n, t in known.items() if _moment(str(t)) >= now - OLDEST - AHEAD}
             if nonce not in kept:
                 write_text(place, json.dumps(kept | {nonce: at.isoformat()}))

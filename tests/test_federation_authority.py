@@ -1,0 +1,242 @@
+"""Names are signed for once, and what was signed can be taken back."""
+
+import shutil
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
+
+from triskel import cli
+from triskel.errors import JobError
+from triskel.federation import authority, kits
+from triskel.federation.distributed import approve, ask, found, join
+from triskel.federation.doorman import Guard
+from triskel.federation.provision import Plan, add, new
+from triskel.policy.revoked import Revoked, list_in, read, serials_in
+
+ANNA = "anna@lab.ch"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("authority") / "f"
+    new(folder, Plan(("bank", "clinic"), server="localhost", port=8002, admin=ANNA))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lead") / "f"
+    found(folder, Plan(("x",), server="host.ch", port=8002, admin=ANNA))
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "f"))
+
+
+@pytest.fixture
+def copied(lead: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(lead, tmp_path / "lead"))
+
+
+def kit(folder: Path, name: str) -> kits.Kit:
+    return next(one for one in kits.kits_in(folder) if one.name == name)
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def test_every_certificate_is_in_the_book(made: Path, lead: Path) -> None:
+    assert {one.name for one in authority.issued(made / "ca")} == {
+        *("server", "bank", "clinic", ANNA),
+    }
+    for one in authority.issued(made / "ca"):
+        paper = authority.certificate_of(kit(made, one.name))
+        assert int(one.serial, 16) == paper.serial_number
+    assert {one.name for one in authority.issued(lead / "ca")} == {"host.ch", ANNA}
+
+
+@pytest.mark.parametrize("name", ["bank", "BANK", ANNA, "Anna@Lab.ch"])
+def test_a_name_is_signed_for_once(name: str, copied: Path, tmp_path: Path) -> None:
+    first = ask(tmp_path / "one", name, "triskel")
+    if "@" not in name:
+        approve(copied, first)
+    second = ask(tmp_path / "two", name.swapcase() if name.isupper() else name, "triskel")
+    with pytest.raises(JobError, match="a name is signed for once"):
+        approve(copied, second)
+    assert not (second.parent / f"{name}.signed.zip").exists()
+
+
+@pytest.mark.parametrize("name", ["server", "Server", "localhost", "ca", "host-ch"])
+def test_names_of_the_server_and_the_authority_are_nobodys(
+    name: str, copied: Path, tmp_path: Path
+) -> None:
+    asked = ask(tmp_path / "one", name, "triskel")
+    if name == "host-ch":
+        approve(copied, asked)
+        return
+    with pytest.raises(JobError, match="is not a name for a site"):
+        approve(copied, asked)
+
+
+@pytest.mark.parametrize("sites", [("server",), ("LocalHost",), ("bank", "Bank"), ("ca",)])
+def test_kits_made_centrally_have_no_such_names_either(sites: tuple[str, ...]) -> None:
+    with pytest.raises(JobError, match="--site"):
+        Plan(sites)
+
+
+@pytest.mark.parametrize("site", ["bank", "Bank", "SERVER"])
+def test_a_site_is_not_added_under_a_name_that_is_taken(site: str, copy: Path) -> None:
+    with pytest.raises(JobError, match=r"is there already|is not a name"):
+        add(copy, [site])
+
+
+def test_a_certificate_is_valid_for_a_year(copied: Path, tmp_path: Path) -> None:
+    signed = approve(copied, ask(tmp_path / "site", "shop", "triskel"))
+    got = join(tmp_path / "site", signed.path, signed.fingerprint)
+    left = authority.certificate_of(got).not_valid_after_utc - datetime.now(UTC)
+    assert timedelta(days=364) < left <= timedelta(days=366)
+    assert authority.ending(got) == ""
+    soon = datetime.now(UTC) + timedelta(days=350)
+    assert authority.ending(got, soon).startswith("the certificate of shop ends in 1")
+    assert "has ended" in authority.ending(got, soon + timedelta(days=50))
+
+
+# --- lists ------------------------------------------------------------------------------------
+
+
+def test_a_revoked_certificate_is_on_a_list_that_every_node_holds(copy: Path) -> None:
+    serial = authority.certificate_of(kit(copy, "bank")).serial_number
+    (one,) = authority.revoke(copy, "Bank")
+    assert int(one.serial, 16) == serial
+    for name in ("server", "bank", "clinic"):
+        place = kit(copy, name).path
+        assert Revoked(place).holds(serial)
+        assert not Revoked(place).holds(serial + 1)
+    with pytest.raises(JobError, match="signed for no 'bank' that is not revoked"):
+        authority.revoke(copy, "bank")
+
+
+def test_one_certificate_is_revoked_by_its_number(copy: Path) -> None:
+    serial = authority.certificate_of(kit(copy, ANNA)).serial_number
+    authority.revoke(copy, f"{serial:x}")
+    assert [one.name for one in authority.issued(copy / "ca") if one.revoked] == [ANNA]
+
+
+def test_a_name_is_free_again_once_it_was_revoked(copied: Path, tmp_path: Path) -> None:
+    approve(copied, ask(tmp_path / "one", "shop", "triskel"))
+    authority.revoke(copied, "shop")
+    approve(copied, ask(tmp_path / "two", "shop", "triskel"))
+    assert [one.revoked for one in authority.issued(copied / "ca")][-2:] == [True, False]
+
+
+def test_a_list_grows_and_an_older_one_is_refused(copy: Path, tmp_path: Path) -> None:
+    authority.revoke(copy, "bank")
+    older = Path(shutil.copy(copy / "ca" / "revoked.pem", tmp_path / "older.pem"))
+    authority.revoke(copy, ANNA)
+    clinic = kit(copy, "clinic")
+    assert len(serials_in(read(list_in(clinic.path), clinic.path / "startup/rootCA.pem"))) == 2
+    with pytest.raises(JobError, match="is older than the list that clinic holds"):
+        authority.install(clinic, older)
+    assert len(Revoked(clinic.path).serials()) == 2
+
+
+def test_a_list_of_another_authority_is_refused(copy: Path, copied: Path, tmp_path: Path) -> None:
+    approve(copied, ask(tmp_path / "one", "shop", "triskel"))
+    authority.revoke(copied, "shop")
+    with pytest.raises(JobError, match="is not signed by the authority"):
+        authority.install(kit(copy, "clinic"), copied / "ca" / "revoked.pem")
+    assert not list_in(kit(copy, "clinic").path).exists()
+
+
+def linked(file: Path) -> None:
+    real = file.with_name("real.pem")
+    file.rename(real)
+    file.symlink_to(real)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [linked, cut, empty])
+def test_a_list_that_cannot_be_read_admits_nobody(
+    damage: Callable[[Path], None], copy: Path
+) -> None:
+    authority.revoke(copy, "bank")
+    damage(list_in(kit(copy, "clinic").path))
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"no list of revoked|cannot be read"):
+            Revoked(kit(copy, "clinic").path).holds(5)
+
+
+def test_the_commands_revoke_and_deny(copy: Path, tmp_path: Path) -> None:
+    elsewhere = Path(shutil.copytree(kit(copy, "clinic").path, tmp_path / "clinic"))
+    got = CliRunner().invoke(cli.app, ["federation", "revoke", str(copy), "bank", "--yes"])
+    assert got.exit_code == 0, got.output
+    assert "bank: certificate " in got.output
+    file = str(copy / "ca" / "revoked.pem")
+    got = CliRunner().invoke(cli.app, ["federation", "deny", str(elsewhere), file])
+    assert (got.exit_code, got.output.strip()) == (0, "clinic holds list 1 from now on")
+    got = CliRunner().invoke(cli.app, ["federation", "revoke", str(copy), "nobody", "--yes"])
+    assert got.exit_code
+    assert "signed for no 'nobody'" in got.output
+
+
+# --- the door ---------------------------------------------------------------------------------
+
+
+class Peer(ssl.SSLSocket):
+    """A connection with a certificate."""
+
+    def __init__(self, serial: int) -> None:
+        self.serial, self.closed = serial, False
+
+    def getpeercert(self, binary_form: bool = False) -> Any:  # type: ignore[override]  # noqa: ANN401, FBT001, FBT002
+        del binary_form
+        return {"serialNumber": f"{self.serial:X}"}
+
+    def shutdown(self, how: int) -> None:
+        del how
+        self.closed = True
+
+    def __del__(self) -> None:
+        """Have nothing to close."""
+
+
+def peer(serial: int) -> Any:  # noqa: ANN401 - stands in for a socket
+    found = Peer.__new__(Peer)
+    found.serial, found.closed = serial, False
+    return found
+
+
+def test_a_guard_shows_out_whoever_was_revoked_and_lets_them_in_no_more(copy: Path) -> None:
+    server = kit(copy, "server").path
+    serials = {n: authority.certificate_of(kit(copy, n)).serial_number for n in ("bank", "clinic")}
+    guard, inside = Guard(server), {name: peer(serial) for name, serial in serials.items()}
+    assert [guard.refuses(one) for one in inside.values()] == ["", ""]
+    guard.look()
+    authority.revoke(copy, "bank")
+    guard.look()
+    assert (inside["bank"].closed, inside["clinic"].closed) == (True, False)
+    assert guard.refuses(peer(serials["bank"])) == f"certificate {serials['bank']:x} is revoked"
+    assert guard.refuses(peer(serials["clinic"])) == ""
+    list_in(server).write_bytes(b"nonsense")
+    guard.look()
+    assert not inside["clinic"].closed, "whoever is in stays, and nobody new is let in"
+    assert "no list of revoked certificates" in guard.refuses(peer(serials["clinic"]))
+    guard.left(inside["clinic"])
+    assert SimpleNamespace(**vars(guard))._inside
