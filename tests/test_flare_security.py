@@ -11,6 +11,8 @@ import runpy
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -24,7 +26,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from triskel.federation import follow, job, kits, nodes
+from triskel.federation import authority, follow, job, kits, nodes
 from triskel.federation.provision import Plan, new
 
 HERE = Path(__file__).parent
@@ -72,20 +74,24 @@ def knock(there: Any, certificate: Path | None = None, key: Path | None = None) 
         return str(error)
 
 
-def expired(there: Any, place: Path) -> Path:
-    """Sign a certificate for a site's own key that ended yesterday."""
+def signed_again(there: Any, startup: Path, place: Path, days: int) -> Path:
+    """Sign another certificate for somebody's own key, that ends after so many days."""
     state = json.loads((there.folder / "ca" / "state" / "cert.json").read_text())
-    startup = there.kit("bank").path / "startup"
     mine = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
-    authority: Any = serialization.load_pem_private_key(state["root_pri_key"].encode(), None)
+    key: Any = serialization.load_pem_private_key(state["root_pri_key"].encode(), None)
     now = datetime.now(UTC)
     built = x509.CertificateBuilder(
         mine.issuer, mine.subject, mine.public_key(), x509.random_serial_number(),
-        now - timedelta(days=9), now - timedelta(days=1), list(mine.extensions),
+        now - timedelta(days=9), now + timedelta(days=days), list(mine.extensions),
     )  # fmt: skip
-    signed = built.sign(authority, hashes.SHA256())
+    signed = built.sign(key, hashes.SHA256())
     place.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     return place
+
+
+def expired(there: Any, place: Path) -> Path:
+    """Sign a certificate for a site's own key that ended yesterday."""
+    return signed_again(there, there.kit("bank").path / "startup", place, -1)
 
 
 def test_who_shows_no_valid_certificate_is_refused_and_named_in_the_servers_log(
@@ -109,6 +115,94 @@ def test_who_shows_no_valid_certificate_is_refused_and_named_in_the_servers_log(
         until(lambda line=line: line in there.log("server"), line, 5)
         assert there.log("server").count(why) > before
     assert knock(there, startup / "client.crt", startup / "client.key") in {"let in", "closed"}
+
+
+ASKS = """
+import os, sys, threading, time
+from pathlib import Path
+from triskel.federation import kits
+from triskel.federation.session import Session
+
+kit, there = kits.admin_in(Path(sys.argv[1])), []
+
+
+def answered(what):
+    done = []
+    hand = threading.Thread(target=lambda: done.append(what()), daemon=True)
+    hand.start()
+    hand.join(8)  # FLARE may try to reach a server that hung up for long
+    return done
+
+
+def ask():
+    try:
+        there[:] = there or [Session(kit, 5.0)]
+        return there[0].sites()
+    except Exception:
+        return []
+
+
+print("in" if any(answered(ask)) else "never in", flush=True)
+sys.stdin.readline()
+print("still in" if any(answered(ask)) else "out", flush=True)
+there.clear()
+print("in again" if any(answered(ask)) else "refused", flush=True)
+os._exit(0)
+"""
+
+
+def listed(there: Any, place: Path, name: str) -> str:
+    """Write a certificate into the authority's book; return its number."""
+    paper = x509.load_pem_x509_certificate(place.read_bytes())
+    authority.note(there.folder / "ca", name, paper)
+    return f"{paper.serial_number:x}"
+
+
+def test_who_is_revoked_is_shown_out_of_a_running_server_within_ten_seconds(
+    there: Any, tmp_path: Path
+) -> None:
+    """A site's connection is closed, and an administrator's; neither comes in again."""
+    startup = there.kit("bank").path / "startup"
+    paper = signed_again(there, startup, tmp_path / "bank.crt", 9)
+    number = listed(there, paper, "bank of before")
+    admin = Path(shutil.copytree(there.admin.path, tmp_path / "anna"))
+    of_admin = signed_again(there, admin / "startup", tmp_path / "anna.crt", 9)
+    shutil.copy(of_admin, admin / "startup" / "client.crt")
+    admins = listed(there, of_admin, "anna of before")
+    context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
+    context.load_cert_chain(paper, startup / "client.key")
+    asking = subprocess.Popen(
+        [sys.executable, "-c", ASKS, str(admin)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stdin is not None
+    assert asking.stdout is not None
+    with (
+        asking,
+        socket.create_connection(("127.0.0.1", there.plan.port), 5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+    ):
+        assert asking.stdout.readline().strip() == "in"
+        began = time.monotonic()
+        for one in (number, admins):
+            authority.revoke(there.folder, one)
+        wrapped.settimeout(10)
+        while wrapped.recv(1 << 16):  # what FLARE says first, then the end
+            pass
+        assert time.monotonic() - began < 10
+        closed = f"the connection of certificate {admins} was closed: it is revoked"
+        until(lambda: closed in there.log("server"), closed, 10)
+        assert time.monotonic() - began < 10
+        assert knock(there, paper, startup / "client.key") != "let in"
+        line = f"a connection from 127.0.0.1 was refused: certificate {number} is revoked"
+        until(lambda: line in there.log("server"), line, 5)
+        said, _ = asking.communicate("ask again\n", timeout=60)
+        assert said.split("\n")[:2] == ["out", "refused"]
+    assert f"was refused: certificate {admins} is revoked" in there.log("server")
+    with there.line() as line_:
+        assert line_.session().sites() == sorted(SITES), "the others are there as before"
 
 
 def test_a_node_of_another_federation_is_not_registered(there: Any, tmp_path: Path) -> None:
