@@ -245,13 +245,20 @@ def write_bytes(place: Path, data: bytes) -> None:
 def _write(place: Path, fill: Callable[[Path], object]) -> None:
     part = place.with_name(f"{place.name}.part")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        private(place.parent)
         fill(part)
         flush(part)
         part.replace(place)
     except OSError as error:
         drop(part)
         raise CheckpointError(f"{place} cannot be written: {error}") from error
+
+
+def private(folder: Path) -> None:
+    """Make a folder, where it is not there, that nobody else on the machine can open."""
+    if not folder.is_dir():
+        private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def drop(part: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from triskel.bench import Bench
-from triskel.checkpoint import write_text
+from triskel.checkpoint import private, write_text
 from triskel.errors import TriskelError
 from triskel.model.load import versions
 from triskel.types import Event, Watch
@@ -32,7 +32,7 @@ class Log(AbstractContextManager["Log"]):
     def __init__(self, place: Path, watch: Watch) -> None:
         """Open the log at its end."""
         self._watch = watch
-        place.parent.mkdir(parents=True, exist_ok=True)
+        private(place.parent)
         if place.exists():
             whole = place.read_bytes()
             place.write_bytes(whole[: whole.rfind(b"\n") + 1])

@@ -95,6 +95,7 @@ app.add_typer(federation.app, name="federation")
 def main() -> None:
     """Run the command line; a request to end is treated like Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
+    os.umask(0o077)  # run folders hold what texts left in adapters and figures
     app(prog_name="triskel")
 
 

@@ -78,6 +78,7 @@ def _spawn(command: Sequence[str], kit: Kit, log: IO[bytes]) -> "subprocess.Pope
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        umask=0o077,  # nobody else on the machine reads what a node writes
     )
 
 

@@ -166,6 +166,64 @@ def join(
     )
 
 
+Secret = Annotated[
+    Path | None,
+    typer.Option("--password-file", metavar="FILE", help="A file that holds the password.",
+                 exists=True, dir_okay=False),
+]  # fmt: skip
+
+
+def _password(file: Path | None) -> bytes:
+    from triskel.untrusted import data_of
+
+    if file is None:
+        return b""
+    try:
+        found = data_of(file, most=1 << 16).strip()
+    except (OSError, ValueError) as error:
+        raise JobError(f"--password-file {file} cannot be read: {error}") from error
+    if not found:
+        raise JobError(f"--password-file {file} holds no password")
+    return found
+
+
+@app.command()
+def pack(
+    kit: Annotated[Path, typer.Argument(metavar="KIT", help="A party's kit.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to; KIT.kit by default.")
+    ] = None,
+    password_file: Secret = None,
+) -> None:
+    """Write a kit as one file that only you can read, for its way to its party."""
+    from triskel.federation.kits import kit_at
+    from triskel.federation.pack import pack as packed
+
+    found = kit_at(kit)
+    if found is None:
+        raise JobError(f"{kit} is no kit; they are in FOLDER/kits")
+    password = _password(password_file)
+    target = packed(found, out or Path(f"{found.path.name}.kit"), password)
+    how = "encrypted" if password else "not encrypted: it holds a private key"
+    typer.echo(f"{target} holds the kit of {found.name}, {how}")
+
+
+@app.command()
+def unpack(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A packed kit.", exists=True, dir_okay=False),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the kit goes.")] = Path(),
+    password_file: Secret = None,
+) -> None:
+    """Write a packed kit where its party runs it."""
+    from triskel.federation.pack import unpack as unpacked
+
+    kit = unpacked(file, folder, _password(password_file))
+    _list_kits((kit,))
+
+
 @app.command()
 def revoke(
     folder: Folder,
