@@ -100,8 +100,8 @@ def sentences(
 BAD = {
     "modes = ": "policy is not valid TOML: Invalid value (at end of document)",
     'mode = ["params"]': "policy: unknown key 'mode'; did you mean 'modes'?",
-    "xyzzy = 1": "policy: unknown key 'xyzzy'; known here: budget, codecs, datasets, floors, "
-    "hours, leave, limits, models, modes, privacy, scores, site, split, submitters",
+    "xyzzy = 1": "policy: unknown key 'xyzzy'; known here: budget, codecs, datasets, flare, "
+    "floors, hours, leave, limits, models, modes, privacy, scores, site, split, submitters",
     'modes = ["parms"]': "policy: modes.0: input should be 'params', 'logits' or 'split', "
     "got 'parms'",
     'modes = "params"': "policy: modes: input should be a valid tuple, got 'params'",
@@ -197,7 +197,7 @@ def test_paths_of_datasets_are_relative_to_the_policy_and_its_checksum_is_the_fi
 def test_every_part_of_a_policy_is_frozen_and_closed() -> None:
     policy = parse(POLICY)
     parts = [v for v in dict(policy).values() if isinstance(v, BaseModel)]
-    assert len(parts) == 8
+    assert len(parts) == 9
     for part in [policy, policy.datasets["tickets"], *parts]:
         name = next(iter(type(part).model_fields))
         with pytest.raises(ValidationError):

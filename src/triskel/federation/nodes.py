@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from triskel.errors import FederationError
+from triskel.federation.filters import refuse
 from triskel.federation.harden import settle, weakness
 from triskel.federation.kits import Kit
 from triskel.federation.provision import need_flare
@@ -52,6 +53,7 @@ def start(kit: Kit) -> int | None:
     lost = weakness(kit)
     if lost is not None:
         raise FederationError(f"{kit.name} is not started: {lost}; `triskel federation harden`")
+    refuse(kit)
     script = kit.path / "startup" / "sub_start.sh"
     with (kit.path / "node.log").open("wb") as log:
         begun = _spawn(["bash", str(script), "--once"], kit, log)

@@ -157,6 +157,12 @@ class Hours(Part):
         return self
 
 
+class Flare(Part):
+    """What the site knows of FLARE's own rules."""
+
+    filters_do_not_apply: StrictBool = False
+
+
 class Policy(Part):
     """What a site allows."""
 
@@ -173,6 +179,7 @@ class Policy(Part):
     scores: ScoresOut = ScoresOut()
     budget: Budget = Budget()
     privacy: Privacy = Privacy()
+    flare: Flare = Flare()
     hours: Hours | None = None
 
     @field_validator("models")
@@ -306,6 +313,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "floors": Floors,
     "scores": ScoresOut,
     "budget": Budget,
+    "flare": Flare,
     "privacy": Privacy,
     "hours": Hours,
     "datasets": Dataset,

@@ -61,6 +61,9 @@ mb = 20000.0
 # noise = 1.0                # and carries noise of this multiplier or a larger one
 secure_aggregation = false   # true: the server must see sums only
 
+[flare]
+filters_do_not_apply = false # true: we know that filters in privacy.json do not see these jobs
+
 # [hours]                    # when jobs may start; left out: at any time
 # zone = "Europe/Zurich"
 # opens = "18:00"
