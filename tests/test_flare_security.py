@@ -123,14 +123,14 @@ from pathlib import Path
 from triskel.federation import kits
 from triskel.federation.session import Session
 
-kit, there = kits.admin_in(Path(sys.argv[1])), []
+kit, there, out = kits.admin_in(Path(sys.argv[1])), [], sys.stdout  # which a session redirects
 
 
-def answered(what):
+def answered(what, patience_s):
     done = []
     hand = threading.Thread(target=lambda: done.append(what()), daemon=True)
     hand.start()
-    hand.join(8)  # FLARE may try to reach a server that hung up for long
+    hand.join(patience_s)  # FLARE may try for long to reach a server that hung up
     return done
 
 
@@ -142,11 +142,11 @@ def ask():
         return []
 
 
-print("in" if any(answered(ask)) else "never in", flush=True)
+print("in" if any(answered(ask, 90)) else "never in", file=out, flush=True)
 sys.stdin.readline()
-print("still in" if any(answered(ask)) else "out", flush=True)
+print("still in" if any(answered(ask, 8)) else "out", file=out, flush=True)
 there.clear()
-print("in again" if any(answered(ask)) else "refused", flush=True)
+print("in again" if any(answered(ask, 8)) else "refused", file=out, flush=True)
 os._exit(0)
 """
 
