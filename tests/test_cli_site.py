@@ -1,6 +1,5 @@
 """`triskel site`: a policy is written, a job is held against it, a log is verified."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -13,17 +12,17 @@ from triskel.policy.budget import Spent
 from triskel.policy.chain import Chain
 from triskel.policy.rules import Budget, Policy, load
 from triskel.policy.template import TEMPLATE
+from triskel.policy.weights import weights as weights_of
 
 RUNNER = CliRunner()
-SHA = hashlib.sha256(b"weights").hexdigest()
-POLICY = f"""
+POLICY = """
 modes = ["params", "split"]
 submitters = ["ann"]
 [models]
-small = "{SHA}"
+small = "SHA"
 [datasets.tickets]
 paths = ["secret.csv"]
-columns = {{ text = "message", label = "team" }}
+columns = { text = "message", label = "team" }
 [leave]
 activations = true
 [split]
@@ -56,7 +55,19 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("jobs").mkdir()
     model(Path("models/small"), b"weights")
     Path("jobs/job.toml").write_text(JOB, encoding="utf-8")
-    Path("policy.toml").write_text(POLICY, encoding="utf-8")
+    admit()
+
+
+def admit() -> None:
+    """Write the policy, with the model as it is now."""
+    text = POLICY.replace("SHA", digest("models/small"))
+    Path("policy.toml").write_text(text, encoding="utf-8")
+
+
+def digest(folder: str) -> str:
+    found = weights_of(Path(folder))
+    assert found is not None
+    return found.sha256
 
 
 def model(folder: Path, weights: bytes, blocks: int = 30) -> None:
@@ -162,6 +173,7 @@ def test_the_cut_that_the_job_leaves_open_is_that_of_the_model_on_this_machine()
     Path("jobs/job.toml").write_text('mode = "split"\n' + JOB, encoding="utf-8")
     assert check()[0] == 0, "[4, 28] of 30 blocks"
     model(Path("models/small"), b"weights", blocks=12)
+    admit()
     assert [line.partition(":")[0] for line in check()[1].splitlines()] == [
         *("split.first", "split.last"),
     ]
@@ -189,14 +201,15 @@ def test_a_model_lies_beside_the_policy_and_not_beside_the_job() -> None:
 
 
 def test_every_model_that_the_site_would_load_is_held_against_the_policy() -> None:
-    other = hashlib.sha256(b"others").hexdigest()
-    policy = POLICY.replace('["params", "split"]', '["logits"]')
+    small = digest("models/small")
+    policy = POLICY.replace('["params", "split"]', '["logits"]').replace("SHA", small)
     policy = 'site = "bank"\n' + policy.replace("[leave]", "[leave]\ntexts = true")
     job = 'mode = "logits"\n' + JOB + "[logits]\nstudent = false\n"
     job += '[clients.each.bank]\nmodel = "own"\n'
     Path("jobs/job.toml").write_text(job, encoding="utf-8")
     Path("policy.toml").write_text(policy, encoding="utf-8")
     model(Path("models/own"), b"others")
+    other = digest("models/own")
     code, out, _ = check()
     assert code == 1
     assert out == (
@@ -206,15 +219,15 @@ def test_every_model_that_the_site_would_load_is_held_against_the_policy() -> No
     listed = policy.replace("[models]", f'[models]\nown = "{other}"')
     Path("policy.toml").write_text(listed, encoding="utf-8")
     assert check()[0] == 0
-    Path("policy.toml").write_text(listed.replace(SHA, "0" * 64), encoding="utf-8")
+    Path("policy.toml").write_text(listed.replace(small, "0" * 64), encoding="utf-8")
     code, out, _ = check()
     assert code == 1, "the server's model is loaded too, with a student or without"
-    assert f"SHA-256 '{SHA}'" in out
+    assert f"SHA-256 '{small}'" in out
 
 
 def test_the_site_itself_is_told_what_its_policy_allows_and_what_it_has() -> None:
     Path("models/small/model.safetensors").write_bytes(b"others")
-    has = hashlib.sha256(b"others").hexdigest()
+    has = digest("models/small")
     assert check("--by", "eve", "--at", "2026-11-16T20:00:00")[1].splitlines() == [
         "submitters: the job is submitted by 'eve'; this site takes jobs from ann",
         (

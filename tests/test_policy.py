@@ -31,7 +31,7 @@ from triskel.policy.decide import (
 from triskel.policy.expected import Sizes, round_bytes
 from triskel.policy.rules import SECTIONS, Hours, Policy, PolicyError, load, parse
 from triskel.policy.template import TEMPLATE
-from triskel.policy.weights import Weights, weights
+from triskel.policy.weights import weights
 from triskel.round import cohort
 from triskel.types import Message, Section
 
@@ -110,7 +110,7 @@ BAD = {
     'codecs = ["zip"]': "policy: codecs.0: input should be 'raw', 'fp32', 'bf16', 'fp16', 'int8' "
     "or 'int4', got 'zip'",
     '[models]\nsmall = "ab"': "policy: models names 'small' with 'ab', and a SHA-256 has 64 "
-    "hexadecimal digits; `sha256sum model.safetensors` shows it",
+    "hexadecimal digits; `triskel site hash FOLDER` prints it",
     '[datasets.t]\npath = "x.csv"\npaths = ["x"]\ncolumns = {a = "b"}': "policy: unknown key "
     "'datasets.t.path'; did you mean 'paths'?",
     '[datasets.t]\npaths = ["x.csv"]': "policy: datasets.t.columns is missing; give it, or leave "
@@ -670,19 +670,6 @@ def test_what_is_expected_of_params_is_what_the_meter_books() -> None:
     assert expected <= booked.message_bytes <= 1.01 * expected
 
 
-def test_a_model_is_known_by_the_checksum_of_its_weights(tmp_path: Path) -> None:
-    assert weights(tmp_path) is None
-    (tmp_path / "model.safetensors").write_bytes(b"one")
-    one = hashlib.sha256(b"one").hexdigest()
-    assert weights(tmp_path) == Weights(one, None)
-    (tmp_path / "config.json").write_text('{"n_layer": 12}', encoding="utf-8")
-    assert weights(tmp_path) == Weights(one, 12)
-    (tmp_path / "a.safetensors").write_bytes(b"two")
-    two = hashlib.sha256(b"two").hexdigest()
-    printed = f"{two}  a.safetensors\n{one}  model.safetensors\n"
-    assert weights(tmp_path) == Weights(hashlib.sha256(printed.encode()).hexdigest(), 12)
-
-
 @pytest.mark.parametrize("text", ["[]", "{", '{"n_layer": "12"}', '{"n_layer": true}', "{}"])
 def test_a_configuration_without_a_number_of_blocks_names_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"one")
@@ -694,7 +681,7 @@ def test_a_configuration_without_a_number_of_blocks_names_none(tmp_path: Path, t
 
 def test_a_model_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(DataError, match=r"model folder .* cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"model\.safetensors of model folder .* is no plain file"):
         weights(tmp_path)
 
 

@@ -9,6 +9,7 @@ from triskel.errors import DataError, JobError
 from triskel.policy import place
 from triskel.policy.place import MODELS, datasets, model_folder, models_of, placed, weights_of
 from triskel.policy.rules import load
+from triskel.policy.weights import weights
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
 house = sites["house"]
@@ -41,7 +42,7 @@ def test_a_name_is_a_folder_or_a_link_beside_the_policy(tmp_path: Path) -> None:
     assert model_folder("lab/large", policy) == own
     found = placed(there.job, policy)
     assert found.model.path == str((tmp_path / "tiny").resolve())
-    assert weights_of("tiny", policy) == place.weights(tmp_path / "tiny")
+    assert weights_of("tiny", policy) == weights(tmp_path / "tiny")
     assert weights_of("lab/large", policy) is None
 
 
@@ -112,7 +113,7 @@ def test_datasets_are_where_the_policy_says_and_nowhere_else(tmp_path: Path) -> 
     house(tmp_path)
     policy, _ = load(tmp_path / "bank" / "local" / "policy.toml")
     found = datasets(policy)
-    assert set(found) == {"reviews", "news.csv"}
+    assert set(found) == {"reviews", "tests", "news.csv"}
     assert found["reviews"].columns == {"text": "text", "label": "label", "answer": "answer"}
     (path,) = found["reviews"].paths
     assert path.resolve() == tmp_path / "bank" / "reviews.csv"

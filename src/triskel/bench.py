@@ -5,7 +5,7 @@ Texts are tokenised once per client and model.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,10 @@ class Loaded:
     )
 
 
+def _anything(_folder: str) -> None:
+    """Take any model; what a job names here is its own."""
+
+
 @dataclass
 class Bench:
     """A job, loaded.
@@ -73,6 +77,7 @@ class Bench:
         modes: What is played; empty is the job's own mode.
         loaded: What is shared with other seeds of the job.
         judge: Which rows models are scored on.
+        loaded_from: Called with a model's folder once it is loaded; may refuse it.
     """
 
     job: Job
@@ -82,6 +87,7 @@ class Bench:
     modes: Sequence[ModeName] = ()
     loaded: Loaded = field(default_factory=Loaded)
     judge: Judge = "test"
+    loaded_from: Callable[[str], None] = _anything
     _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
     _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
     _tests: dict[int, Mapping[ClientId, Examples]] = field(
@@ -123,14 +129,16 @@ class Bench:
             body = self.loaded.bodies[key]
             body.reseed(job.seed)
             return body
+        source = resolve(path, fetch=True, say=self._say)
         self.loaded.bodies[key] = load(
-            resolve(path, fetch=True, say=self._say),
+            source,
             model,
             job.adapter.model_copy(update={"rank": rank}),
             task=job.data.task,
             classes=len(self.federation.classes),
             seed=job.seed,
         )
+        self.loaded_from(source)
         return self.loaded.bodies[key]
 
     def _model(self, client: ClientId | None) -> tuple[str, int]:

@@ -18,6 +18,8 @@ from triskel.untrusted import TOML_MOST, json_in, json_of, plain, text_of
 
 Json = Mapping[str, Any]
 Kind = Literal["run", "seeds", "sweep"]
+LATEST = 1e11
+"""Seconds since 1970 that a clock may show; the year 5138."""
 LONGEST_LINE = 1 << 20
 """Characters of the first line of a log."""
 DEEPEST = 4
@@ -260,7 +262,15 @@ def _json(file: Path) -> Json:
 
 
 def _asked(request: Json) -> list[str]:
-    return [*request.get("baselines", ()), *request.get("modes", ())]
+    """Return what a run was asked for.
+
+    Raises:
+        CheckpointError: `request.json` does not say it.
+    """
+    parts = [request.get("baselines", []), request.get("modes", [])]
+    if not all(isinstance(part, list) and all(isinstance(x, str) for x in part) for part in parts):
+        raise CheckpointError("request.json does not name baselines and modes")
+    return [*parts[0], *parts[1]]
 
 
 def _has(result: Json, row: str) -> bool:
@@ -292,6 +302,7 @@ def _began(folder: Path, runs: Sequence[Path]) -> datetime:
 def _first_line(log: Path) -> float | None:
     try:
         with os.fdopen(plain(log), encoding="utf-8") as file:
-            return float(json_of(file.readline(LONGEST_LINE))["time"])
+            found = float(json_of(file.readline(LONGEST_LINE))["time"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a log that a kill cut in its first line tells no time
+    return found if 0 <= found < LATEST else None

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from triskel import __version__
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
@@ -29,10 +29,14 @@ from triskel.records import COLUMNS, DROPS
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
 from triskel.types import ClientId, Event, Watch
-from triskel.untrusted import TOML_MOST, json_in, text_of
+from triskel.untrusted import TOML_MOST, json_in, table_of, text_of
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
 """What a kill can leave before a run is one that can be resumed."""
+
+
+EVERY: tuple[BaselineName, ...] = get_args(BaselineName)
+JUDGES: tuple[Judge, ...] = get_args(Judge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +145,8 @@ def read_run(folder: Path) -> tuple[Job, Request]:
     """
     try:
         text = text_of(folder / "job.toml", most=TOML_MOST)
-        asked = json_in(folder / "request.json")
-        request = Request(
-            modes=tuple(asked["modes"]),
-            baselines=tuple(asked["baselines"]),
-            strict=bool(asked["strict"]),
-            judge=asked.get("judge", "test"),
-            drop_share=float(asked.get("drop_share", 0.0)),
-        )
+        asked = table_of(json_in(folder / "request.json"))
+        request = _request(asked)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is not a run folder: {error}; it needs job.toml and request.json"
@@ -159,6 +157,28 @@ def read_run(folder: Path) -> tuple[Job, Request]:
             "new run with --out"
         )
     return parse(text, where=str(folder / "job.toml")), request
+
+
+def _request(asked: Mapping[str, Any]) -> Request:
+    """Return what a run was asked for, as it was written down.
+
+    Raises:
+        ValueError: It names what there is not.
+    """
+    modes, baselines = list(asked["modes"]), list(asked["baselines"])
+    judge, share = asked.get("judge", "test"), float(asked.get("drop_share", 0.0))
+    for names, known in ((modes, MODE_NAMES), (baselines, EVERY), ([judge], JUDGES)):
+        if strange := [name for name in names if name not in known]:
+            raise ValueError(f"request.json names {strange[0]!r}")
+    if not 0 <= share < 1:
+        raise ValueError(f"request.json has drop_share = {share}")
+    return Request(
+        modes=tuple(modes),
+        baselines=tuple(baselines),
+        strict=bool(asked["strict"]),
+        judge=judge,
+        drop_share=share,
+    )
 
 
 def _run(

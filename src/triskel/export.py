@@ -151,13 +151,13 @@ def export_run(
             pad = sheet.padding if sheet.pooling == "last" else ""
             peft_folder.merge(source, base, making, classes=sheet.classes, pad=pad)
         else:
-            _adapter(source, making)
+            adapter_copied(source, making)
         _describe(making, sheet, merged=merge)
     say(f"{named} is in {target}")
     return target
 
 
-def _adapter(source: Path, making: Path) -> None:
+def adapter_copied(source: Path, making: Path) -> None:
     """Copy an adapter's two files, once they are what they are called.
 
     Raises:

@@ -35,8 +35,8 @@ FILES_MOST = 100_000
 """Files in a folder that is copied."""
 LONG_NUMBER = re.compile(r"\d{19}")
 BROKEN = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, RuntimeError, EOFError, OverflowError, LookupError),
 )
 """What zipfile raises of an archive that is damaged."""
 BARE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*")
@@ -166,7 +166,7 @@ def _children(value: object) -> Iterator[object]:
 def _shallow(found: object) -> None:
     """Refuse what is nested too deeply for whoever walks through it."""
     level: list[object] = [found]
-    for _ in range(DEEP_MOST + 1):
+    for _ in range(DEEP_MOST):
         level = [child for value in level for child in _children(value)]
         if not level:
             return

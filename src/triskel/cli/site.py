@@ -1,5 +1,6 @@
 """The commands of a site: its policy, and its audit log."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from triskel.cli.output import write_text
+from triskel.errors import JobError
 from triskel.job import load, parse
 
 app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
@@ -73,6 +75,25 @@ def site_check(
     typer.echo(
         f"{job} may run here: mode {asked.mode}, datasets {', '.join(sorted(wanted(asked)))}"
     )
+
+
+@app.command("hash")
+def site_hash(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A model's folder, an asset or a hub model.",
+                       show_default=False),
+    ],
+) -> None:  # fmt: skip
+    """Print the line that names a model in a policy: the SHA-256 of all that is loaded of it."""
+    from triskel.policy.place import model_folder
+    from triskel.policy.weights import weights
+
+    place = folder if folder.is_dir() else model_folder(str(folder), Path("policy.toml"))
+    found = None if place is None else weights(place)
+    if found is None:
+        raise JobError(f"{folder} holds no model in safetensors; fetch it, or name its folder")
+    typer.echo(f'{json.dumps(folder.name)} = "{found.sha256}"')
 
 
 @app.command("budget")

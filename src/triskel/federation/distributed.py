@@ -153,7 +153,7 @@ def _approve(folder: Path, asked: Path, *, ours: bool = False) -> Signed:
         *("--profile", authority / "profile.yml", "--out", target),
         *("--valid-days", str(VALID_DAYS)),
     )
-    note(authority, name, _certificate_in(target))
+    note(authority, name, signed_in(target))
     print_ = str(said.get("rootca_fingerprint_sha256") or said.get("root_ca_fingerprint") or "")
     return Signed(name, target, print_ or fingerprint(authority / "rootCA.pem"))
 
@@ -192,7 +192,7 @@ def _server_of(authority: Path) -> str:
         raise JobError(f"{authority / 'profile.yml'} does not name the server: {error}") from error
 
 
-def _certificate_in(signed: Path) -> "x509.Certificate":
+def signed_in(signed: Path) -> "x509.Certificate":
     """Return the certificate that was signed."""
     from cryptography import x509
 

@@ -32,7 +32,7 @@ class Circumstances:
         now: The time, with its zone.
         submitter: Who submits the job, as whoever authenticated them says.
         model: What the job calls the model, where it is not the one that the site trains.
-        model_sha256: SHA-256 of the weights that this model has at this site.
+        model_sha256: SHA-256 of all that is loaded of the model at this site.
         blocks: How many blocks that model has.
         clients: How many clients the federation has.
         round_bytes: What this site would send in a round, as `expected.round_bytes` says.

@@ -17,7 +17,7 @@ from triskel.message import show
 from triskel.policy.decide import Circumstances, Refusal, decide
 from triskel.policy.draws import files_of, key_of
 from triskel.policy.rules import Policy
-from triskel.policy.weights import Weights, weights
+from triskel.policy.weights import Seals, Weights
 
 MODELS = "models"
 """Folder beside the policy with models that jobs may name: a folder, or a link to one, for each."""
@@ -68,14 +68,25 @@ def _in_hub_cache(name: str) -> Path | None:
         return None
 
 
-def weights_of(name: str, policy: Path) -> Weights | None:
-    """Return what a model is on this machine, or None where it is not there."""
+def weights_of(name: str, policy: Path, seals: Seals | None = None) -> Weights | None:
+    """Return what a model is on this machine, or None where it is not there.
+
+    Args:
+        name: What a job calls it.
+        policy: The policy file.
+        seals: What keeps in mind what was hashed, for when it is loaded.
+    """
     folder = model_folder(name, policy)
-    return None if folder is None else weights(folder)
+    return None if folder is None else (seals or Seals()).close(folder)
 
 
 def decided(
-    policy: Policy, file: Path, job: Job, client: str, circumstances: Circumstances
+    policy: Policy,
+    file: Path,
+    job: Job,
+    client: str,
+    circumstances: Circumstances,
+    seals: Seals | None = None,
 ) -> list[Refusal]:
     """Return every reason why a job may not run at a site, with the models that are here.
 
@@ -85,15 +96,20 @@ def decided(
         job: The job.
         client: What the job calls the site.
         circumstances: All but the model, which is filled in for each that the site would load.
+        seals: What keeps in mind what was hashed, for when it is loaded.
     """
     found: list[Refusal] = []
     for name in models_of(job, client):
         try:
-            model = weights_of(name, file)
+            model = weights_of(name, file, seals)
         except JobError:
             asks = f"names a model by {show(name)}, which is no name"
             only = "opens models by their names only"
             found.append(Refusal(key="models", asks=asks, allows=only))
+            continue
+        except DataError as error:  # what is in the folder is the site's own affair
+            asks, why = f"runs model {show(name)}", f"does not load it: {error}"
+            found.append(Refusal(key="models", asks=asks, allows=why))
             continue
         known = model is not None and model.sha256 in policy.models.values()
         here = replace(

@@ -189,7 +189,7 @@ class Policy(Part):
             if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
                 raise ValueError(
                     f"names {name!r} with {sha256!r}, and a SHA-256 has 64 hexadecimal digits; "
-                    "`sha256sum model.safetensors` shows it"
+                    "`triskel site hash FOLDER` prints it"
                 )
         return {name: sha256.lower() for name, sha256 in models.items()}
 

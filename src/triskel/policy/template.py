@@ -14,8 +14,8 @@ modes = []                   # params, logits, split
 submitters = []              # who may submit jobs, by the exact name on their certificate
 codecs = ["fp32"]            # how floats may travel: raw, fp32, bf16, fp16, int8, int4
 
-[models]                     # a name of yours = SHA-256 of the weights, as sha256sum prints it
-# "SmolLM2-135M" = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+[models]                     # a name of yours = SHA-256, as `triskel site hash FOLDER` prints it
+# "SmolLM2-135M" = "faab6ed755a3b2537509750e5651e144bfcf4b73efd18761ec2bf018df0b2bad"
 
 # A job says data.train = "tickets" and data.text = "text"; only this file says where that is.
 # [datasets.tickets]

@@ -44,6 +44,7 @@ from triskel.policy.decide import (
 )
 from triskel.policy.place import datasets, placed, weights_of
 from triskel.policy.rules import Policy, load, unsaid
+from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage
 from triskel.stages import MAKERS, server_meter
 from triskel.types import ClientId, ClientState, Event, Watch
@@ -96,6 +97,7 @@ class Host:
         self._root, self._strange = root, strange
         self._told: dict[str, Any] = {"text": "asking the sites"}
         self._lock = threading.Lock()
+        self._seals = Seals()
         self.engine: Remote | None = None
 
     def play(self, out: Path) -> dict[str, Any]:
@@ -230,7 +232,7 @@ class Host:
             raise CheckpointError(f"{self._roster} does not say who takes part: {error}") from error
 
     def _decided(self, policy: Policy, job: Job) -> Sequence[Refusal]:
-        model = weights_of(job.model.path, self._policy_file)
+        model = weights_of(job.model.path, self._policy_file, self._seals)
         here = Circumstances(
             now=self._clock(),
             submitter=self._submitter,
@@ -321,6 +323,7 @@ class Host:
             watch=watch,
             choices=choices,
             present=self._present,
+            loaded_from=self._seals.check,
         )
 
     def _stage(self, name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:

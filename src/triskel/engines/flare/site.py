@@ -49,6 +49,7 @@ from triskel.policy.expected import round_bytes
 from triskel.policy.place import datasets, decided, placed
 from triskel.policy.rounding import rounded
 from triskel.policy.rules import Policy, load, unsaid
+from triskel.policy.weights import Seals
 from triskel.sheet import training_of
 from triskel.stages import MAKERS
 from triskel.types import Event, Message, Mode
@@ -105,6 +106,7 @@ class Site:
         self._facts: dict[str, int] = {}
         self._gate = Gate(self._audit, "fp32", 0.0, None)  # which lets nothing out
         self._spent: Spent | None = None
+        self._seals = Seals()
         self._policy, self._policy_sha256, self._clients = Policy(), "", 0
         self._job = Job()
         self._modes: dict[str, Mode[Any, Any, Worker]] = {}
@@ -313,7 +315,7 @@ class Site:
             test_rows=rows[1],
             short=tuple(short),
         )
-        return decided(self._policy, self._policy_file, job, self.name, here)
+        return decided(self._policy, self._policy_file, job, self.name, here, self._seals)
 
     @property
     def _files(self) -> list[str]:
@@ -341,6 +343,7 @@ class Site:
             federation=federate_own(self._job, self.name, named, draws.seed),
             watch=self._noted,
             choices=self._home / "choices.json",
+            loaded_from=self._seals.check,
         )
         return self._bench
 

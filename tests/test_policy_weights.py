@@ -1,0 +1,197 @@
+"""A model is known by all that is loaded of it, and held to that once it is loaded."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from triskel import cli
+from triskel.errors import DataError
+from triskel.policy.weights import NAMED, Seals, Weights, weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "tiny"
+    place.mkdir()
+    (place / "model.safetensors").write_bytes(b"one")
+    (place / "config.json").write_text('{"n_layer": 12}')
+    (place / "tokenizer.json").write_text("{}")
+    return place
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    place = tmp_path / "large"
+    place.mkdir()
+    for name in ("a", "b"):
+        (place / f"{name}.safetensors").write_bytes(name.encode())
+    (place / "config.json").write_text('{"num_hidden_layers": 3}')
+    index(place, x="a.safetensors", y="b.safetensors")
+    return place
+
+
+def index(place: Path, **where: object) -> None:
+    text = json.dumps({"weight_map": where})
+    (place / "model.safetensors.index.json").write_text(text)
+
+
+def by_hand(place: Path, *names: str) -> str:
+    """The digest as `sha256sum` would print it."""
+    sums = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in names}
+    lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_the_digest_is_of_configuration_tokenizer_and_weights(folder: Path, sharded: Path) -> None:
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    assert weights(folder) == Weights(by_hand(folder, *names), 12)
+    names = ("a.safetensors", "b.safetensors", "config.json", "model.safetensors.index.json")
+    assert weights(sharded) == Weights(by_hand(sharded, *names), 3)
+
+
+def test_what_is_not_loaded_does_not_count(folder: Path) -> None:
+    before = weights(folder)
+    (folder / "README.md").write_text("hello")
+    (folder / "pytorch_model.bin").write_bytes(b"not loaded")
+    (folder / "other.safetensors").write_bytes(b"nor this")
+    index(folder, x="other.safetensors")  # a whole file is taken before an index
+    assert weights(folder) == before
+    (folder / "model.safetensors").unlink()
+    assert weights(folder) != before
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_every_file_that_a_loader_opens_changes_the_digest(name: str, folder: Path) -> None:
+    before = weights(folder)
+    (folder / name).write_text('{"changed": 1}')
+    assert weights(folder) != before
+
+
+def test_a_folder_without_safetensors_holds_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    assert weights(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", ".x.safetensors",
+     "..\\x.safetensors", 3, None, ""],
+)  # fmt: skip
+def test_an_index_names_files_of_its_folder_only(name: object, sharded: Path) -> None:
+    (sharded.parent / "out.safetensors").write_bytes(b"others")
+    index(sharded, x="a.safetensors", y=name)
+    with pytest.raises(DataError, match=r"no file of the folder|cannot be read"):
+        weights(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}'])
+def test_an_index_that_is_none_is_refused(text: str, sharded: Path) -> None:
+    (sharded / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(DataError, match=r"model\.safetensors\.index\.json of model folder"):
+        weights(sharded)
+
+
+def outside(folder: Path) -> None:
+    (folder.parent / "key").write_bytes(b"secret")
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(folder.parent / "key")
+
+
+def piped(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+
+
+def adapted(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def linked_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "weights")
+    (folder / "model.safetensors").symlink_to(folder.parent / "weights")
+
+
+@pytest.mark.parametrize("change", [outside, piped, adapted, linked_weights])
+def test_a_folder_that_leads_elsewhere_is_not_loaded(
+    change: Callable[[Path], None], folder: Path
+) -> None:
+    change(folder)
+    with pytest.raises(DataError, match=r"link out of it|no plain file|remove it"):
+        weights(folder)
+
+
+def test_the_hubs_cache_may_link_into_its_own_blobs_and_nowhere_else(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "m" / "snapshots" / "abc", tmp_path / "m" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "1").write_bytes(b"one")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1")
+    assert weights(snapshot) == Weights(by_hand(snapshot, "model.safetensors"), None)
+    (tmp_path / "key").write_bytes(b"secret")
+    (snapshot / "config.json").symlink_to("../../../key")
+    with pytest.raises(DataError, match="link out of it"):
+        weights(snapshot)
+
+
+def edited(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"x": 1}')
+
+
+def edited_and_back(folder: Path) -> None:
+    place = folder / "model.safetensors"
+    about = place.stat()
+    place.write_bytes(b"two")
+    place.write_bytes(b"one")
+    os.utime(place, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def swapped_and_back(folder: Path) -> None:
+    shutil.copy(folder / "config.json", folder / "evil")
+    (folder / "config.json").rename(folder / "aside")
+    (folder / "evil").rename(folder / "config.json")
+    (folder / "config.json").rename(folder / "evil")
+    (folder / "aside").rename(folder / "config.json")
+
+
+def added(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{}")
+
+
+def removed(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("change", [edited, edited_and_back, swapped_and_back, added, removed])
+def test_what_was_changed_between_the_hash_and_the_load_is_found(
+    change: Callable[[Path], None], folder: Path
+) -> None:
+    seals = Seals()
+    assert seals.close(folder) == weights(folder)
+    seals.check(str(folder))
+    change(folder)
+    with pytest.raises(DataError, match="was changed while it was loaded"):
+        seals.check(str(folder))
+
+
+def test_what_was_never_hashed_is_not_loaded(folder: Path, sharded: Path) -> None:
+    seals = Seals()
+    seals.close(folder)
+    with pytest.raises(DataError, match="without being held to the policy"):
+        seals.check(str(sharded))
+
+
+def test_the_command_prints_the_line_of_a_policy(folder: Path, tmp_path: Path) -> None:
+    found = weights(folder)
+    assert found is not None
+    got = CliRunner().invoke(cli.app, ["site", "hash", str(folder)])
+    assert (got.exit_code, got.stdout) == (0, f'"tiny" = "{found.sha256}"\n')
+    got = CliRunner().invoke(cli.app, ["site", "hash", str(tmp_path)])
+    assert got.exit_code
+    assert "holds no model in safetensors" in got.output
