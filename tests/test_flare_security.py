@@ -136,16 +136,18 @@ def answered(what, patience_s):
 
 def ask():
     try:
-        there[:] = there or [Session(kit, 5.0)]
+        there[:] = there or [Session(kit, limit)]
         return there[0].sites()
     except Exception:
         return []
 
 
+limit = 60.0
 print("in" if any(answered(ask, 90)) else "never in", file=out, flush=True)
 sys.stdin.readline()
 print("still in" if any(answered(ask, 8)) else "out", file=out, flush=True)
 there.clear()
+limit = 5.0
 print("in again" if any(answered(ask, 8)) else "refused", file=out, flush=True)
 os._exit(0)
 """

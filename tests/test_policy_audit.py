@@ -18,7 +18,9 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from triskel import cli
 from triskel.codec import encode
 from triskel.errors import DataError
 from triskel.job import Job
@@ -490,3 +492,33 @@ def test_a_line_somebody_else_wrote_is_listed_without_harm(
     Chain(log, noon).append(what, about)
     (entry,) = read(log)
     assert line_of(entry).isprintable()
+
+
+def test_time_that_runs_backwards_is_a_finding_although_the_hashes_hold(log: Path) -> None:
+    times = [0, 10, 9, 11, 5, 30]
+    for second in times:
+        at = datetime(2026, 11, 27, 12, 0, second, tzinfo=UTC)
+        Chain(log, lambda at=at: at).append("told", {"facts": {}})
+    got = CliRunner().invoke(cli.app, ["site", "audit", str(log)])
+    assert got.exit_code == 1
+    assert "6 lines, none changed" in got.output
+    found = [line for line in got.output.splitlines() if "time runs backwards" in line]
+    assert [line.partition(":")[0] for line in found] == ["line 5"], "a second back is a clock's"
+
+
+def test_a_link_in_a_logs_place_is_neither_read_nor_written(log: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("")
+    log.symlink_to(victim)
+    with pytest.raises(AuditError, match="cannot be written"):
+        Chain(log).append("told", {})
+    with pytest.raises(DataError, match="is a link"):
+        list(read(log))
+    assert victim.read_text() == ""
+
+
+def test_a_link_in_its_locks_place_makes_no_file(log: Path, tmp_path: Path) -> None:
+    log.with_name(f"{log.name}.lock").symlink_to(tmp_path / "planted")
+    with pytest.raises(AuditError):
+        Chain(log).append("told", {})
+    assert not (tmp_path / "planted").exists()

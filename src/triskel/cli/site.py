@@ -128,10 +128,15 @@ def site_audit(
 ) -> None:
     """List what a site decided and what left it, and verify that no line was changed."""
     from triskel.policy.chain import START, read
-    from triskel.policy.listing import line_of
+    from triskel.policy.listing import Clock, line_of
 
-    last, count = START, 0
+    last, count, clock = START, 0, Clock()
     for entry in read(log, seen=seen):
         typer.echo(line_of(entry))
+        clock.saw(entry)
         last, count = entry.get("sha256", last), entry.get("n", count)
     typer.echo(f"{count} lines, none changed; the last one's SHA-256: {last}")
+    for finding in clock.findings:
+        typer.echo(finding)
+    if clock.findings:
+        raise typer.Exit(1)

@@ -1,6 +1,41 @@
 """Lines of an audit log, for people to read."""
 
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
 from triskel.policy.chain import Entry
+
+SET_BACK = timedelta(seconds=2)
+"""How far a clock that keeps time by others may be set back."""
+
+
+@dataclass
+class Clock:
+    """Follows the times of a log's lines.
+
+    Attributes:
+        findings: A sentence for each line that is from before the one above it.
+    """
+
+    findings: list[str] = field(default_factory=list[str])
+    _latest: datetime | None = None
+
+    def saw(self, entry: Entry) -> None:
+        """Take a line's time up."""
+        try:
+            when = datetime.fromisoformat(str(entry["at"]))
+            back = self._latest is not None and when < self._latest - SET_BACK
+        except (KeyError, ValueError, TypeError):
+            if "at" in entry:
+                self.findings.append(f"line {_plain(entry.get('n'))} has no time that can be read")
+            return
+        if back:
+            self.findings.append(
+                f"line {_plain(entry.get('n'))}: time runs backwards, from {self._latest} to "
+                f"{when}; a clock was set back, or the line was written at another time"
+            )
+        else:
+            self._latest = when
 
 
 def line_of(entry: Entry) -> str:

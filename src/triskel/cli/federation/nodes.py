@@ -31,6 +31,7 @@ Nodes = Annotated[
 @app.command()
 def start(folder: Folder, names: Nodes = None) -> None:
     """Start the server and the sites of this folder, in the background."""
+    from triskel.federation.authority import ending
     from triskel.federation.kits import nodes_in
     from triskel.federation.nodes import start as begin
     from triskel.federation.nodes import waiting_for
@@ -38,6 +39,8 @@ def start(folder: Folder, names: Nodes = None) -> None:
     since, kits = time.time(), nodes_in(folder, names or ())
     begun: list[Kit] = []
     for kit in kits:
+        if line := ending(kit):
+            typer.echo(line, err=True)
         number = begin(kit)
         if number is None:
             typer.echo(f"{kit.name} runs already")
