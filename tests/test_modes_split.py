@@ -749,7 +749,11 @@ def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_number_of_labels_that_is_not_what_was_sent_is_refused() -> None:
     one = case(counts=(3,), labels="shared")
     ask, _ = opened(one)
-    lying = replace(ask, facts={**ask.facts, "labelled": 1000})
+    with pytest.raises(MessageError, match="speaks of 1000 labels in a batch that has room for 3"):
+        one.mode.answer(
+            one.mode.start(), {"c0": replace(ask, facts={**ask.facts, "labelled": 1000})}
+        )
+    lying = replace(ask, facts={**ask.facts, "labelled": 2})
     with pytest.raises(MessageError, match="'labelled' is not the number"):
         one.mode.answer(one.mode.start(), {"c0": lying})
 

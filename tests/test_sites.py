@@ -195,7 +195,7 @@ def test_a_result_that_cannot_be_copied_is_said(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("triskel.engines.flare.host.shutil.copytree", full)
+    monkeypatch.setattr("triskel.engines.flare.host.copied", full)
     Meeting(there, there.spec("params")).play()
     ended = json.loads((tmp_path / "out" / "ended.json").read_text())
     assert not ended["done"]

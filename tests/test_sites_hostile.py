@@ -38,6 +38,7 @@ from triskel.policy import place as place_
 from triskel.policy.audit import Audit
 from triskel.policy.chain import AuditError, read
 from triskel.policy.expected import round_bytes
+from triskel.policy.weights import weights
 from triskel.types import Message
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
@@ -806,7 +807,9 @@ def test_nobody_is_told_which_models_are_on_a_machine_nor_their_checksums(tmp_pa
     assert len(set(said)) == 1
     assert said[0].startswith("models: the job runs model NAME; this site does not allow it; ")
     found = [one["refusals"][0] for one in read(tmp_path / "bank" / "triskel" / "audit.jsonl")]
-    has = hashlib.sha256(b"not in the policy").hexdigest()
+    theirs = weights(models / "theirs")
+    assert theirs is not None
+    has = theirs.sha256
     allows = "; this site allows tiny, each by its SHA-256, and has "
     assert found[0].endswith(f"{allows}this one with SHA-256 '{has}'")
     assert found[1].endswith(f"{allows}no weights of this one")

@@ -28,6 +28,8 @@ Judge = Literal["test", "validation"]
 """Which rows models are scored on."""
 Partition = Literal["natural", "iid", "dirichlet", "quantity", "shards", "length"]
 
+LONGEST_SHOWN = 80
+"""Characters of a value that an error repeats."""
 ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
 MODE_NAMES: tuple[ModeName, ...] = ("params", "logits", "split")
@@ -474,9 +476,12 @@ def _rooted(job: Job, base: Path) -> Job:
 
     def find(value: str, *, always: bool) -> str:
         there = base / value
-        if not value or Path(value).is_absolute() or not (always or there.exists()):
-            return value
-        return str(there.resolve())
+        try:
+            if not value or Path(value).is_absolute() or not (always or there.exists()):
+                return value
+            return str(there.resolve())
+        except (OSError, ValueError) as error:  # too long, or with a zero byte
+            raise JobError(f"{value[:LONGEST_SHOWN]!r} is no path: {error}") from error
 
     local = job.data.source in {"csv", "jsonl", "parquet", "clients"}
     files = {

@@ -60,7 +60,10 @@ class Plan:
         lower = [site.lower() for site in self.sites]
         taken = [site for site in self.sites if site.lower() in {*RESERVED, self.server.lower()}]
         if taken:
-            raise JobError(f"--site {taken[0]} is not a name for a site; choose another one")
+            whose = (
+                "the server's name" if taken[0] in {"server", self.server} else "no name for one"
+            )
+            raise JobError(f"--site {taken[0]} is {whose}; choose another one")
         if len(set(lower)) < len(lower):
             raise JobError("--site names sites that differ in case only; choose other names")
 
