@@ -16,9 +16,10 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from nvflare.lighter.utils import load_private_key_file, sign_folders
 
 from triskel.engines.flare.about import owned
-from triskel.engines.flare.signed import SEEN, admit_once, signer_of
+from triskel.engines.flare.signed import SEEN, admit_once, not_revoked, signer_of
 from triskel.errors import CheckpointError, JobError, MessageError
 from triskel.federation import kits
+from triskel.federation.authority import revoke
 from triskel.federation.distributed import approve, ask, found, join
 from triskel.federation.job import request, write
 from triskel.federation.provision import Plan
@@ -178,6 +179,25 @@ def test_what_was_taken_must_be_readable(text: str, tmp_path: Path) -> None:
     (tmp_path / SEEN).write_text(text)
     with pytest.raises(CheckpointError, match="does not say what was submitted"):
         admit_once(tmp_path, SPEC, "bank", NOW)
+
+
+def test_a_job_signed_with_a_revoked_certificate_is_not_taken(
+    lead: Path, sent: Path, tmp_path: Path
+) -> None:
+    """Nor is one where the list cannot be read; where that lies is told to nobody."""
+    folder = Path(shutil.copytree(lead, tmp_path / "lead"))
+    node = next(one for one in kits.kits_in(folder) if one.kind == "server").path
+    sign(lead, sent, "eve@lab.ch")
+    signer = signer_of(sent, authority(lead), spec_in(sent))
+    not_revoked(node, signer)
+    revoke(folder, "anna@lab.ch")
+    not_revoked(node, signer)
+    revoke(folder, "eve@lab.ch")
+    with pytest.raises(JobError, match=r"^is signed with a certificate that was revoked$"):
+        not_revoked(node, signer)
+    (node / "local" / "revoked.pem").write_bytes(b"damaged")
+    with pytest.raises(JobError, match=r"certificate that may have been revoked$"):
+        not_revoked(node, signer)
 
 
 def test_a_run_of_somebody_else_is_another_run() -> None:

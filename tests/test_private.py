@@ -17,7 +17,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from triskel import cli
 from triskel.checkpoint import write_text
 from triskel.errors import JobError
-from triskel.federation import kits
+from triskel.federation import kits, nodes
 from triskel.federation.pack import encrypted, pack, unpack
 from triskel.federation.provision import Plan, new
 from triskel.report.page import write_whole
@@ -155,6 +155,16 @@ def test_the_commands_pack_and_unpack(made: Path, tmp_path: Path) -> None:
     secret.write_text("\n")
     got = CliRunner().invoke(cli.app, [*words, "--password-file", str(secret)])
     assert "holds no password" in got.output
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_what_a_node_and_its_jobs_write_is_its_owners(made: Path, tmp_path: Path) -> None:
+    kit = bank(made)
+    with (tmp_path / "log").open("wb") as log:
+        script = f"mkdir {tmp_path}/d; touch {tmp_path}/d/f; echo $TRISKEL_KIT > {tmp_path}/d/kit"
+        assert nodes._spawn(["bash", "-c", script], kit, log).wait(30) == 0
+    assert modes(tmp_path / "d") == {0}
+    assert (tmp_path / "d" / "kit").read_text().strip() == str(kit.path)
 
 
 # --- runs -------------------------------------------------------------------------------------

@@ -19,11 +19,10 @@ from nvflare.fuel.f3.stats_pool import StatsPoolManager
 
 from triskel.engines.flare.calls import Lost, Reply, span, text, whole
 from triskel.engines.flare.host import Host
-from triskel.engines.flare.signed import admit_once, signer_of
+from triskel.engines.flare.signed import admit_once, not_revoked, signer_of
 from triskel.engines.flare.site import Site
 from triskel.errors import JobError, MessageError, TriskelError
 from triskel.policy.chain import now
-from triskel.policy.revoked import Revoked
 
 LOGGER = logging.getLogger("triskel.flare")
 STATUS = "triskel.status"
@@ -101,11 +100,11 @@ def _signed(spec: Mapping[str, Any], party: str = "") -> tuple[str | None, str]:
     workspace = collab.workspace
     app = Path(workspace.get_app_dir(collab.fl_ctx.get_job_id()))
     authority = Path(workspace.get_file_path_in_startup("rootCA.pem"))
+    root = Path(workspace.get_root_dir())
     try:
         signer = signer_of(app, authority, spec)
-        if Revoked(Path(workspace.get_root_dir())).holds(signer.serial):
-            raise JobError("is signed with a certificate that was revoked")  # noqa: TRY301 - said below
-        admit_once(Path(workspace.get_root_dir()) / "triskel", spec, party, now())
+        not_revoked(root, signer)
+        admit_once(root / "triskel", spec, party, now())
     except JobError as error:
         LOGGER.warning("the job %s", error)
         return None, str(error)

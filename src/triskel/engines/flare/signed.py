@@ -9,6 +9,7 @@ Errors are the rest of a sentence that begins with "the job".
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,8 +24,10 @@ from nvflare.lighter.utils import verify_folder_signature_and_get_signers
 from triskel.checkpoint import write_text
 from triskel.engines.flare.calls import text
 from triskel.errors import CheckpointError, JobError
+from triskel.policy.revoked import Revoked
 from triskel.untrusted import json_in
 
+LOGGER = logging.getLogger("triskel.flare")
 SEEN = "submissions.json"
 OLDEST = timedelta(days=14)
 """How long a submission may be on its way; a server lets a job wait for its sites for a week."""
@@ -76,6 +79,25 @@ def _specs_in(config: Path) -> list[Any]:
         for one in found.get("components", ())
         if isinstance(one, dict) and "spec" in one.get("args", {})
     ]
+
+
+def not_revoked(root: Path, signer: Signer) -> None:
+    """Refuse a signer whose certificate was taken back, or of whom that is not known.
+
+    Args:
+        root: The party's folder, which holds the list of revoked certificates.
+        signer: Who signed.
+
+    Raises:
+        JobError: It was, or the list cannot be read; where it lies is in this side's log alone.
+    """
+    try:
+        revoked = Revoked(root).holds(signer.serial)
+    except JobError as error:
+        LOGGER.error("%s", error)  # noqa: TRY400 - one sentence, with a path of this machine
+        raise JobError("is signed with a certificate that may have been revoked") from error
+    if revoked:
+        raise JobError("is signed with a certificate that was revoked")
 
 
 def admit_once(folder: Path, spec: Mapping[str, Any], party: str, now: datetime) -> None:
