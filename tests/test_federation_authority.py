@@ -183,6 +183,36 @@ def test_a_list_that_cannot_be_read_admits_nobody(
             Revoked(kit(copy, "clinic").path).holds(5)
 
 
+def test_a_damaged_list_is_replaced_by_a_whole_one(copy: Path) -> None:
+    authority.revoke(copy, "bank")
+    clinic = kit(copy, "clinic")
+    cut(list_in(clinic.path))
+    assert authority.install(clinic, copy / "ca" / "revoked.pem") == 1
+    assert len(Revoked(clinic.path).serials()) == 1
+
+
+def test_a_party_is_revoked_where_no_kit_is_left(copy: Path) -> None:
+    shutil.rmtree(copy / "kits")
+    assert [one.name for one in authority.revoke(copy, "bank")] == ["bank"]
+    assert (copy / "ca" / "revoked.pem").is_file()
+
+
+def test_a_node_that_cannot_take_the_list_keeps_it_from_nobody(copy: Path) -> None:
+    serial = authority.certificate_of(kit(copy, ANNA)).serial_number
+    (kit(copy, "bank").path / "startup" / "rootCA.pem").unlink()
+    with pytest.raises(JobError, match=r"revoked, and .* did not reach bank: "):
+        authority.revoke(copy, ANNA)
+    for name in ("server", "clinic"):
+        assert Revoked(kit(copy, name).path).holds(serial)
+
+
+def test_a_list_that_cannot_be_signed_leaves_the_book_as_it_was(copy: Path) -> None:
+    (copy / "ca" / "state" / "cert.json").unlink()
+    with pytest.raises(JobError):
+        authority.revoke(copy, "bank")
+    assert not [one for one in authority.issued(copy / "ca") if one.revoked]
+
+
 def test_the_commands_revoke_and_deny(copy: Path, tmp_path: Path) -> None:
     elsewhere = Path(shutil.copytree(kit(copy, "clinic").path, tmp_path / "clinic"))
     got = CliRunner().invoke(cli.app, ["federation", "revoke", str(copy), "bank", "--yes"])

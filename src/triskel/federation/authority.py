@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triskel.checkpoint import write_bytes, write_text
-from triskel.errors import JobError
-from triskel.federation.kits import Kit, kits_in, read_json
+from triskel.errors import CheckpointError, JobError
+from triskel.federation.kits import Kit, kit_at, read_json
 from triskel.policy.revoked import LIST, list_in, read
 from triskel.untrusted import data_of, json_in
 
@@ -142,7 +142,8 @@ def revoke(folder: Path, whom: str) -> list[Issued]:
         The certificates that were revoked.
 
     Raises:
-        JobError: There is no authority here, or no such certificate that is not revoked yet.
+        JobError: There is no authority here, or no such certificate that is not revoked yet; or the
+            list did not reach a node, which is named.
     """
     authority, entries = folder / "ca", issued(folder / "ca")
     found = [
@@ -160,12 +161,27 @@ def revoke(folder: Path, whom: str) -> list[Issued]:
         Issued(one.name, one.serial, one.until, one.revoked or one.serial in numbers)
         for one in entries
     ]
-    _write(authority, after)
     _sign(authority, [int(one.serial, 16) for one in after if one.revoked])
-    for kit in kits_in(folder):
-        if kit.kind != "admin":
+    _write(authority, after)
+    missed: list[str] = []
+    for kit in _nodes(folder):
+        try:
             install(kit, authority / LIST)
+        except (JobError, CheckpointError) as error:
+            missed.append(f"{kit.name}: {error}")
+    if missed:
+        raise JobError(
+            f"revoked, and {authority / LIST} says so, but it did not reach {'; '.join(missed)}; "
+            "`triskel federation deny` brings it there"
+        )
     return found
+
+
+def _nodes(folder: Path) -> list[Kit]:
+    """Return the nodes whose kits are still in a federation's folder."""
+    inside = folder / "kits"
+    found = [kit_at(path) for path in sorted(inside.iterdir())] if inside.is_dir() else []
+    return [kit for kit in found if kit is not None and kit.kind != "admin"]
 
 
 def _keys(authority: Path) -> tuple["x509.Certificate", Any]:
@@ -223,6 +239,14 @@ def number_of(found: "x509.CertificateRevocationList") -> int:
     return extension.value.crl_number
 
 
+def _number_held(held: Path, authority: Path) -> int:
+    """Return the number of the list that a node holds; 0 of none, and of one that is damaged."""
+    try:
+        return number_of(read(held, authority))
+    except JobError:
+        return 0
+
+
 def install(kit: Kit, file: Path) -> int:
     """Put a list into a node's kit; return its number.
 
@@ -231,7 +255,7 @@ def install(kit: Kit, file: Path) -> int:
     """
     authority = kit.path / "startup" / "rootCA.pem"
     found, held = read(file, authority), list_in(kit.path)
-    if held.exists() and number_of(read(held, authority)) > number_of(found):
+    if _number_held(held, authority) > number_of(found):
         raise JobError(f"{file} is older than the list that {kit.name} holds; ask for a newer one")
     write_bytes(held, data_of(file))
     return number_of(found)
