@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from triskel import bench as bench_
+from triskel.engines.flare import site as site_
 from triskel.engines.flare.about import own_code, owned
 from triskel.engines.flare.site import Site
 from triskel.errors import LimitError, RoundError
@@ -261,6 +263,70 @@ def test_a_job_ends_where_the_budget_does(tmp_path: Path) -> None:
     assert "budget.rounds: the job asks for more of a dataset than is left" in ended["error"]
     held = accounts(tmp_path / "bank" / "triskel").values()
     assert {one.ever["rounds"] for one in held} == {2.0}
+
+
+def test_jobs_are_counted_before_anything_is_read_also_those_that_are_refused_later(
+    tmp_path: Path,
+) -> None:
+    house = there.house(tmp_path)
+    allow(tmp_path, **{"budget.jobs": "2", "floors.train": "999"})
+    said = [hello(house, run=letter * 12)["error"] for letter in "abc"]
+    assert [one.partition(":")[0] for one in said] == ["floors.train"] * 2 + ["budget.jobs"]
+    assert hello(house, run="a" * 12)["error"].startswith("floors.train"), "it was counted before"
+
+
+def test_what_leaves_is_counted_against_the_budget_of_bytes(tmp_path: Path) -> None:
+    house = there.house(tmp_path)
+    allow(tmp_path, **{"budget.mb": "0.5"})  # less than what is booked at a time
+    ended = there.Meeting(house, house.spec("params")).play()
+    assert not ended["done"]
+    assert "budget.mb: what all jobs together may have" in ended["error"]
+    lines = read(tmp_path / "bank" / "triskel" / "audit.jsonl")
+    assert not [line for line in lines if line["what"] == "left"], "nothing left"
+
+
+def test_a_site_draws_by_its_own_secret_and_not_by_the_jobs_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[str]] = []
+    real = site_.federate_own
+
+    def looked(*what: Any) -> Any:
+        found = real(*what)
+        drawn.append(sorted(found.clients["bank"].train.text))
+        return found
+
+    monkeypatch.setattr(site_, "federate_own", looked)
+    for name in ("one", "two"):
+        house = there.house(tmp_path / name, rows=(60, 9, 20))
+        capped = replace(house, text=house.text + "[clients]\nexamples = 20\n")
+        for seed in ("", "seed = 7\n"):
+            text = seed + capped.text
+            reply = hello(replace(capped, text=text), run=("b" if seed else "a") * 12)
+            assert reply["state"] == "ready"
+    assert drawn[0] == drawn[1], "another seed of a job draws no other rows"
+    assert drawn[0] != drawn[2], "another site does"
+
+
+def test_a_model_that_is_changed_while_it_is_loaded_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = there.house(tmp_path)
+    real = bench_.load
+
+    def loaded(source: str, *rest: Any, **more: Any) -> Any:
+        body = real(source, *rest, **more)
+        place = Path(source) / "config.json"
+        place.write_bytes(place.read_bytes())
+        return body
+
+    monkeypatch.setattr(bench_, "load", loaded)
+    reply = hello(house)
+    assert (reply["state"], reply["error"]) == (
+        "failed", "DataError; the log of site 'bank' says more",
+    )  # fmt: skip
+    (*_, line) = read(tmp_path / "bank" / "triskel" / "audit.jsonl")
+    assert (line["what"], line["error"]) == ("failed", "DataError")
 
 
 def test_a_server_that_plays_on_is_stopped_by_the_budget(tmp_path: Path) -> None:
