@@ -262,6 +262,40 @@ def test_the_code_on_a_card_reaches_the_accuracy_of_the_run(
     assert right / len(texts) == result["modes"]["params"]["final"]["accuracy"]
 
 
+# --- what others planted ---
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_link_in_a_run_folder_exports_nothing_of_what_it_leads_to(
+    name: str,
+    merge: bool,  # noqa: FBT001 - a case
+    finished: Path,
+    tmp_path: Path,
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    place = copy / "adapters" / "split" / name
+    place.rename(tmp_path / "key")  # the very bytes, so that nothing but the link is wrong
+    place.symlink_to(tmp_path / "key")
+    with pytest.raises(CheckpointError, match=r"no adapter that can be exported: .* is a link"):
+        export_run(copy, tmp_path / "out", merge=merge, say=silent)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_weights_that_are_none_are_not_exported(
+    merge: bool,  # noqa: FBT001 - a case
+    finished: Path,
+    tmp_path: Path,
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    place = copy / "adapters" / "split" / "adapter_model.safetensors"
+    place.write_bytes(b"-----BEGIN PRIVATE KEY-----" * 99)
+    with pytest.raises(CheckpointError, match="holds no adapter that can be exported"):
+        export_run(copy, tmp_path / "out", merge=merge, say=silent)
+    assert not (tmp_path / "out").exists()
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 

@@ -145,6 +145,22 @@ def test_a_job_that_ends_is_sent_once_and_its_folder_copied(supervised: Supervis
     assert json.loads((supervised.out / "ended.json").read_text()) == {"done": True}
 
 
+def test_a_result_with_a_link_in_it_is_not_taken(supervised: Supervised, tmp_path: Path) -> None:
+    """A server chooses what it sends; what a link leads to is the administrator's own."""
+    (tmp_path / "key").write_text("secret")
+
+    class Sends(Played):
+        def fetch(self, number: str, target: Path) -> Path:
+            folder = super().fetch(number, target)
+            (folder / "adapters").mkdir()
+            (folder / "adapters" / "adapter_model.safetensors").symlink_to(tmp_path / "key")
+            return folder
+
+    with pytest.raises(FederationError, match=r"the result of job job1 is not taken: .* is a link"):
+        supervised.run(Sends([DONE]), patient=False)
+    assert not (supervised.out / "adapters").exists()
+
+
 def test_a_job_without_an_end_is_sent_again_under_its_run_to_who_is_there(
     supervised: Supervised,
 ) -> None:

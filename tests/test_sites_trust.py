@@ -16,6 +16,8 @@ import torch
 from triskel import bench as bench_
 from triskel.engines.flare import site as site_
 from triskel.engines.flare.about import own_code, owned
+from triskel.engines.flare.gate import Gate
+from triskel.engines.flare.host import Host
 from triskel.engines.flare.site import Site
 from triskel.errors import LimitError, RoundError
 from triskel.modes.params import Params
@@ -140,6 +142,14 @@ def test_a_job_whose_signature_does_not_hold_is_refused_before_anything_is_read(
     (line,) = read(tmp_path / "bank" / "triskel" / "audit.jsonl")
     assert (line["allowed"], line["by"]) == (False, None)
     assert not (tmp_path / "bank" / "triskel" / "spent.json").exists()
+
+
+def test_a_server_takes_no_job_whose_signature_does_not_hold(tmp_path: Path) -> None:
+    house = there.house(tmp_path)
+    host = Host(tmp_path / "server", house.spec("params"), {}, None, strange="was played before")
+    assert host.play(tmp_path / "out")["error"] == (
+        "the server refuses: submitters: the job was played before"
+    )
 
 
 # --- few rows ---------------------------------------------------------------------------------
@@ -423,6 +433,25 @@ def test_a_site_counts_for_what_it_said_that_it_holds(says: Any, tmp_path: Path)
         assert shares == {"clinic": 7 / 23, "shop": 16 / 23}
     finally:
         party.close()
+
+
+def test_a_whole_job_holds_each_site_to_what_it_said(tmp_path: Path) -> None:
+    house = there.house(tmp_path)
+    text = house.text.replace("patience_s = 20", "patience_s = 20\nquorum = 0.6")
+    lying = replace(house, text=text)
+    meeting = there.Meeting(lying, lying.spec("params"))
+    real = Gate.leaving
+
+    def more(self: Any, message: Any, stage: str, round_: int) -> bytes:
+        if self is meeting.sites["bank"]._gate and "examples" in message.facts:
+            message = replace(message, facts={**message.facts, "examples": 2**60})
+        return real(self, message, stage, round_)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gate, "leaving", more)
+        assert meeting.play()["done"]
+    rounds = json.loads((meeting.out / "result.json").read_text())["modes"]["params"]["rounds"]
+    assert all("it said that it holds 11" in one["absent"]["bank"] for one in rounds)
 
 
 def test_the_result_shows_each_share_and_none_is_above_the_jobs_most(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from glob import escape
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
@@ -36,7 +37,7 @@ from triskel.sheet import (
     training_of,
 )
 from triskel.types import Tensors
-from triskel.untrusted import TOML_MOST, checked, copied, json_in, table_of, text_of
+from triskel.untrusted import TOML_MOST, copied, json_in, table_of, text_of
 
 ADAPTERS = "adapters"
 OWN_MODELS: tuple[StageName, ...] = ("logits", "local")
@@ -149,7 +150,9 @@ def export_run(
             base = _base(job, sheet, client, say)
             say(f"merging {named} into {base}")
             pad = sheet.padding if sheet.pooling == "last" else ""
-            peft_folder.merge(source, base, making, classes=sheet.classes, pad=pad)
+            with TemporaryDirectory(prefix="triskel-") as name:  # peft would follow links
+                adapter_copied(source, Path(name))
+                peft_folder.merge(Path(name), base, making, classes=sheet.classes, pad=pad)
         else:
             adapter_copied(source, making)
         _describe(making, sheet, merged=merge)
@@ -165,8 +168,6 @@ def adapter_copied(source: Path, making: Path) -> None:
     """
     names = (peft_folder.CONFIG, peft_folder.WEIGHTS)
     try:
-        for name in names:
-            checked(source / name)
         copied(source, making, wanted=lambda place: place in names)
         table_of(json_in(making / peft_folder.CONFIG))
         with safe_open(making / peft_folder.WEIGHTS, framework="pt") as file:
