@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from nvflare.lighter.utils import load_private_key_file, sign_folders
 
+from triskel.engines import flare
 from triskel.engines.flare.about import owned
 from triskel.engines.flare.signed import SEEN, admit_once, not_revoked, signer_of
 from triskel.errors import CheckpointError, JobError, MessageError
@@ -198,6 +200,32 @@ def test_a_job_signed_with_a_revoked_certificate_is_not_taken(
     (node / "local" / "revoked.pem").write_bytes(b"damaged")
     with pytest.raises(JobError, match=r"certificate that may have been revoked$"):
         not_revoked(node, signer)
+
+
+def test_each_side_verifies_takes_once_and_asks_the_list(
+    lead: Path, sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `Server` and `Client` do with the folder that FLARE put in its place."""
+    folder = Path(shutil.copytree(lead, tmp_path / "lead"))
+    node = next(one for one in kits.kits_in(folder) if one.kind == "server").path
+    workspace = SimpleNamespace(
+        get_app_dir=lambda job: str(sent) if job == "7" else "",
+        get_file_path_in_startup=lambda name: str(node / "startup" / name),
+        get_root_dir=lambda: str(node),
+    )
+    there = SimpleNamespace(workspace=workspace, fl_ctx=SimpleNamespace(get_job_id=lambda: "7"))
+    monkeypatch.setattr(flare, "collab", there)
+    spec = spec_in(sent)
+    assert flare._signed(spec) == (None, "is not signed by a member of this federation")
+    sign(lead, sent, "eve@lab.ch")
+    assert flare._signed(spec, "shop") == (None, "was not submitted to site 'shop'")
+    assert flare._signed(spec, "bank") == ("eve@lab.ch", "")
+    assert flare._signed(spec, "bank") == (None, "was played before, and cannot be replayed")
+    revoke(folder, "eve@lab.ch")
+    (node / "triskel" / SEEN).unlink()
+    why = "is signed with a certificate that was revoked"
+    assert flare._signed(spec, "bank") == (None, why)
+    assert not (node / "triskel" / SEEN).exists()
 
 
 def test_a_run_of_somebody_else_is_another_run() -> None:
