@@ -182,5 +182,9 @@ def test_whatever_the_command_line_writes_is_its_owners_whatever_the_umask(tmp_p
 def test_a_run_folder_opens_for_its_owner_alone_also_from_python(tmp_path: Path) -> None:
     write_text(tmp_path / "run" / "stages" / "done.json", "{}")
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+    assert modes(tmp_path / "run") == {0}
+    for _ in range(2):
+        write_text(tmp_path / "spent.json", "{}")  # in a folder that is open to others
+        assert stat.S_IMODE((tmp_path / "spent.json").stat().st_mode) == 0o600
     write_whole(tmp_path / "report.html", "page")
     assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o600

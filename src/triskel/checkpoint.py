@@ -246,6 +246,7 @@ def _write(place: Path, fill: Callable[[Path], object]) -> None:
     part = place.with_name(f"{place.name}.part")
     try:
         private(place.parent)
+        part.touch(mode=0o600)  # what fills it keeps that
         fill(part)
         flush(part)
         part.replace(place)

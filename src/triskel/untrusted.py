@@ -39,7 +39,6 @@ BROKEN = (
     *(NotImplementedError, RuntimeError, EOFError, OverflowError, LookupError),
 )
 """What zipfile raises of an archive that is damaged."""
-BARE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*")
 
 
 class UnreadableError(ValueError):
@@ -288,7 +287,7 @@ def printable(word: str) -> bool:
     >>> printable("bank-a"), printable("bank" + chr(13) + "all is well")
     (True, False)
     """
-    return BARE.fullmatch(word) is not None and word.isprintable()
+    return word.isprintable()
 
 
 def table_of(value: object) -> Mapping[str, Any]:

@@ -83,7 +83,6 @@ class Draws:
                 if name not in known:
                     known = {**known, name: secrets.token_hex(BYTES)}
                     write_text(self._place, json.dumps(known, indent=1))
-                    self._place.chmod(0o600)
                 return bytes.fromhex(known[name])
         except (OSError, ValueError) as error:
             why = f"{self._place}, by which rows are drawn, cannot be kept: {error}"
