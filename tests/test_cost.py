@@ -548,6 +548,30 @@ def test_a_product_that_the_counter_does_not_know_raises(
         count(llama, Piece("train"))
 
 
+@pytest.mark.parametrize("piece", [Piece("train"), Piece("forward"), Piece("trunk", 1, 2)], ids=str)
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_a_rotary_table_made_by_a_product_is_counted(
+    task: str, piece: Piece, folder: Callable[[str], Path]
+) -> None:
+    """Versions of transformers differ: 5.17 makes it by a product, one for all rows."""
+    body = Bodies(folder)("llama", task)
+    rotary = body.blocks.model.model.rotary_emb
+    plain = count(body, piece)
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+            inverse = rotary.inv_freq[None, :, None].expand(len(position_ids), -1, 1)
+            angles = (inverse.float() @ position_ids[:, None, :].float()).transpose(1, 2)
+            table = torch.cat((angles, angles), dim=-1)
+            return table.cos().to(x.dtype), table.sin().to(x.dtype)
+
+    body.blocks.model.model.rotary_emb = Product()
+    found = count(body, piece)
+    for rows, tokens, scored in ((1, 9, 1), (4, 6, 4), (5, 31, 5)):
+        more = found.of(rows, tokens, scored) - plain.of(rows, tokens, scored)
+        assert more == 2 * (HEAD_DIM // 2) * tokens
+
+
 def test_a_cost_that_is_no_polynomial_of_its_shape_raises(llama: Body) -> None:
     class Cubic(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 torch's own formulas count the real model on a few tiny shapes. A batch of B rows padded to T
 tokens with S scored positions costs
 
-    flops(B, T, S) = B·(c₀ + c₁ T + c₂ T²) + c₃ S + c₄
+    flops(B, T, S) = B·(c₀ + c₁ T + c₂ T²) + c₃ S + c₄ + c₅ T
 
-exactly: matrix products are linear in rows, attention is quadratic in tokens, and products of
-factors, which some adapters make of their own weights, do not depend on the batch. The fit is
+exactly: matrix products are linear in rows, attention is quadratic in tokens, products of factors,
+which some adapters make of their own weights, do not depend on the batch, and some versions of
+transformers make the rotary table, one for all rows, by a product. The fit is
 solved in rational numbers and checked on a shape it has not seen; a product the counter does not
 know, or a miss on that shape, raises. Bytes saved for backward are a polynomial of the same shape
 plus terms that do not grow with B (rotary tables, masks), and another one for texts so long that
@@ -37,11 +38,11 @@ from triskel.types import Batch
 
 PieceKind = Literal["train", "forward", "bottom", "trunk", "top"]
 PRODUCTS = ("mm", "matmul", "attention", "conv", "linear", "einsum", "dot", "mv", "lstm", "gru")
-SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4))
+SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4), (3, 9, 4))
 """(B, T, S) that are counted; the last one is the check. One row alone would share memory that
 more rows do not."""
 Shape = tuple[int, int, int]
-Flops = tuple[int, int, int, int, int]
+Flops = tuple[int, int, int, int, int, int]
 WORTH_KEEPING_S = 0.1
 """A count that took longer than this is remembered."""
 ADAM_BYTES = 8
@@ -94,8 +95,8 @@ class Cost:
 
     def of(self, rows: int, tokens: int, scored: int) -> int:
         """Return the FLOPs of a batch; a multiplication and an addition count two."""
-        c0, c1, c2, c3, c4 = self.flops
-        return rows * (c0 + c1 * tokens + c2 * tokens * tokens) + c3 * scored + c4
+        c0, c1, c2, c3, c4, c5 = self.flops
+        return rows * (c0 + c1 * tokens + c2 * tokens**2) + c3 * scored + c4 + c5 * tokens
 
     def bytes_of(self, rows: int, tokens: int, scored: int) -> int:
         """Return bytes kept for the backward pass of a batch."""
@@ -318,7 +319,7 @@ def _bytes_of(saved: Sequence[Fraction], rows: int, tokens: int, scored: int) ->
 
 
 def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
-    return [Fraction(x) for x in (rows, rows * tokens, rows * tokens**2, scored, 1)]
+    return [Fraction(x) for x in (rows, rows * tokens, rows * tokens**2, scored, 1, tokens)]
 
 
 def _saved_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
