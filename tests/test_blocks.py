@@ -201,6 +201,18 @@ def test_a_missing_tensor_is_named() -> None:
         body.logits({n: p for n, p in body.parameters(body.initial).items() if n != name}, batch)
 
 
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_blocks_may_wrap_what_they_return(family: str) -> None:
+    """Some versions of transformers return a tuple, of some models."""
+    body, batch = made(family, "classify")
+    leaves = body.parameters(body.initial)
+    with torch.no_grad():
+        wanted = body.logits(leaves, batch)
+        for block in body.blocks.list:
+            block.register_forward_hook(lambda _module, _args, out: (out, "more"))
+        assert torch.equal(body.logits(leaves, batch), wanted)
+
+
 def test_an_unknown_architecture_and_a_task_it_cannot_do_are_refused() -> None:
     unknown = tiny.model("llama")
     unknown.config.model_type = "t5"

@@ -205,7 +205,7 @@ class Blocks:
                 if kind not in rotary:
                     rotary[kind] = self._rotary(h, places, kind)
                 extra = {"position_embeddings": rotary[kind], "position_ids": places}
-            h = self.list[index](h, attention_mask=self._causal_mask(h, kind), **extra)
+            h = _state(self.list[index](h, attention_mask=self._causal_mask(h, kind), **extra))
         return h
 
     def _run_encoder(self, h: Tensor, lengths: Tensor, low: int, high: int) -> Tensor:
@@ -213,7 +213,7 @@ class Blocks:
         mask = torch.zeros(blocked.shape, dtype=h.dtype, device=h.device)
         mask = mask.masked_fill(blocked, torch.finfo(h.dtype).min)[:, None, None, :]
         for index in range(low, high):
-            h = self.list[index](h, attention_mask=mask)
+            h = _state(self.list[index](h, attention_mask=mask))
         return h
 
     def window(self, index: int, tokens: int) -> int:
@@ -273,3 +273,8 @@ class Blocks:
         if cap and self.head_name == "lm_head":  # Gemma 2
             logits = cap * torch.tanh(logits / cap)
         return logits
+
+
+def _state(out: Tensor | tuple[Any, ...]) -> Tensor:
+    """Return the hidden state of what a block returns; some versions of transformers wrap it."""
+    return out[0] if isinstance(out, tuple) else out
