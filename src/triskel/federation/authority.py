@@ -5,16 +5,19 @@ names of the server and of the authority for nobody else. `ca/revoked.pem` is th
 hold; it has a number that only grows, so that none takes an older list for a newer one.
 """
 
+import contextlib
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from triskel.checkpoint import write_bytes, write_text
-from triskel.errors import CheckpointError, JobError
-from triskel.federation.kits import Kit, kit_at, read_json
+from triskel.errors import JobError, TriskelError
+from triskel.federation.kits import Kit, kits_here, read_json
 from triskel.policy.revoked import LIST, list_in, read
 from triskel.untrusted import data_of, json_in
 
@@ -40,39 +43,61 @@ class Issued:
         serial: Its number, in hex digits.
         until: When it ends, in ISO form.
         revoked: Whether it is on the list.
+        key: The SHA-256 of its public key, in hex digits.
     """
 
     name: str
     serial: str
     until: str
     revoked: bool = False
+    key: str = ""
 
 
 def issued(authority: Path) -> list[Issued]:
     """Return every certificate that was signed, the last one last.
+
+    Where there is no book yet, the certificates that FLARE keeps beside the authority's key count.
 
     Raises:
         JobError: The book is damaged.
     """
     book = authority / ISSUED
     if not book.exists():
-        return []
+        return _kept(authority / "state" / "cert.json")
     try:
         return [Issued(**one) for one in json_in(book)]
     except (OSError, ValueError, TypeError) as error:
         raise JobError(f"{book} does not say whom was signed for: {error}") from error
 
 
-def admit(authority: Path, name: str, also: Sequence[str] = ()) -> None:
+def _kept(state: Path) -> list[Issued]:
+    """Return the certificates that FLARE keeps of a federation made centrally."""
+    from cryptography import x509
+
+    if not state.is_file():
+        return []
+    found: list[Issued] = []
+    for name, kept in read_json(state).items():
+        if isinstance(kept, dict):
+            pem = str(cast("dict[str, Any]", kept).get("cert"))
+            try:
+                found.append(_entry(name, x509.load_pem_x509_certificate(pem.encode())))
+            except ValueError as error:
+                raise JobError(f"{state} holds no certificate of {name!r}: {error}") from error
+    return found
+
+
+def admit(authority: Path, name: str, also: Sequence[str] = (), key: str = "") -> None:
     """Refuse a name that somebody has, or that is nobody's to have.
 
     Args:
         authority: The authority's folder.
         name: Who asks.
         also: More names that are taken: the server's, the federation's.
+        key: The SHA-256 of the public key that is to be signed, where there is one already.
 
     Raises:
-        JobError: It is taken or reserved.
+        JobError: It is taken or reserved, or the key was signed before.
     """
     low = name.lower()
     if low in RESERVED | {one.lower() for one in also}:
@@ -81,16 +106,60 @@ def admit(authority: Path, name: str, also: Sequence[str] = ()) -> None:
         if one.name.lower() == low and not one.revoked:
             raise JobError(
                 f"{one.name!r} has a certificate, number {one.serial}; a name is signed for once: "
-                f"`triskel federation revoke {authority.parent} {one.name}` first, if it is lost"
+                f"`triskel federation revoke {authority.parent} {one.name}` first, if it is lost, "
+                "or --renew, if it goes on"
             )
+    _fresh(authority, key)
+
+
+def succeed(authority: Path, name: str, key: str = "") -> Issued:
+    """Return the certificate that a new one is to follow, where a party may have a new one.
+
+    Raises:
+        JobError: The party has none, or has been renewed before and the older one is not revoked
+            yet, or the key was signed before.
+    """
+    valid = [one for one in issued(authority) if one.name == name and not one.revoked]
+    if not valid:
+        raise JobError(
+            f"{authority} signed for no {name!r} that is not revoked; only such a certificate is "
+            "renewed, so leave out --renew"
+        )
+    if len(valid) > 1:
+        raise JobError(
+            f"{name!r} has {len(valid)} certificates already; "
+            f"`triskel federation revoke {authority.parent} {valid[0].serial}` the older one first"
+        )
+    _fresh(authority, key)
+    return valid[0]
+
+
+def _fresh(authority: Path, key: str) -> None:
+    """Refuse a key that was signed before, by whatever name and also if it was revoked."""
+    for one in issued(authority):
+        if key and one.key == key:
+            raise JobError(
+                f"the key of this request was signed before, for {one.name!r}, number {one.serial};"
+                " a party asks with a new key: `triskel federation request` makes one"
+            )
+
+
+def key_of(public: Any) -> str:  # noqa: ANN401 - any kind of key
+    """Return the SHA-256 of a public key, in hex digits."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    data = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(data).hexdigest()
 
 
 def note(authority: Path, name: str, certificate: "x509.Certificate") -> None:
     """Write down a certificate that was signed."""
-    entry = Issued(
-        name, f"{certificate.serial_number:x}", certificate.not_valid_after_utc.isoformat()
-    )
-    _write(authority, [*issued(authority), entry])
+    _write(authority, [*issued(authority), _entry(name, certificate)])
+
+
+def _entry(name: str, certificate: "x509.Certificate") -> Issued:
+    until, key = certificate.not_valid_after_utc.isoformat(), key_of(certificate.public_key())
+    return Issued(name, f"{certificate.serial_number:x}", until, key=key)
 
 
 def note_kits(authority: Path, kits: Sequence[Kit]) -> None:
@@ -128,7 +197,20 @@ def ending(kit: Kit, now: datetime | None = None) -> str:
     if left > timedelta(days=WARN_DAYS):
         return ""
     when = f"ends in {left.days} days" if left > timedelta(0) else "has ended"
-    return f"the certificate of {kit.name} {when}; ask the lead for a new kit"
+    return f"the certificate of {kit.name} {when}; `triskel federation renew` makes a new one"
+
+
+def left_over(folder: Path) -> list[str]:
+    """Return a line for each party that was renewed and whose older certificate still counts."""
+    valid = [one for one in issued(folder / "ca") if not one.revoked]
+    times = Counter(one.name for one in valid)
+    first = {one.name: one for one in reversed(valid)}
+    return [
+        f"{name} has {times[name]} certificates; once its new kit is in use: "
+        f"`triskel federation revoke {folder} {first[name].serial}`"
+        for name in sorted(times)
+        if times[name] > 1
+    ]
 
 
 def revoke(folder: Path, whom: str) -> list[Issued]:
@@ -157,31 +239,27 @@ def revoke(folder: Path, whom: str) -> list[Issued]:
             f"{authority} signed for no {whom!r} that is not revoked; it did for {known}"
         )
     numbers = {one.serial for one in found}
-    after = [
-        Issued(one.name, one.serial, one.until, one.revoked or one.serial in numbers)
-        for one in entries
-    ]
+    after = [replace(one, revoked=one.revoked or one.serial in numbers) for one in entries]
     _sign(authority, [int(one.serial, 16) for one in after if one.revoked])
-    _write(authority, after)
-    missed: list[str] = []
-    for kit in _nodes(folder):
-        try:
-            install(kit, authority / LIST)
-        except (JobError, CheckpointError) as error:
-            missed.append(f"{kit.name}: {error}")
-    if missed:
-        raise JobError(
-            f"revoked, and {authority / LIST} says so, but it did not reach {'; '.join(missed)}; "
-            "`triskel federation deny` brings it there"
-        )
+    _write(authority, after)  # after the list, so that what failed is done by doing it again
+    _hand_out(folder, authority / LIST)
     return found
 
 
-def _nodes(folder: Path) -> list[Kit]:
-    """Return the nodes whose kits are still in a federation's folder."""
-    inside = folder / "kits"
-    found = [kit_at(path) for path in sorted(inside.iterdir())] if inside.is_dir() else []
-    return [kit for kit in found if kit is not None and kit.kind != "admin"]
+def _hand_out(folder: Path, file: Path) -> None:
+    """Put a list into every node that is here, also if one of them does not take it."""
+    failed: list[str] = []
+    for kit in kits_here(folder):
+        try:
+            if kit.kind != "admin":
+                install(kit, file)
+        except (TriskelError, OSError) as error:
+            failed.append(f"{kit.name} does not take it ({error})")
+    if failed:
+        raise JobError(
+            f"revoked, and {file} says so, but {'; '.join(failed)}; mend that, then there: "
+            f"`triskel federation deny KIT {file}`"
+        )
 
 
 def _keys(authority: Path) -> tuple["x509.Certificate", Any]:
@@ -239,23 +317,21 @@ def number_of(found: "x509.CertificateRevocationList") -> int:
     return extension.value.crl_number
 
 
-def _number_held(held: Path, authority: Path) -> int:
-    """Return the number of the list that a node holds; 0 of none, and of one that is damaged."""
-    try:
-        return number_of(read(held, authority))
-    except JobError:
-        return 0
-
-
 def install(kit: Kit, file: Path) -> int:
     """Put a list into a node's kit; return its number.
+
+    A list that cannot be read, which admits nobody, is replaced by any that the authority signed.
 
     Raises:
         JobError: The authority of the kit did not sign it, or the kit holds a newer one.
     """
+    from cryptography.hazmat.primitives.serialization import Encoding
+
     authority = kit.path / "startup" / "rootCA.pem"
-    found, held = read(file, authority), list_in(kit.path)
-    if _number_held(held, authority) > number_of(found):
+    found, held, number = read(file, authority), list_in(kit.path), 0
+    with contextlib.suppress(JobError):
+        number = number_of(read(held, authority)) if held.exists() else 0
+    if number > number_of(found):
         raise JobError(f"{file} is older than the list that {kit.name} holds; ask for a newer one")
-    write_bytes(held, data_of(file))
+    write_bytes(held, found.public_bytes(Encoding.PEM))
     return number_of(found)

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from triskel.errors import FederationError, JobError
-from triskel.federation.authority import VALID_DAYS, admit, note
-from triskel.federation.kits import Kit
+from triskel.federation.authority import VALID_DAYS, admit, key_of, note, succeed
+from triskel.federation.kits import Kit, kit_at
 from triskel.federation.provision import (
     ADMIN,
     HOST,
@@ -29,6 +29,7 @@ from triskel.federation.provision import (
     placed,
     private,
 )
+from triskel.federation.startup import swap
 from triskel.untrusted import json_in, json_of, members, printable, table_of
 
 if TYPE_CHECKING:
@@ -72,16 +73,24 @@ def found(folder: Path, plan: Plan) -> tuple[tuple[Kit, ...], str]:
     file = authority / "profile.yml"
     file.write_text(json.dumps(profile, indent=2), encoding="utf-8")  # JSON is YAML
     flare("cert", "init", "--profile", file, "-o", authority)
-    server = {"name": plan.server, "type": "server", "org": "lead", "fed_learn_port": plan.port}
-    server |= {"admin_port": plan.port, "default_host": plan.server, "host_names": [plan.server]}
-    admin = {"name": plan.admin, "type": "admin", "org": org_of(plan.admin), "role": "lead"}
     made: list[Kit] = []
     print_ = ""
-    for party in (server, admin):
-        signed = _approve(folder, _ask(folder, plan.name, party), ours=True)
+    for party in (server_party(plan.server, plan.port), admin_party(plan.admin)):
+        signed = sign(folder, ask_as(folder, plan.name, party), ours=True)
         print_ = signed.fingerprint
         made.append(join(folder, signed.path, print_))
     return tuple(made), print_
+
+
+def server_party(host: str, port: int) -> dict[str, Any]:
+    """Return what FLARE asks of a server."""
+    server = {"name": host, "type": "server", "org": "lead", "fed_learn_port": port}
+    return server | {"admin_port": port, "default_host": host, "host_names": [host]}
+
+
+def admin_party(name: str) -> dict[str, Any]:
+    """Return what FLARE asks of an administrator."""
+    return {"name": name, "type": "admin", "org": org_of(name), "role": "lead"}
 
 
 def ask(folder: Path, name: str, federation: str) -> Path:
@@ -99,14 +108,20 @@ def ask(folder: Path, name: str, federation: str) -> Path:
     check("--federation", federation, NAME, "letters, digits and -")
     if "@" in name:
         check("the administrator", name, ADMIN, "a name such as anna@lab.example")
-        party = {"name": name, "type": "admin", "org": org_of(name), "role": "lead"}
+        party = admin_party(name)
     else:
         check("--site", name, NAME, "letters, digits and -")
         party = {"name": name, "type": "client", "org": org_of(name)}
-    return _ask(folder, federation, party)
+    return ask_as(folder, federation, party)
 
 
-def _ask(folder: Path, federation: str, party: Mapping[str, Any]) -> Path:
+def ask_as(folder: Path, federation: str, party: Mapping[str, Any]) -> Path:
+    """Make a key that stays here, and a request of a party as FLARE describes it.
+
+    Raises:
+        JobError: The request was made before.
+        FederationError: FLARE refused.
+    """
     name = str(party["name"])
     place = folder / "requests" / name
     if (place / f"{name}.request.zip").exists():
@@ -121,21 +136,30 @@ def _ask(folder: Path, federation: str, party: Mapping[str, Any]) -> Path:
     return place / f"{name}.request.zip"
 
 
-def approve(folder: Path, asked: Path) -> Signed:
+def approve(folder: Path, asked: Path, *, renew: bool = False) -> Signed:
     """Sign a request with the federation's authority.
 
+    Args:
+        folder: The federation's folder.
+        asked: The request.
+        renew: Whether the party has a certificate, which this one is to follow.
+
     Raises:
-        JobError: The folder holds no authority, or the file is no request of a site or an
-            administrator.
+        JobError: The folder holds no authority, the file is no request of a site or an
+            administrator, or its name or key is not one to sign for.
         FederationError: FLARE refused.
     """
     kind = request_of(asked).get("kind")
     if kind not in {"site", "user"}:
         raise JobError(f"{asked} asks to be a {kind}; only sites and administrators are admitted")
-    return _approve(folder, asked)
+    return sign(folder, asked, renew=renew)
 
 
-def _approve(folder: Path, asked: Path, *, ours: bool = False) -> Signed:
+def sign(folder: Path, asked: Path, *, renew: bool = False, ours: bool = False) -> Signed:
+    """Sign a request, also of the lead's own parties (`ours`); see `approve`.
+
+    The book names a certificate before its file is where it can be sent.
+    """
     authority = folder / "ca"
     if not (authority / "rootCA.key").is_file():
         raise JobError(
@@ -143,17 +167,23 @@ def _approve(folder: Path, asked: Path, *, ours: bool = False) -> Signed:
             "makes one"
         )
     name = str(request_of(asked)["name"])
-    if not ours:
-        admit(authority, name, [_server_of(authority)])
+    key = _key_in(asked, name)
+    if renew:
+        succeed(authority, name, key)
+    elif not ours:
+        admit(authority, name, [_server_of(authority)], key)
     target = asked.parent / f"{name}.signed.zip"
     if target.exists():
         raise JobError(f"{target} exists; send it, or remove it to sign again")
-    said = flare(
-        *("cert", "approve", asked, "-c", authority),
-        *("--profile", authority / "profile.yml", "--out", target),
-        *("--valid-days", str(VALID_DAYS)),
-    )
-    note(authority, name, signed_in(target))
+    with TemporaryDirectory(dir=authority) as work:
+        signed = Path(work) / target.name
+        said = flare(
+            *("cert", "approve", asked, "-c", authority),
+            *("--profile", authority / "profile.yml", "--out", signed),
+            *("--valid-days", str(VALID_DAYS)),
+        )
+        note(authority, name, signed_in(signed))
+        shutil.move(signed, target)
     print_ = str(said.get("rootca_fingerprint_sha256") or said.get("root_ca_fingerprint") or "")
     return Signed(name, target, print_ or fingerprint(authority / "rootCA.pem"))
 
@@ -192,6 +222,17 @@ def _server_of(authority: Path) -> str:
         raise JobError(f"{authority / 'profile.yml'} does not name the server: {error}") from error
 
 
+def _key_in(asked: Path, name: str) -> str:
+    """Return the SHA-256 of the key that a request asks for."""
+    from cryptography import x509
+
+    try:
+        data = members(asked, most=REQUEST_MOST)[f"{name}.csr"]
+        return key_of(x509.load_pem_x509_csr(data).public_key())
+    except (OSError, KeyError, ValueError) as error:
+        raise JobError(f"{asked} is no request: it holds no key to sign ({error})") from error
+
+
 def signed_in(signed: Path) -> "x509.Certificate":
     """Return the certificate that was signed."""
     from cryptography import x509
@@ -212,11 +253,17 @@ def fingerprint(certificate: Path) -> str:
     return f"SHA256:{found.fingerprint(hashes.SHA256()).hex(':').upper()}"
 
 
-def join(folder: Path, signed: Path, expected: str) -> Kit:
+def join(folder: Path, signed: Path, expected: str, *, renew: bool = False) -> Kit:
     """Make the kit of a party from its key here and what the lead signed.
 
+    Args:
+        folder: Where the request was made.
+        signed: What the lead sent.
+        expected: The authority's fingerprint.
+        renew: Whether the kit is there, and gets a new certificate and key.
+
     Raises:
-        JobError: There is no key for it here, or a kit already.
+        JobError: There is no key for it here, or a kit already, or none that is renewed.
         FederationError: The fingerprint is another one, or FLARE refused.
     """
     name = signed.name.removesuffix(".signed.zip")
@@ -224,7 +271,7 @@ def join(folder: Path, signed: Path, expected: str) -> Kit:
     if not asked.is_dir():
         raise JobError(f"{asked} holds no key for {signed}; join where the request was made")
     kits = folder / "kits"
-    kits.mkdir(exist_ok=True)
+    private(kits)
     with TemporaryDirectory(dir=folder) as name_:
         work = Path(name_)
         words = ("--request-dir", asked, "--fingerprint", expected)
@@ -233,8 +280,14 @@ def join(folder: Path, signed: Path, expected: str) -> Kit:
         if len(made) != 1:
             raise FederationError(f"`nvflare package` made {len(made)} kits of {signed}, not one")
         place = "server" if (made[0] / "startup" / "fed_server.json").is_file() else made[0].name
-        if (kits / place).exists():
-            raise JobError(f"{kits / place} exists; remove it to join anew")
-        kit = placed(made[0], kits, place)
+        there = kit_at(kits / place)
+        if renew and there is None:
+            raise JobError(f"{kits / place} is no kit; leave out --renew to make one")
+        if not renew and (kits / place).exists():
+            raise JobError(
+                f"{kits / place} exists; remove it to join anew, or give it the new certificate "
+                "only with --renew"
+            )
+        kit = placed(made[0], kits / place) if there is None else swap(there, made[0])
     shutil.rmtree(asked)  # the kit holds the key now
     return kit

@@ -93,16 +93,22 @@ def kits_in(folder: Path) -> tuple[Kit, ...]:
     Raises:
         JobError: There are none.
     """
+    kits = kits_here(folder)
+    if not kits:
+        raise JobError(
+            f"{folder} holds no kit of a federation; `triskel federation new {folder}` makes them"
+        )
+    return kits
+
+
+def kits_here(folder: Path) -> tuple[Kit, ...]:
+    """Return what `kits_in` does, and nothing where all kits have left for their parties."""
     alone = kit_at(folder)
     if alone is not None:
         return (alone,)
     inside = folder / "kits"
     paths = sorted(inside.iterdir()) if inside.is_dir() else []
     kits = [kit for path in paths if path.is_dir() and (kit := kit_at(path)) is not None]
-    if not kits:
-        raise JobError(
-            f"{folder} holds no kit of a federation; `triskel federation new {folder}` makes them"
-        )
     order = list(SETTINGS)
     return tuple(sorted(kits, key=lambda kit: (order.index(kit.kind), kit.name)))
 

@@ -12,13 +12,16 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from triskel.checkpoint import private
 from triskel.errors import JobError
 from triskel.federation.kits import Kit, kit_at
-from triskel.untrusted import data_of, plain
+from triskel.federation.startup import swap
+from triskel.untrusted import data_of, plain, printable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -27,9 +30,16 @@ MAGIC = b"TRISKEL-KIT-1\n"
 MOST = 64 << 20
 """Bytes of a kit, and of a packed one."""
 FILES = 10_000
+INFLATED = MOST + 2_048 * FILES
+"""Bytes of an archive as it is read; each file has a head, and an end that is filled up."""
 LEFT_OUT = ("triskel", "jobs", "snapshots", "local/models")
 """What runs leave, and models, which are fetched where they are used."""
 SALT, NONCE = 16, 12
+BROKEN = (
+    *(tarfile.TarError, zlib.error, OSError, EOFError, ValueError),
+    *(RecursionError, OverflowError),  # headers about headers, and numbers beyond any file
+)
+"""What comes of an archive that is damaged."""
 WORK = {"n": 2**15, "r": 8, "p": 1}
 """Of scrypt: 32 MB, about a tenth of a second."""
 
@@ -44,6 +54,8 @@ def pack(kit: Kit, target: Path, password: bytes = b"") -> Path:
     if password:
         salt, nonce = secrets.token_bytes(SALT), secrets.token_bytes(NONCE)
         data = MAGIC + salt + nonce + _cipher(password, salt).encrypt(nonce, data, MAGIC)
+    if len(data) > MOST:
+        raise JobError(f"{kit.path} packs to more than {MOST:,} bytes beside runs; clean it")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
@@ -97,11 +109,19 @@ def encrypted(file: Path) -> bool:
         raise JobError(f"{file} cannot be read: {error}") from error
 
 
-def unpack(file: Path, folder: Path, password: bytes = b"") -> Kit:
+def unpack(file: Path, folder: Path, password: bytes = b"", *, renew: bool = False) -> Kit:
     """Write a packed kit below a folder, for its owner alone, whole or not at all.
 
+    Args:
+        file: The packed kit.
+        folder: Where its folder goes.
+        password: What it was encrypted with.
+        renew: Whether the kit is there, and gets the new certificate and key only.
+
     Raises:
-        JobError: It is no packed kit, the password is another one, or the kit is there already.
+        JobError: It is no packed kit, the password is another one, or the kit is there already, or
+            is not there and is renewed.
+        FederationError: The node that is renewed runs.
     """
     try:
         data = data_of(file, most=MOST)
@@ -109,23 +129,41 @@ def unpack(file: Path, folder: Path, password: bytes = b"") -> Kit:
         raise JobError(f"{file} cannot be read: {error}") from error
     if data.startswith(MAGIC):
         data = _opened(file, data, password)
-    folder.mkdir(parents=True, exist_ok=True)
+    private(folder)
     with TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         try:
-            top = _unpacked(data, work)
-        except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+            top = _unpacked(_inflated(data), work)
+        except BROKEN as error:
             raise JobError(f"{file} is no packed kit: {error}") from error
-        target = folder / top
-        if target.exists() or target.is_symlink():
-            raise JobError(f"{target} exists; remove it to unpack anew")
-        if kit_at(work / top) is None:
+        target, found = folder / top, kit_at(work / top)
+        if found is None or not printable(found.name):
             raise JobError(f"{file} holds no kit; `triskel federation pack` makes one of a kit")
+        if renew:
+            return _renewed(target, work / top)
+        if target.exists() or target.is_symlink():
+            raise JobError(
+                f"{target} exists; remove it to unpack anew, or give it the new certificate only "
+                "with --renew"
+            )
         shutil.move(work / top, target)
-    kit = kit_at(target)
-    if kit is None:
-        raise JobError(f"{target} is no kit")
-    return kit
+    return replace(found, path=target.resolve())
+
+
+def _renewed(target: Path, fresh: Path) -> Kit:
+    there = kit_at(target)
+    if there is None:
+        raise JobError(f"{target} is no kit; leave out --renew to make one")
+    return swap(there, fresh)
+
+
+def _inflated(data: bytes) -> bytes:
+    """Return what gzip packed, within the bytes of a kit: also headers are read into memory."""
+    engine = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    found = engine.decompress(data, INFLATED)
+    if engine.unconsumed_tail or not engine.eof:
+        raise ValueError("it holds more than a kit does, or was cut")
+    return found
 
 
 def _opened(file: Path, data: bytes, password: bytes) -> bytes:
@@ -146,19 +184,20 @@ def _opened(file: Path, data: bytes, password: bytes) -> bytes:
 def _unpacked(data: bytes, work: Path) -> str:
     """Write the plain files of an archive; return the one folder that they are in."""
     tops, left = set[str](), MOST
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for number, info in enumerate(archive):
             place = PurePosixPath(info.name)
-            parts = place.parts
+            top, *inner = place.parts or ("",)
             if number >= FILES or info.size > left:
                 raise ValueError("it holds more than a kit does")
             if info.isdir():
                 continue
-            if not info.isreg() or place.is_absolute() or ".." in parts or len(parts) < 2:  # noqa: PLR2004 - a folder and a file
+            outside = place.is_absolute() or ".." in place.parts or not inner
+            if not info.isreg() or outside or not printable(info.name):
                 raise ValueError(f"it holds {info.name!r}, which is no file of a kit")
             left -= info.size
-            tops.add(parts[0])
-            goal = work.joinpath(*parts)
+            tops.add(top)
+            goal = work / place
             goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             source = archive.extractfile(info)
             if source is None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 ADMIN = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 LIGHTER = "nvflare.lighter.impl"
+ROOT_DAYS = 3650
+"""How long the authority's own certificate is valid; FLARE's value is 360, for it and all others.
+Those of parties keep FLARE's, and are renewed."""
+Put = Callable[[Path, Path], Kit]
+"""Brings what FLARE made in a folder to its place."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def new(folder: Path, plan: Plan) -> tuple[Kit, ...]:
     if not plan.sites:
         raise JobError("--site must name the sites, such as --site bank --site hospital")
     empty(folder)
-    return _provision(folder, project(plan))
+    return _provision(folder, project(plan), ["server", *plan.sites, plan.admin])
 
 
 def add(folder: Path, sites: Sequence[str]) -> tuple[Kit, ...]:
@@ -150,8 +155,18 @@ def add(folder: Path, sites: Sequence[str]) -> tuple[Kit, ...]:
         if site.lower() in {name.lower() for name in there}:
             raise JobError(f"--site {site} is there already; choose another name")
         admit(file.parent, site)
-    before["participants"] = party + [_site(site) for site in dict.fromkeys(sites)]
-    return _provision(folder, before)
+    fresh = list(dict.fromkeys(sites))
+    before["participants"] = party + [_site(site) for site in fresh]
+    return _provision(folder, before, fresh)
+
+
+def remake(folder: Path, name: str, put: Put) -> tuple[Kit, ...]:
+    """Make one party's kit once more, with a new key; the others' stay as they are.
+
+    Raises:
+        FederationError: FLARE refused.
+    """
+    return _provision(folder, read_json(folder / "ca" / "project.json"), [name], put)
 
 
 def empty(folder: Path) -> None:
@@ -191,7 +206,7 @@ def project(plan: Plan) -> dict[str, Any]:
                 "path": f"{LIGHTER}.static_file.StaticFileBuilder",
                 "args": {"config_folder": "config", "scheme": plan.scheme},
             },
-            {"path": f"{LIGHTER}.cert.CertBuilder"},
+            {"path": f"{LIGHTER}.cert.CertBuilder", "args": {"root_valid_days": ROOT_DAYS}},
             {"path": f"{LIGHTER}.signature.SignatureBuilder"},
         ],
     }
@@ -201,32 +216,41 @@ def _site(name: str) -> dict[str, Any]:
     return {"name": name, "type": "client", "org": org_of(name)}
 
 
-def _provision(folder: Path, asked: dict[str, Any]) -> tuple[Kit, ...]:
+def _provision(
+    folder: Path, asked: dict[str, Any], names: Sequence[str], put: Put | None = None
+) -> tuple[Kit, ...]:
+    """Have FLARE make the kits of parties, whose keys are new; nobody else's kit is touched."""
     authority, kits = folder / "ca", folder / "kits"
     private(authority)
-    kits.mkdir(exist_ok=True)
+    private(kits)
     with TemporaryDirectory(dir=authority) as name:
         work = Path(name)
         whole = work / str(asked["name"])
         if (authority / "state").is_dir():
             shutil.copytree(authority / "state", whole / "state")
+            _forget(whole / "state" / "cert.json", names)
         (work / "project.yml").write_text(json.dumps(asked), encoding="utf-8")  # JSON is YAML
         flare("provision", "-p", work / "project.yml", "-w", work, "--force")
-        fresh = [p for p in sorted((whole / "prod_00").iterdir()) if not (kits / p.name).exists()]
-        made = tuple(placed(path, kits) for path in fresh)
+        there = whole / "prod_00"
+        note_kits(authority, [kit for name in names if (kit := kit_at(there / name)) is not None])
         shutil.copytree(whole / "state", authority / "state", dirs_exist_ok=True)
-    note_kits(authority, made)
+        made = tuple((put or placed)(there / name, kits / name) for name in names)
     (authority / "project.json").write_text(json.dumps(asked, indent=2), encoding="utf-8")
     return made
 
 
-def placed(path: Path, kits: Path, name: str | None = None) -> Kit:
+def _forget(state: Path, names: Sequence[str]) -> None:
+    """Take the keys of parties out of what FLARE keeps, so that it makes new ones."""
+    kept = read_json(state)
+    state.write_text(json.dumps({n: v for n, v in kept.items() if n not in names}), "utf-8")
+
+
+def placed(path: Path, target: Path) -> Kit:
     """Move what FLARE made to its place, harden it and return it.
 
     Raises:
         FederationError: FLARE made something else.
     """
-    target = kits / (name or path.name)
     shutil.move(path, target)
     target.chmod(0o700)
     kit = kit_at(target)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from triskel.federation.kits import Kit
 
 app = typer.Typer()
+Renew = Annotated[
+    bool, typer.Option("--renew", help="The party goes on, with a new key and certificate.")
+]
 
 
 @app.command()
@@ -70,8 +73,8 @@ def _after_new(folder: Path, sites: Sequence[str]) -> str:
         "Next: let each site allow something, as these policies refuse every job:\n"
         f"  edit {first / 'local' / 'policy.toml'}\n"
         f"Then, on one machine: triskel federation start {folder}\n"
-        f"On several: copy each folder in {folder / 'kits'} to its host over a safe channel, remove"
-        " it here, and there: triskel federation start KIT"
+        f"On several: triskel federation pack {first}, send the file to its host, remove both here;"
+        " there: triskel federation unpack FILE, then start KIT"
     )
 
 
@@ -125,6 +128,7 @@ def approve(
         typer.Argument(metavar="REQUEST", help="A site's request.", exists=True, dir_okay=False),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    renew: Renew = False,
 ) -> None:
     """Sign a site's request, at the lead."""
     from triskel.federation.distributed import approve as sign
@@ -134,11 +138,12 @@ def approve(
     whom = f"{said.get('kind')} {said.get('name')} of {said.get('org')}"
     if not yes:
         typer.confirm(f"Does this request come from {whom}?", abort=True)
-    signed = sign(folder, asked)
+    signed = sign(folder, asked, renew=renew)
     typer.echo(
         f"{signed.path} admits {whom}: send it back.\n"
         f"Fingerprint, over another channel: {signed.fingerprint}"
     )
+    _left_over(folder)
 
 
 @app.command()
@@ -153,17 +158,45 @@ def join(
     fingerprint: Annotated[
         str, typer.Option(help="The authority's, which the lead told over another channel.")
     ],
+    renew: Renew = False,
 ) -> None:
     """Make the site's kit from its key and what the lead signed."""
     from triskel.federation.distributed import join as make
 
-    kit = make(folder, signed, fingerprint)
+    kit = make(folder, signed, fingerprint, renew=renew)
     _list_kits((kit,))
     typer.echo(
         f"Next: edit {_short(kit.local / 'policy.toml')}, then triskel federation start {folder}"
         if kit.kind == "site"
         else f"Next: triskel federation status {folder}"
     )
+
+
+@app.command("renew")
+def renew_party(
+    folder: Folder,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A party with a key here.", show_default=False)
+    ],
+) -> None:
+    """Make a new key and certificate for a party that goes on, at the lead."""
+    from triskel.federation.renewal import renew
+
+    made = renew(folder, name)
+    _list_kits((made.kit,))
+    typer.echo(
+        "It has a new key and certificate; what it allows and keeps is as it was."
+        if made.here
+        else "Next: triskel federation pack it, and at its party: triskel federation unpack --renew"
+    )
+    _left_over(folder)
+
+
+def _left_over(folder: Path) -> None:
+    from triskel.federation.authority import left_over
+
+    for line in left_over(folder):
+        typer.echo(line)
 
 
 Secret = Annotated[
@@ -216,11 +249,12 @@ def unpack(
     ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the kit goes.")] = Path(),
     password_file: Secret = None,
+    renew: Renew = False,
 ) -> None:
     """Write a packed kit where its party runs it."""
     from triskel.federation.pack import unpack as unpacked
 
-    kit = unpacked(file, folder, _password(password_file))
+    kit = unpacked(file, folder, _password(password_file), renew=renew)
     _list_kits((kit,))
 
 

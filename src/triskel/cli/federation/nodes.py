@@ -37,6 +37,8 @@ def start(folder: Folder, names: Nodes = None) -> None:
     from triskel.federation.nodes import waiting_for
 
     since, kits = time.time(), nodes_in(folder, names or ())
+    for line in _soon(folder, kits):
+        typer.echo(line)
     begun: list[Kit] = []
     for kit in kits:
         if line := ending(kit):
@@ -70,7 +72,11 @@ def status(
     who: As = None,
 ) -> None:
     """Show nodes, connected sites, and the job that runs."""
+    from triskel.federation.kits import kits_in
+
     console = console_for()
+    for line in _soon(folder, kits_in(folder)):
+        console.print(escape(line), soft_wrap=True)
     with contextlib.ExitStack() as stack:
         session, why = _session_or_why(folder, who, stack)
         if not watch:
@@ -82,6 +88,13 @@ def status(
             while True:
                 live.update(_table(folder, session, why), refresh=True)
                 time.sleep(2)
+
+
+def _soon(folder: Path, kits: "Sequence[Kit]") -> list[str]:
+    """Return what is to be done about certificates that end soon, or that should be revoked."""
+    from triskel.federation.authority import ending, left_over
+
+    return [line for line in map(ending, kits) if line] + left_over(folder)
 
 
 def _session_or_why(
