@@ -262,7 +262,9 @@ def test_a_damaged_list_is_mended_by_one_that_the_authority_signed(central: Path
 def test_a_node_that_takes_no_list_keeps_it_from_no_other(central: Path) -> None:
     bank, number = kit(central, "bank"), int(serial(kit(central, "clinic")), 16)
     (bank.path / "startup" / "rootCA.pem").write_text("nonsense")
-    with pytest.raises(JobError, match=r"revoked, and .* says so, but bank does not take it .*federation deny"):
+    with pytest.raises(
+        JobError, match=r"revoked, and .* says so, but bank does not take it .*federation deny"
+    ):
         authority.revoke(central, "clinic")
     assert Revoked(kit(central, "server").path).holds(number)
     assert Revoked(kit(central, "clinic").path).holds(number)

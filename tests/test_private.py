@@ -1,6 +1,7 @@
 """What a kit, a run or a cache holds is its owner's: nobody else on the machine reads it."""
 
 import os
+import runpy
 import stat
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -16,10 +18,13 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from triskel import cli
 from triskel.checkpoint import write_text
+from triskel.compare import Request, run
+from triskel.engines.local import LocalEngine
 from triskel.errors import JobError
 from triskel.federation import kits, nodes
 from triskel.federation.pack import encrypted, pack, unpack
 from triskel.federation.provision import Plan, new
+from triskel.model.memo import recalled, remember
 from triskel.report.page import write_whole
 
 PASSWORD = b"a word that nobody guesses"
@@ -188,3 +193,28 @@ def test_a_run_folder_opens_for_its_owner_alone_also_from_python(tmp_path: Path)
         assert stat.S_IMODE((tmp_path / "spent.json").stat().st_mode) == 0o600
     write_whole(tmp_path / "report.html", "page")
     assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o600
+
+
+SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_nothing_that_a_run_leaves_can_be_read_by_others_in_a_folder_that_was_open(
+    tmp_path: Path,
+) -> None:
+    """From Python, where nobody set an umask; the folder was there."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    SMALL.save_model(tmp_path / "model")
+    SMALL.save_rows(tmp_path / "rows.csv", 40)
+    job = SMALL.job(tmp_path / "model", tmp_path / "rows.csv", clients={"count": 2}, rounds=2)
+    run(job, Request(), folder, LocalEngine(job), SMALL.watch)
+    left = {p for p in folder.rglob("*") if p.lstat().st_mode & 0o077}
+    assert {str(p.relative_to(folder)) for p in left} == set()
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_what_a_machine_remembers_is_its_owners(tmp_path: Path) -> None:
+    remember(tmp_path / "cache" / "costs" / "one.json", {"a": 1}, print)
+    assert recalled(tmp_path / "cache" / "costs" / "one.json") == {"a": 1}
+    assert modes(tmp_path / "cache") == {0}

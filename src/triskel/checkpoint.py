@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from triskel.errors import CheckpointError
+from triskel.owned import private
 from triskel.types import ClientId
 from triskel.untrusted import checked, json_of
 
@@ -253,13 +254,6 @@ def _write(place: Path, fill: Callable[[Path], object]) -> None:
     except OSError as error:
         drop(part)
         raise CheckpointError(f"{place} cannot be written: {error}") from error
-
-
-def private(folder: Path) -> None:
-    """Make a folder, where it is not there, that nobody else on the machine can open."""
-    if not folder.is_dir():
-        private(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def drop(part: Path) -> None:

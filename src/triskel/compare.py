@@ -25,6 +25,7 @@ from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
 from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
+from triskel.owned import alone
 from triskel.records import COLUMNS, DROPS
 from triskel.round import Engine, Stage
 from triskel.stages import complete, stage_of
@@ -185,7 +186,7 @@ def _run(
     job: Job, request: Request, folder: Path, engine: Engine, watch: Watch, venue: Venue
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    with Log(folder / "events.jsonl", watch) as told:
+    with alone(), Log(folder / "events.jsonl", watch) as told:
         bench = venue.prepare(job, told, folder / "choices.json", judge=request.judge)
         bench.modes = request.modes
         _somebody(bench)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from triskel.bench import Bench
-from triskel.checkpoint import private, write_text
+from triskel.checkpoint import write_text
 from triskel.errors import TriskelError
 from triskel.model.load import versions
+from triskel.owned import private
 from triskel.types import Event, Watch
 
 LISTED = 100

@@ -31,6 +31,7 @@ from triskel.cli.output import conclude, console_for, write_text
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
+from triskel.owned import OTHERS
 from triskel.report.names import COLUMNS as WHERE
 from triskel.threads import begun_with, settle
 
@@ -95,7 +96,7 @@ app.add_typer(federation.app, name="federation")
 def main() -> None:
     """Run the command line; a request to end is treated like Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
-    os.umask(0o077)  # run folders hold what texts left in adapters and figures
+    os.umask(OTHERS)  # run folders hold what texts left in adapters and figures
     app(prog_name="triskel")
 
 

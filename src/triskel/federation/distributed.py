@@ -27,9 +27,9 @@ from triskel.federation.provision import (
     flare,
     org_of,
     placed,
-    private,
 )
 from triskel.federation.startup import swap
+from triskel.owned import private
 from triskel.untrusted import json_in, json_of, members, printable, table_of
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
 LAUNCHER = "triskel.federation.launcher.Launcher"
 DOORMAN = {"id": "doorman", "path": "triskel.federation.doorman.Doorman", "args": {}}
+CALLER = {"id": "caller", "path": "triskel.federation.caller.Caller", "args": {}}
 CLASSES: Mapping[Kind, tuple[str, ...]] = {
     "server": (CONTROLLER, SERVER_CLASS),
     "site": (EXECUTOR, CLIENT_CLASS),
@@ -148,6 +149,11 @@ def _doorman(_kit: Kit, resources: dict[str, Any]) -> None:
     resources["components"].append(DOORMAN)
 
 
+def _caller(_kit: Kit, resources: dict[str, Any]) -> None:
+    _without(resources, CALLER["id"])
+    resources["components"].insert(0, CALLER)
+
+
 def _inside(kit: Kit, resources: dict[str, Any]) -> None:
     jobs = _component(kit, resources, "job_manager")
     jobs.setdefault("args", {})["uri_root"] = str(kit.path / "jobs")
@@ -165,7 +171,7 @@ _CHANGES: Mapping[Kind, tuple[Callable[[Kit, dict[str, Any]], None], ...]] = {
         *(_classes, _enforced, _heart_beat_timeout, _job_scheduler),
         *(_doorman, _no_log_received, _inside),
     ),
-    "site": (_classes, _enforced, _launcher, _no_log_sent),
+    "site": (_classes, _enforced, _launcher, _no_log_sent, _caller),
 }
 
 

@@ -21,6 +21,7 @@ from triskel.federation.filters import refuse
 from triskel.federation.harden import settle, weakness
 from triskel.federation.kits import Kit
 from triskel.federation.provision import need_flare
+from triskel.owned import OTHERS
 from triskel.threads import settle as settle_threads
 
 if TYPE_CHECKING:
@@ -54,11 +55,23 @@ def start(kit: Kit) -> int | None:
     if lost is not None:
         raise FederationError(f"{kit.name} is not started: {lost}; `triskel federation harden`")
     refuse(kit)
+    _own(kit)
     script = kit.path / "startup" / "sub_start.sh"
     with (kit.path / "node.log").open("wb") as log:
         begun = _spawn(["bash", str(script), "--once"], kit, log)
     (kit.path / "node.pid").write_text(f"{begun.pid}\n", encoding="utf-8")
     return begun.pid
+
+
+def _own(kit: Kit) -> None:
+    """Close a kit to others on the machine: it holds a key, and what runs leave."""
+    try:
+        kit.path.chmod(0o700)
+    except OSError as error:
+        raise FederationError(
+            f"{kit.path} cannot be closed to others ({error.strerror}); start {kit.name} as its "
+            "owner"
+        ) from error
 
 
 def _spawn(command: Sequence[str], kit: Kit, log: IO[bytes]) -> "subprocess.Popen[bytes]":
@@ -80,7 +93,7 @@ def _spawn(command: Sequence[str], kit: Kit, log: IO[bytes]) -> "subprocess.Pope
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        umask=0o077,  # nobody else on the machine reads what a node writes
+        umask=OTHERS,  # nobody else on the machine reads what a node writes
     )
 
 

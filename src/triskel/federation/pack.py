@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from triskel.checkpoint import private
 from triskel.errors import JobError
 from triskel.federation.kits import Kit, kit_at
 from triskel.federation.startup import swap
+from triskel.owned import private
 from triskel.untrusted import data_of, plain, printable
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from triskel.errors import FederationError, JobError
 from triskel.federation.authority import RESERVED, admit, note_kits
 from triskel.federation.harden import harden
 from triskel.federation.kits import Kit, kit_at, read_json
+from triskel.owned import private
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 ADMIN = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
@@ -258,9 +259,3 @@ def placed(path: Path, target: Path) -> Kit:
         raise FederationError(f"{target} is no kit; nvflare 2.9 makes them, is it that version?")
     harden(kit)
     return kit
-
-
-def private(folder: Path) -> None:
-    """Make a folder that nobody else on the machine can read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
