@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from triskel.terminal import Plain
 from triskel.types import Event
 
 NAMES = {
@@ -87,7 +88,7 @@ class Live:
     def __init__(
         self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Plain(stderr=True, highlight=False)
         self._clock = clock
         self._began = clock()
         self._waiting: list[str] = []

@@ -33,6 +33,7 @@ from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
 from triskel.owned import OTHERS
 from triskel.report.names import COLUMNS as WHERE
+from triskel.terminal import echo
 from triskel.threads import begun_with, settle
 
 # `types` and `compare` load torch, so what is needed of them is said again here
@@ -105,7 +106,7 @@ def main() -> None:
 
 def _show_version(value: bool) -> bool:
     if value:
-        typer.echo(f"triskel {__version__}")
+        echo(f"triskel {__version__}")
         raise typer.Exit
     return value
 
@@ -296,7 +297,7 @@ def _start_demo(
     console.print(escape(choice.sentence), soft_wrap=True)
     seeds = range(choice.rung.seeds) if choice.rung.seeds > 1 else None
     _start(choice.job, out, modes, baselines, seeds=seeds)
-    typer.echo(f"\nThis was {choice.sentence}.")
+    echo(f"\nThis was {choice.sentence}.")
 
 
 def _notes(console: Console) -> Watch:
@@ -400,7 +401,7 @@ def report(folder: Run) -> None:
         from triskel.report.page import write_report
 
         page = write_report(folder)
-    typer.echo(f"{page}\nopen it in a browser: {page.resolve().as_uri()}")
+    echo(f"{page}\nopen it in a browser: {page.resolve().as_uri()}")
 
 
 @app.command()
@@ -421,7 +422,7 @@ def export(
     chosen = _one_of(TRAINED_NAMES, mode)
     from triskel.export import export_run
 
-    export_run(folder, target, mode=chosen, client=client, merge=merge, say=typer.echo)
+    export_run(folder, target, mode=chosen, client=client, merge=merge, say=echo)
 
 
 @app.command()
@@ -456,7 +457,7 @@ def evaluate(
         found = assess(folder, mode=chosen, data=data, model=model, watch=live)
     console_for().print(_scores(found))
     texts = f"the texts of {data}" if data else f"the run's own {found.get('judge', 'test')} texts"
-    typer.echo(f"\nScored on {texts}.")
+    echo(f"\nScored on {texts}.")
 
 
 def _scores(found: Mapping[str, Any]) -> Table:
@@ -500,7 +501,7 @@ def init(
     from triskel.template import TEMPLATE
 
     write_text(file, TEMPLATE, force=force)
-    typer.echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")
+    echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")
 
 
 @assets_app.command("list")
@@ -529,7 +530,7 @@ def get_assets(
     from triskel.data.assets import ASSETS, get
 
     for name in _names("asset", ",".join(names), tuple(ASSETS)) if names else ASSETS:
-        get(name, say=typer.echo)
+        get(name, say=echo)
 
 
 # --- Small things -----------------------------------------------------------------------------

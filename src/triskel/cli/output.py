@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from triskel.errors import JobError
+from triskel.terminal import Plain
 
 PIPE_WIDTH = 160
 """Characters in a line of output that no terminal bounds."""
@@ -17,7 +18,7 @@ PIPE_WIDTH = 160
 
 def console_for(*, stderr: bool = False) -> Console:
     """Return a console that breaks lines only where a terminal does."""
-    console = Console(stderr=stderr, highlight=False)
+    console = Plain(stderr=stderr, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console

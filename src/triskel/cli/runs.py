@@ -13,6 +13,7 @@ from triskel.catalogue import Entry, Unreadable, below, differing, entry_of
 from triskel.cli.output import console_for
 from triskel.report import units
 from triskel.report.columns import COLUMNS, Column
+from triskel.terminal import echo
 
 
 def runs(
@@ -37,7 +38,7 @@ def runs(
     place = folders[0] if folders else Path("runs")
     found = below(place)
     if not found:
-        typer.echo(f"there is no run folder in {place}")
+        echo(f"there is no run folder in {place}")
         return
     console.print(listed(found))
 

@@ -10,6 +10,7 @@ import typer
 from triskel.cli.output import write_text
 from triskel.errors import JobError
 from triskel.job import load, parse
+from triskel.terminal import echo
 
 app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
 
@@ -25,7 +26,7 @@ def site_init(
     from triskel.policy.template import TEMPLATE
 
     write_text(file, TEMPLATE, force=force)
-    typer.echo(f"{file} allows nothing yet; edit it, then run `triskel site check {file} JOB`")
+    echo(f"{file} allows nothing yet; edit it, then run `triskel site check {file} JOB`")
 
 
 @app.command("check")
@@ -67,14 +68,12 @@ def site_check(
     refusals = decided(rules, policy, asked, rules.site, here)
     for line in (unsaid(rules), *held_to(rules)):
         if line:
-            typer.echo(line, err=True)  # what is printed to stdout is the decision
+            echo(line, err=True)  # what is printed to stdout is the decision
     for refusal in refusals:
-        typer.echo(str(refusal))
+        echo(str(refusal))
     if refusals:
         raise typer.Exit(1)
-    typer.echo(
-        f"{job} may run here: mode {asked.mode}, datasets {', '.join(sorted(wanted(asked)))}"
-    )
+    echo(f"{job} may run here: mode {asked.mode}, datasets {', '.join(sorted(wanted(asked)))}")
 
 
 @app.command("hash")
@@ -93,7 +92,7 @@ def site_hash(
     found = None if place is None else weights(place)
     if found is None:
         raise JobError(f"{folder} holds no model in safetensors; fetch it, or name its folder")
-    typer.echo(f'{json.dumps(folder.name)} = "{found.sha256}"')
+    echo(f'{json.dumps(folder.name)} = "{found.sha256}"')
 
 
 @app.command("budget")
@@ -111,7 +110,7 @@ def site_budget(
     kept = policy.resolve().parent.parent / "triskel"
     found = list(lines(kept, rules.budget))
     for line in found or [f"nothing was given yet; what is will be in {kept}"]:
-        typer.echo(line)
+        echo(line)
 
 
 @app.command("audit")
@@ -132,11 +131,11 @@ def site_audit(
 
     last, count, clock = START, 0, Clock()
     for entry in read(log, seen=seen):
-        typer.echo(line_of(entry))
+        echo(line_of(entry))
         clock.saw(entry)
         last, count = entry.get("sha256", last), entry.get("n", count)
-    typer.echo(f"{count} lines, none changed; the last one's SHA-256: {last}")
+    echo(f"{count} lines, none changed; the last one's SHA-256: {last}")
     for finding in clock.findings:
-        typer.echo(finding)
+        echo(finding)
     if clock.findings:
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ from triskel.cli.federation.nodes import sentence
 from triskel.cli.output import conclude, console_for, safe_name
 from triskel.errors import CheckpointError, FederationError, JobError
 from triskel.job import MODE_NAMES, ModeName
+from triskel.terminal import clean, echo
 
 if TYPE_CHECKING:
     from triskel.federation.follow import Progress, Say, Show
@@ -153,7 +154,7 @@ def _fetched(target: Path) -> None:
     from triskel.report.page import stored
 
     if not (target / "report.html").is_file():
-        typer.echo(f"Results  {target}")
+        echo(f"Results  {target}")
         return
     try:
         conclude(stored(target), target)
@@ -180,7 +181,7 @@ def logs(
         while True:
             ended = str(session.meta(number).get("status", "")).startswith(FINISHED)
             text = session.log(number)
-            sys.stdout.write(text.removeprefix(shown))
+            sys.stdout.write(clean(text.removeprefix(shown)))
             sys.stdout.flush()
             shown = text
             if ended or not follow:
@@ -199,7 +200,7 @@ def abort(folder: Folder, job: Number = None, who: As = None) -> None:
     entry = find(kit, job)
     with opened(kit) as session:
         session.abort(entry.job)
-    typer.echo(f"job {entry.job} is being ended; what it had finished stays on the server")
+    echo(f"job {entry.job} is being ended; what it had finished stays on the server")
 
 
 @app.command()
@@ -219,7 +220,7 @@ def result(
     target = out or Path("runs") / f"{safe_name(entry.name)}-{entry.run}"
     free(target)
     with _finished(target):
-        with Line(kit, patient=False, say=typer.echo) as line:
+        with Line(kit, patient=False, say=echo) as line:
             ended = fetch(line, entry.job, target)
         if ended is None:
             raise FederationError(

@@ -9,6 +9,7 @@ import typer
 
 from triskel.cli.federation.arguments import Folder, Sites
 from triskel.errors import JobError
+from triskel.terminal import echo
 
 if TYPE_CHECKING:
     from triskel.federation.kits import Kit
@@ -52,13 +53,13 @@ def new(
     plan = Plan(tuple(sites or ()), name, server, port, admin, kind)
     if not distributed:
         _list_kits(make(folder, plan))
-        typer.echo(_after_new(folder, plan.sites))
+        echo(_after_new(folder, plan.sites))
         return
     from triskel.federation.distributed import found
 
     made, print_ = found(folder, plan)
     _list_kits(made)
-    typer.echo(
+    echo(
         f"\nThe authority's key is in {folder / 'ca'}: keep it here, and safe.\n"
         f"Its fingerprint: {print_}\n"
         "Tell it to every site over another channel than the files, by telephone for example.\n"
@@ -87,7 +88,7 @@ def add(folder: Folder, sites: Sites = None) -> None:
         raise JobError("--site must name the sites to add, such as --site clinic")
     made = more(folder, sites)
     _list_kits(made)
-    typer.echo(f"Next: edit local/policy.toml there, then start {', '.join(k.name for k in made)}")
+    echo(f"Next: edit local/policy.toml there, then start {', '.join(k.name for k in made)}")
 
 
 @app.command()
@@ -112,7 +113,7 @@ def request(
     from triskel.federation.distributed import ask
 
     file = ask(folder, named[0], federation)
-    typer.echo(
+    echo(
         f"{file} holds no key: send it to the lead.\n"
         f"{file.parent / named[0]}.key is the key: it never leaves this machine.\n"
         f"When the signed file is back: triskel federation join {folder} {named[0]}.signed.zip "
@@ -139,7 +140,7 @@ def approve(
     if not yes:
         typer.confirm(f"Does this request come from {whom}?", abort=True)
     signed = sign(folder, asked, renew=renew)
-    typer.echo(
+    echo(
         f"{signed.path} admits {whom}: send it back.\n"
         f"Fingerprint, over another channel: {signed.fingerprint}"
     )
@@ -165,7 +166,7 @@ def join(
 
     kit = make(folder, signed, fingerprint, renew=renew)
     _list_kits((kit,))
-    typer.echo(
+    echo(
         f"Next: edit {_short(kit.local / 'policy.toml')}, then triskel federation start {folder}"
         if kit.kind == "site"
         else f"Next: triskel federation status {folder}"
@@ -184,7 +185,7 @@ def renew_party(
 
     made = renew(folder, name)
     _list_kits((made.kit,))
-    typer.echo(
+    echo(
         "It has a new key and certificate; what it allows and keeps is as it was."
         if made.here
         else "Next: triskel federation pack it, and at its party: triskel federation unpack --renew"
@@ -196,7 +197,7 @@ def _left_over(folder: Path) -> None:
     from triskel.federation.authority import left_over
 
     for line in left_over(folder):
-        typer.echo(line)
+        echo(line)
 
 
 Secret = Annotated[
@@ -238,7 +239,7 @@ def pack(
     password = _password(password_file)
     target = packed(found, out or Path(f"{found.path.name}.kit"), password)
     how = "encrypted" if password else "not encrypted: it holds a private key"
-    typer.echo(f"{target} holds the kit of {found.name}, {how}")
+    echo(f"{target} holds the kit of {found.name}, {how}")
 
 
 @app.command()
@@ -275,8 +276,8 @@ def revoke(
     if not yes:
         typer.confirm(f"Shut {whom!r} out of the federation for good?", abort=True)
     for one in take_back(folder, whom):
-        typer.echo(f"{one.name}: certificate {one.serial} is revoked")
-    typer.echo(
+        echo(f"{one.name}: certificate {one.serial} is revoked")
+    echo(
         f"Nodes of this folder refuse it from now on. For nodes elsewhere: send them "
         f"{folder / 'ca' / LIST}; there, triskel federation deny FOLDER {LIST}"
     )
@@ -299,7 +300,7 @@ def deny(
 
     for kit in nodes_in(folder):
         number = install(kit, revoked)
-        typer.echo(f"{kit.name} holds list {number} from now on")
+        echo(f"{kit.name} holds list {number} from now on")
 
 
 @app.command()
@@ -312,12 +313,12 @@ def harden(folder: Folder) -> None:
     for kit in nodes_in(folder):
         lost = weakness(kit)
         tighten(kit)
-        typer.echo(f"{kit.name}: {lost or 'was hardened already'}")
+        echo(f"{kit.name}: {lost or 'was hardened already'}")
 
 
 def _list_kits(kits: Sequence["Kit"]) -> None:
     for kit in kits:
-        typer.echo(f"{kit.kind:6}  {kit.name:24}  {_short(kit.path)}")
+        echo(f"{kit.kind:6}  {kit.name:24}  {_short(kit.path)}")
 
 
 def _short(path: Path) -> Path:

@@ -13,6 +13,7 @@ from rich.table import Table
 from triskel.cli.federation.arguments import As, Folder
 from triskel.cli.output import console_for
 from triskel.errors import FederationError
+from triskel.terminal import echo
 
 if TYPE_CHECKING:
     from triskel.federation.follow import Progress
@@ -38,21 +39,21 @@ def start(folder: Folder, names: Nodes = None) -> None:
 
     since, kits = time.time(), nodes_in(folder, names or ())
     for line in _soon(folder, kits):
-        typer.echo(line)
+        echo(line)
     begun: list[Kit] = []
     for kit in kits:
         if line := ending(kit):
-            typer.echo(line, err=True)
+            echo(line, err=True)
         number = begin(kit)
         if number is None:
-            typer.echo(f"{kit.name} runs already")
+            echo(f"{kit.name} runs already")
         else:
             begun.append(kit)
-            typer.echo(f"{kit.name} started, process {number}")
+            echo(f"{kit.name} started, process {number}")
     missing = waiting_for(begun, since, STARTS_S)
     if missing:
         raise FederationError("; ".join(missing))
-    typer.echo(f"all are there; `triskel federation status {folder}` shows them")
+    echo(f"all are there; `triskel federation status {folder}` shows them")
 
 
 @app.command()
@@ -62,7 +63,7 @@ def stop(folder: Folder, names: Nodes = None) -> None:
     from triskel.federation.nodes import stop as end
 
     ran = end(nodes_in(folder, names or ()))
-    typer.echo(f"stopped {', '.join(ran)}" if ran else "nothing ran")
+    echo(f"stopped {', '.join(ran)}" if ran else "nothing ran")
 
 
 @app.command()
@@ -140,12 +141,18 @@ def _table(folder: Path, session: "Session | None", why: str) -> Table:
 
 
 def _clients(progress: "Progress | None") -> Mapping[str, str]:
-    found = cast("Mapping[str, Mapping[str, Any]]", (progress or {}).get("clients", {}))
     return {
         name: f"{each.get('state', '?')}"
-        + (f", {each['tokens']:,} tokens" if "tokens" in each else "")
-        for name, each in found.items()
+        + (f", {each['tokens']:,} tokens" if isinstance(each.get("tokens"), int) else "")
+        for name, each in _told(progress, "clients").items()
+        if isinstance(each, Mapping)
     }
+
+
+def _told(progress: "Progress | None", key: str) -> Mapping[str, Any]:
+    """Return a table that the server tells, as far as it is one."""
+    found = (progress or {}).get(key)
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
 
 def sentence(progress: "Progress | None") -> str:
@@ -159,15 +166,15 @@ def sentence(progress: "Progress | None") -> str:
     parts = [str(progress[key]) for key in ("stage",) if progress.get(key)]
     if progress.get("round") is not None:
         parts.append(f"round {progress['round']} of {progress.get('rounds', '?')}")
-    waiting = cast("Sequence[str]", progress.get("waiting_for") or ())
-    clients = cast("Mapping[str, Mapping[str, Any]]", progress.get("clients") or {})
-    down = [name for name, each in clients.items() if each.get("state") == "down"]
+    names = progress.get("waiting_for")
+    waiting = [str(name) for name in names] if isinstance(names, list | tuple) else []
+    down = [name for name, state in _clients(progress).items() if state.startswith("down")]
     parts += [f"waits for {', '.join(waiting)}"] if waiting else []
     parts += [f"down: {', '.join(down)}"] if down else []
     for key, way in (("up_bytes", "up"), ("down_bytes", "down")):
         found = progress.get(key)
         parts += [f"{found / 1e6:.1f} MB {way}"] if isinstance(found, int | float) else []
-    metrics = cast("Mapping[str, Any]", progress.get("metrics") or {})
-    parts += [f"{key} {value:.3f}" for key, value in metrics.items() if isinstance(value, float)]
+    metrics = _told(progress, "metrics").items()
+    parts += [f"{key} {value:.3f}" for key, value in metrics if isinstance(value, float)]
     parts += [str(progress["text"])] if progress.get("text") else []
     return " · ".join(parts)
