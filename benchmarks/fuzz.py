@@ -22,6 +22,9 @@ from typing import Any
 
 import measure
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import save
 
 from triskel.catalogue import entry_of
@@ -124,6 +127,14 @@ def zipped(**files: bytes) -> bytes:
     return out.getvalue()
 
 
+def signing_request() -> bytes:
+    """Return what a party asks an authority to sign."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bank")])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    signed = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM)
+
+
 def kinds() -> Iterator[Kind]:
     """Yield every kind of file that another party writes."""
     job = to_toml(parse("name = 'fuzz'\nrounds = 2")).encode()
@@ -131,7 +142,7 @@ def kinds() -> Iterator[Kind]:
     golden = Path(__file__).parent.parent / "tests" / "golden" / "result-1-classify.json"
     result = golden.read_bytes()
     said = json.dumps({"name": "bank", "kind": "site", "org": "bank", "schema": 1}).encode()
-    request = zipped(request__json=said, bank__csr=b"-----BEGIN CERTIFICATE REQUEST-----")
+    request = zipped(request__json=said, bank__csr=signing_request())
     run = {"job.toml": job, "request.json": asked, "result.json": result}
     events = b'{"time": 1.5, "event": "run_start"}\n{"time": 2, "event": "run_end"}\n'
     model = {"config.json": b'{"num_hidden_layers": 3}', "tokenizer.json": b"{}"}

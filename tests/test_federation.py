@@ -309,9 +309,12 @@ def test_a_request_with_a_key_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="holds a key"):
         distributed.request_of(file)
     with zipfile.ZipFile(file, "w") as packed:
-        packed.writestr("request.json", '{"kind": "server", "name": "localhost"}')
+        packed.writestr("request.json", '{"kind": "site", "name": "bank"}')
+    with pytest.raises(JobError, match="holds no key to sign"):
+        distributed.request_of(file)
+    other = distributed.ask_as(tmp_path, "f", distributed.server_party("fl.lab", 8002))
     with pytest.raises(JobError, match="asks to be a server"):
-        distributed.approve(tmp_path, file)
+        distributed.approve(tmp_path, distributed.request_of(other))
     file.write_bytes(b"no zip")
     with pytest.raises(JobError, match="is no request"):
         distributed.request_of(file)

@@ -2,6 +2,7 @@
 
 import shutil
 import ssl
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from triskel import cli
 from triskel.errors import JobError
 from triskel.federation import authority, kits
-from triskel.federation.distributed import approve, ask, found, join
+from triskel.federation.distributed import approve, ask, found, join, request_of
 from triskel.federation.doorman import Guard
 from triskel.federation.provision import Plan, add, new
 from triskel.policy.revoked import Revoked, list_in, read, serials_in
@@ -65,14 +66,33 @@ def test_every_certificate_is_in_the_book(made: Path, lead: Path) -> None:
     assert {one.name for one in authority.issued(lead / "ca")} == {"host.ch", ANNA}
 
 
+def test_what_was_shown_is_what_is_signed_whatever_the_file_is_by_then(
+    copied: Path, tmp_path: Path
+) -> None:
+    asked = request_of(ask(tmp_path / "one", "shop", "triskel"))
+    ask(tmp_path / "two", "evil", "triskel").replace(asked.path)
+    approve(copied, asked)
+    assert [one.name for one in authority.issued(copied / "ca")][-1] == "shop"
+    assert authority.issued(copied / "ca")[-1].key == asked.key
+
+
+def test_an_approval_that_inflates_without_end_is_no_approval(tmp_path: Path) -> None:
+    ask(tmp_path, "shop", "triskel")
+    signed = tmp_path / "shop.signed.zip"
+    with zipfile.ZipFile(signed, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("signed.json", bytes(8 << 20))
+    with pytest.raises(JobError, match="is not what a lead signs"):
+        join(tmp_path, signed, "SHA256:00")
+
+
 @pytest.mark.parametrize("name", ["bank", "BANK", ANNA, "Anna@Lab.ch"])
 def test_a_name_is_signed_for_once(name: str, copied: Path, tmp_path: Path) -> None:
     first = ask(tmp_path / "one", name, "triskel")
     if "@" not in name:
-        approve(copied, first)
+        approve(copied, request_of(first))
     second = ask(tmp_path / "two", name.swapcase() if name.isupper() else name, "triskel")
     with pytest.raises(JobError, match="a name is signed for once"):
-        approve(copied, second)
+        approve(copied, request_of(second))
     assert not (second.parent / f"{name}.signed.zip").exists()
 
 
@@ -82,10 +102,10 @@ def test_names_of_the_server_and_the_authority_are_nobodys(
 ) -> None:
     asked = ask(tmp_path / "one", name, "triskel")
     if name == "host-ch":
-        approve(copied, asked)
+        approve(copied, request_of(asked))
         return
     with pytest.raises(JobError, match="is not a name for a site"):
-        approve(copied, asked)
+        approve(copied, request_of(asked))
 
 
 @pytest.mark.parametrize("sites", [("server",), ("LocalHost",), ("bank", "Bank"), ("ca",)])
@@ -101,7 +121,7 @@ def test_a_site_is_not_added_under_a_name_that_is_taken(site: str, copy: Path) -
 
 
 def test_a_certificate_is_valid_for_a_year(copied: Path, tmp_path: Path) -> None:
-    signed = approve(copied, ask(tmp_path / "site", "shop", "triskel"))
+    signed = approve(copied, request_of(ask(tmp_path / "site", "shop", "triskel")))
     got = join(tmp_path / "site", signed.path, signed.fingerprint)
     left = authority.certificate_of(got).not_valid_after_utc - datetime.now(UTC)
     assert timedelta(days=364) < left <= timedelta(days=366)
@@ -133,9 +153,9 @@ def test_one_certificate_is_revoked_by_its_number(copy: Path) -> None:
 
 
 def test_a_name_is_free_again_once_it_was_revoked(copied: Path, tmp_path: Path) -> None:
-    approve(copied, ask(tmp_path / "one", "shop", "triskel"))
+    approve(copied, request_of(ask(tmp_path / "one", "shop", "triskel")))
     authority.revoke(copied, "shop")
-    approve(copied, ask(tmp_path / "two", "shop", "triskel"))
+    approve(copied, request_of(ask(tmp_path / "two", "shop", "triskel")))
     assert [one.revoked for one in authority.issued(copied / "ca")][-2:] == [True, False]
 
 
@@ -151,7 +171,7 @@ def test_a_list_grows_and_an_older_one_is_refused(copy: Path, tmp_path: Path) ->
 
 
 def test_a_list_of_another_authority_is_refused(copy: Path, copied: Path, tmp_path: Path) -> None:
-    approve(copied, ask(tmp_path / "one", "shop", "triskel"))
+    approve(copied, request_of(ask(tmp_path / "one", "shop", "triskel")))
     authority.revoke(copied, "shop")
     with pytest.raises(JobError, match="is not signed by the authority"):
         authority.install(kit(copy, "clinic"), copied / "ca" / "revoked.pem")

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from triskel import cli
 from triskel.errors import FederationError, JobError
 from triskel.federation import authority, kits, startup
-from triskel.federation.distributed import approve, ask, found, join
+from triskel.federation.distributed import approve, ask, found, join, request_of
 from triskel.federation.pack import pack, unpack
 from triskel.federation.provision import Plan, add, new
 from triskel.federation.renewal import renew
@@ -150,7 +150,7 @@ def test_a_central_authority_outlives_the_certificates_it_signs(central: Path) -
 
 def test_a_site_that_keeps_its_key_is_renewed_with_a_new_one(copied: Path, tmp_path: Path) -> None:
     home = tmp_path / "site"
-    first = approve(copied, ask(home, "shop", "triskel"))
+    first = approve(copied, request_of(ask(home, "shop", "triskel")))
     one = join(home, first.path, first.fingerprint)
     first.path.unlink(missing_ok=True)
     had, before = owned(one), serial(one)
@@ -158,8 +158,8 @@ def test_a_site_that_keeps_its_key_is_renewed_with_a_new_one(copied: Path, tmp_p
         renew(copied, "shop")
     asked = ask(home, "shop", "triskel")
     with pytest.raises(JobError, match="a name is signed for once"):
-        approve(copied, asked)
-    signed = approve(copied, asked, renew=True)
+        approve(copied, request_of(asked))
+    signed = approve(copied, request_of(asked), renew=True)
     with pytest.raises(JobError, match="exists; remove it to join anew"):
         join(home, signed.path, signed.fingerprint)
     after = join(home, signed.path, signed.fingerprint, renew=True)
@@ -178,11 +178,11 @@ def test_the_leads_own_parties_are_renewed_there(name: str, copied: Path) -> Non
 def test_a_name_that_was_never_signed_for_is_not_renewed(copied: Path, tmp_path: Path) -> None:
     asked = ask(tmp_path / "site", "shop", "triskel")
     with pytest.raises(JobError, match="signed for no 'shop' that is not revoked"):
-        approve(copied, asked, renew=True)
-    approve(copied, asked)
+        approve(copied, request_of(asked), renew=True)
+    approve(copied, request_of(asked))
     authority.revoke(copied, "shop")
     with pytest.raises(JobError, match="signed for no 'shop' that is not revoked"):
-        approve(copied, ask(tmp_path / "again", "shop", "triskel"), renew=True)
+        approve(copied, request_of(ask(tmp_path / "again", "shop", "triskel")), renew=True)
 
 
 @pytest.mark.parametrize("how", ["to renew", "after it was revoked"])
@@ -191,11 +191,11 @@ def test_a_key_is_signed_once_also_after_it_was_revoked(
 ) -> None:
     asked = ask(tmp_path / "site", "shop", "triskel")
     kept = Path(shutil.copy(asked, tmp_path / "kept.zip"))
-    approve(copied, asked)
+    approve(copied, request_of(asked))
     if how != "to renew":
         authority.revoke(copied, "shop")
     with pytest.raises(JobError, match="was signed before, for 'shop'"):
-        approve(copied, kept, renew=how == "to renew")
+        approve(copied, request_of(kept), renew=how == "to renew")
     assert not (tmp_path / "shop.signed.zip").exists()
 
 

@@ -22,7 +22,7 @@ from triskel.engines.flare.signed import SEEN, admit_once, not_revoked, signer_o
 from triskel.errors import CheckpointError, JobError, MessageError
 from triskel.federation import kits
 from triskel.federation.authority import revoke
-from triskel.federation.distributed import approve, ask, found, join
+from triskel.federation.distributed import approve, ask, found, join, request_of
 from triskel.federation.job import request, write
 from triskel.federation.provision import Plan
 from triskel.job import parse
@@ -40,7 +40,7 @@ def lead(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation with two administrators, anna and eve."""
     folder = tmp_path_factory.mktemp("signed") / "f"
     _, print_ = found(folder, Plan(("bank",), server="localhost", port=8002, admin="anna@lab.ch"))
-    approved = approve(folder, ask(folder, "eve@lab.ch", "triskel"))
+    approved = approve(folder, request_of(ask(folder, "eve@lab.ch", "triskel")))
     join(folder, approved.path, print_)
     return folder
 

@@ -8,6 +8,7 @@ site: `join` checks the authority's fingerprint, told over another channel, and 
 
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,27 @@ if TYPE_CHECKING:
 
 REQUEST_MOST = 1 << 20
 """Bytes of a request, inflated."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A party's request, read once: what is shown of it is what is signed.
+
+    Attributes:
+        path: The file it was read from.
+        files: What it holds, by name.
+        name: Whom it is from.
+        kind: `site`, `user` or `server`.
+        org: The organisation.
+        key: The SHA-256 of the public key, in hex digits.
+    """
+
+    path: Path
+    files: Mapping[str, bytes]
+    name: str
+    kind: str
+    org: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ def found(folder: Path, plan: Plan) -> tuple[tuple[Kit, ...], str]:
     made: list[Kit] = []
     print_ = ""
     for party in (server_party(plan.server, plan.port), admin_party(plan.admin)):
-        signed = sign(folder, ask_as(folder, plan.name, party), ours=True)
+        signed = sign(folder, request_of(ask_as(folder, plan.name, party)), ours=True)
         print_ = signed.fingerprint
         made.append(join(folder, signed.path, print_))
     return tuple(made), print_
@@ -136,7 +158,7 @@ def ask_as(folder: Path, federation: str, party: Mapping[str, Any]) -> Path:
     return place / f"{name}.request.zip"
 
 
-def approve(folder: Path, asked: Path, *, renew: bool = False) -> Signed:
+def approve(folder: Path, asked: Asked, *, renew: bool = False) -> Signed:
     """Sign a request with the federation's authority.
 
     Args:
@@ -145,20 +167,22 @@ def approve(folder: Path, asked: Path, *, renew: bool = False) -> Signed:
         renew: Whether the party has a certificate, which this one is to follow.
 
     Raises:
-        JobError: The folder holds no authority, the file is no request of a site or an
-            administrator, or its name or key is not one to sign for.
+        JobError: The folder holds no authority, the request is not a site's or an administrator's,
+            or its name or key is not one to sign for.
         FederationError: FLARE refused.
     """
-    kind = request_of(asked).get("kind")
-    if kind not in {"site", "user"}:
-        raise JobError(f"{asked} asks to be a {kind}; only sites and administrators are admitted")
+    if asked.kind not in {"site", "user"}:
+        raise JobError(
+            f"{asked.path} asks to be a {asked.kind}; only sites and administrators are admitted"
+        )
     return sign(folder, asked, renew=renew)
 
 
-def sign(folder: Path, asked: Path, *, renew: bool = False, ours: bool = False) -> Signed:
+def sign(folder: Path, asked: Asked, *, renew: bool = False, ours: bool = False) -> Signed:
     """Sign a request, also of the lead's own parties (`ours`); see `approve`.
 
-    The book names a certificate before its file is where it can be sent.
+    FLARE is handed an archive packed anew of what was read and shown. The book names a certificate
+    before its file is where it can be sent.
     """
     authority = folder / "ca"
     if not (authority / "rootCA.key").is_file():
@@ -166,30 +190,29 @@ def sign(folder: Path, asked: Path, *, renew: bool = False, ours: bool = False) 
             f"{authority} holds no authority; `triskel federation new {folder} --distributed` "
             "makes one"
         )
-    name = str(request_of(asked)["name"])
-    key = _key_in(asked, name)
     if renew:
-        succeed(authority, name, key)
+        succeed(authority, asked.name, asked.key)
     elif not ours:
-        admit(authority, name, [_server_of(authority)], key)
-    target = asked.parent / f"{name}.signed.zip"
+        admit(authority, asked.name, [_server_of(authority)], asked.key)
+    target = asked.path.parent / f"{asked.name}.signed.zip"
     if target.exists():
         raise JobError(f"{target} exists; send it, or remove it to sign again")
     with TemporaryDirectory(dir=authority) as work:
+        read = _packed(asked.files, Path(work) / f"{asked.name}.request.zip")
         signed = Path(work) / target.name
         said = flare(
-            *("cert", "approve", asked, "-c", authority),
+            *("cert", "approve", read, "-c", authority),
             *("--profile", authority / "profile.yml", "--out", signed),
             *("--valid-days", str(VALID_DAYS)),
         )
-        note(authority, name, signed_in(signed))
+        note(authority, asked.name, signed_in(signed))
         shutil.move(signed, target)
     print_ = str(said.get("rootca_fingerprint_sha256") or said.get("root_ca_fingerprint") or "")
-    return Signed(name, target, print_ or fingerprint(authority / "rootCA.pem"))
+    return Signed(asked.name, target, print_ or fingerprint(authority / "rootCA.pem"))
 
 
-def request_of(file: Path) -> Mapping[str, Any]:
-    """Return what a request says of whoever makes it: name, organisation, kind.
+def request_of(file: Path) -> Asked:
+    """Return a request, and what it says of whoever makes it.
 
     Raises:
         JobError: The file is no request, or holds a key.
@@ -203,15 +226,21 @@ def request_of(file: Path) -> Mapping[str, Any]:
         ) from error
     if any(name.endswith((".key", ".pem")) for name in files):
         raise JobError(f"{file} holds a key; a request must not, so make a new one")
-    name = said.get("name")
     words = [said.get(key, "") for key in ("name", "kind", "org")]
     if not all(isinstance(word, str) and printable(word) for word in words):
         raise JobError(f"{file} is no request: it names whom it is from in a way nobody can read")
-    if not isinstance(name, str) or not (
-        NAME.fullmatch(name) or ADMIN.fullmatch(name) or HOST.fullmatch(name)
-    ):
+    name, kind, org = map(str, words)
+    if not (NAME.fullmatch(name) or ADMIN.fullmatch(name) or HOST.fullmatch(name)):
         raise JobError(f"{file} is no request: {name!r} is no name of a site or an administrator")
-    return said
+    return Asked(file, files, name, kind, org, _key_in(file, files, name))
+
+
+def _packed(files: Mapping[str, bytes], place: Path) -> Path:
+    """Write an archive of exactly these files, for FLARE; return where it is."""
+    with zipfile.ZipFile(place, "x", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+    return place
 
 
 def _server_of(authority: Path) -> str:
@@ -222,15 +251,15 @@ def _server_of(authority: Path) -> str:
         raise JobError(f"{authority / 'profile.yml'} does not name the server: {error}") from error
 
 
-def _key_in(asked: Path, name: str) -> str:
+def _key_in(file: Path, files: Mapping[str, bytes], name: str) -> str:
     """Return the SHA-256 of the key that a request asks for."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
-        data = members(asked, most=REQUEST_MOST)[f"{name}.csr"]
-        return key_of(x509.load_pem_x509_csr(data).public_key())
-    except (OSError, KeyError, ValueError) as error:
-        raise JobError(f"{asked} is no request: it holds no key to sign ({error})") from error
+        return key_of(x509.load_pem_x509_csr(files[f"{name}.csr"]).public_key())
+    except (KeyError, ValueError, UnsupportedAlgorithm) as error:
+        raise JobError(f"{file} is no request: it holds no key to sign ({error})") from error
 
 
 def signed_in(signed: Path) -> "x509.Certificate":
@@ -263,20 +292,26 @@ def join(folder: Path, signed: Path, expected: str, *, renew: bool = False) -> K
         renew: Whether the kit is there, and gets a new certificate and key.
 
     Raises:
-        JobError: There is no key for it here, or a kit already, or none that is renewed.
+        JobError: There is no key for it here, or a kit already, or none that is renewed, or the
+            file is no such archive.
         FederationError: The fingerprint is another one, or FLARE refused.
     """
     name = signed.name.removesuffix(".signed.zip")
     asked = folder / "requests" / name
     if not asked.is_dir():
         raise JobError(f"{asked} holds no key for {signed}; join where the request was made")
+    try:
+        files = members(signed, most=REQUEST_MOST)
+    except (OSError, ValueError) as error:
+        raise JobError(f"{signed} is not what a lead signs; ask for it again ({error})") from error
     kits = folder / "kits"
     private(kits)
     with TemporaryDirectory(dir=folder) as name_:
         work = Path(name_)
+        read = _packed(files, work / f"{name}.signed.zip")
         words = ("--request-dir", asked, "--fingerprint", expected)
-        flare("package", signed, "-w", work, *words)
-        made = [path.parent for path in work.glob("*/prod_*/*/startup")]
+        flare("package", read, "-w", work / "made", *words)
+        made = [path.parent for path in work.glob("made/*/prod_*/*/startup")]
         if len(made) != 1:
             raise FederationError(f"`nvflare package` made {len(made)} kits of {signed}, not one")
         place = "server" if (made[0] / "startup" / "fed_server.json").is_file() else made[0].name

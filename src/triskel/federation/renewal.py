@@ -76,7 +76,7 @@ def _own(folder: Path, kit: Kit, profile: Mapping[str, Any]) -> Renewed:
         else distributed.admin_party(kit.name)
     )
     before = succeed(folder / "ca", str(party["name"]))
-    asked = distributed.ask_as(folder, str(profile["name"]), party)
+    asked = distributed.request_of(distributed.ask_as(folder, str(profile["name"]), party))
     signed = distributed.sign(folder, asked, renew=True, ours=True)
     made = distributed.join(folder, signed.path, signed.fingerprint, renew=True)
     return Renewed(made, before.serial, here=True)

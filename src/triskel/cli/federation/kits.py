@@ -135,11 +135,11 @@ def approve(
     from triskel.federation.distributed import approve as sign
     from triskel.federation.distributed import request_of
 
-    said = request_of(asked)
-    whom = f"{said.get('kind')} {said.get('name')} of {said.get('org')}"
+    request = request_of(asked)
+    whom = f"{request.kind} {request.name} of {request.org}"
     if not yes:
         typer.confirm(f"Does this request come from {whom}?", abort=True)
-    signed = sign(folder, asked, renew=renew)
+    signed = sign(folder, request, renew=renew)
     echo(
         f"{signed.path} admits {whom}: send it back.\n"
         f"Fingerprint, over another channel: {signed.fingerprint}"
