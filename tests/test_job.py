@@ -56,7 +56,7 @@ REFUSALS = {
     "seed = -1": "job: seed: input should be greater than or equal to 0, got -1",
     'mode = "parms"': "job: mode: input should be 'params', 'logits' or 'split', got 'parms'",
     "ronds = 3": "job: unknown key 'ronds'; did you mean 'rounds'?",
-    "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, federation, "
+    "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, evaluate, federation, "
     "logits, mode, model, name, params, rounds, seed, split, train, wire",
     "[train]\nlearning = 1": "job: unknown key 'train.learning'; known here: batch, epochs, lr, "
     "max_grad_norm, max_tokens, schedule, weight_decay",
@@ -132,7 +132,7 @@ def test_the_first_number_of_a_cut_may_be_the_larger_where_only_it_counts() -> N
 def test_every_section_is_frozen_and_closed_to_unknown_keys() -> None:
     job = Job()
     parts = [job, *(v for v in dict(job).values() if isinstance(v, BaseModel))]
-    assert len(parts) == 11
+    assert len(parts) == 12
     for part in parts:
         name = next(iter(type(part).model_fields))
         with pytest.raises(ValidationError):

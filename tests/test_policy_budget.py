@@ -16,6 +16,7 @@ from triskel.errors import DataError, LimitError
 from triskel.job import Job, parse
 from triskel.policy.budget import FILE, Spent, accounts, lines
 from triskel.policy.chain import AuditError
+from triskel.policy.decide import asked_of
 from triskel.policy.draws import Draws, files_of, key_of
 from triskel.policy.rules import Budget
 from triskel.policy.rules import parse as policy_of
@@ -244,3 +245,11 @@ def test_files_of_a_policy_are_their_real_places(tmp_path: Path) -> None:
         for name in ("mine", "link")
     )
     assert files_of(policy_of(text), ["mine", "link", "absent"]) == [str(tmp_path / "mine.csv")]
+
+
+@pytest.mark.parametrize(("every", "scores"), [(0, 3), (1, 30), (4, 9), (10, 3)])
+def test_a_job_asks_for_as_many_scores_as_it_tests(every: int, scores: int) -> None:
+    """`logits` tests the clients' models and the server's."""
+    job = parse(f"rounds = 10\n[evaluate]\nevery = {every}")
+    jobs = [job.model_copy(update={"mode": mode}) for mode in ("params", "logits")]
+    assert asked_of(jobs) == {"jobs": 1, "rounds": 20, "scores": scores}

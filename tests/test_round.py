@@ -18,7 +18,7 @@ from torch import Tensor
 from triskel.checkpoint import read
 from triskel.engines.local import LocalEngine
 from triskel.errors import RoundError, TrainingError
-from triskel.job import Job
+from triskel.job import Evaluate, Job
 from triskel.ledger import Ledger
 from triskel.metrics import Score
 from triskel.model.body import Body
@@ -196,6 +196,26 @@ def test_a_stage_plays_its_rounds_and_says_so(stage: Stage[Any, Any], tmp_path: 
     assert events[0]["clients"] == list(engine.rounds[0][1])
     assert [row["round"] for row in out.rows] == [1, 2, 3]
     assert [events[i]["flops"] for i in (4, 9, 14)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("every", "tested"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])]
+)
+def test_models_are_tested_as_often_as_the_job_says_and_at_the_end(
+    every: int, tested: list[int], stage: Stage[Any, Any], tmp_path: Path
+) -> None:
+    job = job_of(1.0, rounds=5)
+    job = job.model_copy(update={"evaluate": Evaluate(every=every)})
+    events: list[Any] = []
+    out = play(replace(stage, job=job), Engine(), folder=tmp_path, watch=events.append)
+    assert [e["round"] for e in events if e["event"] == "evaluate"] == tested
+    assert [row["round"] for row in out.rows if "accuracy" in row and "own" in row] == tested
+    assert [row["round"] for row in out.rows if "per_client" in row] == tested
+    assert [e["round"] for e in events if e["event"] == "round_end"] == [1, 2, 3, 4, 5]
+    assert all(row["seconds"] >= 0 and row["clients"] for row in out.rows)
+    assert summary(out)["final"]["accuracy"] == out.rows[-1]["accuracy"]
+    assert job.tests == len(tested)
+    assert not job.tested(6)
 
 
 def test_a_client_that_sits_out_keeps_its_state(stage: Stage[Any, Any], tmp_path: Path) -> None:

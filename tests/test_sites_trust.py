@@ -366,6 +366,22 @@ def test_a_second_model_of_a_round_is_not_tested(party: Any) -> None:
         party.scores("params", state=replace(start, adapter=other))
 
 
+@pytest.mark.parametrize("what", ["probe", "student"])
+def test_a_round_that_the_job_does_not_test_is_not_tested(what: str, tmp_path: Path) -> None:
+    house = there.house(tmp_path)
+    text = house.text.replace("[federation]", "[evaluate]\nevery = 0\n[federation]")
+    party = there.Party(replace(house, text=text), ("params", "logits"))
+    try:
+        student = None if what == "probe" else party.bench.body().initial
+        mode = "params" if what == "probe" else "logits"
+        engine, start = party.engine(mode), party.modes[mode].start()
+        body = party.bench.body()
+        with pytest.raises(RoundError, match="this job tests no model of round 0"):
+            engine.scores(party.modes[mode], start, SITES, body, student=student)
+    finally:
+        party.close()
+
+
 def test_two_hundred_probes_of_a_round_get_one_answer(party: Any) -> None:
     start, answers = party.modes["params"].start(), 0
     for probe in range(200):

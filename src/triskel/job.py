@@ -9,6 +9,7 @@ with the implementations.
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,12 @@ class SplitOptions(Part):
     wave: Count = 0
 
 
+class Evaluate(Part):
+    """When models are tested."""
+
+    every: Count = 1
+
+
 class Wire(Part):
     """How messages travel."""
 
@@ -234,6 +241,7 @@ class Job(Part):
     params: ParamsOptions = ParamsOptions()
     logits: LogitsOptions = LogitsOptions()
     split: SplitOptions = SplitOptions()
+    evaluate: Evaluate = Evaluate()
     wire: Wire = Wire()
     federation: Between = Between()
 
@@ -249,6 +257,16 @@ class Job(Part):
         if self.clients.partition is not None:
             return self.clients.partition
         return "natural" if self.data.source in {"opinions", "clients"} else "iid"
+
+    def tested(self, round_: int) -> bool:
+        """Return whether models are tested after a round; they are after the last one."""
+        every = self.evaluate.every
+        return round_ == self.rounds or (every > 0 and round_ < self.rounds and not round_ % every)
+
+    @property
+    def tests(self) -> int:
+        """After how many rounds models are tested."""
+        return math.ceil(self.rounds / self.evaluate.every) if self.evaluate.every else 1
 
     def client(self, name: str) -> Override:
         """Return what client `name` does differently."""

@@ -99,7 +99,7 @@ class Stage(Generic[S, A]):
         mode: The algorithm.
         clients: Who holds training examples.
         worker: Makes a client's worker; the watch it is given knows stage and round.
-        evaluate: Scores a state, after every round.
+        evaluate: Scores a state, after each round that the job tests (`Job.tested`).
         body: The model that what the server ends with fits.
         job: The job as this stage plays it.
         everybody: Scores a last state on everybody's texts, where `evaluate` does not.
@@ -183,9 +183,12 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             gone=dropped(job, chosen, round_),
         )
         seconds = time.perf_counter() - start
-        here({"event": "evaluate"})
-        scores = stage.evaluate(state, store)
-        row = _row(round_, scores, seconds)
+        row: dict[str, Any] = {"round": round_}
+        if job.tested(round_):
+            here({"event": "evaluate"})
+            scores = stage.evaluate(state, store)
+            row |= _figures(scores)
+        row["seconds"] = seconds
         row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
         seen.update(_played(job, stage.clients, round_))
         if len(stage.clients) > EACH:
@@ -269,14 +272,8 @@ def summary(outcome: Outcome[Any]) -> dict[str, Any]:
     return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
 
 
-def _row(round_: int, scores: Scores, seconds: float) -> dict[str, Any]:
-    return {
-        "round": round_,
-        **scores.pooled.row(),
-        "own": scores.own.row(),
-        "per_client": scores.each,
-        "seconds": seconds,
-    }
+def _figures(scores: Scores) -> dict[str, Any]:
+    return {**scores.pooled.row(), "own": scores.own.row(), "per_client": scores.each}
 
 
 def _crowd(ledger: Ledger, seen: int) -> dict[str, Any]:

@@ -101,6 +101,9 @@ epochs = 1                   # passes over the public texts
 labels = "private"           # private: the clients keep the head; shared: the server sees labels
 wave = 0                     # clients in flight at once, which bounds memory; 0: all
 
+[evaluate]                   # what models reach on test texts
+every = 1                    # rounds from test to test; the last is tested too; 0: only the last
+
 [wire]                       # how messages travel
 up = "fp32"                  # raw, fp32, bf16, fp16, int8 or int4, from clients to the server
 down = "fp32"                # and from the server to clients

@@ -360,7 +360,7 @@ def _budget(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
 
 def asked_of(jobs: Sequence[Job]) -> Amounts:
     """Return what a job, given once for each of its modes, asks of a dataset; bytes left out."""
-    scores = sum((2 if job.mode == "logits" else 1) * job.rounds for job in jobs)
+    scores = sum((2 if job.mode == "logits" else 1) * job.tests for job in jobs)
     return {"jobs": 1, "rounds": sum(job.rounds for job in jobs), "scores": scores}
 
 

@@ -369,6 +369,8 @@ class Site:
 
     def _played(self, part: Part) -> None:
         bench, mode = self._held, self._modes[part.stage]
+        if part.what != "work" and not self._job.tested(part.round):
+            raise RoundError(f"this job tests no model of round {part.round} (evaluate.every)")
         drive = Drive(part, self.name, self._server, self._gate, self._most)
         if self._spent is not None:
             self._spent.take("rounds" if part.what == "work" else "scores")
