@@ -56,8 +56,8 @@ REFUSALS = {
     "seed = -1": "job: seed: input should be greater than or equal to 0, got -1",
     'mode = "parms"': "job: mode: input should be 'params', 'logits' or 'split', got 'parms'",
     "ronds = 3": "job: unknown key 'ronds'; did you mean 'rounds'?",
-    "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, evaluate, federation, "
-    "logits, mode, model, name, params, rounds, seed, split, train, wire",
+    "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, evaluate, "
+    "federation, logits, mode, model, name, params, rounds, seed, split, train, wire",
     "[train]\nlearning = 1": "job: unknown key 'train.learning'; known here: batch, epochs, lr, "
     "max_grad_norm, max_tokens, schedule, weight_decay",
     "[train]\nepoch = 1": "job: unknown key 'train.epoch'; did you mean 'epochs'?",
