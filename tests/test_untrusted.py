@@ -1,8 +1,11 @@
 """Limits on what others wrote: links, pipes, depth, numbers, archives, copies."""
 
+import contextlib
 import json
 import os
 import stat
+import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from triskel.untrusted import (
     DEEP_MOST,
+    TOML_MOST,
     UnreadableError,
     checked,
     copied,
@@ -94,6 +98,67 @@ def test_json_within_them_is_what_json_is() -> None:
 def test_toml_has_limits(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         toml_of(text)
+
+
+DEEP_KEY = ".".join(["a"] * 20)
+HIDDEN = {
+    "as it is": f"{DEEP_KEY} = 1",
+    "quoted parts": '"a b".' * 20 + "c = 1",
+    "a header": f"[{DEEP_KEY}]",
+    "an inline table": f"x = [1, {{{DEEP_KEY} = 1}}]",
+    "after a string with a quote at its end": f'x = {{a = """v"""", {DEEP_KEY} = """w""""}}',
+    "after a literal with a quote at its end": f"x = '''it''''\n{DEEP_KEY} = 1",
+    "after an escaped quote": f'x = "\\""\n{DEEP_KEY} = 1',
+    "after a backslash in a literal": f"x = '\\'\n{DEEP_KEY} = 1",
+    "after a quote in a comment": f'# "\n{DEEP_KEY} = 1',
+    "between comments with quotes": f"a = 1 # '''\n{DEEP_KEY} = 1\n# '''",
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+def test_a_key_of_many_parts_is_refused_before_it_costs_memory(where: str) -> None:
+    """tomllib keeps every beginning of a key: 200,000 parts took more than 24 GB."""
+    with pytest.raises(UnreadableError, match="more than 16 parts"):
+        toml_of(HIDDEN[where])
+
+
+def test_dots_in_strings_and_comments_are_no_parts_of_keys() -> None:
+    dots = "a." * 99
+    text = (
+        f"x = \"{dots}\"\ny = '{dots}'\nz = \"\"\"{dots}\n{dots}\"\"\"\n# {dots}\nw = '''{dots}'''"
+    )
+    assert toml_of(f"{text}\nv = {[0.5] * 100}")["x"] == dots
+
+
+CROWDED: dict[str, Callable[[int], str]] = {
+    "keys of parts": lambda i: "a." * 15 + f"k{i} = 1",
+    "tables in tables": lambda i: f"[k{i}" + ".a" * 15 + "]",
+    "lists of tables": lambda _: "[[a]]",
+    "one table after the other": lambda i: f"[k{i}]",
+    "inline tables": lambda i: f"k{i} = {{a = {{a = {{}}}}}}",
+}
+
+
+@pytest.mark.parametrize("what", CROWDED)
+def test_toml_takes_memory_by_its_length_only(what: str) -> None:
+    """An eighth of the largest takes an eighth of 200 MB at most."""
+    lines = [CROWDED[what](i) for i in range(20_000)]
+    text = "\n".join(lines)[: TOML_MOST // 8].rpartition("\n")[0]
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UnreadableError):
+            toml_of(text)
+        assert tracemalloc.get_traced_memory()[1] < 25 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("sign", ['"', "'", '"""\\', "'''\"", '""x', '"\\', '"\n', ".", "[", "a."])
+def test_toml_that_means_to_keep_its_reader_busy_is_soon_refused(sign: str) -> None:
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"."):
+        toml_of((sign * TOML_MOST)[:TOML_MOST])
+    assert time.process_time() - start < 10
 
 
 def archive(place: Path, *entries: tuple[str, bytes, int]) -> Path:

@@ -29,6 +29,18 @@ VALUES_MOST = 1_500_000
 """Values in a JSON file; each takes about a hundred bytes of memory."""
 DEEP_MOST = 64
 """Lists and tables within each other."""
+PARTS_MOST = 16
+"""Parts of a key in TOML, such as `clients.each.bank.split`."""
+DOTS_MOST = 16_384
+"""Dots in TOML outside of strings: each may be a table, of half a kilobyte and more."""
+STRINGS = re.compile(
+    r""""{3}(?:\\.|[^\\"]|"(?!""))*+(?:"{3,5}|\Z)|'{3}(?:[^']|'(?!''))*+(?:'{3,5}|\Z)"""
+    r"""|"(?:\\.|[^"\\\n])*+"?|'[^'\n]*+'?|#[^\n]*+""",
+    re.DOTALL,
+)
+"""Strings and comments of TOML; what is not closed goes on to the end, where TOML ends too."""
+KEYS = re.compile(r"[=,{}\[\]\n]")
+"""What stands between keys, values and headers of TOML."""
 WHOLE = 2**63
 """Whole numbers lie between minus and plus this, as TOML has it."""
 FILES_MOST = 100_000
@@ -129,10 +141,12 @@ def toml_of(text: str) -> dict[str, Any]:
     {'a': 1}
 
     Raises:
-        ValueError: It is no TOML, is too long or too deep, or holds a number beyond 64 bits.
+        ValueError: It is no TOML, is too long or too deep, or holds a number beyond 64 bits or a
+            key of too many parts.
     """
     if len(text) > TOML_MOST:
         raise UnreadableError(f"it has more than {TOML_MOST:,} characters")
+    _short_keys(text)
     try:
         found = tomllib.loads(text)
     except RecursionError:
@@ -146,6 +160,15 @@ def toml_of(text: str) -> dict[str, Any]:
         if type(value) is int and not -WHOLE <= value < WHOLE:
             raise UnreadableError("it holds a whole number beyond 64 bits")
     return found
+
+
+def _short_keys(text: str) -> None:
+    """Refuse keys of many parts before they are read: each costs memory by its parts squared."""
+    bare = STRINGS.sub("s", text)
+    if bare.count(".") > DOTS_MOST:
+        raise UnreadableError(f"its keys have more than {DOTS_MOST:,} parts")
+    if any(piece.count(".") >= PARTS_MOST for piece in KEYS.split(bare)):
+        raise UnreadableError(f"it holds a key of more than {PARTS_MOST} parts")
 
 
 def _whole(digits: str) -> int:
