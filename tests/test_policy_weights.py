@@ -1,18 +1,28 @@
 """A model is known by all that is loaded of it, and held to that once it is loaded."""
 
+import contextlib
 import hashlib
 import json
 import os
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from triskel import cli
 from triskel.errors import DataError
+from triskel.job import Adapter, Model
+from triskel.model.load import load
 from triskel.policy.weights import NAMED, Seals, Weights, weights
+
+SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 
 
 @pytest.fixture
@@ -174,17 +184,103 @@ def test_what_was_changed_between_the_hash_and_the_load_is_found(
 ) -> None:
     seals = Seals()
     assert seals.close(folder) == weights(folder)
-    seals.check(str(folder))
-    change(folder)
-    with pytest.raises(DataError, match="was changed while it was loaded"):
-        seals.check(str(folder))
+    with seals.held(str(folder)):
+        pass
+    with pytest.raises(DataError, match="was changed while it was loaded"), seals.held(str(folder)):
+        change(folder)
+
+
+@pytest.fixture
+def evil(folder: Path) -> Path:
+    place = Path(shutil.copytree(folder, folder.with_name("evil")))
+    (place / "model.safetensors").write_bytes(b"two")
+    return place
+
+
+def exchanged(one: Path, other: Path) -> None:
+    """Put two folders in each other's place; no file of either is touched."""
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+
+
+def test_a_folder_that_takes_anothers_place_is_not_loaded_from(folder: Path, evil: Path) -> None:
+    seals = Seals()
+    seals.close(folder)
+    with seals.held(str(folder)) as place:
+        exchanged(folder, evil)
+        assert (folder / "model.safetensors").read_bytes() == b"two"
+        assert (Path(place) / "model.safetensors").read_bytes() == b"one"
+        exchanged(folder, evil)
+
+
+def test_a_folder_that_was_another_as_it_was_opened_is_found(folder: Path, evil: Path) -> None:
+    seals = Seals()
+    seals.close(folder)
+    exchanged(folder, evil)
+    with pytest.raises(DataError, match="was changed while it was loaded"), seals.held(str(folder)):
+        exchanged(folder, evil)
+
+
+def test_a_folder_is_closed_whatever_happens(folder: Path) -> None:
+    seals, before = Seals(), len(list(Path("/proc/self/fd").iterdir()))
+    seals.close(folder)
+    for fault in (None, ValueError("cannot be loaded")):
+        with contextlib.suppress(ValueError), seals.held(str(folder)):
+            assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+            if fault:
+                raise fault
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_files_of_a_hub_cache_are_held_too(folder: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in folder.iterdir():
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    seals = Seals()
+    seals.close(snapshot)
+    with seals.held(str(snapshot)) as place:
+        assert (Path(place) / "model.safetensors").read_bytes() == b"one"
+    with pytest.raises(DataError, match="was changed"), seals.held(str(snapshot)):
+        edited_and_back(blobs)
 
 
 def test_what_was_never_hashed_is_not_loaded(folder: Path, sharded: Path) -> None:
     seals = Seals()
     seals.close(folder)
-    with pytest.raises(DataError, match="without being held to the policy"):
-        seals.check(str(sharded))
+    with (
+        pytest.raises(DataError, match="without being held to the policy"),
+        seals.held(str(sharded)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("task", ["classify", "causal"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_was_loaded_does_not_change_with_its_file(
+    dtype: Literal["float32", "bfloat16"], task: Literal["classify", "causal"], tmp_path: Path
+) -> None:
+    """Weights of the file's own type stay in the file as the libraries read them."""
+    place = SMALL.save_model(tmp_path / "model")
+    file = place / "model.safetensors"
+    kept = {n: t.to(getattr(torch, dtype), copy=True) for n, t in load_file(file).items()}
+    save_file(kept, file, metadata={"format": "pt"})
+    seals = Seals()
+    seals.close(place)
+    with seals.held(str(place)) as held:
+        body = load(
+            str(place), Model(dtype=dtype), Adapter(), task=task, classes=3, seed=0, place=held
+        )
+    before = [p.clone() for p in body.blocks.model.parameters()]
+    with file.open("r+b") as open_file:
+        size = file.stat().st_size
+        open_file.seek(size // 2)
+        open_file.write(bytes(size - size // 2))
+    assert all(map(torch.equal, before, body.blocks.model.parameters()))
+    assert str(file) not in Path("/proc/self/maps").read_text()
 
 
 def test_the_command_prints_the_line_of_a_policy(folder: Path, tmp_path: Path) -> None:

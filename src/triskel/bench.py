@@ -5,7 +5,8 @@ Texts are tokenised once per client and model.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from triskel.model.choose import choose
 from triskel.model.cost import Costs
 from triskel.model.load import load
 from triskel.model.prefix import Prefix
+from triskel.policy.weights import Seals
 from triskel.room import ROOM, free_memory, kept
 from triskel.types import ClientId, Examples, Watch
 from triskel.worker import WHOLE, Worker
@@ -61,10 +63,6 @@ class Loaded:
     )
 
 
-def _anything(_folder: str) -> None:
-    """Take any model; what a job names here is its own."""
-
-
 @dataclass
 class Bench:
     """A job, loaded.
@@ -77,7 +75,8 @@ class Bench:
         modes: What is played; empty is the job's own mode.
         loaded: What is shared with other seeds of the job.
         judge: Which rows models are scored on.
-        loaded_from: Called with a model's folder once it is loaded; may refuse it.
+        seals: What models are held to while they are loaded; None takes any, as what a job names is
+            its own.
     """
 
     job: Job
@@ -87,7 +86,7 @@ class Bench:
     modes: Sequence[ModeName] = ()
     loaded: Loaded = field(default_factory=Loaded)
     judge: Judge = "test"
-    loaded_from: Callable[[str], None] = _anything
+    seals: Seals | None = None
     _bodies: dict[tuple[str, int], Body] = field(default_factory=dict[tuple[str, int], Body])
     _shares: dict[ClientId, Share] = field(default_factory=dict[ClientId, Share])
     _tests: dict[int, Mapping[ClientId, Examples]] = field(
@@ -130,16 +129,18 @@ class Bench:
             body.reseed(job.seed)
             return body
         source = resolve(path, fetch=True, say=self._say)
-        self.loaded.bodies[key] = load(
-            source,
-            model,
-            job.adapter.model_copy(update={"rank": rank}),
-            task=job.data.task,
-            classes=len(self.federation.classes),
-            seed=job.seed,
-        )
-        self.loaded_from(source)
-        return self.loaded.bodies[key]
+        with nullcontext() if self.seals is None else self.seals.held(source) as place:
+            body = load(
+                source,
+                model,
+                job.adapter.model_copy(update={"rank": rank}),
+                task=job.data.task,
+                classes=len(self.federation.classes),
+                seed=job.seed,
+                place=place,
+            )
+        self.loaded.bodies[key] = body
+        return body
 
     def _model(self, client: ClientId | None) -> tuple[str, int]:
         """Return the path and the rank of a client's model, or the server's."""

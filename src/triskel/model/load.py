@@ -31,8 +31,15 @@ LIMITS = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-def load(
-    source: str, model: Model, adapter: Adapter, *, task: Task, classes: int, seed: int
+def load(  # noqa: PLR0913 - what a body is made of
+    source: str,
+    model: Model,
+    adapter: Adapter,
+    *,
+    task: Task,
+    classes: int,
+    seed: int,
+    place: str | None = None,
 ) -> Body:
     """Load a model and its tokenizer, and make it a body.
 
@@ -43,11 +50,14 @@ def load(
         task: `classify` puts a fresh head on it; `causal` keeps its own, frozen.
         classes: Number of classes, for `classify`.
         seed: The job's seed; the start of adapter and head is a function of it.
+        place: Another path to the same folder, which is read through it; what is loaded is then a
+            copy in memory, on which what becomes of the files has no bearing.
 
     Raises:
         ModelError: The files are missing or damaged, or the architecture is not supported.
     """
-    config = _config(source)
+    read = place or source
+    config = _config(source, read)
     family = family_of(config.model_type, task)
     options: dict[str, Any] = {
         "trust_remote_code": False,
@@ -61,15 +71,23 @@ def load(
         options |= {"num_labels": classes, "ignore_mismatched_sizes": True}  # the head is new
     try:
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            loaded, notes = kind.from_pretrained(source, **options, output_loading_info=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(read, trust_remote_code=False)
+            loaded, notes = kind.from_pretrained(read, **options, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
     _whole(source, notes["missing_keys"], family.heads[task] if task == "classify" else "")
     loaded = cast("nn.Module", loaded).to(device_of(model))
+    if place is not None:
+        _copy(loaded)
     return Body(
         loaded, tokenizer, task=task, classes=classes, adapter=adapter, seed=seed, path=source
     )
+
+
+def _copy(model: nn.Module) -> None:
+    """Put weights into memory of this process: as they are read they may lie in the file itself."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def versions() -> dict[str, str]:
@@ -127,10 +145,10 @@ def _native_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def _config(source: str) -> Any:
+def _config(source: str, read: str) -> Any:
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+            return transformers.AutoConfig.from_pretrained(read, trust_remote_code=False)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise ModelError(
             f"model {source!r} is neither a folder with a config.json nor a reachable hub id: "

@@ -3,14 +3,16 @@
 The digest is that of a list with a line for each file, its SHA-256 and its name, in the order of
 the names: configuration, tokenizer, and the weights that are loaded, which an index may name. What
 the loader would open and this does not cover is refused. `Seals` then holds a folder to what was
-hashed: the loader opens files by name, so each must afterwards be the very file, unchanged, down to
-the time at which the system last touched it, which nobody but the system can set.
+hashed: the loader opens files by name, in a folder that was opened once, so each must afterwards be
+the very file of that folder, unchanged, down to the time at which the system last touched it, which
+nobody but the system can set.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ INDEX_MOST = 64 << 20
 """Bytes of a file that is JSON."""
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 """In the hub's cache: the folder that holds a model's folder, and the one its links lead to."""
+FOLDERS = Path("/proc/self/fd")
+"""Where Linux has the folders that this process has open."""
 Stamp = tuple[int, int, int, int, int]
 
 
@@ -76,16 +80,33 @@ class Seals:
             self.stamps[str(folder.resolve())] = stamps
         return found
 
-    def check(self, folder: str) -> None:
-        """Refuse a folder that is not what it was when it was hashed.
+    @contextmanager
+    def held(self, folder: str) -> Generator[str]:
+        """Open a folder, give the path to load from, and refuse it if it is not what was hashed.
+
+        Where the system has such paths, it leads to this very folder whatever is put in its place
+        meanwhile.
 
         Raises:
             DataError: It was not hashed, or a file of it was touched since.
         """
-        place = Path(folder).resolve()
-        before = self.stamps.get(str(place))
+        if not FOLDERS.is_dir():
+            yield folder
+            self._compare(folder, folder)
+            return
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            opened = str(FOLDERS / str(number))
+            yield opened
+            self._compare(folder, opened)
+        finally:
+            os.close(number)
+
+    def _compare(self, folder: str, opened: str) -> None:
+        before = self.stamps.get(str(Path(folder).resolve()))
         if before is None:
             raise DataError(f"model folder {folder} was loaded without being held to the policy")
+        place = Path(opened)
         names = _names(place)
         now = {name: _stamp(_inside(place, name).stat()) for name in names}
         if now != before:
@@ -176,13 +197,16 @@ def _plain(name: str) -> bool:
 def _inside(folder: Path, name: str) -> Path:
     """Return a file of a folder, where it is a plain one, or the hub's cache keeps it for it.
 
+    The folder may be one that is open; the places of links are told by where it is.
+
     Raises:
         DataError: It is a link that leads elsewhere, or no plain file.
     """
     place = folder / name
     about = place.lstat()
     if stat.S_ISLNK(about.st_mode):
-        cached = folder.parent.parent / BLOBS if folder.parent.name == SNAPSHOTS else None
+        here = folder.resolve()
+        cached = here.parent.parent / BLOBS if here.parent.name == SNAPSHOTS else None
         goal = place.resolve()
         if cached is None or goal.parent != cached or not goal.is_file():
             raise DataError(

@@ -323,7 +323,7 @@ class Host:
             watch=watch,
             choices=choices,
             present=self._present,
-            loaded_from=self._seals.check,
+            seals=self._seals,
         )
 
     def _stage(self, name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:

@@ -343,7 +343,7 @@ class Site:
             federation=federate_own(self._job, self.name, named, draws.seed),
             watch=self._noted,
             choices=self._home / "choices.json",
-            loaded_from=self._seals.check,
+            seals=self._seals,
         )
         return self._bench
 
