@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread, and visible skips where a file is absent."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Before torch, transformers or datasets is imported: they read these once.
@@ -13,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 from xdist.scheduler import LoadGroupScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +47,42 @@ class Scheduling(LoadGroupScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling | None:
     """Use our groups where `--dist loadgroup` asks for groups."""
     return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+def once(
+    factory: pytest.TempPathFactory,
+    config: pytest.Config,
+    name: str,
+    make: Callable[[Path], object],
+) -> Path:
+    """Return a folder that the first worker which asks for it makes, for all of them to copy."""
+    place = factory.getbasetemp() / name
+    if hasattr(config, "workerinput"):  # the workers' folders lie beside each other
+        place = factory.getbasetemp().parent / name
+    with FileLock(place.with_suffix(".lock")):
+        if not place.exists():
+            make(place.with_suffix(".part"))
+            place.with_suffix(".part").rename(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def central_kits(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A federation of bank and clinic whose kits were made centrally; to be copied, not changed."""
+    from triskel.federation.provision import Plan, new  # noqa: PLC0415 - FLARE may not be there
+
+    plan = Plan(("bank", "clinic"), server="localhost", port=8002, admin="anna@lab.ch")
+    return once(tmp_path_factory, pytestconfig, "central-kits", lambda place: new(place, plan))
+
+
+@pytest.fixture(scope="session")
+def lead_kits(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The lead's side of a federation whose sites keep their keys; to be copied, not changed."""
+    from triskel.federation.distributed import found  # noqa: PLC0415 - FLARE may not be there
+    from triskel.federation.provision import Plan  # noqa: PLC0415
+
+    plan = Plan(("x",), server="host.ch", port=8002, admin="anna@lab.ch")
+    return once(tmp_path_factory, pytestconfig, "lead-kits", lambda place: found(place, plan))
 
 
 MARKER_OF = {"shared_data": "data", "assets": "asset"}

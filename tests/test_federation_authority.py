@@ -17,26 +17,22 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from triskel import cli
 from triskel.errors import JobError
 from triskel.federation import authority, kits
-from triskel.federation.distributed import approve, ask, found, join, request_of
+from triskel.federation.distributed import approve, ask, join, request_of
 from triskel.federation.doorman import Guard
-from triskel.federation.provision import Plan, add, new
+from triskel.federation.provision import Plan, add
 from triskel.policy.revoked import Revoked, list_in, read, serials_in
 
 ANNA = "anna@lab.ch"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("authority") / "f"
-    new(folder, Plan(("bank", "clinic"), server="localhost", port=8002, admin=ANNA))
-    return folder
+@pytest.fixture
+def made(central_kits: Path) -> Path:
+    return central_kits
 
 
-@pytest.fixture(scope="module")
-def lead(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lead") / "f"
-    found(folder, Plan(("x",), server="host.ch", port=8002, admin=ANNA))
-    return folder
+@pytest.fixture
+def lead(lead_kits: Path) -> Path:
+    return lead_kits
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 # ruff: noqa: ANN401 - FLARE's connectors and sockets are untyped
 
+import contextlib
 import shutil
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,15 +23,12 @@ from nvflare.fuel.f3.drivers.connector_info import ConnectorInfo, Mode
 from triskel.federation import authority, caller, kits
 from triskel.federation.doorman import Guard
 from triskel.federation.harden import harden, weakness
-from triskel.federation.provision import Plan, new
 from triskel.policy.revoked import list_in
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("caller") / "f"
-    new(folder, Plan(("bank",), server="localhost", port=8002, admin="anna@lab.ch"))
-    return folder
+@pytest.fixture
+def made(central_kits: Path) -> Path:
+    return central_kits
 
 
 @pytest.fixture
@@ -50,18 +49,22 @@ def server(copy: Path) -> Iterator[int]:
     context.load_cert_chain(startup / "server.crt", startup / "server.key")
     held: list[Any] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        over = threading.Event()
+        listening.settimeout(0.1)
 
         def serve() -> None:
-            while True:
-                try:
+            while not over.is_set():
+                with contextlib.suppress(OSError):
                     plain, _ = listening.accept()
-                    held.append(context.wrap_socket(plain, server_side=True))
-                except OSError:
-                    if listening.fileno() < 0:
-                        return
+                    plain.settimeout(10)
+                    held.append(plain)
+                    held[-1] = context.wrap_socket(plain, server_side=True)
 
-        threading.Thread(target=serve, daemon=True).start()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
         yield int(listening.getsockname()[1])
+        over.set()
+        thread.join(20)
         for one in held:
             one.close()
 
@@ -97,14 +100,25 @@ def answered(driver: Any, connector: Any) -> tuple[threading.Thread, list[Except
     return thread, failed
 
 
+def connected(driver: Any, thread: threading.Thread, failed: list[Exception]) -> None:
+    """Wait until the server is spoken to."""
+    guard, end = caller.Caller.guard, time.monotonic() + 30
+    assert guard is not None
+    while not (guard._inside and driver.connections):
+        assert thread.is_alive(), failed
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    thread.join(0.2)
+    assert thread.is_alive(), failed
+
+
 def test_a_revoked_server_is_left_and_not_spoken_to_again(
     copy: Path, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank = kit(copy, "bank")
     driver, connector = driver_of(bank, server, monkeypatch)
     thread, failed = answered(driver, connector)
-    thread.join(1.0)
-    assert thread.is_alive(), failed
+    connected(driver, thread, failed)
     assert not failed
     authority.revoke(copy, "server")
     guard = caller.Caller.guard
@@ -127,8 +141,7 @@ def test_another_certificate_on_the_list_keeps_nobody_from_the_server(
     authority.revoke(copy, "anna@lab.ch")
     driver, connector = driver_of(kit(copy, "bank"), server, monkeypatch)
     thread, failed = answered(driver, connector)
-    thread.join(1.0)
-    assert thread.is_alive(), failed
+    connected(driver, thread, failed)
     driver.shutdown()
     thread.join(10)
     assert not thread.is_alive()

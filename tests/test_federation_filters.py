@@ -12,16 +12,13 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from triskel.errors import JobError, TriskelError
 from triskel.federation import kits, nodes
 from triskel.federation.filters import refuse, unseen
-from triskel.federation.provision import Plan, new
 
 FILTER = {"path": "nvflare.app_common.filters.percentile_privacy.PercentilePrivacy", "args": {}}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("filters") / "f"
-    new(folder, Plan(("bank",), server="localhost", port=8002, admin="anna@lab.ch"))
-    return folder
+@pytest.fixture
+def made(central_kits: Path) -> Path:
+    return central_kits
 
 
 @pytest.fixture

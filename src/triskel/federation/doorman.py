@@ -68,6 +68,7 @@ class Guard:
             LOGGER.warning("the connection of certificate %x was closed: it is revoked", serial)
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+            self.left(one)
 
     def refuses(self, request: ssl.SSLSocket) -> str:
         """Return why a peer is not let in, or nothing; who is let in is known from now on."""
