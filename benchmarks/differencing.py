@@ -8,6 +8,7 @@ model and text, and the attacker knows them all, which is more than a real one c
     known     what sites did before: rows drawn by the job's seed, no floors, exact scores
     caps      pairs of jobs whose caps differ by one, under the strict policy
     seeds     the same with another seed in each job, other batch sizes, two submitters, two names
+    again     the same, each run submitted again and again, so that the number of jobs binds less
     shares    pairs of jobs whose test shares differ a little
     all       every score that the budget gives, of as many models, on all test rows
 """
@@ -152,17 +153,23 @@ def made(folder: Path, dice: random.Random, *, known: bool) -> tuple[Site, list[
 Strategy = Callable[[Site, list[str], random.Random], str]
 
 
-def pairs(site: Site, pool: list[str], dice: random.Random, change: Callable[[int], Job]) -> str:
-    """Ask for pairs of jobs that differ by one row, and look for the text that explains it."""
+def pairs(
+    site: Site, pool: list[str], dice: random.Random, change: Callable[[int], Job], times: int = 1
+) -> str:
+    """Ask for pairs of jobs that differ by one row, and look for the text that explains it.
+
+    A run has a number of its own, and is submitted so many times.
+    """
     misfit = np.zeros(len(pool))
     for turn in range(1000):
         model, found = dice.getrandbits(32), list[float]()
         for cap in (60, 61):
             who = ("anna@lab.example", "eve@lab.example")[turn % 2]
-            told = site.score(change(cap), model, who, f"{turn}-{cap}")
+            run = f"{turn // times}-{cap}"
+            told = site.score(change(cap), model, who, run)
             if told is None:
                 site.now += timedelta(days=1)
-                told = site.score(change(cap), model, who, f"{turn}-{cap}")
+                told = site.score(change(cap), model, who, run)
             if told is None:
                 return pool[int(misfit.argmin())]
             found.append(told)
@@ -178,14 +185,19 @@ def caps(site: Site, pool: list[str], dice: random.Random) -> str:
     return pairs(site, pool, dice, job)
 
 
-def seeds(site: Site, pool: list[str], dice: random.Random) -> str:
+def seeds(site: Site, pool: list[str], dice: random.Random, times: int = 1) -> str:
     """Change whatever else can be changed too."""
 
     def change(cap: int) -> Job:
         name = dice.choice(("notes", "alias"))
         return job(cap, seed=dice.randrange(9), name=name, train_batch=dice.randrange(1, 33))
 
-    return pairs(site, pool, dice, change)
+    return pairs(site, pool, dice, change, times)
+
+
+def again(site: Site, pool: list[str], dice: random.Random) -> str:
+    """Submit each run many times."""
+    return seeds(site, pool, dice, 8)
 
 
 def shares(site: Site, pool: list[str], dice: random.Random) -> str:
@@ -208,7 +220,7 @@ def every(site: Site, pool: list[str], dice: random.Random) -> str:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "known": caps, "caps": caps, "seeds": seeds, "shares": shares, "all": every,
+    "known": caps, "caps": caps, "seeds": seeds, "again": again, "shares": shares, "all": every,
 }  # fmt: skip
 
 

@@ -248,11 +248,49 @@ def test_files_of_a_hub_cache_are_held_too(folder: Path, tmp_path: Path) -> None
         edited_and_back(blobs)
 
 
+def test_a_loader_is_shown_what_was_hashed_and_nothing_else(folder: Path) -> None:
+    (folder / "README.md").write_text("hello")
+    (folder / "secret.json").write_text("{}")
+    seals = Seals()
+    seals.close(folder)
+    with seals.held(str(folder)) as place:
+        shown = {file.name: file.read_bytes() for file in Path(place).iterdir()}
+    assert shown == {
+        name: (folder / name).read_bytes()
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+    assert not Path(place).exists()
+
+
+def test_a_tokenizer_of_one_version_of_the_library_counts_and_is_the_one_that_is_loaded(
+    tmp_path: Path,
+) -> None:
+    """The configuration of a tokenizer may name another file for each version."""
+    place = SMALL.save_model(tmp_path / "model")
+    before = weights(place)
+    config = json.loads((place / "tokenizer_config.json").read_text())
+    config["fast_tokenizer_files"] = ["tokenizer.json", "tokenizer.4.0.0.json"]
+    (place / "tokenizer_config.json").write_text(json.dumps(config))
+    said = json.loads((place / "tokenizer.json").read_text())
+    said["model"]["vocab"] = dict(sorted(said["model"]["vocab"].items(), key=lambda w: -w[1]))
+    (place / "tokenizer.4.0.0.json").write_text(json.dumps(said))
+    first = weights(place)
+    assert first not in {None, before}
+    (place / "tokenizer.4.0.0.json").write_text(json.dumps(said, indent=1))
+    assert weights(place) != first
+    seals = Seals()
+    seals.close(place)
+    with seals.held(str(place)) as held:
+        assert {"tokenizer.json", "tokenizer.4.0.0.json"} <= {x.name for x in Path(held).iterdir()}
+        options = {"task": "classify", "classes": 3, "seed": 0}
+        assert load(str(place), Model(), Adapter(), place=held, **options)
+
+
 def test_what_was_never_hashed_is_not_loaded(folder: Path, sharded: Path) -> None:
     seals = Seals()
     seals.close(folder)
     with (
-        pytest.raises(DataError, match="without being held to the policy"),
+        pytest.raises(DataError, match="was not held to the policy"),
         seals.held(str(sharded)),
     ):
         pass

@@ -3,18 +3,20 @@
 The digest is that of a list with a line for each file, its SHA-256 and its name, in the order of
 the names: configuration, tokenizer, and the weights that are loaded, which an index may name. What
 the loader would open and this does not cover is refused. `Seals` then holds a folder to what was
-hashed: the loader opens files by name, in a folder that was opened once, so each must afterwards be
-the very file of that folder, unchanged, down to the time at which the system last touched it, which
-nobody but the system can set.
+hashed: the loader is shown these files and no others, out of a folder that is opened once, and each
+must afterwards be the very file of that folder, unchanged, down to the time at which the system
+last touched it, which nobody but the system can set.
 """
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from triskel.errors import DataError
@@ -33,6 +35,8 @@ NAMED = frozenset(
     }
 )
 """What a loader opens of a folder beside weights, where it is there."""
+TOKENIZER = re.compile(r"(tokenizer[\w.-]*|tekken|tiktoken)\.(json|model)(\.\w+)?")
+"""More of it: tokenizers for single versions of the library, and of other makes."""
 REFUSED = {
     "adapter_config.json": "an adapter that the loader would put on top",
     "additional_chat_templates": "chat templates that are not covered",
@@ -82,31 +86,29 @@ class Seals:
 
     @contextmanager
     def held(self, folder: str) -> Generator[str]:
-        """Open a folder, give the path to load from, and refuse it if it is not what was hashed.
+        """Open a folder, give a path to load from, and refuse it if it is not what was hashed.
 
-        Where the system has such paths, it leads to this very folder whatever is put in its place
-        meanwhile.
+        The path is of a folder with links to the files that were hashed. Where the system has such
+        paths, they lead into this very folder whatever is put in its place meanwhile.
 
         Raises:
             DataError: It was not hashed, or a file of it was touched since.
         """
-        if not FOLDERS.is_dir():
-            yield folder
-            self._compare(folder, folder)
-            return
+        before = self.stamps.get(str(Path(folder).resolve()))
+        if before is None:
+            raise DataError(f"model folder {folder} was not held to the policy")
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            opened = str(FOLDERS / str(number))
-            yield opened
-            self._compare(folder, opened)
+            opened = FOLDERS / str(number) if FOLDERS.is_dir() else Path(folder).resolve()
+            with TemporaryDirectory(prefix="triskel-model-") as shown:
+                for name in before:
+                    (Path(shown) / name).symlink_to(opened / name)
+                yield shown
+            self._compare(folder, opened, before)
         finally:
             os.close(number)
 
-    def _compare(self, folder: str, opened: str) -> None:
-        before = self.stamps.get(str(Path(folder).resolve()))
-        if before is None:
-            raise DataError(f"model folder {folder} was loaded without being held to the policy")
-        place = Path(opened)
+    def _compare(self, folder: str, place: Path, before: Mapping[str, Stamp]) -> None:
         names = _names(place)
         now = {name: _stamp(_inside(place, name).stat()) for name in names}
         if now != before:
@@ -159,7 +161,7 @@ def _names(folder: Path) -> list[str]:
     for name, what in REFUSED.items():
         if name in there:
             raise DataError(f"model folder {folder} holds {name}: {what}; remove it")
-    found = there & NAMED
+    found = {name for name in there if name in NAMED or TOKENIZER.fullmatch(name)}
     if WEIGHTS in there:
         found |= {WEIGHTS}
     elif INDEX in there:
