@@ -9,8 +9,8 @@ Messages are those of the modes' own code, at the demo's model, adapter and lear
     params   the text whose gradient at the start, less the mean over candidates, points most along
              the update
     logits   the candidates are the public set, which whoever chooses it can arrange; the text whose
-             label the client finds likelier, by most, than models of the attacker's own do that were
-             trained on as many other rows
+             label the client finds likelier, by most, than models of the attacker's own do, which
+             were trained on as many other rows
 
 `right` is the share of tries in which the named text is the one; chance is 0.005. `ahead` is the
 share of the 199 others that the text is placed before; chance is 0.5. `params_1` and `logits_1`
