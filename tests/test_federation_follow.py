@@ -161,6 +161,42 @@ def test_a_result_with_a_link_in_it_is_not_taken(supervised: Supervised, tmp_pat
     assert not (supervised.out / "adapters").exists()
 
 
+GOLDEN = Path(__file__).parent / "golden" / "result-1-classify.json"
+
+
+def test_what_a_browser_or_a_desktop_would_run_is_not_taken_and_the_report_is_made_here(
+    supervised: Supervised,
+) -> None:
+    class Sends(Played):
+        def fetch(self, number: str, target: Path) -> Path:
+            folder = super().fetch(number, target)
+            (folder / "report.html").write_text("<script>alert(1)</script>")
+            (folder / "result.json").write_text(GOLDEN.read_text())
+            (folder / "adapters").mkdir()
+            for name in ("run.desktop", "modeling.py", "x.pkl", "y.svg", "README.md"):
+                (folder / "adapters" / name).write_text("x")
+            return folder
+
+    supervised.run(Sends([DONE]))
+    left = {str(x.relative_to(supervised.out)) for x in supervised.out.rglob("*") if x.is_file()}
+    assert left == {"ended.json", "result.json", "report.html", "adapters/README.md"}
+    page = (supervised.out / "report.html").read_text()
+    assert "alert(1)" not in page
+    assert len(page) > 10_000
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 99}'])
+def test_a_damaged_result_is_said_in_one_sentence(text: str, supervised: Supervised) -> None:
+    class Sends(Played):
+        def fetch(self, number: str, target: Path) -> Path:
+            folder = super().fetch(number, target)
+            (folder / "result.json").write_text(text)
+            return folder
+
+    with pytest.raises(FederationError, match=r"the result of job job1 is not taken: "):
+        supervised.run(Sends([DONE]), patient=False)
+
+
 def test_a_job_without_an_end_is_sent_again_under_its_run_to_who_is_there(
     supervised: Supervised,
 ) -> None:

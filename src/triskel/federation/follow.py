@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar, cast
 
-from triskel.errors import FederationError, JobError
+from triskel.errors import CheckpointError, FederationError, JobError
 from triskel.federation import record
 from triskel.federation.job import Request, write
 from triskel.federation.kits import Kit
 from triskel.federation.session import FINISHED, Session, UnreachableError, opened
+from triskel.report.page import write_report
 from triskel.untrusted import copied, json_in, table_of
 
 Progress = Mapping[str, Any]
@@ -40,6 +41,8 @@ ABORTED = "FINISHED:ABORTED"
 ENDED = "ended.json"
 RESULT_MOST = 4e9
 """Bytes of a result that are copied."""
+TAKEN = frozenset({".json", ".jsonl", ".toml", ".csv", ".md", ".safetensors"})
+"""What the names of files end in that a run leaves, its page apart."""
 LOST = "LOST"
 """Our word for a job that FLARE still calls running."""
 
@@ -226,13 +229,19 @@ def _detail(meta: Mapping[str, Any]) -> str:
 def fetch(line: Line, job: str, out: Path) -> Progress | None:
     """Copy a run's folder, where there is one; return what its `ended.json` says.
 
+    Files of kinds that no run leaves stay behind, and so does the server's page, which a browser
+    would run: the report is made here, of what the result holds.
+
     Raises:
-        FederationError: The server refuses, or has no result of this job.
+        FederationError: The server refuses, or has no result of this job, or one that is damaged.
     """
     try:
-        return _fetched(line, job, out)
-    except ValueError as error:
+        ended = _fetched(line, job, out)
+        if (out / "result.json").is_file():
+            write_report(out)
+    except (ValueError, CheckpointError) as error:
         raise FederationError(f"the result of job {job} is not taken: {error}") from error
+    return ended
 
 
 def _fetched(line: Line, job: str, out: Path) -> Progress | None:
@@ -243,8 +252,12 @@ def _fetched(line: Line, job: str, out: Path) -> Progress | None:
             return None
         ended = table_of(json_in(said))
         if ended.get("done") or any(path.name != ENDED for path in folder.iterdir()):
-            copied(folder, out, most=RESULT_MOST)
+            copied(folder, out, most=RESULT_MOST, wanted=_taken)
     return ended
+
+
+def _taken(place: str) -> bool:
+    return PurePosixPath(place).suffix in TAKEN
 
 
 def free(out: Path, *, over: bool = False) -> None:
