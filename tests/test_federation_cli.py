@@ -144,7 +144,7 @@ def test_a_job_goes_on_when_a_client_process_dies_and_another_one_is_refused(
     said = said_by(following, 60)
     assert following.returncode == 0, said
     assert "down: hospital" in said
-    assert operator.json("died/result.json") == {"closed": [*range(1, 21)], "live": ["bank"]}
+    assert operator.json("died/tally.json") == {"closed": [*range(1, 21)], "live": ["bank"]}
     assert operator.run("result", "f", run, "--out", "again").startswith("Results  again")
     assert operator.json("again/ended.json") == {"done": True}
     said = said_by(refused, 30)
@@ -167,7 +167,7 @@ def test_a_supervised_job_ends_although_supervisor_and_server_die(operator: Oper
     said = said_by(following, 90)
     assert following.returncode == 0, said
     assert "submitted again as" in said
-    assert operator.json("kept/result.json") == {
+    assert operator.json("kept/tally.json") == {
         "closed": [*range(1, 13)],
         "live": ["bank", "hospital"],
     }

@@ -193,8 +193,12 @@ def test_a_damaged_result_is_said_in_one_sentence(text: str, supervised: Supervi
             (folder / "result.json").write_text(text)
             return folder
 
+    server = Sends([DONE])
     with pytest.raises(FederationError, match=r"the result of job job1 is not taken: "):
-        supervised.run(Sends([DONE]), patient=False)
+        supervised.run(server)
+    with pytest.raises(FederationError, match=r"the result of job job1 is not taken: "):
+        supervised.resume(server, patient=True)
+    assert len(server.sent) == 1, "to submit it again would cost the sites and not help"
 
 
 def test_a_job_without_an_end_is_sent_again_under_its_run_to_who_is_there(

@@ -57,7 +57,7 @@ class Server:
                 return
             closed.append(number)
             kept.write_text(json.dumps(closed))
-        (out / "result.json").write_text(json.dumps({"closed": closed, "live": sorted(live)}))
+        (out / "tally.json").write_text(json.dumps({"closed": closed, "live": sorted(live)}))
         end(out, done=True)
 
     def tell(self, number: int, live: set[str]) -> None:

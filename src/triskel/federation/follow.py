@@ -6,7 +6,6 @@ again under the same run number, with the sites that are connected, and the engi
 last closed round. A run whose supervisor died is taken up again from the administrator's kit.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -226,6 +225,10 @@ def _detail(meta: Mapping[str, Any]) -> str:
     return "; ".join(line for line in said if not line.endswith(": OK"))
 
 
+class NotTakenError(FederationError):
+    """A result is there and is refused; to submit the run again would cost the sites for nothing."""
+
+
 def fetch(line: Line, job: str, out: Path) -> Progress | None:
     """Copy a run's folder, where there is one; return what its `ended.json` says.
 
@@ -233,14 +236,15 @@ def fetch(line: Line, job: str, out: Path) -> Progress | None:
     would run: the report is made here, of what the result holds.
 
     Raises:
-        FederationError: The server refuses, or has no result of this job, or one that is damaged.
+        FederationError: The server refuses, or has no result of this job.
+        NotTakenError: It has one that is damaged, or holds what no run leaves.
     """
     try:
         ended = _fetched(line, job, out)
         if (out / "result.json").is_file():
             write_report(out)
     except (ValueError, CheckpointError) as error:
-        raise FederationError(f"the result of job {job} is not taken: {error}") from error
+        raise NotTakenError(f"the result of job {job} is not taken: {error}") from error
     return ended
 
 
@@ -338,8 +342,12 @@ def resume(
     """
     if not _goes_on(line, entry.job):
         ended: Progress = {}
-        with contextlib.suppress(FederationError):  # it may have left nothing
+        try:
             ended = _until_answered(line, lambda: fetch(line, entry.job, out)) or {}
+        except NotTakenError:
+            raise
+        except FederationError:
+            pass  # it may have left nothing
         if ended.get("done"):
             return
         why = ended.get("error")
@@ -376,7 +384,7 @@ def _one(
         return end, None
     try:
         return end, _until_answered(line, lambda: fetch(line, entry.job, out))
-    except UnreachableError:
+    except (UnreachableError, NotTakenError):
         raise
     except FederationError:
         if not line.patient and not end.detail:
