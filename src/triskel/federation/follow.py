@@ -226,7 +226,10 @@ def _detail(meta: Mapping[str, Any]) -> str:
 
 
 class NotTakenError(FederationError):
-    """A result is there and is refused; to submit the run again would cost the sites for nothing."""
+    """A result is there and is refused: to submit the run again would cost the sites for nothing.
+
+    What was finished stays with the server.
+    """
 
 
 def fetch(line: Line, job: str, out: Path) -> Progress | None:
