@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from triskel.bench import Bench, Share
 from triskel.compare import Request, Venue, run
+from triskel.engines import wire as wire_
 from triskel.engines.local import LocalEngine
 from triskel.job import Job, dump
 from triskel.model.body import Choice
@@ -33,6 +34,7 @@ from triskel.worker import Worker
 
 TESTS = Path(__file__).resolve().parent.parent
 tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "tiny.py")))
+NET = SimpleNamespace(**runpy.run_path(str(TESTS / "net.py")))
 PLAY = {mode: import_module(f"restated.{mode}").play for mode in ("params", "logits", "split")}
 
 SIZES = {"ann": 7, "bob": 4, "cat": 2}
@@ -59,7 +61,7 @@ def case(name: str, *given: Mapping[str, Any], **options: Any) -> Any:  # noqa: 
     tables: dict[str, Any] = {}
     for one in given:
         tables = merged(tables, one)
-    return pytest.param({"tables": tables, **options}, id=name)
+    return pytest.param({"name": name, "tables": tables, **options}, id=name)
 
 
 def merged(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def bench_of(job: Job, how: Mapping[str, Any], options: Mapping[str, Any]) -> Be
     body.use(Choice(path=path, join=join, recompute=how.get("recompute", False)))
     shares = shares_of(job.data.task, how.get("longest", SHORT))
     bench = tiny.bench(job, body, shares, tiny.examples(5, job.data.task, seed=50))
-    if how.get("counted"):
+    if how.get("counted") or NET.asked_for():
         bench.loaded.costs[id(body)] = Costs(body, None, lambda _: None)
     else:
         bench.loaded.costs[id(body)].know = lambda _: None
@@ -199,7 +201,26 @@ def same(mode: str, how: Mapping[str, Any], folder: Path) -> SimpleNamespace:
     agree(mode, folder, events, result, wanted, WITHIN[dtype])
     if how.get("kept"):
         assert body.prefix.size > 0
+    if (place := NET.asked_for()) is not None:
+        NET.note(place, f"{mode} {how['name']}", folder, result, events, SENT)
     return SimpleNamespace(bench=bench, folder=folder)
+
+
+SENT: list[bytes] = []
+"""Messages of a case, where they are written down."""
+
+
+@pytest.fixture(autouse=True)
+def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    SENT.clear()
+    if NET.asked_for() is not None:
+        packed = wire_.pack
+
+        def keeping(message: Any) -> bytes:  # noqa: ANN401 - a message as it travels
+            SENT.append(packed(message))
+            return SENT[-1]
+
+        monkeypatch.setattr(wire_, "pack", keeping)
 
 
 def agree(
