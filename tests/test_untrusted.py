@@ -11,18 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from triskel.errors import CheckpointError
+from triskel.export import adapter_copied
 from triskel.untrusted import (
     DEEP_MOST,
     TOML_MOST,
     UnreadableError,
-    checked,
     copied,
     data_of,
     json_in,
     json_of,
     members,
     printable,
+    safetensors_at,
     table_of,
     text_of,
     toml_of,
@@ -33,7 +37,7 @@ def test_a_plain_file_is_read_and_one_that_is_not_there_is_an_error_of_the_syste
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a").write_text("hello")
-    assert (data_of(tmp_path / "a"), text_of(checked(tmp_path / "a"))) == (b"hello", "hello")
+    assert (data_of(tmp_path / "a"), text_of(safetensors_at(tmp_path / "a"))) == (b"hello", "hello")
     with pytest.raises(FileNotFoundError):
         data_of(tmp_path / "b")
     with pytest.raises(UnreadableError, match="more than 4 bytes"):
@@ -53,9 +57,41 @@ def test_what_is_no_plain_file_is_refused_at_once(
     make: Callable[[Path], None], tmp_path: Path
 ) -> None:
     make(tmp_path / "x")
-    for read in (data_of, checked, json_in):
+    for read in (data_of, safetensors_at, json_in):
         with pytest.raises(UnreadableError, match=r"is a link|is no plain file"):
             read(tmp_path / "x")
+
+
+HEADERS: dict[str, Callable[[], str]] = {
+    "very many tensors": lambda: ",".join(
+        f'"t{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(100_000)
+    ),
+    "very many sizes": lambda: '"a":{"dtype":"F32","shape":[0' + ",1" * 300_000
+    + '],"data_offsets":[0,0]}',
+    "more than is read": lambda: '"__metadata__":{"a":"' + "x" * (32 << 20) + '"}',
+    "sizes behind a string that is not closed": lambda: '"a":[0' + ",1" * 300_000 + '],"b',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_header_of_tensors_has_limits(what: str, tmp_path: Path) -> None:
+    """38 MB of it took 358 MB and more in the library that reads it."""
+    place = tmp_path / "adapter_model.safetensors"
+    header = ("{" + HEADERS[what]() + "}").encode()
+    place.write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for read in (safetensors_at, lambda file: adapter_copied(file.parent, tmp_path / "out")):
+        with pytest.raises((UnreadableError, CheckpointError), match="header is larger than is"):
+            read(place)
+
+
+def test_what_is_kept_beside_tensors_may_be_long(tmp_path: Path) -> None:
+    """A checkpoint keeps the rows of all rounds there."""
+    place = tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, place, metadata={"rows": json.dumps(list(range(600_000)))})
+    assert safetensors_at(place) == place
+    place.write_bytes(b"\xff" * 8)
+    assert safetensors_at(place) == place, "the library says what is wrong with it"
 
 
 @pytest.mark.parametrize(

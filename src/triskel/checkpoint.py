@@ -24,7 +24,7 @@ from torch import Tensor
 from triskel.errors import CheckpointError
 from triskel.owned import private
 from triskel.types import ClientId
-from triskel.untrusted import checked, json_of
+from triskel.untrusted import json_of, safetensors_at
 
 KEPT = 2
 FORMAT = 2
@@ -191,7 +191,7 @@ def named(folder: Path) -> list[Mapping[ClientId, Filed]]:
     found: list[Mapping[ClientId, Filed]] = []
     for place in _all(folder):
         with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
-            with safe_open(checked(place), framework="pt") as file:
+            with safe_open(safetensors_at(place), framework="pt") as file:
                 facts = json_of(cast("dict[str, str]", file.metadata())["facts"])
             found.append(_filed(facts))
     return found
@@ -199,7 +199,7 @@ def named(folder: Path) -> list[Mapping[ClientId, Filed]]:
 
 def _read(place: Path) -> Saved:
     try:
-        with safe_open(checked(place), framework="pt") as file:
+        with safe_open(safetensors_at(place), framework="pt") as file:
             metadata = cast("dict[str, str]", file.metadata() or {})
             tensors = {name: cast("Tensor", file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
         if metadata["format"] != str(FORMAT):

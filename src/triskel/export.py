@@ -37,7 +37,7 @@ from triskel.sheet import (
     training_of,
 )
 from triskel.types import Tensors
-from triskel.untrusted import TOML_MOST, copied, json_in, table_of, text_of
+from triskel.untrusted import TOML_MOST, copied, json_in, safetensors_at, table_of, text_of
 
 ADAPTERS = "adapters"
 OWN_MODELS: tuple[StageName, ...] = ("logits", "local")
@@ -170,7 +170,7 @@ def adapter_copied(source: Path, making: Path) -> None:
     try:
         copied(source, making, wanted=lambda place: place in names)
         table_of(json_in(making / peft_folder.CONFIG))
-        with safe_open(making / peft_folder.WEIGHTS, framework="pt") as file:
+        with safe_open(safetensors_at(making / peft_folder.WEIGHTS), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 file.get_tensor(name)
     except (OSError, ValueError, SafetensorError) as error:

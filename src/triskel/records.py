@@ -24,7 +24,7 @@ from triskel.checkpoint import write_bytes
 from triskel.errors import CheckpointError
 from triskel.metrics import PerText
 from triskel.types import ClientId, Examples
-from triskel.untrusted import checked, json_of
+from triskel.untrusted import json_of, safetensors_at
 
 FOLDER = "outcomes"
 COLUMNS = ("everybody", "own")
@@ -139,7 +139,7 @@ def read(folder: Path, row: str) -> Record | None:
     if not place.exists():
         return None
     try:
-        with safe_open(checked(place), framework="pt") as file:
+        with safe_open(safetensors_at(place), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             clients = tuple(str(c) for c in json_of(file.metadata()["clients"]))
         columns = {

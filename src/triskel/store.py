@@ -23,7 +23,7 @@ from torch import Tensor
 from triskel.checkpoint import Filed, drop, flush
 from triskel.errors import CheckpointError
 from triskel.types import ClientId, ClientState
-from triskel.untrusted import data_of
+from triskel.untrusted import data_of, json_of, limit
 
 STATE_MOST = 4 << 30
 """Bytes that a client may keep."""
@@ -217,7 +217,8 @@ def _loaded(data: bytes) -> ClientState:
     """Return the state in a file whose SHA-256 is right."""
     try:
         size = int.from_bytes(data[:8], "little")
-        about: Any = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
+        limit(data[:8], data[8 : 8 + size])
+        about: Any = json_of(json_of(data[8 : 8 + size].decode())["__metadata__"]["state"])
         tensors = safetensors.torch.load(data)
         groups = {
             group: {name: tensors[f"{index}/{name}"] for name in names}

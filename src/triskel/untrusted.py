@@ -24,6 +24,11 @@ from typing import Any, cast
 MIB = 1 << 20
 TEXT_MOST = 64 * MIB
 """Bytes of a JSON file."""
+HEADER_MOST = 32 * MIB
+"""Bytes of the header of a file of tensors, with the text that is kept beside them."""
+HEADER_PARTS = 250_000
+"""Commas in it outside of strings: those of tensors and of their sizes."""
+JSON_STRING = re.compile(rb'"(?:\\.|[^"\\])*+"?', re.DOTALL)
 TOML_MOST = MIB
 VALUES_MOST = 1_500_000
 """Values in a JSON file; each takes about a hundred bytes of memory."""
@@ -91,15 +96,30 @@ def plain(path: Path) -> int:
     return handle
 
 
-def checked(path: Path) -> Path:
-    """Return a path for a reader that opens files by name, once it is a plain file and no link.
+def safetensors_at(path: Path) -> Path:
+    """Return a path of tensors for a reader that opens files by name, once it may read them.
+
+    The library reads the header, which is JSON, whole: a small tensor takes half a kilobyte there,
+    and each of its sizes fifty bytes.
 
     Raises:
         OSError: It is not there, or cannot be read.
-        UnreadableError: It is a link, or no plain file.
+        UnreadableError: It is a link, or no plain file, or its header is larger than is read.
     """
-    os.close(plain(path))
+    with os.fdopen(plain(path), "rb") as file:
+        limit(file.read(8), file.read(HEADER_MOST + 1))
     return path
+
+
+def limit(size: bytes, header: bytes) -> None:
+    """Refuse a header of tensors, of which these are the first bytes.
+
+    Raises:
+        UnreadableError: It is larger than is read.
+    """
+    header = header[: int.from_bytes(size, "little")]
+    if len(header) > HEADER_MOST or JSON_STRING.sub(b"", header).count(b",") > HEADER_PARTS:
+        raise UnreadableError("its header is larger than is read")
 
 
 def text_of(path: Path, *, most: int = TEXT_MOST) -> str:

@@ -27,7 +27,7 @@ from triskel.model.blocks import Task
 from triskel.model.body import Body
 from triskel.model.load import quiet
 from triskel.types import Tensors
-from triskel.untrusted import checked, json_in
+from triskel.untrusted import json_in, safetensors_at
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -66,7 +66,7 @@ def read(folder: Path, body: Body) -> Tensors:
     """
     try:
         found = cast("dict[str, Any]", json_in(folder / CONFIG))
-        with safe_open(checked(folder / WEIGHTS), framework="pt") as file:
+        with safe_open(safetensors_at(folder / WEIGHTS), framework="pt") as file:
             tensors = {from_peft(n): cast("Tensor", file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
