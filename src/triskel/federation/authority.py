@@ -122,8 +122,8 @@ def succeed(authority: Path, name: str, key: str = "") -> Issued:
     valid = [one for one in issued(authority) if one.name == name and not one.revoked]
     if not valid:
         raise JobError(
-            f"{authority} signed for no {name!r} that is not revoked; only such a certificate is "
-            "renewed, so leave out --renew"
+            f"{_unknown(authority, name)}; only who has a certificate is renewed, others are "
+            "admitted as at first"
         )
     if len(valid) > 1:
         raise JobError(
@@ -234,16 +234,18 @@ def revoke(folder: Path, whom: str) -> list[Issued]:
         if not one.revoked and (one.name.lower() == whom.lower() or one.serial == whom.lower())
     ]
     if not found:
-        known = ", ".join(sorted({one.name for one in entries if not one.revoked})) or "nobody"
-        raise JobError(
-            f"{authority} signed for no {whom!r} that is not revoked; it did for {known}"
-        )
+        raise JobError(_unknown(authority, whom))
     numbers = {one.serial for one in found}
     after = [replace(one, revoked=one.revoked or one.serial in numbers) for one in entries]
     _sign(authority, [int(one.serial, 16) for one in after if one.revoked])
     _write(authority, after)  # after the list, so that what failed is done by doing it again
     _hand_out(folder, authority / LIST)
     return found
+
+
+def _unknown(authority: Path, whom: str) -> str:
+    known = ", ".join(sorted({one.name for one in issued(authority) if not one.revoked}))
+    return f"{authority} signed for no {whom!r} that is not revoked; it did for {known or 'nobody'}"
 
 
 def _hand_out(folder: Path, file: Path) -> None:
