@@ -278,6 +278,7 @@ def test_a_guard_shows_out_whoever_was_revoked_and_lets_them_in_no_more(copy: Pa
     authority.revoke(copy, "bank")
     guard.look()
     assert (inside["bank"].closed, inside["clinic"].closed) == (True, False)
+    assert [serial for serial, _ in guard._inside.values()] == [serials["clinic"]]
     assert guard.refuses(peer(serials["bank"])) == f"certificate {serials['bank']:x} is revoked"
     assert guard.refuses(peer(serials["clinic"])) == ""
     list_in(server).write_bytes(b"nonsense")

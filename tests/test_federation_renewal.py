@@ -203,6 +203,8 @@ def test_a_node_that_runs_is_not_renewed(central: Path, monkeypatch: pytest.Monk
     before = len(authority.issued(central / "ca"))
     with pytest.raises(FederationError, match=r"bank runs; `triskel federation stop"):
         renew(central, "bank")
+    with pytest.raises(FederationError, match=r"bank runs; `triskel federation stop"):
+        startup.swap(kit(central, "bank"), kit(central, "bank").path)
     assert len(authority.issued(central / "ca")) == before
 
 

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import stat
 import subprocess
 import sys
@@ -208,6 +209,17 @@ def test_nothing_that_a_run_leaves_can_be_read_by_others_in_a_folder_that_was_op
     run(job, Request(), folder, LocalEngine(job), SMALL.watch)
     left = {p for p in folder.rglob("*") if p.lstat().st_mode & 0o077}
     assert {str(p.relative_to(folder)) for p in left} == set()
+
+
+def test_a_kit_that_was_open_is_closed_to_others_when_its_node_is_started(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = bank(Path(shutil.copytree(made, tmp_path / "f")))
+    one.path.chmod(0o755)
+    monkeypatch.setattr(nodes, "_spawn", lambda *_: SimpleNamespace(pid=1))
+    assert nodes.start(one) == 1
+    assert stat.S_IMODE(one.path.stat().st_mode) == 0o700
+    (one.path / "node.pid").unlink()
 
 
 @pytest.mark.usefixtures("open_umask")

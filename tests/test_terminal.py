@@ -1,8 +1,10 @@
 """What others wrote steers no terminal, wherever it is printed."""
 
 import json
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +70,28 @@ def test_progress_of_a_client_with_such_a_name_is_clean() -> None:
         live({"event": "warning", "text": EVIL})
     assert "all is well" in out.getvalue()
     assert not STEERS & set(out.getvalue())
+
+
+def test_progress_is_clean_without_being_told_where_to_go(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Live() as live:
+        live({"event": "warning", "text": EVIL})
+    found = capsys.readouterr()
+    assert "all is well" in found.err
+    assert not STEERS & set(found.err)
+
+
+def test_a_servers_log_is_clean_where_it_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = SimpleNamespace(meta=lambda _: {"status": "FINISHED"}, log=lambda _: f"one\n{EVIL}\n")
+    kit = SimpleNamespace(job="1")
+    monkeypatch.setattr("triskel.federation.kits.admin_in", lambda *_: kit)
+    monkeypatch.setattr("triskel.federation.record.find", lambda *_: kit)
+    monkeypatch.setattr("triskel.federation.session.opened", lambda _: nullcontext(said))
+    got = CliRunner().invoke(cli.app, ["federation", "logs", "f"])
+    assert got.exit_code == 0, got.output
+    assert "all is well" in got.output
+    assert not STEERS & set(got.output)
 
 
 @pytest.mark.parametrize("what", ["job", "run", "policy", "log"])
