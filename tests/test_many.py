@@ -27,6 +27,7 @@ from triskel.report.page import render
 from triskel.report.reading import read
 from triskel.report.tables import final_table
 from triskel.types import Examples
+from triskel.untrusted import VALUES_MOST
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 TIMES = {"seconds", "compute_s"}
@@ -177,6 +178,27 @@ def test_a_run_of_many_that_was_stopped_ends_with_the_same_numbers(
         for one in (*stop["rounds"], *whole["rounds"]):
             one.pop("slowest", None)  # which it is depends on times
         assert timeless(stop) == timeless(whole)
+
+
+def test_a_long_run_of_few_is_told_in_less_too(
+    job: Any, both: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(round_module, "ROWS", 17)
+    long = run(job, Request(baselines=("base",)), tmp_path, LocalEngine(job), SMALL.watch)
+    for mode in ("params", "logits", "split"):
+        rows, whole = long["modes"][mode]["rounds"], both.few["modes"][mode]["rounds"]
+        assert all("sum" in one and "clients" not in one for one in rows)
+        assert timeless(rows[-1]["per_client"]) == timeless(whole[-1]["per_client"])
+        assert [one["accuracy"] for one in rows] == [one["accuracy"] for one in whole]
+        assert timeless(long["modes"][mode]["totals"]) == timeless(
+            both.many["modes"][mode]["totals"]
+        )
+
+
+def test_the_longest_run_that_tells_of_each_client_is_still_read(both: SimpleNamespace) -> None:
+    text = json.dumps(both.few["modes"])
+    values = text.count("[") + text.count("{") + text.count(",")
+    assert values / (6 * 3) * round_module.ROWS < VALUES_MOST
 
 
 def test_labels_that_a_client_lacks_are_left_out_where_clients_are_many(

@@ -60,6 +60,9 @@ CLIENTS = "clients"
 EACH = 100
 """Up to how many clients a round's row holds what each of them spent. Beyond, it holds the sum and
 the slowest, what each spent is a table of its own, and only the last round has all scores."""
+ROWS = 10_000
+"""Clients times rounds up to which rounds hold what each client spent: what a run leaves must stay
+within what is read of a file (`untrusted.VALUES_MOST`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +194,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         row["seconds"] = seconds
         row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
         seen.update(_played(job, stage.clients, round_))
-        if len(stage.clients) > EACH:
+        if len(stage.clients) > EACH or len(stage.clients) * job.rounds > ROWS:
             write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
             for one in rows:
                 one.pop("per_client", None)
