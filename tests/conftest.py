@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread, and visible skips where a file is absent."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,18 @@ def lead_kits(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Con
 
     plan = Plan(("x",), server="host.ch", port=8002, admin="anna@lab.ch")
     return once(tmp_path_factory, pytestconfig, "lead-kits", lambda place: found(place, plan))
+
+
+@pytest.fixture
+def central(central_kits: Path, tmp_path: Path) -> Path:
+    """A federation whose kits were made centrally, to change."""
+    return Path(shutil.copytree(central_kits, tmp_path / "central"))
+
+
+@pytest.fixture
+def lead(lead_kits: Path, tmp_path: Path) -> Path:
+    """The lead's side of a federation whose sites keep their keys, to change."""
+    return Path(shutil.copytree(lead_kits, tmp_path / "lead"))
 
 
 MARKER_OF = {"shared_data": "data", "assets": "asset"}

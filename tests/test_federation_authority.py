@@ -25,26 +25,6 @@ from triskel.policy.revoked import Revoked, list_in, read, serials_in
 ANNA = "anna@lab.ch"
 
 
-@pytest.fixture
-def made(central_kits: Path) -> Path:
-    return central_kits
-
-
-@pytest.fixture
-def lead(lead_kits: Path) -> Path:
-    return lead_kits
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "f"))
-
-
-@pytest.fixture
-def copied(lead: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(lead, tmp_path / "lead"))
-
-
 def kit(folder: Path, name: str) -> kits.Kit:
     return next(one for one in kits.kits_in(folder) if one.name == name)
 
@@ -52,24 +32,24 @@ def kit(folder: Path, name: str) -> kits.Kit:
 # --- names ------------------------------------------------------------------------------------
 
 
-def test_every_certificate_is_in_the_book(made: Path, lead: Path) -> None:
-    assert {one.name for one in authority.issued(made / "ca")} == {
+def test_every_certificate_is_in_the_book(central: Path, lead: Path) -> None:
+    assert {one.name for one in authority.issued(central / "ca")} == {
         *("server", "bank", "clinic", ANNA),
     }
-    for one in authority.issued(made / "ca"):
-        paper = authority.certificate_of(kit(made, one.name))
+    for one in authority.issued(central / "ca"):
+        paper = authority.certificate_of(kit(central, one.name))
         assert int(one.serial, 16) == paper.serial_number
     assert {one.name for one in authority.issued(lead / "ca")} == {"host.ch", ANNA}
 
 
 def test_what_was_shown_is_what_is_signed_whatever_the_file_is_by_then(
-    copied: Path, tmp_path: Path
+    lead: Path, tmp_path: Path
 ) -> None:
     asked = request_of(ask(tmp_path / "one", "shop", "triskel"))
     ask(tmp_path / "two", "evil", "triskel").replace(asked.path)
-    approve(copied, asked)
-    assert [one.name for one in authority.issued(copied / "ca")][-1] == "shop"
-    assert authority.issued(copied / "ca")[-1].key == asked.key
+    approve(lead, asked)
+    assert [one.name for one in authority.issued(lead / "ca")][-1] == "shop"
+    assert authority.issued(lead / "ca")[-1].key == asked.key
 
 
 def test_an_approval_that_inflates_without_end_is_no_approval(tmp_path: Path) -> None:
@@ -82,26 +62,26 @@ def test_an_approval_that_inflates_without_end_is_no_approval(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["bank", "BANK", ANNA, "Anna@Lab.ch"])
-def test_a_name_is_signed_for_once(name: str, copied: Path, tmp_path: Path) -> None:
+def test_a_name_is_signed_for_once(name: str, lead: Path, tmp_path: Path) -> None:
     first = ask(tmp_path / "one", name, "triskel")
     if "@" not in name:
-        approve(copied, request_of(first))
+        approve(lead, request_of(first))
     second = ask(tmp_path / "two", name.swapcase() if name.isupper() else name, "triskel")
     with pytest.raises(JobError, match="a name is signed for once"):
-        approve(copied, request_of(second))
+        approve(lead, request_of(second))
     assert not (second.parent / f"{name}.signed.zip").exists()
 
 
 @pytest.mark.parametrize("name", ["server", "Server", "localhost", "ca", "host-ch"])
 def test_names_of_the_server_and_the_authority_are_nobodys(
-    name: str, copied: Path, tmp_path: Path
+    name: str, lead: Path, tmp_path: Path
 ) -> None:
     asked = ask(tmp_path / "one", name, "triskel")
     if name == "host-ch":
-        approve(copied, request_of(asked))
+        approve(lead, request_of(asked))
         return
     with pytest.raises(JobError, match="is not a name for a site"):
-        approve(copied, request_of(asked))
+        approve(lead, request_of(asked))
 
 
 @pytest.mark.parametrize("sites", [("server",), ("LocalHost",), ("bank", "Bank"), ("ca",)])
@@ -111,13 +91,13 @@ def test_kits_made_centrally_have_no_such_names_either(sites: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("site", ["bank", "Bank", "SERVER"])
-def test_a_site_is_not_added_under_a_name_that_is_taken(site: str, copy: Path) -> None:
+def test_a_site_is_not_added_under_a_name_that_is_taken(site: str, central: Path) -> None:
     with pytest.raises(JobError, match=r"is there already|is not a name"):
-        add(copy, [site])
+        add(central, [site])
 
 
-def test_a_certificate_is_valid_for_a_year(copied: Path, tmp_path: Path) -> None:
-    signed = approve(copied, request_of(ask(tmp_path / "site", "shop", "triskel")))
+def test_a_certificate_is_valid_for_a_year(lead: Path, tmp_path: Path) -> None:
+    signed = approve(lead, request_of(ask(tmp_path / "site", "shop", "triskel")))
     got = join(tmp_path / "site", signed.path, signed.fingerprint)
     left = authority.certificate_of(got).not_valid_after_utc - datetime.now(UTC)
     assert timedelta(days=364) < left <= timedelta(days=366)
@@ -130,48 +110,48 @@ def test_a_certificate_is_valid_for_a_year(copied: Path, tmp_path: Path) -> None
 # --- lists ------------------------------------------------------------------------------------
 
 
-def test_a_revoked_certificate_is_on_a_list_that_every_node_holds(copy: Path) -> None:
-    serial = authority.certificate_of(kit(copy, "bank")).serial_number
-    (one,) = authority.revoke(copy, "Bank")
+def test_a_revoked_certificate_is_on_a_list_that_every_node_holds(central: Path) -> None:
+    serial = authority.certificate_of(kit(central, "bank")).serial_number
+    (one,) = authority.revoke(central, "Bank")
     assert int(one.serial, 16) == serial
     for name in ("server", "bank", "clinic"):
-        place = kit(copy, name).path
+        place = kit(central, name).path
         assert Revoked(place).holds(serial)
         assert not Revoked(place).holds(serial + 1)
     with pytest.raises(JobError, match="signed for no 'bank' that is not revoked"):
-        authority.revoke(copy, "bank")
+        authority.revoke(central, "bank")
 
 
-def test_one_certificate_is_revoked_by_its_number(copy: Path) -> None:
-    serial = authority.certificate_of(kit(copy, ANNA)).serial_number
-    authority.revoke(copy, f"{serial:x}")
-    assert [one.name for one in authority.issued(copy / "ca") if one.revoked] == [ANNA]
+def test_one_certificate_is_revoked_by_its_number(central: Path) -> None:
+    serial = authority.certificate_of(kit(central, ANNA)).serial_number
+    authority.revoke(central, f"{serial:x}")
+    assert [one.name for one in authority.issued(central / "ca") if one.revoked] == [ANNA]
 
 
-def test_a_name_is_free_again_once_it_was_revoked(copied: Path, tmp_path: Path) -> None:
-    approve(copied, request_of(ask(tmp_path / "one", "shop", "triskel")))
-    authority.revoke(copied, "shop")
-    approve(copied, request_of(ask(tmp_path / "two", "shop", "triskel")))
-    assert [one.revoked for one in authority.issued(copied / "ca")][-2:] == [True, False]
+def test_a_name_is_free_again_once_it_was_revoked(lead: Path, tmp_path: Path) -> None:
+    approve(lead, request_of(ask(tmp_path / "one", "shop", "triskel")))
+    authority.revoke(lead, "shop")
+    approve(lead, request_of(ask(tmp_path / "two", "shop", "triskel")))
+    assert [one.revoked for one in authority.issued(lead / "ca")][-2:] == [True, False]
 
 
-def test_a_list_grows_and_an_older_one_is_refused(copy: Path, tmp_path: Path) -> None:
-    authority.revoke(copy, "bank")
-    older = Path(shutil.copy(copy / "ca" / "revoked.pem", tmp_path / "older.pem"))
-    authority.revoke(copy, ANNA)
-    clinic = kit(copy, "clinic")
+def test_a_list_grows_and_an_older_one_is_refused(central: Path, tmp_path: Path) -> None:
+    authority.revoke(central, "bank")
+    older = Path(shutil.copy(central / "ca" / "revoked.pem", tmp_path / "older.pem"))
+    authority.revoke(central, ANNA)
+    clinic = kit(central, "clinic")
     assert len(serials_in(read(list_in(clinic.path), clinic.path / "startup/rootCA.pem"))) == 2
     with pytest.raises(JobError, match="is older than the list that clinic holds"):
         authority.install(clinic, older)
     assert len(Revoked(clinic.path).serials()) == 2
 
 
-def test_a_list_of_another_authority_is_refused(copy: Path, copied: Path, tmp_path: Path) -> None:
-    approve(copied, request_of(ask(tmp_path / "one", "shop", "triskel")))
-    authority.revoke(copied, "shop")
+def test_a_list_of_another_authority_is_refused(central: Path, lead: Path, tmp_path: Path) -> None:
+    approve(lead, request_of(ask(tmp_path / "one", "shop", "triskel")))
+    authority.revoke(lead, "shop")
     with pytest.raises(JobError, match="is not signed by the authority"):
-        authority.install(kit(copy, "clinic"), copied / "ca" / "revoked.pem")
-    assert not list_in(kit(copy, "clinic").path).exists()
+        authority.install(kit(central, "clinic"), lead / "ca" / "revoked.pem")
+    assert not list_in(kit(central, "clinic").path).exists()
 
 
 def linked(file: Path) -> None:
@@ -190,54 +170,54 @@ def empty(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [linked, cut, empty])
 def test_a_list_that_cannot_be_read_admits_nobody(
-    damage: Callable[[Path], None], copy: Path
+    damage: Callable[[Path], None], central: Path
 ) -> None:
-    authority.revoke(copy, "bank")
-    damage(list_in(kit(copy, "clinic").path))
+    authority.revoke(central, "bank")
+    damage(list_in(kit(central, "clinic").path))
     for _ in range(2):
         with pytest.raises(JobError, match=r"no list of revoked|cannot be read"):
-            Revoked(kit(copy, "clinic").path).holds(5)
+            Revoked(kit(central, "clinic").path).holds(5)
 
 
-def test_a_damaged_list_is_replaced_by_a_whole_one(copy: Path) -> None:
-    authority.revoke(copy, "bank")
-    clinic = kit(copy, "clinic")
+def test_a_damaged_list_is_replaced_by_a_whole_one(central: Path) -> None:
+    authority.revoke(central, "bank")
+    clinic = kit(central, "clinic")
     cut(list_in(clinic.path))
-    assert authority.install(clinic, copy / "ca" / "revoked.pem") == 1
+    assert authority.install(clinic, central / "ca" / "revoked.pem") == 1
     assert len(Revoked(clinic.path).serials()) == 1
 
 
-def test_a_party_is_revoked_where_no_kit_is_left(copy: Path) -> None:
-    shutil.rmtree(copy / "kits")
-    assert [one.name for one in authority.revoke(copy, "bank")] == ["bank"]
-    assert (copy / "ca" / "revoked.pem").is_file()
+def test_a_party_is_revoked_where_no_kit_is_left(central: Path) -> None:
+    shutil.rmtree(central / "kits")
+    assert [one.name for one in authority.revoke(central, "bank")] == ["bank"]
+    assert (central / "ca" / "revoked.pem").is_file()
 
 
-def test_a_node_that_cannot_take_the_list_keeps_it_from_nobody(copy: Path) -> None:
-    serial = authority.certificate_of(kit(copy, ANNA)).serial_number
-    (kit(copy, "bank").path / "startup" / "rootCA.pem").unlink()
+def test_a_node_that_cannot_take_the_list_keeps_it_from_nobody(central: Path) -> None:
+    serial = authority.certificate_of(kit(central, ANNA)).serial_number
+    (kit(central, "bank").path / "startup" / "rootCA.pem").unlink()
     with pytest.raises(JobError, match=r"revoked, and .* says so, but bank does not take it "):
-        authority.revoke(copy, ANNA)
+        authority.revoke(central, ANNA)
     for name in ("server", "clinic"):
-        assert Revoked(kit(copy, name).path).holds(serial)
+        assert Revoked(kit(central, name).path).holds(serial)
 
 
-def test_a_list_that_cannot_be_signed_leaves_the_book_as_it_was(copy: Path) -> None:
-    (copy / "ca" / "state" / "cert.json").unlink()
+def test_a_list_that_cannot_be_signed_leaves_the_book_as_it_was(central: Path) -> None:
+    (central / "ca" / "state" / "cert.json").unlink()
     with pytest.raises(JobError):
-        authority.revoke(copy, "bank")
-    assert not [one for one in authority.issued(copy / "ca") if one.revoked]
+        authority.revoke(central, "bank")
+    assert not [one for one in authority.issued(central / "ca") if one.revoked]
 
 
-def test_the_commands_revoke_and_deny(copy: Path, tmp_path: Path) -> None:
-    elsewhere = Path(shutil.copytree(kit(copy, "clinic").path, tmp_path / "clinic"))
-    got = CliRunner().invoke(cli.app, ["federation", "revoke", str(copy), "bank", "--yes"])
+def test_the_commands_revoke_and_deny(central: Path, tmp_path: Path) -> None:
+    elsewhere = Path(shutil.copytree(kit(central, "clinic").path, tmp_path / "clinic"))
+    got = CliRunner().invoke(cli.app, ["federation", "revoke", str(central), "bank", "--yes"])
     assert got.exit_code == 0, got.output
     assert "bank: certificate " in got.output
-    file = str(copy / "ca" / "revoked.pem")
+    file = str(central / "ca" / "revoked.pem")
     got = CliRunner().invoke(cli.app, ["federation", "deny", str(elsewhere), file])
     assert (got.exit_code, got.output.strip()) == (0, "clinic holds list 1 from now on")
-    got = CliRunner().invoke(cli.app, ["federation", "revoke", str(copy), "nobody", "--yes"])
+    got = CliRunner().invoke(cli.app, ["federation", "revoke", str(central), "nobody", "--yes"])
     assert got.exit_code
     assert "signed for no 'nobody'" in got.output
 
@@ -269,13 +249,15 @@ def peer(serial: int) -> Any:  # noqa: ANN401 - stands in for a socket
     return found
 
 
-def test_a_guard_shows_out_whoever_was_revoked_and_lets_them_in_no_more(copy: Path) -> None:
-    server = kit(copy, "server").path
-    serials = {n: authority.certificate_of(kit(copy, n)).serial_number for n in ("bank", "clinic")}
+def test_a_guard_shows_out_whoever_was_revoked_and_lets_them_in_no_more(central: Path) -> None:
+    server = kit(central, "server").path
+    serials = {
+        n: authority.certificate_of(kit(central, n)).serial_number for n in ("bank", "clinic")
+    }
     guard, inside = Guard(server), {name: peer(serial) for name, serial in serials.items()}
     assert [guard.refuses(one) for one in inside.values()] == ["", ""]
     guard.look()
-    authority.revoke(copy, "bank")
+    authority.revoke(central, "bank")
     guard.look()
     assert (inside["bank"].closed, inside["clinic"].closed) == (True, False)
     assert [serial for serial, _ in guard._inside.values()] == [serials["clinic"]]

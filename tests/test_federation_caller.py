@@ -3,7 +3,6 @@
 # ruff: noqa: ANN401 - FLARE's connectors and sockets are untyped
 
 import contextlib
-import shutil
 import socket
 import ssl
 import threading
@@ -26,24 +25,14 @@ from triskel.federation.harden import harden, weakness
 from triskel.policy.revoked import list_in
 
 
-@pytest.fixture
-def made(central_kits: Path) -> Path:
-    return central_kits
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "f"))
-
-
 def kit(folder: Path, name: str) -> kits.Kit:
     return next(one for one in kits.kits_in(folder) if one.name == name)
 
 
 @pytest.fixture
-def server(copy: Path) -> Iterator[int]:
+def server(central: Path) -> Iterator[int]:
     """Answers with the server's certificate, and says nothing; gives its port."""
-    startup = kit(copy, "server").path / "startup"
+    startup = kit(central, "server").path / "startup"
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=startup / "rootCA.pem")
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(startup / "server.crt", startup / "server.key")
@@ -113,14 +102,14 @@ def connected(driver: Any, thread: threading.Thread, failed: list[Exception]) ->
 
 
 def test_a_revoked_server_is_left_and_not_spoken_to_again(
-    copy: Path, server: int, monkeypatch: pytest.MonkeyPatch
+    central: Path, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = kit(copy, "bank")
+    bank = kit(central, "bank")
     driver, connector = driver_of(bank, server, monkeypatch)
     thread, failed = answered(driver, connector)
     connected(driver, thread, failed)
     assert not failed
-    authority.revoke(copy, "server")
+    authority.revoke(central, "server")
     guard = caller.Caller.guard
     assert guard is not None
     guard.look()
@@ -129,17 +118,17 @@ def test_a_revoked_server_is_left_and_not_spoken_to_again(
     assert not guard._inside, "what ended is forgotten"
     thread, failed = answered(driver, connector)
     thread.join(10)
-    number = f"{authority.certificate_of(kit(copy, 'server')).serial_number:x}"
+    number = f"{authority.certificate_of(kit(central, 'server')).serial_number:x}"
     assert [str(one) for one in failed] == [
         f"the server is not spoken to: certificate {number} is revoked"
     ]
 
 
 def test_another_certificate_on_the_list_keeps_nobody_from_the_server(
-    copy: Path, server: int, monkeypatch: pytest.MonkeyPatch
+    central: Path, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority.revoke(copy, "anna@lab.ch")
-    driver, connector = driver_of(kit(copy, "bank"), server, monkeypatch)
+    authority.revoke(central, "anna@lab.ch")
+    driver, connector = driver_of(kit(central, "bank"), server, monkeypatch)
     thread, failed = answered(driver, connector)
     connected(driver, thread, failed)
     driver.shutdown()
@@ -148,16 +137,16 @@ def test_another_certificate_on_the_list_keeps_nobody_from_the_server(
 
 
 def test_a_site_whose_list_cannot_be_read_speaks_to_nobody(
-    copy: Path, server: int, monkeypatch: pytest.MonkeyPatch
+    central: Path, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_in(kit(copy, "bank").path).write_bytes(b"nonsense")
-    thread, failed = answered(*driver_of(kit(copy, "bank"), server, monkeypatch))
+    list_in(kit(central, "bank").path).write_bytes(b"nonsense")
+    thread, failed = answered(*driver_of(kit(central, "bank"), server, monkeypatch))
     thread.join(10)
     assert [type(one) for one in failed] == [caller.RevokedServerError]
 
 
-def test_a_site_without_it_is_not_hardened(copy: Path) -> None:
-    bank, place = kit(copy, "bank"), kit(copy, "bank").local / "resources.json"
+def test_a_site_without_it_is_not_hardened(central: Path) -> None:
+    bank, place = kit(central, "bank"), kit(central, "bank").local / "resources.json"
     assert weakness(bank) is None
     place.write_text(place.read_text().replace("triskel.federation.caller.Caller", "x.Y"))
     assert "see `caller`" in str(weakness(bank))

@@ -201,6 +201,17 @@ def test_a_damaged_result_is_said_in_one_sentence(text: str, supervised: Supervi
     assert len(server.sent) == 1, "to submit it again would cost the sites and not help"
 
 
+def test_a_full_disk_is_said_and_no_reason_to_submit_again(supervised: Supervised) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    supervised.monkeypatch.setattr(follow, "copied", full)
+    server = Played([DONE])
+    with pytest.raises(FederationError, match="out cannot be written: No space left on device"):
+        supervised.run(server)
+    assert len(server.sent) == 1
+
+
 def test_a_job_without_an_end_is_sent_again_under_its_run_to_who_is_there(
     supervised: Supervised,
 ) -> None:

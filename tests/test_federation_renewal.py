@@ -33,26 +33,6 @@ ANNA = "anna@lab.ch"
 OWN = ("local/policy.toml", "triskel/audit.jsonl")
 
 
-@pytest.fixture
-def made(central_kits: Path) -> Path:
-    return central_kits
-
-
-@pytest.fixture
-def lead(lead_kits: Path) -> Path:
-    return lead_kits
-
-
-@pytest.fixture
-def central(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "central"))
-
-
-@pytest.fixture
-def copied(lead: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(lead, tmp_path / "lead"))
-
-
 def kit(folder: Path, name: str) -> kits.Kit:
     return next(one for one in kits.kits_in(folder) if one.name == name)
 
@@ -144,54 +124,54 @@ def test_a_central_authority_outlives_the_certificates_it_signs(central: Path) -
 # --- keys at the sites ------------------------------------------------------------------------
 
 
-def test_a_site_that_keeps_its_key_is_renewed_with_a_new_one(copied: Path, tmp_path: Path) -> None:
+def test_a_site_that_keeps_its_key_is_renewed_with_a_new_one(lead: Path, tmp_path: Path) -> None:
     home = tmp_path / "site"
-    first = approve(copied, request_of(ask(home, "shop", "triskel")))
+    first = approve(lead, request_of(ask(home, "shop", "triskel")))
     one = join(home, first.path, first.fingerprint)
     first.path.unlink(missing_ok=True)
     had, before = owned(one), serial(one)
     with pytest.raises(JobError, match="does not hold the key of 'shop'"):
-        renew(copied, "shop")
+        renew(lead, "shop")
     asked = ask(home, "shop", "triskel")
     with pytest.raises(JobError, match="a name is signed for once"):
-        approve(copied, request_of(asked))
-    signed = approve(copied, request_of(asked), renew=True)
+        approve(lead, request_of(asked))
+    signed = approve(lead, request_of(asked), renew=True)
     with pytest.raises(JobError, match="exists; remove it to join anew"):
         join(home, signed.path, signed.fingerprint)
     after = join(home, signed.path, signed.fingerprint, renew=True)
     assert (serial(after) != before, fits(after), keeps(after, had)) == (True, True, True)
-    assert f"revoke {copied} {before}" in authority.left_over(copied)[0]
+    assert f"revoke {lead} {before}" in authority.left_over(lead)[0]
 
 
 @pytest.mark.parametrize("name", ["server", ANNA])
-def test_the_leads_own_parties_are_renewed_there(name: str, copied: Path) -> None:
-    before = serial(kit(copied, name))
-    got = renew(copied, name)
+def test_the_leads_own_parties_are_renewed_there(name: str, lead: Path) -> None:
+    before = serial(kit(lead, name))
+    got = renew(lead, name)
     assert (serial(got.kit) != before, fits(got.kit)) == (True, True)
-    assert len(authority.left_over(copied)) == 1
+    assert len(authority.left_over(lead)) == 1
 
 
-def test_a_name_that_was_never_signed_for_is_not_renewed(copied: Path, tmp_path: Path) -> None:
+def test_a_name_that_was_never_signed_for_is_not_renewed(lead: Path, tmp_path: Path) -> None:
     asked = ask(tmp_path / "site", "shop", "triskel")
     with pytest.raises(JobError, match="signed for no 'shop' that is not revoked"):
-        approve(copied, request_of(asked), renew=True)
-    approve(copied, request_of(asked))
-    authority.revoke(copied, "shop")
+        approve(lead, request_of(asked), renew=True)
+    approve(lead, request_of(asked))
+    authority.revoke(lead, "shop")
     with pytest.raises(JobError, match="signed for no 'shop' that is not revoked"):
-        approve(copied, request_of(ask(tmp_path / "again", "shop", "triskel")), renew=True)
+        approve(lead, request_of(ask(tmp_path / "again", "shop", "triskel")), renew=True)
 
 
 @pytest.mark.parametrize("how", ["to renew", "after it was revoked"])
 def test_a_key_is_signed_once_also_after_it_was_revoked(
-    how: str, copied: Path, tmp_path: Path
+    how: str, lead: Path, tmp_path: Path
 ) -> None:
     asked = ask(tmp_path / "site", "shop", "triskel")
     kept = Path(shutil.copy(asked, tmp_path / "kept.zip"))
-    approve(copied, request_of(asked))
+    approve(lead, request_of(asked))
     if how != "to renew":
-        authority.revoke(copied, "shop")
+        authority.revoke(lead, "shop")
     with pytest.raises(JobError, match="was signed before, for 'shop'"):
-        approve(copied, request_of(kept), renew=how == "to renew")
+        approve(lead, request_of(kept), renew=how == "to renew")
     assert not (tmp_path / "shop.signed.zip").exists()
 
 
@@ -302,6 +282,18 @@ def test_status_says_that_a_certificate_ends(days: int, said: str, central: Path
     assert got.exit_code == 0, got.output
     assert ("the certificate of bank" in got.output) == bool(said)
     assert said in got.output
+
+
+def test_status_is_told_also_where_a_book_or_a_certificate_cannot_be_read(central: Path) -> None:
+    (central / "ca" / "issued.json").write_text("{")
+    (kit(central, "bank").path / "startup" / "client.crt").write_text("nonsense")
+    shutil.rmtree(kit(central, ANNA).path)  # nobody asks a server
+    got = CliRunner().invoke(cli.app, ["federation", "status", str(central)])
+    assert got.exit_code == 0, got.output
+    said = got.output.replace("\n", "")
+    assert "client.crt is no certificate" in said
+    assert "issued.json does not say whom was signed for" in said
+    assert "clinic" in said
 
 
 def test_the_command_renews_and_says_what_to_revoke(central: Path) -> None:

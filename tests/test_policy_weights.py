@@ -222,6 +222,14 @@ def test_a_folder_that_was_another_as_it_was_opened_is_found(folder: Path, evil:
         exchanged(folder, evil)
 
 
+def test_a_folder_that_is_gone_by_then_is_said(folder: Path) -> None:
+    seals = Seals()
+    seals.close(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(DataError, match="cannot be read: No such file"), seals.held(str(folder)):
+        pass
+
+
 def test_a_folder_is_closed_whatever_happens(folder: Path) -> None:
     seals, before = Seals(), len(list(Path("/proc/self/fd").iterdir()))
     seals.close(folder)

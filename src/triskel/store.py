@@ -23,7 +23,7 @@ from torch import Tensor
 from triskel.checkpoint import Filed, drop, flush
 from triskel.errors import CheckpointError
 from triskel.types import ClientId, ClientState
-from triskel.untrusted import data_of, json_of, limit
+from triskel.untrusted import check_header, data_of, json_of
 
 STATE_MOST = 4 << 30
 """Bytes that a client may keep."""
@@ -217,7 +217,7 @@ def _loaded(data: bytes) -> ClientState:
     """Return the state in a file whose SHA-256 is right."""
     try:
         size = int.from_bytes(data[:8], "little")
-        limit(data[:8], data[8 : 8 + size])
+        check_header(data[:8], data[8 : 8 + size])
         about: Any = json_of(json_of(data[8 : 8 + size].decode())["__metadata__"]["state"])
         tensors = safetensors.torch.load(data)
         groups = {

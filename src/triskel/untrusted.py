@@ -107,11 +107,11 @@ def safetensors_at(path: Path) -> Path:
         UnreadableError: It is a link, or no plain file, or its header is larger than is read.
     """
     with os.fdopen(plain(path), "rb") as file:
-        limit(file.read(8), file.read(HEADER_MOST + 1))
+        check_header(file.read(8), file.read(HEADER_MOST + 1))
     return path
 
 
-def limit(size: bytes, header: bytes) -> None:
+def check_header(size: bytes, header: bytes) -> None:
     """Refuse a header of tensors, of which these are the first bytes.
 
     Raises:

@@ -259,7 +259,10 @@ def _fetched(line: Line, job: str, out: Path) -> Progress | None:
             return None
         ended = table_of(json_in(said))
         if ended.get("done") or any(path.name != ENDED for path in folder.iterdir()):
-            copied(folder, out, most=RESULT_MOST, wanted=_taken)
+            try:
+                copied(folder, out, most=RESULT_MOST, wanted=_taken)
+            except OSError as error:
+                raise NotTakenError(f"{out} cannot be written: {error.strerror}") from error
     return ended
 
 

@@ -97,7 +97,10 @@ class Seals:
         before = self.stamps.get(str(Path(folder).resolve()))
         if before is None:
             raise DataError(f"model folder {folder} was not held to the policy")
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise DataError(f"model folder {folder} cannot be read: {error.strerror}") from error
         try:
             opened = FOLDERS / str(number) if FOLDERS.is_dir() else Path(folder).resolve()
             with TemporaryDirectory(prefix="triskel-model-") as shown:

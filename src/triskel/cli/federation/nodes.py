@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from triskel.cli.federation.arguments import As, Folder
 from triskel.cli.output import console_for
-from triskel.errors import FederationError
+from triskel.errors import FederationError, JobError
 from triskel.terminal import echo
 
 if TYPE_CHECKING:
@@ -92,10 +93,20 @@ def status(
 
 
 def _soon(folder: Path, kits: "Sequence[Kit]") -> list[str]:
-    """Return what is to be done about certificates that end soon, or that should be revoked."""
+    """Return what is to be done about certificates that end soon, or that should be revoked.
+
+    What cannot be read is a line too: it is no reason not to start or to say nothing else.
+    """
     from triskel.federation.authority import ending, left_over
 
-    return [line for line in map(ending, kits) if line] + left_over(folder)
+    lines: list[str] = []
+    for look in (*(partial(ending, kit) for kit in kits), partial(left_over, folder)):
+        try:
+            found = look()
+        except JobError as error:
+            found = str(error)
+        lines += [found] if isinstance(found, str) else found
+    return [line for line in lines if line]
 
 
 def _session_or_why(
