@@ -12,7 +12,7 @@ import torch
 
 from triskel.model.body import Body
 from triskel.model.load import limits, versions
-from triskel.owned import alone, private
+from triskel.owned import private
 from triskel.untrusted import json_in
 
 
@@ -56,9 +56,9 @@ def remember(place: Path, value: object, say: Callable[[str], None]) -> None:
     """Write a file, whole or not at all; where that cannot be, say so and go on."""
     part = place.with_suffix(f".{os.getpid()}.part")
     try:
-        with alone():
-            private(place.parent)
-            part.write_text(json.dumps(value), encoding="utf-8")
+        private(place.parent)
+        part.touch(mode=0o600)  # not by the umask, which other threads share
+        part.write_text(json.dumps(value), encoding="utf-8")
         part.replace(place)
     except OSError as error:
         say(f"this machine cannot remember what it found out about the model: {error}")
