@@ -30,8 +30,9 @@ from triskel.bench import Bench, prepare
 from triskel.data.text import batch_of
 from triskel.job import Job, parse
 from triskel.model.train import label_loss
-from triskel.modes.logits import Logits
-from triskel.modes.params import Params
+from triskel.modes.logits.mode import Logits
+from triskel.modes.params.mode import Params
+from triskel.modes.params.spec import ParamsOptions
 from triskel.types import Ask, Batch, ClientState, Examples, Message, Tensors
 from triskel.worker import Worker
 
@@ -170,7 +171,7 @@ class Attacker:
         self, setting: Setting, members: Sequence[int], pool: Sequence[int]
     ) -> list[float]:
         worker = self.client(setting, members, some(self.pool, []))
-        mode = Params(job=worker.job, initial=self.body.initial, layout=self.body.layout)
+        mode = Params(options=ParamsOptions(), initial=self.body.initial, layout=self.body.layout)
         start = mode.start()
         talk = mode.work(mode.task(start, self.name), worker, ClientState())
         update, before = tensors_of(sent(talk)), tensors_of(mode.task(start, self.name))

@@ -16,13 +16,13 @@ from typing import Any
 import measure
 
 from triskel.bench import Bench, prepare
-from triskel.cut import cut_of
 from triskel.data.assets import cache_folder
 from triskel.engines.local import LocalEngine
 from triskel.job import ModeName, load
 from triskel.ledger import Ledger
 from triskel.model.cost import Costs, Meter, Piece
-from triskel.stages import MAKERS
+from triskel.modes.split.cut import cut_of
+from triskel.stages import mode_of
 from triskel.types import Batch
 from triskel.worker import Worker
 
@@ -60,7 +60,7 @@ def quiet(_: object) -> None:
 
 def played(bench: Bench, mode: ModeName, client: str, *, metered: bool) -> Callable[[], None]:
     """Return one round of a mode with one client, as a call."""
-    it, engine, body = MAKERS[mode](bench, quiet), LocalEngine(bench.job), bench.body()
+    it, engine, body = mode_of(mode, bench.setting(quiet)), LocalEngine(bench.job), bench.body()
 
     def worker(name: str) -> Worker:
         hand = bench.worker(name, quiet)
@@ -84,7 +84,7 @@ def played(bench: Bench, mode: ModeName, client: str, *, metered: bool) -> Calla
 def inside(bench: Bench, mode: ModeName, client: str) -> float:
     """Return the share of a round that is spent within the meter and the ledger."""
     it, engine, clock, ledger = (
-        MAKERS[mode](bench, quiet),
+        mode_of(mode, bench.setting(quiet)),
         LocalEngine(bench.job),
         Clock(),
         Ledger(),

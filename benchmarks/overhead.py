@@ -20,7 +20,8 @@ from triskel.job import Job, load
 from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where
-from triskel.modes.params import Params
+from triskel.modes.params.mode import Params
+from triskel.modes.params.spec import ParamsOptions
 from triskel.types import Batch
 
 
@@ -31,7 +32,7 @@ def quiet(_: object) -> None:
 def ours(bench: Bench, client: str, ledger: Ledger | None = None) -> Any:
     """Return one round of `params` with one client, as a call."""
     body, engine = bench.body(), LocalEngine(bench.job)
-    mode = Params(job=bench.job, initial=body.initial, layout=body.layout)
+    mode = Params(options=ParamsOptions(), initial=body.initial, layout=body.layout)
 
     def work() -> None:
         engine.round(

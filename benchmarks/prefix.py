@@ -18,7 +18,8 @@ from triskel.engines.local import LocalEngine
 from triskel.job import load
 from triskel.ledger import Ledger
 from triskel.model.prefix import Prefix
-from triskel.modes.params import Params
+from triskel.modes.params.mode import Params
+from triskel.modes.params.spec import ParamsOptions
 from triskel.types import Event
 
 SHARES = {"half": 2, "quarter": 4}
@@ -28,7 +29,10 @@ def rounds(bench: Bench, client: str, prefix: Prefix | None, times: int) -> list
     """Play some rounds from the start; return the loss of every step."""
     body = bench.body()
     body.prefix = prefix
-    mode, losses = Params(job=bench.job, initial=body.initial, layout=body.layout), list[float]()
+    mode, losses = (
+        Params(options=ParamsOptions(), initial=body.initial, layout=body.layout),
+        list[float](),
+    )
 
     def watch(event: Event) -> None:
         if event["event"] == "step":

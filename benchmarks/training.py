@@ -29,7 +29,7 @@ from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where
 from triskel.rng import stream
-from triskel.stages import MAKERS, everywhere
+from triskel.stages import everywhere, mode_of
 from triskel.types import Examples
 
 WHOLE = "adapter.blocks=all"
@@ -102,7 +102,7 @@ def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
             size = [f"clients.test_examples={TESTED}", f"rounds={rounds}"]
             job = parse(DEMO, overrides=[WHOLE, *sets, *size, f"seed={seed}"])
             bench = prepare(job, quiet)
-            mode, engine = MAKERS["params"](bench, quiet), LocalEngine(job)
+            mode, engine = mode_of("params", bench.setting(quiet)), LocalEngine(job)
             state = mode.start()
             for _ in range(rounds):
                 state = engine.round(

@@ -142,12 +142,18 @@ class Federation:
 
 @contextlib.contextmanager
 def federation(
-    folder: Path, *, model: Path | None = None, started: bool = True, **options: str
+    folder: Path,
+    *,
+    model: Path | None = None,
+    started: bool = True,
+    packages: Sequence[Path] = (),
+    **options: str,
 ) -> Iterator[Federation]:
     """A server and three sites on loopback, stopped and waited for at the end."""
     plan = Plan(SITES, port=free_port(), admin=ANNA)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE.parent / "src"))
+        places = [HERE.parent / "src", *packages]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
         found = Federation(folder, plan, model, **options)
         try:
             if started:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 TIMES = {"seconds", "compute_s"}
+WORDS = {"about"}
+"""What a result says of a mode in words."""
 
 
 def asked_for() -> Path | None:
@@ -64,7 +66,7 @@ def digest(value: object) -> str:
 def timeless(value: object) -> object:
     """Return a value without what a clock said."""
     if isinstance(value, Mapping):
-        return {k: timeless(v) for k, v in value.items() if k not in TIMES}
+        return {k: timeless(v) for k, v in value.items() if k not in TIMES | WORDS}
     return [timeless(v) for v in value] if isinstance(value, list | tuple) else value
 
 

@@ -22,7 +22,7 @@ from triskel.engines.flare.site import Site
 from triskel.job import MODE_NAMES, Job, load, parse, to_toml
 from triskel.ledger import Ledger
 from triskel.policy.weights import weights
-from triskel.stages import MAKERS
+from triskel.stages import mode_of
 
 small = runpy.run_path(str(Path(__file__).parent / "small.py"))
 SITES = ("bank", "clinic", "shop")
@@ -316,7 +316,7 @@ class Party:
         host_ = self.meeting.host
         assert host_._admitted() == ""
         self.bench = host_._prepared(house_.job, lambda _: None, house_.root / "choices.json")
-        self.modes = {name: MAKERS[name](self.bench, lambda _: None) for name in modes}
+        self.modes = {name: mode_of(name, self.bench.setting(lambda _: None)) for name in modes}
 
     def _between(self, name: str, link: Any) -> None:
         real = link.target

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from triskel import bench as bench_module
-from triskel.bench import SERVER, Bench, concatenated
+from triskel.bench import Bench, concatenated
+from triskel.core import registry
 from triskel.errors import JobError
 from triskel.model.cost import Piece
+from triskel.modes.logits.mode import Logits
+from triskel.setting import unfit
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 
@@ -70,7 +73,7 @@ def test_texts_are_tokenised_once(room: Path, monkeypatch: pytest.MonkeyPatch) -
         for client in it.clients:
             it.worker(client, SMALL.watch)
         it.pooled()
-        it.server(SMALL.watch)
+        it.public(it.body())
     assert sum(calls) == 40, "training, test and public rows, each once"
 
 
@@ -110,10 +113,13 @@ def test_a_causal_pool_keeps_its_targets(room: Path) -> None:
     assert len(again) == len(again.scored) == 2 * len(pool)
 
 
+def untaught(bench: Bench) -> str | None:
+    return unfit(registry.spec("logits"), bench.setting(SMALL.watch))
+
+
 def test_the_server_has_nothing_private(room: Path) -> None:
     it = bench_of(room)
-    server = it.server(SMALL.watch)
-    assert server.client == SERVER
+    server = Logits.build(it.setting(SMALL.watch)).server
     assert len(server.train) == len(server.test) == 0
     assert len(server.public) == 6
     assert set(server.public.labels) == {-1}, "labels of public texts are unknown"
@@ -132,9 +138,9 @@ def test_tokens_of_unlike_vocabularies_cannot_be_compared(room: Path, tmp_path: 
     tokens.add_tokens(["extra"])
     tokens.save_pretrained(other)
     each = {"client-02": {"model": str(other)}}
-    assert bench_of(room, clients={"each": each}).unteachable() is None, "classes can be"
-    assert bench_of(room, task="causal").unteachable() is None
-    reason = bench_of(room, task="causal", clients={"each": each}).unteachable()
+    assert untaught(bench_of(room, clients={"each": each})) is None, "classes can be"
+    assert untaught(bench_of(room, task="causal")) is None
+    reason = untaught(bench_of(room, task="causal", clients={"each": each}))
     assert reason == (
         "client client-02 uses a tokenizer unlike the server's, and predictions on tokens cannot "
         "be averaged across tokenizers; give all clients models of one tokenizer, or use a "
@@ -156,17 +162,17 @@ def test_models_of_one_tokenizer_with_padded_heads_can_be_compared(
         each = {"client-02": {"model": str(tmp_path / name)}}
         it = bench_of(room, task="causal", clients={"each": each})
         assert it.body().vocabulary == 46, "the word list of small.py"
-        assert it.unteachable() == said
+        assert untaught(it) == said
 
 
 def test_without_a_public_token_there_is_nothing_to_predict_on(room: Path) -> None:
     it = bench_of(room, task="causal", train={"max_tokens": 2}, logits={"public": 3})
     assert len(it.federation.public) == 3
-    assert it.unteachable() == (
+    assert untaught(it) == (
         "no public text is left to predict on: within train.max_tokens = 2 none has a token of "
         "its response; raise it, or give shorter public texts"
     )
-    assert bench_of(room, task="causal", logits={"public": 3}).unteachable() is None
+    assert untaught(bench_of(room, task="causal", logits={"public": 3})) is None
 
 
 @pytest.mark.parametrize(("kind", "most"), [("gpt2", 128), ("llama", None)])

@@ -285,7 +285,9 @@ def test_dtype_device_and_grouping_are_those_a_run_began_with(
     row, numbers, process = json.loads(whole).values()
     assert process == {"threads": torch.get_num_threads()}
     assert (row["dtype"], row["device"]) == ("bfloat16", "cpu")
-    assert (numbers["in_flight"], numbers["most"], numbers["trunk_padding"]) == (16, 2048, 1.1)
+    assert (numbers["in_flight"], numbers["most"]) == (16, 2048)
+    assert "trunk_padding" not in numbers, "of another mode"
+    assert Choices(None, ["params", "split"])._grouping["trunk_padding"] == 1.1
     monkeypatch.setattr(loading, "_native_bf16", lambda: False)  # another machine
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     again = prepare(job, small.watch, choices=place).body()
@@ -311,7 +313,7 @@ def test_dtype_device_and_grouping_are_those_a_run_began_with(
 def test_a_file_that_says_nothing_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"c.json does not say how .*put it back, or delete"):
-        Choices(tmp_path / "c.json")
+        Choices(tmp_path / "c.json", ["params"])
 
 
 def test_activations_are_computed_twice_where_memory_is_short(

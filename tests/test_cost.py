@@ -28,7 +28,7 @@ from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST
 from triskel.model.cost import Cost, Costs, Piece, count
 from triskel.model.load import load
-from triskel.stages import MAKERS, server_meter
+from triskel.stages import mode_of
 from triskel.types import Batch
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -238,7 +238,7 @@ def bench_of(folder: Callable[[str], Path], kind: str, tmp_path: Path, **section
 
 
 def play(bench: Bench, mode: str) -> dict[str, Any]:
-    it, ledger = MAKERS[mode](bench, SMALL.watch), Ledger()
+    it, ledger = mode_of(mode, bench.setting(SMALL.watch)), Ledger()
     LocalEngine(bench.job).round(
         it,
         it.start(),
@@ -293,15 +293,15 @@ def test_clients_and_server_together_compute_what_torch_counts(
     plain = job.model.model_copy(update={"compute": "reference"})  # whose products torch knows
     bench = SMALL.bench(job.model_copy(update={"model": plain}))
     play(bench, mode)
-    it, ledger = MAKERS[mode](bench, SMALL.watch), Ledger()
+    setting, ledger = bench.setting(SMALL.watch), Ledger()
+    it = mode_of(mode, setting)
     with cost._Counter() as counter:  # torch's own follows modules, and fails at autograd.grad
         LocalEngine(bench.job).round(
             it, it.start(), bench.active, worker=lambda c: bench.worker(c, SMALL.watch), mine={},
             keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
             ledger=ledger, watch=SMALL.watch,
         )  # fmt: skip
-    meter = server_meter(it)
-    served = 0 if meter is None else meter.flops
+    served = setting.meter.flops
     assert (served > 0) == (mode != "params")
     clients = sum(row["flops"] for row in ledger.rows().values())
     assert clients + served == counter.flops

@@ -100,7 +100,9 @@ def test_a_public_file_may_have_any_name_and_format(tmp_path: Path) -> None:
 
 def test_a_public_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
     train, public = csv(tmp_path / "a.csv", 60), csv(tmp_path / "b.csv", 5)
-    with pytest.raises(DataError, match=r"data\.public holds 5 rows and logits\.public asks for 6"):
+    with pytest.raises(
+        DataError, match=r"data\.public holds 5 rows and data\.public_count asks for 6"
+    ):
         federate(jobs.parse(_toml(train, public)))
 
 

@@ -20,7 +20,8 @@ from triskel.ledger import Ledger
 from triskel.message import pack
 from triskel.model.body import Choice
 from triskel.model.train import Descent
-from triskel.modes.params import Params
+from triskel.modes.params.mode import Params
+from triskel.modes.params.spec import ParamsOptions
 from triskel.types import (
     Ask,
     AskStyle,
@@ -48,6 +49,7 @@ class Toy:
     asks: Mapping[str, AskStyle]
     log: list[Any]
     limit: int = 1000
+    in_flight: int = 0
 
     def start(self) -> int:
         return 0
@@ -130,9 +132,8 @@ class Play:
     """One round of a toy."""
 
     def __init__(self, worker: Worker, toy: Toy, **wire: Any) -> None:
-        wave = wire.pop("wave", 0)
         raw = worker.job.model_dump(exclude_none=True)
-        job = Job.model_validate({**raw, "wire": wire, "split": {**raw["split"], "wave": wave}})
+        job = Job.model_validate({**raw, "wire": wire})
         self.ledger, self.events, self.toy = Ledger(), list[Any](), toy
         self.engine, self.worker = LocalEngine(job), worker
         self.kept: dict[str, ClientState] = {}
@@ -224,8 +225,8 @@ def test_each_client_hears_the_answers_to_its_own_asks(worker: Worker) -> None:
 def test_a_wave_bounds_how_many_clients_are_in_flight(
     wave: int, waves: list[dict[str, str]], worker: Worker
 ) -> None:
-    it = toy(a=asking(1), b=asking(1), c=asking(1))
-    Play(worker, it, wave=wave).round()
+    it = dataclasses.replace(toy(a=asking(1), b=asking(1), c=asking(1)), in_flight=wave)
+    Play(worker, it).round()
     assert it.waves() == waves
     tasks = [i for i, e in enumerate(it.log) if e == ("task", "c")]
     assert (tasks[0] > 2) == (wave in {1, 2}), "a later crew is not even opened before"
@@ -233,7 +234,7 @@ def test_a_wave_bounds_how_many_clients_are_in_flight(
 
 def test_a_barrier_waits_for_everybody_whatever_the_wave(worker: Worker) -> None:
     it = toy(BARRIER, a=asking(1), b=asking(1), c=asking(1))
-    Play(worker, it, wave=1).round()
+    Play(worker, dataclasses.replace(it, in_flight=1)).round()
     assert it.waves() == [{"a": "a1", "b": "b1", "c": "c1"}]
 
 
@@ -494,7 +495,9 @@ def test_small_batches_of_clients_on_the_fast_path_end_as_one_by_one() -> None:
             tiny.worker(name, job, body, tiny.examples(size, seed=size))
             for name, size in (("a", 7), ("b", 3), ("c", 5))
         ]
-        mode = Params(job=job, initial=tiny.random_like(body.initial, 1), layout=body.layout)
+        mode = Params(
+            options=ParamsOptions(), initial=tiny.random_like(body.initial, 1), layout=body.layout
+        )
         ran: list[int] = []
         run = Descent.run
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from triskel.core import registry
 from triskel.job import Clients, Job, Override
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +108,7 @@ def test_the_example_of_split_shows_work_that_moves_with_the_cut(
 def test_the_example_of_an_own_mode_sends_less_than_the_whole_adapter(
     settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    example("own_mode").main([*settings, "rounds=2"])
+    example("own_aggregate").main([*settings, "rounds=2"])
     own = table(capsys.readouterr().out)
     assert [row["aggregate"] for row in own] == ["Mean", "Median"]
     example("params").main(settings)
@@ -115,7 +116,7 @@ def test_the_example_of_an_own_mode_sends_less_than_the_whole_adapter(
 
 
 def test_a_client_of_the_own_mode_keeps_its_factors_b() -> None:
-    module = example("own_mode")
+    module = example("own_aggregate")
     zero, one, two = ({"x": torch.tensor([v, -v])} for v in (0.0, 1.0, 50.0))
     median = module.Median()
     total = median.merge(median.add(median.zero(), zero, 3), median.add(median.zero(), two, 1))
@@ -145,6 +146,10 @@ def test_the_page_of_the_job_has_every_key_with_its_default() -> None:
     page = (ROOT / "docs" / "job.md").read_text(encoding="utf-8")
     written = dict(ROW.findall(page))
     known = dict(keys_of(Job))
+    for spec in registry.built_in():
+        known |= keys_of(spec.options, f"{spec.name}.")
+        short = {key: spec.options.model_fields[key] for key in spec.short_client_keys}
+        known |= {f"clients.each.<name>.{key}": field.default for key, field in short.items()}
     assert sorted(written) == sorted(known)
     for key, default in known.items():
         plain = list(default) if isinstance(default, tuple) else default

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -307,8 +308,10 @@ def test_a_sheet_from_before_attention_was_written_down_reads_as_the_default(
     place = tmp_path / "a" / "triskel.json"
     raw = json.loads(place.read_text())
     assert raw.pop("attention") == "eager"
+    raw["training"] = {**asdict(training()), "shared_labels": True}  # of that version too
     place.write_text(json.dumps(raw))
-    assert sheet.read_sheet(tmp_path / "a").attention == "eager"
+    read = sheet.read_sheet(tmp_path / "a")
+    assert (read.attention, read.training) == ("eager", training())
 
 
 @pytest.mark.parametrize("layout", ["", "Q: {prompt}\nA: {response}.", "chat"])
@@ -322,7 +325,7 @@ def test_the_code_on_a_generators_card_runs(
     if layout == "chat":
         (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }} w1 ")
     body = body_of(folder, "causal")
-    told = training(mode="split", prompt=layout, shared_labels=True)
+    told = training(mode="split", prompt=layout)
     save_adapter(tmp_path / "a", body, tiny.random_like(body.initial, 1), (), told)
     space = run_card(tmp_path / "a", monkeypatch)
     assert capsys.readouterr().out
@@ -377,7 +380,7 @@ def test_every_stage_has_a_card(mode: str, own: bool, tmp_path: Path) -> None:  
     )
     text = (tmp_path / "a" / "README.md").read_text()
     assert "1 client, 1 round," in text
-    assert ("this client's own test texts" in text) == (own and mode in {"logits", "local"})
+    assert ("this client's own test texts" in text) == own
 
 
 def test_a_card_has_both_columns_and_says_whose_model_each_is_of(tmp_path: Path) -> None:
@@ -389,11 +392,12 @@ def test_a_card_has_both_columns_and_says_whose_model_each_is_of(tmp_path: Path)
     }
     for mode, words in said.items():
         place = tmp_path / mode
-        save_adapter(place, body, body.initial, CLASSES, training(mode=mode, **columns))
+        told = training(mode=mode, personal=mode == "logits", **columns)
+        save_adapter(place, body, body.initial, CLASSES, told)
         text = (place / "README.md").read_text()
         assert "| accuracy | 0.8125 | 0.9375 |" in text
         assert words in text
-        assert sheet.read_sheet(place).training == training(mode=mode, **columns)
+        assert sheet.read_sheet(place).training == told
     own = training(mode="logits", own=True)
     save_adapter(tmp_path / "own", body, body.initial, CLASSES, own)
     text = (tmp_path / "own" / "README.md").read_text()

@@ -20,7 +20,7 @@ from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
 from triskel.model.train import Descent
-from triskel.stages import MAKERS
+from triskel.stages import mode_of
 from triskel.types import Ask, Message, Section
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -40,7 +40,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def play(bench: Bench, mode: str, **spoilt: Any) -> dict[str, Any]:
     """Play one round; `spoilt` replaces functions of the mode."""
-    it, ledger = MAKERS[mode](bench, SMALL.watch), Ledger()
+    it, ledger = mode_of(mode, bench.setting(SMALL.watch)), Ledger()
     for name, function in spoilt.items():
         object.__setattr__(it, name, function(getattr(it, name)))
     LocalEngine(bench.job).round(
@@ -308,7 +308,7 @@ def test_a_cut_beyond_the_model_is_refused_with_its_depth(model: Path, rows: Pat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_update_of_another_round_is_refused(mode: str, model: Path, rows: Path) -> None:
-    it = MAKERS[mode](SMALL.bench(SMALL.job(model, rows)), SMALL.watch)
+    it = mode_of(mode, SMALL.bench(SMALL.job(model, rows)).setting(SMALL.watch))
     state = it.start()
     late = Message(kind="update", facts={"round": 3, "examples": 1})
     with pytest.raises(MessageError, match=r"^message belongs to round 3, and round 1 is open$"):
@@ -317,7 +317,7 @@ def test_an_update_of_another_round_is_refused(mode: str, model: Path, rows: Pat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_round_in_which_nobody_finished_has_no_result(mode: str, model: Path, rows: Path) -> None:
-    it = MAKERS[mode](SMALL.bench(SMALL.job(model, rows)), SMALL.watch)
+    it = mode_of(mode, SMALL.bench(SMALL.job(model, rows)).setting(SMALL.watch))
     state = it.start()
     with pytest.raises(RoundError, match=r"; every client of the cohort failed$"):
         it.close(state, it.zero(state))
@@ -326,7 +326,7 @@ def test_a_round_in_which_nobody_finished_has_no_result(mode: str, model: Path, 
 @pytest.mark.parametrize("count", [0, -2, NAN, "many"])
 def test_an_update_resting_on_no_examples_is_refused(count: Any, model: Path, rows: Path) -> None:
     bench = SMALL.bench(SMALL.job(model, rows))
-    it = MAKERS["params"](bench, SMALL.watch)
+    it = mode_of("params", bench.setting(SMALL.watch))
     state = it.start()
     task = it.task(state, "client-01")
     update = Message(kind="update", sections=task.sections, facts={"round": 1, "examples": count})
@@ -335,7 +335,7 @@ def test_an_update_resting_on_no_examples_is_refused(count: Any, model: Path, ro
 
 
 def test_a_gradient_for_no_open_batch_is_refused(model: Path, rows: Path) -> None:
-    it = MAKERS["split"](SMALL.bench(SMALL.job(model, rows)), SMALL.watch)
+    it = mode_of("split", SMALL.bench(SMALL.job(model, rows)).setting(SMALL.watch))
     slope = Section(
         kind="activations", tensors={"values": torch.zeros(2, 16)}, facts={"lengths": [2]}
     )

@@ -419,7 +419,7 @@ def test_names_of_datasets_stay_names_whatever_lies_beside_the_job(tmp_path: Pat
         ('data.public="~/x"', "data.public must be the name of a dataset"),
         ("data.classes=[]", "data.classes must list the classes"),
         ("mode=logits", "data.public must name a dataset that all parties hold"),
-        ("logits.public=5", "logits.public must be 0 without data.public"),
+        ("logits.public=5", "data.public_count must be 0 without data.public"),
         ("clients.each.bank.rank=4", "clients use different ranks"),
     ],
 )

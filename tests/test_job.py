@@ -12,21 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from triskel.core import registry
 from triskel.errors import JobError
 from triskel.job import (
     ANY_DEPTH,
-    CAPABILITIES,
     DEMO,
     MODE_NAMES,
     Job,
     blocks_of,
-    default_cut,
     dump,
     load,
     parse,
     to_toml,
     unsupported,
 )
+from triskel.modes.split.spec import default_cut
 
 CSV = """
 [data]
@@ -54,7 +54,7 @@ REFUSALS = {
     'rounds = "two"': "job: rounds: input should be a valid integer, unable to parse string as an "
     "integer, got 'two'",
     "seed = -1": "job: seed: input should be greater than or equal to 0, got -1",
-    'mode = "parms"': "job: mode: input should be 'params', 'logits' or 'split', got 'parms'",
+    'mode = "parms"': "job: mode must be one of params, logits, split, got 'parms'",
     "ronds = 3": "job: unknown key 'ronds'; did you mean 'rounds'?",
     "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, evaluate, "
     "federation, logits, mode, model, name, params, rounds, seed, split, train, wire",
@@ -179,13 +179,11 @@ def test_a_mode_says_what_it_cannot_carry(text: str, mode: Any, reason: str | No
     assert unsupported(parse(text), mode) == reason
 
 
-def test_every_mode_has_its_capabilities() -> None:
-    assert tuple(CAPABILITIES) == MODE_NAMES
-    assert CAPABILITIES["split"].streams
-    assert CAPABILITIES["logits"].needs_public_data
-    assert not any(getattr(c, "mutates_base") for c in CAPABILITIES.values())  # noqa: B009
-    for capability in CAPABILITIES.values():
-        assert all(isinstance(v, bool) for v in dataclasses.asdict(capability).values())
+def test_every_mode_says_what_it_needs_and_can_carry() -> None:
+    assert tuple(spec.name for spec in registry.built_in()) == MODE_NAMES
+    assert registry.spec("logits").traits.needs_public_data
+    for spec in registry.built_in():
+        assert all(isinstance(v, bool) for v in dataclasses.asdict(spec.traits).values())
 
 
 # --- blocks and cuts --------------------------------------------------------------------------

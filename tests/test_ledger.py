@@ -28,8 +28,8 @@ from triskel.model.adapters import insert
 from triskel.model.blocks import Blocks
 from triskel.model.body import Layout
 from triskel.model.cost import Meter
-from triskel.modes.logits import knowledge_message
-from triskel.stages import MAKERS
+from triskel.modes.logits.mode import knowledge_message
+from triskel.stages import mode_of
 from triskel.types import Message, Section
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -62,7 +62,7 @@ def _no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def play(bench: Bench, mode: str, rounds: int = 1) -> list[dict[str, Any]]:
     """Return the rows of the ledger, round by round."""
-    it, mine, found = MAKERS[mode](bench, SMALL.watch), {}, []
+    it, mine, found = mode_of(mode, bench.setting(SMALL.watch)), {}, []
     state = it.start()
     for _ in range(rounds):
         ledger = Ledger()
@@ -349,7 +349,7 @@ def test_messages_above_100_kb_are_within_one_percent_of_their_payload(
             sizes.append((payload, message_bytes))
             super().sent(client, direction, message, message_bytes)
 
-    it = MAKERS[mode](bench, SMALL.watch)
+    it = mode_of(mode, bench.setting(SMALL.watch))
     LocalEngine(bench.job).round(
         it,
         it.start(),

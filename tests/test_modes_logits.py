@@ -17,7 +17,7 @@ from triskel.data.text import batch_of
 from triskel.errors import MessageError, RoundError, TrainingError
 from triskel.ledger import Ledger
 from triskel.model.train import Where
-from triskel.modes.logits import Logits, LogitsState, distil_loss, predict
+from triskel.modes.logits.mode import Logits, LogitsState, distil_loss, predict
 from triskel.types import Ask, ClientState, Examples, Message
 from triskel.worker import Worker
 

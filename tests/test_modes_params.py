@@ -12,7 +12,8 @@ from triskel.errors import MessageError
 from triskel.exchange import adapter_sections
 from triskel.message import payload_bytes
 from triskel.model.train import Where
-from triskel.modes.params import Params, ParamsState
+from triskel.modes.params.mode import Params, ParamsState
+from triskel.modes.params.spec import SPEC
 from triskel.types import ClientState, Message, Tensors
 from triskel.worker import Worker
 
@@ -21,7 +22,9 @@ tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))
 
 def server(worker: Worker) -> Params:
     """The mode whose clients are like this one."""
-    return Params(job=worker.job, initial=worker.body.initial, layout=worker.body.layout)
+    return Params(
+        options=SPEC.of(worker.job), initial=worker.body.initial, layout=worker.body.layout
+    )
 
 
 def alone(family: str = "llama", task: str = "classify", **sections: object) -> Worker:

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from triskel import trunk
 from triskel.errors import JobError, MessageError, TrainingError
 from triskel.job import Train
 from triskel.ledger import Ledger
 from triskel.message import pack
 from triskel.model import train
 from triskel.model.train import Where
-from triskel.modes import split
-from triskel.modes.split import Split, SplitState
+from triskel.modes.split import mode as split
+from triskel.modes.split import server as trunk
+from triskel.modes.split.mode import Split, SplitState
 from triskel.types import Ask, Batch, ClientState, Examples, Message
 from triskel.worker import Worker
 
@@ -380,7 +380,7 @@ def test_joining_batches_changes_nothing_with_a_pooled_head(
 
 
 def ask_of(lengths: Sequence[int]) -> Message:
-    from triskel.cut import rows_section  # noqa: PLC0415 - only here
+    from triskel.modes.split.cut import rows_section  # noqa: PLC0415 - only here
 
     section = rows_section(torch.zeros(sum(lengths), 16), lengths)
     return Message(kind="ask", topic="forward", sections={"activations": section})

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from triskel.core import registry
 from triskel.errors import DataError
 from triskel.job import Job
 from triskel.job import parse as parse_job
@@ -38,6 +39,9 @@ from triskel.types import Message, Section
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
 SHA = "ab" * 32
+TABLES = {**SECTIONS, **{s.name: s.limits for s in registry.built_in() if s.limits}}
+NAMED = {"datasets": "tickets", "plugins": "sign"}
+"""Tables that hold one table a name, and the name in the template."""
 POLICY = f"""
 site = "hospital-a"
 modes = ["params", "logits", "split"]
@@ -101,9 +105,10 @@ BAD = {
     "modes = ": "policy is not valid TOML: Invalid value (at end of document)",
     'mode = ["params"]': "policy: unknown key 'mode'; did you mean 'modes'?",
     "xyzzy = 1": "policy: unknown key 'xyzzy'; known here: budget, codecs, datasets, flare, "
-    "floors, hours, leave, limits, models, modes, privacy, scores, site, split, submitters",
-    'modes = ["parms"]': "policy: modes.0: input should be 'params', 'logits' or 'split', "
-    "got 'parms'",
+    "floors, hours, leave, limits, models, modes, plugins, privacy, scores, site, split, "
+    "submitters",
+    'modes = ["parms"]': "policy: modes names 'parms', and Triskel brings params, logits, split; a "
+    'mode of another package needs its package as well: plugins.parms.package = "..."',
     'modes = "params"': "policy: modes: input should be a valid tuple, got 'params'",
     "submitters = [1]": "policy: submitters.0: input should be a valid string, got 1",
     'submitters = [""]': "policy: submitters.0: string should have at least 1 character, got ''",
@@ -218,9 +223,9 @@ def test_the_template_names_every_key_and_each_key_behind_a_sign_can_be_used() -
     )
     text = re.sub(r'^# (?="S)', "", text, flags=re.MULTILINE)
     raw = tomllib.loads(text.replace("# Try it", "## Try it"))
-    assert set(raw) == set(Policy.model_fields)
-    for name, part in SECTIONS.items():
-        table = raw[name]["tickets"] if name == "datasets" else raw[name]
+    assert set(raw) == {*Policy.model_fields, *TABLES}
+    for name, part in TABLES.items():
+        table = raw[name][NAMED[name]] if name in NAMED else raw[name]
         assert set(table) == set(part.model_fields)
     Policy.model_validate(raw)
 
@@ -412,7 +417,7 @@ def test_every_key_that_can_refuse_is_tested() -> None:
     keys |= {
         f"{name}.{key}"
         for name in ("leave", "split", "limits", "privacy")
-        for key in SECTIONS[name].model_fields
+        for key in TABLES[name].model_fields
     }
     assert keys | {"datasets.tickets.columns", "datasets.tickets.public"} == tested
 
@@ -610,31 +615,48 @@ def test_the_order_of_a_policy_file_does_not_matter(random: Any) -> None:  # noq
 # --- What a limit needs to know ---------------------------------------------------------------
 
 
+TRUNK = [0, 0, 1, 0, 0, 0]
+"""Numbers that train, block by block: between the cuts of `JOB` only."""
+
+
 @pytest.mark.parametrize(
     ("job", "sizes", "expected"),
     [
         # SmolLM2-135M, rank 8 on q and v of all blocks: S = 1,843,200, H = 6,912; 3 classes
-        ((), {"adapter": 460_800, "head": 1_728}, 1_843_200 + 6_912),
-        (("wire.up=bf16",), {"adapter": 460_800, "head": 1_728}, (1_843_200 + 6_912) // 2),
-        (("wire.up=int4",), {"adapter": 460_800}, 1_843_200),
-        (("wire.up=raw", "model.dtype=float64"), {"adapter": 460_800}, 2 * 1_843_200),
-        (("mode=logits",), {"public": 100, "classes": 3, "adapter": 9}, 1_200),
-        ((SPLIT,), {"tokens": 1, "width": 576}, 2 * 2_304),
-        ((SPLIT, "train.epochs=3"), {"tokens": 10, "width": 576, "head": 5}, 30 * 4_608 + 20),
-        ((SPLIT,), {"tokens": 10, "texts": 2, "width": 576, "pooled": True}, 12 * 2_304),
-        ((SPLIT,), {"tokens": 10, "width": 576, "trains": False}, 10 * 2_304),
+        ((), {"blocks": [460_800], "head": 1_728}, 1_843_200 + 6_912),
+        (("wire.up=bf16",), {"blocks": [460_800], "head": 1_728}, (1_843_200 + 6_912) // 2),
+        (("wire.up=int4",), {"blocks": [460_800]}, 1_843_200),
+        (("wire.up=raw", "model.dtype=float64"), {"blocks": [460_800]}, 2 * 1_843_200),
+        (("mode=logits",), {"public": 100, "classes": 3, "blocks": [9]}, 1_200),
+        ((SPLIT,), {"tokens": 1, "width": 576, "blocks": TRUNK}, 2 * 2_304),
+        (
+            (SPLIT, "train.epochs=3"),
+            {"tokens": 10, "width": 576, "head": 5, "blocks": TRUNK},
+            30 * 4_608 + 20,
+        ),
+        (
+            (SPLIT,),
+            {"tokens": 10, "texts": 2, "width": 576, "blocks": TRUNK[:5], "classes": 3},
+            12 * 2_304,
+        ),
+        ((SPLIT,), {"tokens": 10, "width": 576, "blocks": [0] * 6}, 10 * 2_304),
+        ((SPLIT,), {"tokens": 10, "width": 576, "blocks": [0, 9, 1, 0, 0, 6]}, 20 * 2_304 + 60),
         (
             (SPLIT, "split.labels=shared", "wire.up=bf16"),
-            {"tokens": 10, "labels": 2, "width": 576, "adapter": 7, "head": 5},
+            {"tokens": 10, "labels": 2, "width": 576, "blocks": [0, 7, 1, 1, 0, 6], "head": 5},
             10 * 1_152 + 2 * 4 + 7 * 2,
         ),
-        ((), {"adapter": 10, "classes": 3, "tests": 5}, 40 + 9 * 8),
-        ((), {"adapter": 10, "classes": 3}, 40),
+        ((), {"blocks": [10], "classes": 3, "tests": 5}, 40 + 9 * 8),
+        ((), {"blocks": [10], "classes": 3}, 40),
         (("mode=logits",), {"public": 10, "classes": 3, "tests": 5}, 120 + 2 * 9 * 8),
-        ((SPLIT,), {"tokens": 1, "width": 6, "tests": 2, "tested": 7, "classes": 2}, 216 + 32),
+        (
+            (SPLIT,),
+            {"tokens": 1, "width": 6, "tests": 2, "tested": 7, "classes": 2, "blocks": TRUNK},
+            216 + 32,
+        ),
         (
             (SPLIT, "split.labels=shared", "wire.up=bf16"),
-            {"tokens": 1, "width": 6, "tests": 2, "tested": 7, "classes": 2},
+            {"tokens": 1, "width": 6, "tests": 2, "tested": 7, "classes": 2, "blocks": TRUNK},
             12 + 84 + 28 + 32,
         ),
     ],
@@ -665,7 +687,7 @@ def test_what_is_expected_of_params_is_what_the_meter_books() -> None:
     ledger = Ledger()
     ledger.sent("a", "up", message, len(pack(message)))
     booked = ledger.total().up
-    expected = round_bytes(parse_job(JOB), Sizes(adapter=30_000, head=77))
+    expected = round_bytes(parse_job(JOB), Sizes(blocks=[30_000], head=77))
     assert expected == booked.payload_bytes
     assert expected <= booked.message_bytes <= 1.01 * expected
 
@@ -700,11 +722,11 @@ def test_the_page_lists_every_key_with_its_default() -> None:
     known: dict[str, Any] = {
         key: getattr(Policy(), key)
         for key in Policy.model_fields
-        if key not in SECTIONS and key != "models"
+        if key not in TABLES and key != "models"
     }
     known["models.<name>"] = None
-    for name, part in SECTIONS.items():
-        place = f"{name}.<name>" if name == "datasets" else name
+    for name, part in TABLES.items():
+        place = f"{name}.<name>" if name in NAMED else name
         for key, field in part.model_fields.items():
             known[f"{place}.{key}"] = None if field.is_required() else field.default
     assert sorted(written) == sorted(known)

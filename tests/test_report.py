@@ -19,7 +19,6 @@ from rich.console import Console
 from triskel.errors import CheckpointError
 from triskel.report.conclusions import verdict
 from triskel.report.figures import draw
-from triskel.report.leaves import SECTIONS
 from triskel.report.links import LINKS, wait
 from triskel.report.page import render, write_report
 from triskel.report.reading import read
@@ -325,7 +324,6 @@ def test_each_mode_says_what_left_what_stayed_and_what_can_be_learnt() -> None:
     assert "the trunk's output" not in Page(render(shared)).text
     assert "the labels of the training texts" in Page(render(shared)).text
     assert "The server sees every label" in Page(render(shared)).text
-    assert len({fragment for fragment, _, _ in SECTIONS}) == len(SECTIONS)
 
 
 def test_a_single_point_has_labelled_axes_within_reason() -> None:

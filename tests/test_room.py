@@ -17,7 +17,7 @@ from triskel.job import Job, ModeName
 from triskel.model.body import Body, Choice, PathName
 from triskel.model.cost import Costs
 from triskel.room import free_memory, kept
-from triskel.stages import MAKERS
+from triskel.stages import mode_of
 
 here = Path(__file__)
 tiny = SimpleNamespace(**runpy.run_path(str(here.with_name("tiny.py"))))
@@ -67,7 +67,7 @@ def most_kept(job: Job, body: Body) -> int:
     }
     public = tiny.examples(TEXTS, seed=99, short=TOKENS, long=TOKENS)
     bench = tiny.bench(job, body, shares, public)
-    mode = MAKERS[job.mode](bench, tiny.ignore)
+    mode = mode_of(job.mode, bench.setting(tiny.ignore))
     live = Live(body)
     with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda held: held.tensor):
         tiny.play(mode, job, [bench.worker(c, tiny.ignore) for c in bench.clients])
@@ -93,7 +93,7 @@ def test_what_is_kept_at_once_is_known_before(
 ) -> None:
     monkeypatch.setattr(room, "MOST", TEXTS * TOKENS)  # one client's batch is all that is joined
     monkeypatch.setattr("triskel.model.train.MOST", TEXTS * TOKENS)
-    monkeypatch.setattr("triskel.trunk.MOST", TEXTS * TOKENS)
+    monkeypatch.setattr("triskel.modes.split.server.MOST", TEXTS * TOKENS)
     job = tiny.job(mode, **options, train={"batch": TEXTS, "max_tokens": TOKENS, "epochs": 1})
     body = tiny.body("llama", job)
     body.use(Choice(path=path, join=512))

@@ -22,7 +22,8 @@ from triskel.job import Evaluate, Job
 from triskel.ledger import Ledger
 from triskel.metrics import Score
 from triskel.model.body import Body
-from triskel.modes.params import Params
+from triskel.modes.params.mode import Params
+from triskel.modes.params.spec import ParamsOptions
 from triskel.round import Scores, Stage, cohort, dropped, play, pooled, summary
 from triskel.stages import stage_of
 from triskel.types import ClientState
@@ -174,7 +175,7 @@ def stage(body: Body) -> Stage[Any, Any]:
 
     return Stage(
         name="toy",
-        mode=Counting(job=job_of(1.0), initial=body.initial, layout=body.layout),
+        mode=Counting(options=ParamsOptions(), initial=body.initial, layout=body.layout),
         clients=NAMES,
         worker=lambda client, watch: (client, watch),
         evaluate=evaluate,

@@ -324,7 +324,7 @@ def test_a_bad_gradient_spoils_no_graph_of_those_who_are_in_another_one(
     party: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = lambda asks, _cuts: [[client] for client in sorted(asks)]  # noqa: E731
-    monkeypatch.setattr("triskel.modes.split.group", alone)
+    monkeypatch.setattr("triskel.modes.split.mode.group", alone)
     calm, _ = party.round("split", ("bank", "clinic"))
 
     def twist(name: str, method: str, told: Any, real: Any) -> Any:
@@ -342,7 +342,7 @@ SCORES: Mapping[str, tuple[Callable[[Message], Message], str]] = {
         lambda m: facts(correct=int(str(m.facts["correct"])) + 1)(m), "is not this score",
     ),
     "more than were tested": (facts(count=10**6), "is not this score"),
-    "below none": (reshaped("confusion", lambda x: x - 1), "none below 0"),
+    "below none": (reshaped("confusion", lambda x: x - 1), "nothing is counted below 0"),
     "counts of another width": (
         reshaped("confusion", lambda x: x.to(torch.uint16)), "counts them in int64",
     ),
@@ -944,7 +944,7 @@ def test_what_a_round_and_its_test_send_is_what_the_policy_decided_on(
         payload = sum(part["bytes"] for one in left for part in one["sections"].values())
         site = party.meeting.sites["clinic"]
         job = site._job.model_copy(update={"mode": stage})
-        said = round_bytes(job, sizes_of(job, site._held, "clinic"))
+        said = round_bytes(job, sizes_of(site._held, "clinic"), "clinic")
         spare = 0
         if stage == "split" and labels == "shared":  # labels of tests are bounded, not counted
             spare = 4 * sum(len(ids) for ids in site._held.share("clinic").test.ids)

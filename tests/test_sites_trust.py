@@ -20,7 +20,7 @@ from triskel.engines.flare.gate import Gate
 from triskel.engines.flare.host import Host
 from triskel.engines.flare.site import Site
 from triskel.errors import LimitError, RoundError
-from triskel.modes.params import Params
+from triskel.modes.params.mode import Params
 from triskel.policy.budget import accounts
 from triskel.policy.chain import read
 from triskel.policy.rounding import near

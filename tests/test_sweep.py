@@ -316,7 +316,7 @@ def test_a_setting_that_cannot_begin_is_named_and_the_sweep_goes_on(
     what = asked(place, "logits.public=10000,6", modes=("params", "logits"))
     bad, good = played(what, tmp_path / "out")["settings"]
     assert set(bad["failed"]) == {"params", "logits"}
-    assert "logits.public asks for 10000" in bad["failed"]["params"]
+    assert "data.public_count asks for 10000" in bad["failed"]["params"]
     assert good["failed"] == bad["rows"] == {}
 
 

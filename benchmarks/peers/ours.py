@@ -32,7 +32,7 @@ with loading():  # as the command line does
     from triskel.exchange import adapter_of, adapter_sections
     from triskel.export import save_adapter
     from triskel.job import Job, parse
-    from triskel.modes.params import Params
+    from triskel.modes.params.mode import Params
     from triskel.round import Scores, play, pooled
     from triskel.stages import stage_of
     from triskel.types import ClientState, Message, Talk

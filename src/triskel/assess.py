@@ -27,13 +27,10 @@ from triskel.folder import safe
 from triskel.job import Job, Judge, is_name
 from triskel.metrics import Score
 from triskel.model.body import Body
-from triskel.modes.logits import OWN, LogitsState
-from triskel.modes.params import ParamsState
-from triskel.modes.split import SplitState
 from triskel.round import Scores, pooled
-from triskel.sheet import StageName, read_sheet
-from triskel.stages import everywhere, stage_of
-from triskel.types import ClientId, ClientState, Event, Tensors, Watch
+from triskel.sheet import read_sheet
+from triskel.stages import everywhere, own_everywhere, scored
+from triskel.types import ClientId, Event, Tensors, Watch
 
 FILE = "file"
 """The one part of a file that is not dealt to clients."""
@@ -52,8 +49,8 @@ def assess(
 
     Args:
         run: A run folder, finished or not.
-        mode: `params`, `logits`, `split`, `central` or `local`; the job's own mode if left out and
-            there, else the only one there is.
+        mode: A mode, `central` or `local`; the job's own mode if left out and there, else the only
+            one there is.
         data: A file with the columns of the job's data. Where the job deals rows by a column and
             the file has it, each client's row counts for it; else all rows are one part.
         model: Where the job's model lies here, if not where the job says.
@@ -71,7 +68,7 @@ def assess(
         ModelError: The job's model is not here, or a saved adapter does not fit it.
     """
     one_run(run)
-    job, request = read_run(run)
+    job, request = read_run(run, imports=())
     stage = _stage_named(run, mode, job.mode)
     if model is not None:
         job = _with_model(job, path=str(model.resolve()))
@@ -88,6 +85,7 @@ def assess(
         if away
         else prepare(job, watch, judge=judge or request.judge)
     )
+    bench.modes = ()  # nothing is trained
     watch({"event": "stage_start", "stage": stage, "rounds": 0})
     if data is None:
         found = _local(run, bench) if stage == "local" else _again(run, bench, stage)
@@ -102,7 +100,7 @@ def _with_model(job: Job, **changes: object) -> Job:
     return job.model_copy(update={"model": job.model.model_copy(update=changes)})
 
 
-def _without_shares(run: Path, job: Job, stage: StageName, watch: Watch) -> Bench:
+def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> Bench:
     """Return the bench of a federation's job: its model, and nobody's texts.
 
     Raises:
@@ -130,11 +128,11 @@ def _note(text: str) -> Event:
     return {"event": "note", "text": text}
 
 
-def _stage_named(run: Path, mode: str | None, own: str) -> StageName:
+def _stage_named(run: Path, mode: str | None, own: str) -> str:
     """Return the stage that is meant; clients' own models of one stage count as one."""
-    there: dict[str, StageName] = {str(stage): stage for stage, _ in saved(run).values()}
+    there: dict[str, str] = {str(stage): stage for stage, _ in saved(run).values()}
     named = own if mode is None and own in there else mode
-    chosen: list[StageName] = [stage for name, stage in there.items() if named in {None, name}]
+    chosen: list[str] = [stage for name, stage in there.items() if named in {None, name}]
     if len(chosen) == 1:
         return chosen[0]
     listed = ", ".join(sorted(there)) or "none yet"
@@ -146,23 +144,12 @@ def _stage_named(run: Path, mode: str | None, own: str) -> StageName:
 # --- the run's own test shares ----------------------------------------------------------------
 
 
-def _again(run: Path, bench: Bench, stage: StageName) -> dict[str, Any]:
+def _again(run: Path, bench: Bench, stage: str) -> dict[str, Any]:
     """Run the stage's own evaluation on what it saved."""
-    if stage in ("central", "local"):
-        scores = everywhere(bench, bench.body(), _shared(run, bench, stage))
-        return _row(scores, everybody=scores.pooled, own=scores.own)
-    mine = dict[ClientId, ClientState]()
-    if stage == "params":
-        state = ParamsState(adapter=_shared(run, bench, stage))
-    elif stage == "split":
-        state = SplitState(tensors=_shared(run, bench, stage))
-    else:
-        student = _shared(run, bench, stage) if bench.job.logits.student else bench.body().initial
-        state = LogitsState(student=student)
-        mine = {c: ClientState(groups={OWN: t}) for c, t in _own(run, bench, stage).items()}
-    played = stage_of(stage, bench, bench.watch)
-    scores = played.evaluate(state, mine)
-    everybody = played.everybody(state, mine) or scores
+    own = _own(run, bench, stage)
+    shared = _shared(run, bench, stage) if _is_saved(run, stage) else None
+    scores = scored(bench, shared, own.get)
+    everybody = scores if shared is not None else own_everywhere(bench, own.get) or scores
     return _row(scores, everybody=everybody.pooled, own=scores.own)
 
 
@@ -187,16 +174,17 @@ def _local(run: Path, bench: Bench) -> dict[str, Any]:
 # --- another file -----------------------------------------------------------------------------
 
 
-def _on_file(run: Path, bench: Bench, stage: StageName, data: Path) -> dict[str, Any]:
+def _on_file(run: Path, bench: Bench, stage: str, data: Path) -> dict[str, Any]:
     """Score on a file; one that is not dealt has no own texts."""
     parts = _dealt(bench, data)
     classes, dealt = bench.body().classes, FILE not in parts
-    if stage not in {"logits", "local"}:
+    own_models, common = _owners(run, stage), _is_saved(run, stage)
+    if not own_models:
         scores = pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
         return _row(scores, everybody=scores.pooled, own=scores.own if dealt else None)
     mine = pooled(_each_own(run, bench, stage, parts), classes)
     own = mine.own if dealt else None
-    if stage == "local" or not bench.job.logits.student:
+    if not common:
         return _row(mine, everybody=None if dealt else mine.pooled, own=own)
     together = pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
     return _row(replace(together, each=mine.each), everybody=together.pooled, own=own)
@@ -209,7 +197,7 @@ def _each_shared(
 
 
 def _each_own(
-    run: Path, bench: Bench, stage: StageName, parts: Mapping[ClientId, Rows]
+    run: Path, bench: Bench, stage: str, parts: Mapping[ClientId, Rows]
 ) -> dict[ClientId, Score]:
     """Score clients' own models: on their part of the file, or all of it where it is not dealt."""
     own = _own(run, bench, stage)
@@ -249,13 +237,23 @@ def _dealt(bench: Bench, data: Path) -> dict[ClientId, Rows]:
 # --- what was saved ---------------------------------------------------------------------------
 
 
-def _shared(run: Path, bench: Bench, stage: StageName) -> Tensors:
+def _shared(run: Path, bench: Bench, stage: str) -> Tensors:
     return read_adapter(run / ADAPTERS / stage, bench.body())
 
 
-def _own(run: Path, bench: Bench, stage: StageName) -> dict[ClientId, Tensors]:
+def _is_saved(run: Path, stage: str) -> bool:
+    """Return whether a stage left a model that is everybody's."""
+    return (stage, None) in saved(run).values()
+
+
+def _owners(run: Path, stage: str) -> set[str]:
+    """Return whose own models a stage left, by the names of their folders."""
+    return {owner for kind, owner in saved(run).values() if kind == stage and owner is not None}
+
+
+def _own(run: Path, bench: Bench, stage: str) -> dict[ClientId, Tensors]:
     """Return the tensors of every client that has a model of its own."""
-    owners = {owner for kind, owner in saved(run).values() if kind == stage}
+    owners = _owners(run, stage)
     return {
         client: read_adapter(run / ADAPTERS / f"{stage}-{safe(client)}", bench.body(client))
         for client in bench.clients

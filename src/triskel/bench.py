@@ -5,7 +5,7 @@ Texts are tokenised once per client and model.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,10 +27,10 @@ from triskel.model.load import load
 from triskel.model.prefix import Prefix
 from triskel.policy.weights import Seals
 from triskel.room import ROOM, free_memory, kept
+from triskel.setting import ModeSetting
 from triskel.types import ClientId, Examples, Watch
 from triskel.worker import WHOLE, Worker
 
-SERVER = "server"
 MB = 1_000_000
 DEPTHS = 3
 """Depths at which a stage keeps hidden states, at most: `split` below, in and above the trunk."""
@@ -72,7 +72,7 @@ class Bench:
         federation: Who holds what, as text.
         watch: Told about whatever a user should know.
         choices: Where is written how each model computes, so that a resumed run does the same.
-        modes: What is played; empty is the job's own mode.
+        modes: What is played; None is the job's own mode.
         loaded: What is shared with other seeds of the job.
         judge: Which rows models are scored on.
         seals: What models are held to while they are loaded; None takes any, as what a job names is
@@ -83,7 +83,7 @@ class Bench:
     federation: Federation
     watch: Watch
     choices: Path | None = None
-    modes: Sequence[ModeName] = ()
+    modes: Sequence[ModeName] | None = None
     loaded: Loaded = field(default_factory=Loaded)
     judge: Judge = "test"
     seals: Seals | None = None
@@ -101,6 +101,11 @@ class Bench:
         return sorted(self.federation.clients)
 
     @property
+    def played(self) -> Sequence[ModeName]:
+        """The modes that are played."""
+        return (self.job.mode,) if self.modes is None else self.modes
+
+    @property
     def active(self) -> list[ClientId]:
         """Clients that hold at least one training example, by name."""
         return [c for c in self.clients if len(self.share(c).train)]
@@ -109,7 +114,7 @@ class Bench:
         """Return the model of a client, or the server's; loaded at first use."""
         path, rank = self._model(client)
         if (path, rank) not in self._bodies:
-            name, choices = f"{path} rank {rank}", Choices(self.choices)
+            name, choices = f"{path} rank {rank}", Choices(self.choices, self.played)
             choices.settle(self._say)
             body = self._load(path, rank, choices.model(name, self.job.model))
             _long_enough(body, self.job)
@@ -169,9 +174,8 @@ class Bench:
 
     def _short(self, body: Body) -> bool:
         """Return whether what training keeps would fill most of the memory that is free."""
-        modes = self.modes or (self.job.mode,)
         clients = math.ceil(self.job.clients.cohort * len(self.clients))
-        most = kept(body, self.costs(body), self.job, modes, clients)
+        most = kept(body, self.costs(body), self.job, self.played, clients)
         return most > ROOM * free_memory(body.device)
 
     def _keeps(self, body: Body) -> bool:
@@ -291,42 +295,21 @@ class Bench:
         tests = list(self.tests(body).values())
         return Share(train=concatenated(train), test=concatenated(tests))
 
-    def server(self, watch: Watch) -> Worker:
-        """Return the server as a worker: its model and the public set, nothing private."""
-        none = Examples(ids=(), labels=())
-        return self.hand(SERVER, self.body(), Share(train=none, test=none), watch)
+    def setting(self, watch: Watch) -> ModeSetting:
+        """Return what a mode is built from, with a fresh meter of the server's."""
+        body = self.body()
+        return ModeSetting(
+            job=self.job,
+            body=body,
+            meter=self.costs(body).meter(),
+            public=lambda: self.public(body),
+            models=self.models,
+            watch=watch,
+        )
 
-    def unteachable(self) -> str | None:
-        """Return why `logits` cannot be played with these models and texts, or None if it can."""
-        if not len(self.public(self.body())):
-            return (
-                "no public text is left to predict on: within train.max_tokens = "
-                f"{self.job.train.max_tokens} none has a token of its response; raise it, or give "
-                "shorter public texts"
-            )
-        return self.same_tokens()
-
-    def same_tokens(self) -> str | None:
-        """Return why predictions on tokens cannot be compared, or None when they can."""
-        if self.job.data.task != "causal":
-            return None
-        ours = self.body()
-        known = ours.tokenizer.get_vocab()
-        for client in self.clients:
-            body = self.body(client)
-            if body is not ours and body.tokenizer.get_vocab() != known:
-                return (
-                    f"client {client} uses a tokenizer unlike the server's, and predictions on "
-                    "tokens cannot be averaged across tokenizers; give all clients models of one "
-                    "tokenizer, or use a classify task"
-                )
-            if body.vocabulary != ours.vocabulary:
-                return (
-                    f"client {client} has a model that predicts the first {body.vocabulary} tokens "
-                    f"of the tokenizer, and the server's predicts {ours.vocabulary}; give all "
-                    "clients models that know the same tokens, or use a classify task"
-                )
-        return None
+    def models(self) -> Iterator[tuple[ClientId, Body]]:
+        """Return every client's model."""
+        yield from ((client, self.body(client)) for client in self.clients)
 
     def work(self, clients: list[ClientId]) -> Mapping[ClientId, int]:
         """Return training tokens of one epoch of each client."""

@@ -9,8 +9,6 @@ from triskel.job import called
 from triskel.sheet import Sheet, Training, asset_of
 
 CARD = "README.md"
-OWN_MODELS = ("logits", "local")
-"""Stages in which a client may have a model of its own."""
 PAPER = "https://arxiv.org/abs/2501.04436"
 
 
@@ -198,7 +196,7 @@ def _figures(told: Training | None) -> str:
     """Return both columns as a table, and whose texts and whose model each is of."""
     if told is None or not told.scores:
         return "None were recorded."
-    single = told.own and told.mode in OWN_MODELS
+    single = told.own
     everybody = told.everybody or ({} if single else told.scores)
     own = told.scores if single else told.own_texts
     names = [name for name in told.scores if name in everybody or name in own]
@@ -223,7 +221,7 @@ def _whose(told: Training, *, single: bool) -> str:
             f"Both columns are of this one client's model: on the {told.judge} texts of all "
             "clients together, where that was measured, and on those of this client."
         )
-    if told.mode == "logits":
+    if told.personal:
         return (
             f"Everybody's: this model, on the {told.judge} texts of all clients together. Own: not "
             f"this model but the clients' own, each on the {told.judge} texts of its client, "
@@ -269,24 +267,10 @@ def _trained(sheet: Sheet) -> str:
 
 
 def _how(told: Training) -> str:
-    if told.mode == "logits":
-        whose = "This is one client's own model" if told.own else "This is the server's student"
-        return (
-            "By exchange of predictions (Triskel's mode `logits`): clients trained on their own "
-            f"texts and sent predictions on public, unlabelled ones. {whose}."
-        )
-    return {
-        "params": (
-            "By exchange of parameters (Triskel's mode `params`): clients trained on their own "
-            "texts and sent the change of the adapter, which the server averaged."
-        ),
-        "split": (
-            "By split learning (Triskel's mode `split`): clients ran the first and last blocks on "
-            "their own texts, the server the blocks between."
-        ),
+    return told.how or {
         "central": "On all texts in one place: a baseline for comparison.",
         "local": "On one client's texts alone: a baseline for comparison.",
-    }[told.mode]
+    }.get(told.mode, f"In Triskel's mode `{told.mode}`.")
 
 
 def _licence(sheet: Sheet) -> str:
@@ -323,19 +307,16 @@ def _limits(sheet: Sheet) -> str:
 
 
 def _privacy(told: Training | None) -> str:
-    left = {
-        None: "",
-        "params": "Texts stayed with their clients; the change of the adapter left them. ",
-        "logits": "Texts stayed with their clients; predictions on public texts left them. ",
-        "split": (
-            "Texts stayed with their clients; activations and gradients at the cut left them, for "
-            "every text, and these can be inverted in part. "
-        ),
-        "central": "All texts were in one place. ",
-        "local": "One client's texts were used, and nothing left it in training. ",
-    }[told.mode if told else None]
-    if told and told.mode == "split" and told.shared_labels:
-        left += "Labels were shared with the server. "
+    left = (
+        {
+            "central": "All texts were in one place. ",
+            "local": "One client's texts were used, and nothing left it in training. ",
+        }.get(told.mode, "")
+        if told
+        else ""
+    )
+    if told and told.privacy:
+        left = f"{told.privacy} "
     return (
         f"{left}A trained model can hold traces of its training texts, and this one carries no "
         "formal privacy guarantee: whoever passes it on passes those on. This folder holds no "

@@ -6,15 +6,16 @@ them stand, once, what decides which clients' texts run in one pass, and the num
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from triskel import evaluate, trunk
+from triskel import evaluate
 from triskel.checkpoint import write_text
+from triskel.core import registry
 from triskel.errors import CheckpointError, ModelError
 from triskel.job import Model
 from triskel.model import fast, train
@@ -27,17 +28,16 @@ GROUPING = "grouping"
 ANEW = "or delete it to choose anew (results may differ by rounding)"
 
 
-def grouping() -> dict[str, float]:
-    """Return what decides which clients' texts run in one pass."""
+def grouping(modes: Sequence[str]) -> dict[str, float]:
+    """Return what decides which clients' texts run in one pass, in any of these modes."""
     return {
         "in_flight": train.IN_FLIGHT,
         "padding": train.TIGHT,
         "small": train.SMALL,
         "most": train.MOST,
         "side_by_side": fast.MAX_SIDE_BY_SIDE,
-        "trunk_padding": trunk.TIGHT,
-        "trunk_small": trunk.SMALL,
         "scored": evaluate.BATCH_TOKENS,
+        **{name: value for mode in modes for name, value in registry.spec(mode).grouping.items()},
     }
 
 
@@ -46,13 +46,14 @@ class Choices:
 
     Args:
         file: The file; None keeps nothing.
+        modes: What is played.
 
     Raises:
         CheckpointError: The file is damaged, or this version groups clients otherwise.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None, modes: Sequence[str]) -> None:
+        self._file, self._grouping = file, grouping(modes)
         self._rows: dict[str, dict[str, Any]] = {}
         if file is None or not file.exists():
             return
@@ -60,7 +61,7 @@ class Choices:
             self._rows = {k: dict(row) for k, row in json_in(file).items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise self._damaged(error) from error
-        now = grouping()
+        now = self._grouping
         begun = self._rows.get(GROUPING, now)  # runs of earlier versions wrote none
         if others := [name for name in now if begun.get(name) != now[name]]:
             raise CheckpointError(
@@ -133,7 +134,7 @@ class Choices:
             return
         where = {"dtype": str(body.dtype).removeprefix("torch."), "device": str(body.device)}
         self._rows[name] = {**asdict(choice), **where}
-        self._rows[GROUPING] = grouping()
+        self._rows[GROUPING] = self._grouping
         self._rows.setdefault(RUN, {"threads": torch.get_num_threads()})
         write_text(self._file, json.dumps(self._rows, indent=1))
 

@@ -11,16 +11,18 @@ as it ends, so that a killed comparison goes on where it was. A run folder holds
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from triskel import __version__
+from triskel.about import about_of
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.bench import Bench, prepare
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
+from triskel.core import registry
 from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
@@ -28,6 +30,7 @@ from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, 
 from triskel.owned import alone
 from triskel.records import COLUMNS, DROPS
 from triskel.round import Engine, Stage
+from triskel.setting import unfit
 from triskel.stages import complete, stage_of
 from triskel.types import ClientId, Event, Watch
 from triskel.untrusted import TOML_MOST, json_in, table_of, text_of
@@ -102,6 +105,7 @@ def run(
     """
     if folder.exists() and not folder.is_dir():
         raise JobError(f"{folder} is a file; choose another --out")
+    job = job.playing(request.modes)
     text = to_toml(job)
     if folder.exists() and used(folder, text):
         raise JobError(taken(folder))
@@ -138,16 +142,21 @@ def resume(
     return _run(job, request, folder, engine(job), watch, venue)
 
 
-def read_run(folder: Path) -> tuple[Job, Request]:
+def read_run(folder: Path, *, imports: Collection[str] | None = None) -> tuple[Job, Request]:
     """Return the job of a run folder and what was asked of it.
+
+    Args:
+        folder: The run.
+        imports: Modes of other packages that may be imported, as `job.parse` has it.
 
     Raises:
         CheckpointError: It is not a run folder.
+        PluginError: A mode is of a package that is not here, or is broken.
     """
     try:
         text = text_of(folder / "job.toml", most=TOML_MOST)
         asked = table_of(json_in(folder / "request.json"))
-        request = _request(asked)
+        request = _request(asked, imports=imports)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is not a run folder: {error}; it needs job.toml and request.json"
@@ -157,18 +166,21 @@ def read_run(folder: Path) -> tuple[Job, Request]:
             f"{folder / 'job.toml'} is not the job this run began with; put it back, or start a "
             "new run with --out"
         )
-    return parse(text, where=str(folder / "job.toml")), request
+    return parse(text, where=str(folder / "job.toml"), imports=imports), request
 
 
-def _request(asked: Mapping[str, Any]) -> Request:
+def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Request:
     """Return what a run was asked for, as it was written down.
 
     Raises:
         ValueError: It names what there is not.
+        PluginError: A mode is not here, or its package is broken.
     """
     modes, baselines = list(asked["modes"]), list(asked["baselines"])
     judge, share = asked.get("judge", "test"), float(asked.get("drop_share", 0.0))
-    for names, known in ((modes, MODE_NAMES), (baselines, EVERY), ([judge], JUDGES)):
+    for mode in modes if imports is None else ():
+        registry.spec(mode)
+    for names, known in ((baselines, EVERY), ([judge], JUDGES)):
         if strange := [name for name in names if name not in known]:
             raise ValueError(f"request.json names {strange[0]!r}")
     if not 0 <= share < 1:
@@ -198,6 +210,7 @@ def _run(
             "schema": 1,
             "triskel": __version__,
             "job": dump(job),
+            "about": {mode: about_of(job, mode) for mode in request.modes},
             "request": request.asked(),
             "environment": environment(bench),
             "data": venue.data(bench),
@@ -295,8 +308,8 @@ def _skipped(bench: Bench, request: Request) -> dict[str, str]:
     found: dict[str, str] = {}
     for mode in request.modes:
         reason = unsupported(bench.job, mode)
-        if reason is None and mode == "logits":
-            reason = bench.unteachable()
+        if reason is None:
+            reason = unfit(registry.spec(mode), bench.setting(bench.watch))
         if reason is not None:
             found[mode] = reason
     return found
@@ -317,17 +330,19 @@ def _opening(bench: Bench, request: Request, skipped: Mapping[str, str]) -> Even
         "clients": bench.clients,
         "rounds": bench.job.rounds,
         "examples": sum(len(held.train) for held in bench.federation.clients.values()),
-        "work": {stage: _work(bench, stage) for stage in stages},
+        "work": {stage: _work(bench, stage, request.modes) for stage in stages},
     }
 
 
-def _work(bench: Bench, stage: str) -> int:
+def _work(bench: Bench, stage: str, modes: Sequence[ModeName]) -> int:
     """Return about how many tokens a stage trains on, for an estimate of the time left."""
     job = bench.job
     if stage == "base":
         return 0
     private = sum(bench.work(bench.active).values()) * job.train.epochs
-    distils = stage in {"logits", "local_equal"}  # the latter computes as much as the former
-    public = sum(len(ids) for ids in bench.public(bench.body()).ids) if distils else 0
-    both = public * job.logits.epochs * (2 if job.logits.mix < 1 else 1)
-    return job.rounds * (private + len(bench.active) * both)
+    # clients alone at equal FLOPs compute as much as the costliest mode
+    played = modes if stage == "local_equal" else [stage] if stage in modes else []
+    specs = [registry.spec(mode) for mode in played]
+    passes = max((spec.public_passes(spec.of(job)) for spec in specs), default=0)
+    public = sum(len(ids) for ids in bench.public(bench.body()).ids) if passes else 0
+    return job.rounds * (private + int(len(bench.active) * public * passes))

@@ -4,6 +4,7 @@ TriskelError
 ├── JobError         the job cannot run as written (exit code 2)
 ├── DataError        a file, column, row or asset is not what the job says (exit code 2)
 ├── ModelError       a model, its blocks or its adapter do not fit the job (exit code 2)
+├── PluginError      a mode of another package is not here, or cannot be loaded (exit code 2)
 ├── MessageError     bytes or sections from a peer are not what they claim
 │   └── LimitError   a peer asked for more than the job allows
 ├── CodecError       a tensor cannot travel under the chosen codec
@@ -35,6 +36,12 @@ class DataError(TriskelError):
 
 class ModelError(TriskelError):
     """A model, its blocks or its adapter do not fit the job."""
+
+    exit_code = 2
+
+
+class PluginError(TriskelError):
+    """A mode, task, codec or aggregate of another package is not here, or cannot be loaded."""
 
     exit_code = 2
 

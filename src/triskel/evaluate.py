@@ -117,7 +117,7 @@ def score_message(found: Score) -> Message:
     """Return a score as a message: sums only, never single predictions."""
     sections: dict[str, Section] = {}
     if found.confusion is not None:
-        sections["confusion"] = Section(kind="labels", tensors={"counts": found.confusion})
+        sections["confusion"] = Section(kind="counts", tensors={"counts": found.confusion})
     return Message(
         kind="evaluate",
         topic="score",

@@ -18,19 +18,20 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 
 from triskel import __version__
+from triskel.about import about_in
 from triskel.card import CARD, card
 from triskel.catalogue import one_run
 from triskel.data.assets import resolve
 from triskel.errors import CheckpointError, JobError, ModelError
-from triskel.job import Job, is_name, parse
+from triskel.job import Job, dump, is_name, parse
 from triskel.model import peft_folder
 from triskel.model.body import Body
 from triskel.report.conclusions import better_off
 from triskel.report.reading import read
 from triskel.sheet import (
+    BASELINES,
     SHEET,
     Sheet,
-    StageName,
     Training,
     read_sheet,
     to_json,
@@ -40,8 +41,6 @@ from triskel.types import Tensors
 from triskel.untrusted import TOML_MOST, copied, json_in, safetensors_at, table_of, text_of
 
 ADAPTERS = "adapters"
-OWN_MODELS: tuple[StageName, ...] = ("logits", "local")
-"""Stages in which clients have models of their own."""
 PACKAGES = ("torch", "transformers", "peft")
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 COLUMNS = ("everybody", "own")
@@ -126,9 +125,9 @@ def export_run(
     Args:
         run: A run folder, finished or not.
         target: A folder that is empty or not there.
-        mode: `params`, `logits`, `split`, `central` or `local`; the job's own mode if left out and
-            there, else the only one there is.
-        client: This client's own model (`logits` and `local`).
+        mode: A mode, `central` or `local`; the job's own mode if left out and there, else the only
+            one there is.
+        client: This client's own model, where a stage leaves such.
         merge: Write a whole transformers model instead of an adapter.
         say: Told what happens.
 
@@ -178,24 +177,16 @@ def adapter_copied(source: Path, making: Path) -> None:
         raise CheckpointError(why) from error
 
 
-def saved(run: Path) -> dict[str, tuple[StageName, str | None]]:
+def saved(run: Path) -> dict[str, tuple[str, str | None]]:
     """Return what a run has saved: folder name to stage and, for a client's own model, client."""
     names = sorted(p.name for p in (run / ADAPTERS).glob("[!.]*") if (p / SHEET).is_file())
-    found: dict[str, tuple[StageName, str | None]] = {}
-    shared: tuple[StageName, ...] = ("params", "logits", "split", "central")
-    for name in names:
-        for stage in shared:
-            if name == stage:
-                found[name] = (stage, None)
-        for stage in OWN_MODELS:
-            if name.startswith(f"{stage}-"):
-                found[name] = (stage, name.removeprefix(f"{stage}-"))
-    return found
+    parts = {name: name.partition("-") for name in names}  # no stage has a dash in its name
+    return {name: (stage, owner if dash else None) for name, (stage, dash, owner) in parts.items()}
 
 
 def choose(
     run: Path, job: Job, *, mode: str | None = None, client: str | None = None
-) -> tuple[StageName, str]:
+) -> tuple[str, str]:
     """Return the stage that is meant and the name of its folder.
 
     Raises:
@@ -203,7 +194,7 @@ def choose(
     """
     there = saved(run)
     able = {name: one for name, one in there.items() if mode in {None, one[0]}}
-    fits: list[tuple[StageName, str]] = [
+    fits: list[tuple[str, str]] = [
         (stage, name) for name, (stage, owner) in able.items() if owner == client
     ]
     if mode is None:
@@ -222,7 +213,7 @@ def choose(
     raise JobError(f"run {run} has {what} {asked}".rstrip() + f"; it has {_listed(there)}{way}")
 
 
-def _listed(there: Mapping[str, tuple[StageName, str | None]]) -> str:
+def _listed(there: Mapping[str, tuple[str, str | None]]) -> str:
     shown = [
         stage if owner is None else f"{stage} of client {owner}" for stage, owner in there.values()
     ]
@@ -232,7 +223,7 @@ def _listed(there: Mapping[str, tuple[StageName, str | None]]) -> str:
 def _job_of(run: Path) -> Job:
     place = run / "job.toml"
     try:
-        return parse(text_of(place, most=TOML_MOST), where=str(place))
+        return parse(text_of(place, most=TOML_MOST), where=str(place), imports=())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run} is not a run folder: {error}; it needs a job.toml") from error
 
@@ -247,7 +238,7 @@ def _base(job: Job, sheet: Sheet, client: str | None, say: Say) -> str:
 # --- what the card says -----------------------------------------------------------------------
 
 
-def _training(run: Path, job: Job, stage: StageName, named: str) -> Training:
+def _training(run: Path, job: Job, stage: str, named: str) -> Training:
     """Return how a stage trained, with the figures that the run has written so far."""
     owner = named.removeprefix(f"{stage}-") if named != stage else None
     result = _json(run / "result.json")
@@ -258,7 +249,7 @@ def _training(run: Path, job: Job, stage: StageName, named: str) -> Training:
         scores = rounds[-1].get("per_client", {}).get(owner, {})
     totals: Any = found.get("totals", {})
     traffic = None
-    if stage in {"params", "logits", "split"} and totals:
+    if stage not in BASELINES and totals:
         traffic = (totals["up"]["message_bytes"], totals["down"]["message_bytes"])
     holdings: dict[str, Any] = result.get("data", {}).get("clients", {})
     active = sum(1 for one in holdings.values() if one.get("train"))
@@ -272,13 +263,14 @@ def _training(run: Path, job: Job, stage: StageName, named: str) -> Training:
         rounds=len(rounds) or None,
         traffic=traffic,
         judge=_json(run / "request.json").get("judge", "test"),
+        about=about_in({"job": dump(job), **result}, stage),
     )
     if owner is not None or "summary" not in result:  # nobody is told how other clients do
         return training
     return replace(training, **_spread(result, stage))
 
 
-def _spread(result: Mapping[str, Any], stage: StageName) -> dict[str, dict[str, Any]]:
+def _spread(result: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:
     """Return how far clients differ in a finished run, for a model that is not one client's."""
     seen = read(result)
     row = seen.modes.get(stage) or seen.baselines.get(stage)
@@ -300,7 +292,7 @@ def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(scores[k]) for k in FIGURES if k in scores}
 
 
-def _stage_of(run: Path, result: Mapping[str, Any], stage: StageName, named: str) -> dict[str, Any]:
+def _stage_of(run: Path, result: Mapping[str, Any], stage: str, named: str) -> dict[str, Any]:
     """Return a stage's rows: from the result, or from the stage itself while the run goes on."""
     found: dict[str, Any] = result.get("modes", {}).get(stage, {})
     if stage == "central":

@@ -3,26 +3,37 @@
 A job is a TOML file. `load` reads it, applies `section.key=value` overrides and returns a frozen
 `Job`; whatever cannot work is refused here, with the place, the value and a way out. What needs
 files (is there such a column, does the model have that block?) is checked in `data` and `model`
-before round 1. `CAPABILITIES` says what each mode can carry; a contract test compares the table
-with the implementations.
+before round 1. The sections of modes are typed by their specs (`core.mode_spec`): a job has those
+of the built-in modes, of the mode it names, and others that are given.
 """
 
 import difflib
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from triskel.core import registry
+from triskel.core.mode_spec import ModeSpec
+from triskel.core.options import Count, Options, Positive, Rate, partial, typed
 from triskel.errors import JobError
 from triskel.untrusted import TOML_MOST, text_of, toml_of
 
-ModeName = Literal["params", "logits", "split"]
+ModeName = str
+"""A mode that `core.registry` knows."""
 CodecName = Literal["raw", "fp32", "bf16", "fp16", "int8", "int4"]
 AdapterKind = Literal["lora", "dora", "rslora", "ia3", "loha", "lokr"]
 Judge = Literal["test", "validation"]
@@ -33,57 +44,16 @@ LONGEST_SHOWN = 80
 """Characters of a value that an error repeats."""
 ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
-MODE_NAMES: tuple[ModeName, ...] = ("params", "logits", "split")
+MODE_NAMES: tuple[ModeName, ...] = registry.NAMES
+"""The modes that come with Triskel, which are compared unless others are named."""
+IMPORTS = "imports"
+MODES_STAND_BEFORE = "evaluate"
+"""Where the sections of modes stand among those of a job."""
 DROPPING: tuple[AdapterKind, ...] = ("lora", "dora", "rslora")
 """Kinds whose dropout is on the adapter's input."""
 
 
-@dataclass(frozen=True)
-class Capability:
-    """What a mode can carry.
-
-    Attributes:
-        streams: Clients talk to the server during a round, batch by batch.
-        needs_public_data: A public set must exist.
-        linear_in_upload: The next state is a linear function of the updates, so that a sum of
-            them is enough (secure aggregation).
-        needs_individual_uploads: The server must see updates one by one.
-        mutates_base: The frozen base model changes.
-        heterogeneous_rank: Clients may differ in adapter rank.
-        heterogeneous_model: Clients may differ in model.
-        heterogeneous_cut: Clients may differ in cut.
-    """
-
-    streams: bool = False
-    needs_public_data: bool = False
-    linear_in_upload: bool = False
-    needs_individual_uploads: bool = False
-    mutates_base: bool = False
-    heterogeneous_rank: bool = False
-    heterogeneous_model: bool = False
-    heterogeneous_cut: bool = False
-
-
-CAPABILITIES: Mapping[ModeName, Capability] = {
-    "params": Capability(linear_in_upload=True),
-    "logits": Capability(needs_public_data=True, heterogeneous_rank=True, heterogeneous_model=True),
-    "split": Capability(streams=True, linear_in_upload=True, heterogeneous_cut=True),
-}
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Cut = Annotated[tuple[Count, Count], Field(description="first and one past the last trunk block")]
-
-
-class Part(BaseModel):
-    """A section of the job: frozen, and closed to keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Model(Part):
+class Model(Options):
     """Which language model, and how it computes."""
 
     path: str = "smollm2-135m"
@@ -95,7 +65,7 @@ class Model(Part):
     cache_mb: Count = 4096
 
 
-class Adapter(Part):
+class Adapter(Options):
     """The tensors that train."""
 
     kind: AdapterKind = "lora"
@@ -112,7 +82,7 @@ class Adapter(Part):
         return value
 
 
-class Data(Part):
+class Data(Options):
     """Where the examples are, and what is to be learnt from them."""
 
     task: Literal["classify", "causal"] = "classify"
@@ -120,6 +90,7 @@ class Data(Part):
     train: str = ""
     test: str = ""
     public: str = ""
+    public_count: Count | None = None
     hub: str = ""
     config: str = ""
     text: str = ""
@@ -139,15 +110,44 @@ class Data(Part):
         return value
 
 
-class Override(Part):
-    """What one client does differently."""
+class Override(Options):
+    """What one client does differently: its model, its rank, and options of modes.
+
+    Options of a mode stand in a section of its name; those of built-in modes may stand right here,
+    where their specs say so.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     model: str | None = None
     rank: Positive | None = None
-    cut: Cut | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed(cls, given: object, info: Any) -> object:  # noqa: ANN401 - pydantic's
+        if not isinstance(given, Mapping):
+            return given
+        own = cast("Mapping[str, Any]", given)
+        short: dict[str, Any] = {}
+        for spec in registry.built_in():
+            mine = {key: own[key] for key in spec.short_client_keys if key in own}
+            if mine:
+                some = partial(spec.options, spec.client_keys)(**mine)
+                short |= {key: getattr(some, key) for key in mine}
+        foreign = _foreign(own, cls.model_fields, info)
+        rest = {k: v for k, v in own.items() if k not in {*short, *foreign}}
+        return {**typed(rest, cls.model_fields, _of_client), **short, **foreign}
+
+    def of(self, spec: ModeSpec[Any]) -> dict[str, Any]:
+        """Return what this client does differently in a mode, by the mode's options."""
+        extra = self.__pydantic_extra__ or {}
+        section = extra.get(spec.name)
+        given = section.model_dump(exclude_none=True) if isinstance(section, Options) else {}
+        short = {key: extra[key] for key in spec.short_client_keys if key in extra}
+        return {**short, **given}
 
 
-class Clients(Part):
+class Clients(Options):
     """Who holds which examples, and who takes part in a round."""
 
     partition: Partition | None = None
@@ -163,7 +163,7 @@ class Clients(Part):
     each: Mapping[str, Override] = Field(default_factory=dict)
 
 
-class Train(Part):
+class Train(Options):
     """One client's local training."""
 
     epochs: Positive = 1
@@ -175,40 +175,13 @@ class Train(Part):
     max_tokens: Positive = 48
 
 
-class ParamsOptions(Part):
-    """The server's step in `params`."""
-
-    server_lr: Rate = 1.0
-    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class LogitsOptions(Part):
-    """What clients predict on, and how they learn from each other's predictions."""
-
-    public: Count = 200
-    temperature: Rate = 2.0
-    mix: Share = 0.5
-    top_k: Positive = 8
-    aggregate: Literal["logits", "probabilities", "confidence"] = "probabilities"
-    student: bool = True
-    epochs: Positive = 1
-
-
-class SplitOptions(Part):
-    """Where the model is cut, and who sees the labels."""
-
-    cut: Cut | None = None
-    labels: Literal["private", "shared"] = "private"
-    wave: Count = 0
-
-
-class Evaluate(Part):
+class Evaluate(Options):
     """When models are tested."""
 
     every: Count = 1
 
 
-class Wire(Part):
+class Wire(Options):
     """How messages travel."""
 
     up: CodecName = "fp32"
@@ -216,7 +189,7 @@ class Wire(Part):
     max_mb: Rate = 256.0
 
 
-class Between(Part):
+class Between(Options):
     """How rounds go where clients are organisations with machines of their own."""
 
     quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -226,11 +199,16 @@ class Between(Part):
     window_s: Rate = 0.02
 
 
-class Job(Part):
-    """Everything a run depends on."""
+class Job(Options):
+    """Everything a run depends on.
+
+    Beside these sections it holds those of modes, by their names: `ModeSpec.of` returns one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str = "opinions"
-    mode: ModeName = "params"
+    mode: ModeName = registry.DEFAULT
     seed: Count = 0
     rounds: Positive = 2
     model: Model = Model()
@@ -238,12 +216,52 @@ class Job(Part):
     data: Data = Data()
     clients: Clients = Clients()
     train: Train = Train()
-    params: ParamsOptions = ParamsOptions()
-    logits: LogitsOptions = LogitsOptions()
-    split: SplitOptions = SplitOptions()
     evaluate: Evaluate = Evaluate()
     wire: Wire = Wire()
     federation: Between = Between()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections(cls, given: object, info: Any) -> object:  # noqa: ANN401 - pydantic's
+        """Type the sections of modes, and add those that every job has."""
+        if not isinstance(given, Mapping):
+            return given
+        found = dict(cast("Mapping[str, Any]", given))
+        named = found.get("mode", registry.DEFAULT)
+        if (
+            isinstance(named, str)
+            and named not in found
+            and named in registry.names()
+            and not _kept(named, info)
+        ):
+            found[named] = {}
+        for spec in registry.built_in():
+            found.setdefault(spec.name, {})
+        foreign = _foreign(found, cls.model_fields, info)
+        rest = {k: v for k, v in found.items() if k not in foreign}
+        _one_count(rest)
+        return {**typed(rest, cls.model_fields, _of_mode), **foreign}
+
+    @field_validator("mode")
+    @classmethod
+    def _known_mode(cls, value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
+        if value not in registry.names() and not _kept(value, info):
+            raise ValueError(f"must be one of {', '.join(registry.names())}, got {value!r}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, write: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Return sections of modes where they always stood, the built-in ones first."""
+        found = write(self)
+        extra = (self.__pydantic_extra__ or {}).keys()
+        order = (*registry.NAMES, *sorted(extra - set(registry.NAMES)))
+        modes = {name: found.pop(name) for name in order if name in found}
+        head = dict[str, Any]()
+        for key in list(found):
+            if key == MODES_STAND_BEFORE:
+                break
+            head[key] = found.pop(key)
+        return {**head, **modes, **found}
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -268,9 +286,79 @@ class Job(Part):
         """After how many rounds models are tested."""
         return math.ceil(self.rounds / self.evaluate.every) if self.evaluate.every else 1
 
+    @property
+    def specs(self) -> tuple[ModeSpec[Any], ...]:
+        """The modes whose sections this job holds: the built-in ones, then others by name."""
+        extra = self.__pydantic_extra__ or {}
+        names = (*registry.NAMES, *sorted(extra.keys() - set(registry.NAMES)))
+        return tuple(registry.spec(name) for name in names if isinstance(extra.get(name), Options))
+
+    @property
+    def public_count(self) -> int:
+        """How many public texts are held out or read: `data.public_count`, however it was given."""
+        if self.data.public_count is not None:
+            return self.data.public_count
+        specs = [spec for spec in registry.built_in() if spec.public_key]
+        return max((getattr(spec.of(self), spec.public_key) for spec in specs), default=0)
+
+    def playing(self, modes: Iterable[str]) -> Self:
+        """Return the job with a section for each of these modes, the default where it has none."""
+        extra = self.__pydantic_extra__ or {}
+        more = {name: registry.spec(name).options() for name in modes if name not in extra}
+        return self.model_copy(update=more) if more else self
+
     def client(self, name: str) -> Override:
         """Return what client `name` does differently."""
         return self.clients.each.get(name, Override())
+
+
+def _kept(key: str, info: Any) -> bool:  # noqa: ANN401 - pydantic's
+    """Return whether a name is of a mode that may not be imported, so that it is kept untyped."""
+    imports = (info.context or {}).get(IMPORTS)
+    return imports is not None and key not in registry.NAMES and key not in imports
+
+
+def _foreign(given: Mapping[str, Any], own: Collection[str], info: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return sections that are kept untyped."""
+    apart = {k: v for k, v in given.items() if k not in own and isinstance(v, Mapping)}
+    return {k: v for k, v in apart.items() if _kept(k, info)}
+
+
+def _of_mode(name: str) -> type[Options] | None:
+    """Return what a section of this name is, if a mode is called so."""
+    return registry.spec(name).options if name in registry.names() else None
+
+
+def _of_client(name: str) -> type[Options] | None:
+    """Return what a mode's section of one client is; None where nothing may differ."""
+    if name not in registry.names():
+        return None
+    spec = registry.spec(name)
+    return partial(spec.options, spec.client_keys) if spec.client_keys else None
+
+
+def _one_count(found: dict[str, Any]) -> None:
+    """Make `data.public_count`, where it is given, what modes say of public texts as well.
+
+    Raises:
+        ValueError: A mode's own key says another number.
+    """
+    data = found.get("data")
+    count = (
+        cast("Mapping[str, Any]", data).get("public_count") if isinstance(data, Mapping) else None
+    )
+    for spec in registry.built_in() if isinstance(count, int) else ():
+        name, key, section = spec.name, spec.public_key, found[spec.name]
+        if isinstance(section, Options):
+            section = section.model_dump(exclude_unset=True)
+        if not key or not isinstance(section, Mapping):
+            continue
+        own = cast("Mapping[str, Any]", section)
+        if own.get(key, count) != count:
+            raise ValueError(
+                f"data.public_count is {count} and {name}.{key} is {own[key]}; give one of them"
+            )
+        found[name] = {**own, key: count}
 
 
 def _contradictions(job: Job) -> Iterator[str]:
@@ -278,14 +366,16 @@ def _contradictions(job: Job) -> Iterator[str]:
     yield from _about_clients(job)
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
-    cuts = [("split.cut", job.split.cut)]
-    cuts += [(f"clients.each.{name}.cut", each.cut) for name, each in job.clients.each.items()]
-    for where, cut in cuts:
-        if cut is not None and job.split.labels == "private" and cut[0] >= cut[1]:
-            yield (
-                f"{where} must leave the server at least one block, got {list(cut)}; "
-                "the first number must be smaller than the second"
-            )
+    for spec in job.specs:
+        for problem in spec.problems(spec.of(job)):
+            yield f"{spec.name}.{problem}"
+        for client, own in job.clients.each.items():
+            if given := own.of(spec):
+                short = (
+                    given.keys() & spec.short_client_keys & (own.__pydantic_extra__ or {}).keys()
+                )
+                place = f"clients.each.{client}." + ("" if short else f"{spec.name}.")
+                yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
 
 
 def _about_data(data: Data) -> Iterator[str]:
@@ -318,16 +408,16 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
 
     `compare` skips a mode with the reason; `run` refuses the job with it.
     """
-    can = CAPABILITIES[mode]
+    can = registry.spec(mode).traits
     each = job.clients.each
     other = sorted({e.model for e in each.values() if e.model and e.model != job.model.path})
     ranks = sorted({e.rank for e in each.values() if e.rank and e.rank != job.adapter.rank})
-    if other and not can.heterogeneous_model:
+    if other and not can.mixed_models:
         return f"clients use different models ({', '.join(other)}), and {mode} needs one model"
-    if ranks and not can.heterogeneous_rank:
+    if ranks and not can.mixed_ranks:
         return f"clients use different ranks ({ranks}), and {mode} averages factors of one rank"
-    if can.needs_public_data and not (job.logits.public or job.data.public):
-        return "there is no public set; set logits.public or name data.public"
+    if can.needs_public_data and not (job.public_count or job.data.public):
+        return "there is no public set; set data.public_count or name data.public"
     return None
 
 
@@ -354,17 +444,6 @@ def blocks_of(text: str, blocks: int) -> range:
     )
 
 
-def default_cut(blocks: int) -> tuple[int, int]:
-    """Return the cut of a model with `blocks` blocks when the job names none.
-
-    >>> default_cut(30)
-    (4, 28)
-    """
-    low = max(1, round(2 * blocks / 15))
-    high = blocks - max(1, round(blocks / 15))
-    return (low, high) if low < high else (0, blocks)
-
-
 # --- Reading and writing ----------------------------------------------------------------------
 
 DEMO = """
@@ -386,12 +465,15 @@ Where a processor is too slow for it, `demo` makes it smaller.
 """
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Job:
+def load(
+    path: Path | None, overrides: Sequence[str] = (), *, imports: Collection[str] | None = None
+) -> Job:
     """Read a job file; without one, the demonstration.
 
     Args:
         path: A TOML file; relative paths inside it are relative to its folder.
         overrides: `section.key=value` pairs, applied in order; values are TOML or bare words.
+        imports: As of `parse`.
 
     Raises:
         JobError: The file is missing, is not TOML, or does not describe a job that can run.
@@ -404,16 +486,31 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Job:
         raise JobError(f"job file {path} does not exist; `triskel init` writes one") from None
     except (OSError, ValueError) as error:
         raise JobError(f"job file {path} cannot be read: {error}") from error
-    return parse(text, overrides=overrides, where=str(path), base=path.resolve().parent)
+    base = path.resolve().parent
+    return parse(text, overrides=overrides, where=str(path), base=base, imports=imports)
 
 
 def parse(
-    text: str, *, overrides: Sequence[str] = (), where: str = "job", base: Path | None = None
+    text: str,
+    *,
+    overrides: Sequence[str] = (),
+    where: str = "job",
+    base: Path | None = None,
+    imports: Collection[str] | None = None,
 ) -> Job:
     """Read a job from TOML text.
 
+    Args:
+        text: The job.
+        overrides: `section.key=value` pairs, applied in order.
+        where: What errors call it.
+        base: The folder that relative paths are relative to; None leaves them.
+        imports: The modes of other packages that may be imported; sections of others are kept as
+            they are, which is enough where these are not played. None: whatever is named.
+
     Raises:
         JobError: The text is not TOML, or does not describe a job that can run.
+        PluginError: A mode is of a package that is not here, or is broken.
     """
     try:
         raw = toml_of(text)
@@ -422,7 +519,7 @@ def parse(
     for override in overrides:
         _apply(raw, override)
     try:
-        job = Job.model_validate(raw)
+        job = Job.model_validate(raw, context={IMPORTS: imports})
     except ValidationError as error:
         raise JobError(f"{where}: {_sentence(error)}") from error
     return job if base is None else _rooted(job, base)
@@ -527,6 +624,8 @@ def _sentence(error: ValidationError) -> str:
         known = _known(place[:-1])
         near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        if len(place) == 1 and isinstance(got, Mapping) and not near:
+            hint += "; a mode of another package must be installed beside Triskel (`triskel modes`)"
         return f"unknown key {key!r}; {hint}"
     text = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
@@ -535,13 +634,22 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _known(place: Sequence[str]) -> list[str]:
+    """Return the keys that there are at a place of the job."""
     part: type[BaseModel] = Job
-    for name in place:
+    for depth, name in enumerate(place):
         if part is Clients and name == "each":
-            return sorted(Override.model_fields)
+            within = _of_client(place[-1]) if len(place) > depth + 2 else None
+            return sorted(
+                within.model_fields if within else {*Override.model_fields, *_short_keys()}
+            )
         field = part.model_fields.get(name)
-        inner = None if field is None else field.annotation
+        inner = field.annotation if field is not None else _of_mode(name) if part is Job else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return sorted(part.model_fields)
+            break
         part = inner
-    return sorted(part.model_fields)
+    modes = registry.names() if part is Job else ()
+    return sorted({*part.model_fields, *modes})
+
+
+def _short_keys() -> set[str]:
+    return {key for spec in registry.built_in() for key in spec.short_client_keys}

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from triskel.core import registry
 from triskel.terminal import Plain
 from triskel.types import Event
 
@@ -30,7 +31,6 @@ NAMES = {
     "central": "centralised",
 }
 COLUMNS = {"everybody": "everybody's texts", "own": "own texts"}
-STYLES = {"params": "#0072B2", "logits": "#E69F00", "split": "#009E73"}
 SMOOTH = 0.1
 """Weight of the newest loss in the one that is shown."""
 NAMED = 12
@@ -277,7 +277,7 @@ class Live:
             return Text(f"starting  {_duration(self._elapsed())}", style="dim")
         line = Table.grid(padding=(0, 2))
         line.add_row(
-            Text(_title(stage.name), style=f"bold {STYLES.get(stage.name, '')}".strip()),
+            Text(_title(stage.name), style=f"bold {_colour(stage.name)}".strip()),
             Text(f"round {max(stage.round, 1)}/{stage.rounds}"),
             Text(stage.part),
             ProgressBar(total=1.0, completed=stage.share(), width=28),
@@ -342,8 +342,12 @@ def _title(name: str) -> str:
     return f"{mode} with drop-outs" if drops else NAMES.get(name, name)
 
 
+def _colour(stage: str) -> str:
+    return registry.spec(stage).colour if stage in registry.names() else ""
+
+
 def _styled(name: str) -> str:
-    style = STYLES.get(name)
+    style = _colour(name)
     title = escape(_title(name))
     return f"[{style}]{title}[/]" if style else title
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-from triskel.job import Job, ModeName, default_cut
+from triskel.core import registry
+from triskel.core.mode_spec import Memory
+from triskel.job import Job, ModeName
 from triskel.model.body import Body
 from triskel.model.cost import Costs, Piece
 from triskel.model.train import MOST
@@ -18,22 +20,20 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
 
 
-def kept(body: Body, costs: Costs, job: Job, modes: Collection[ModeName], clients: int) -> int:
+def kept(body: Body, costs: Costs, job: Job, modes: Collection[ModeName], clients: int) -> float:
     """Return the most bytes that are kept for backward passes at once, in any of these modes.
 
-    A step keeps its batch, or those of all clients that are joined in it. A client of `logits`
-    keeps two: public texts, and its own to rehearse. In `split` the blocks up to the head's cut
-    keep the batches of all clients of a wave, until the trunk takes its step; with shared labels
-    only what lies below the trunk waits.
+    A step keeps its batch, or those of all clients that are joined in it; what more a mode keeps,
+    its spec says.
 
     Args:
         body: The model.
         costs: What its pieces cost.
-        job: Batches, lengths, cuts and waves.
+        job: Batches, lengths, and options of modes.
         modes: What is played.
         clients: How many take part in a round.
     """
-    rows, tokens, count = job.train.batch, job.train.max_tokens, body.blocks.count
+    rows, tokens = job.train.batch, job.train.max_tokens
 
     def of(rows: int) -> int:
         scored = rows * tokens if body.task == "causal" else rows
@@ -41,18 +41,19 @@ def kept(body: Body, costs: Costs, job: Job, modes: Collection[ModeName], client
 
     joined = -(-MOST // tokens)
     step = of(max(rows, joined) if body.joins else rows)
-    found = [step]
-    if "logits" in modes and job.logits.mix < 1:
-        found.append(max(step, of(2 * rows)))
-    if "split" in modes:
-        cuts = [job.split.cut or default_cut(count)]
-        cuts += [each.cut for each in job.clients.each.values() if each.cut]
-        shared = job.split.labels == "shared"
-        depth = max(min(low if shared else high, count) for low, high in cuts)
-        waits = max(0, depth - body.frozen) / max(1, count - body.frozen)
-        wave = min(job.split.wave or clients, clients)
-        above = of(max(rows, joined) if shared else rows)
-        found.append(math.ceil(wave * waits * of(rows) + (1 - waits) * above))
+    memory = Memory(
+        batch=rows,
+        together=joined,
+        blocks=body.blocks.count,
+        frozen=body.frozen,
+        clients=clients,
+        step=step,
+        bytes_of=of,
+    )
+    found = [float(step)]
+    for spec in map(registry.spec, modes):
+        differ = [c for c, own in sorted(job.clients.each.items()) if own.of(spec)]
+        found.append(spec.bytes_kept([spec.of(job), *(spec.of(job, c) for c in differ)], memory))
     return max(found)
 
 

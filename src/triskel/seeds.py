@@ -51,6 +51,7 @@ def compare_seeds(
     """
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise JobError(f"seeds must be different whole numbers from 0, got {list(seeds)}")
+    job = job.playing(request.modes)
     text = to_toml(job)
     if folder.exists() and (not folder.is_dir() or used(folder, text)):
         raise JobError(taken(folder))

@@ -19,7 +19,9 @@ from triskel.untrusted import json_in
 SCHEMA = 1
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 SHEET = "triskel.json"
-StageName = Literal["params", "logits", "split", "central", "local"]
+NOTHING: Mapping[str, Any] = {}
+BASELINES = ("central", "local")
+"""Stages that are no mode and leave models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,9 @@ class Training:
         seed: The job's seed.
         max_tokens: Tokens of a text that were read.
         prompt: For `causal`, the layout of prompt and response; empty for plain text.
-        shared_labels: For `split`, whether the server saw labels.
+        personal: Whether clients ended with models of their own.
+        how: How an adapter of this mode comes about, in words; empty for a baseline.
+        privacy: What left the clients, in words; empty for a baseline.
         scores: Final figures, such as `accuracy`; may be empty. Of a client's own model they are
             on its own test texts, else on everybody's.
         everybody: Final figures on everybody's test texts, where both columns are known.
@@ -49,14 +53,16 @@ class Training:
     """
 
     job: str
-    mode: StageName
+    mode: str
     own: bool = False
     rounds: int
     clients: int
     seed: int
     max_tokens: int
     prompt: str = ""
-    shared_labels: bool = False
+    personal: bool = False
+    how: str = ""
+    privacy: str = ""
     scores: Mapping[str, float]
     up_bytes: int | None = None
     down_bytes: int | None = None
@@ -105,7 +111,7 @@ class Sheet:
 
 def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     job: Job,
-    mode: StageName,
+    mode: str,
     *,
     clients: int,
     scores: Mapping[str, float | Mapping[str, float]],
@@ -113,8 +119,11 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     rounds: int | None = None,
     traffic: tuple[int, int] | None = None,
     judge: Judge = "test",
+    about: Mapping[str, Any] = NOTHING,
 ) -> Training:
     """Return how a stage of a job trained; `rounds` are the job's unless given.
+
+    `about` is what a result says of a mode (`about.about_of`).
 
     `scores` are the final figures as a result holds them, columns `everybody` and `own` within.
     """
@@ -128,7 +137,9 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         seed=job.seed,
         max_tokens=job.train.max_tokens,
         prompt=(job.data.template or PLAIN) if prompted else "",
-        shared_labels=job.split.labels == "shared",
+        personal=bool(about.get("personal")),
+        how=str(about.get("trained_own" if own else "trained", "")),
+        privacy=str(about.get("privacy", "")),
         scores=_figures(scores),
         everybody=_column(scores, "everybody"),
         own_texts=_column(scores, "own"),
@@ -162,6 +173,8 @@ def read_sheet(folder: Path) -> Sheet:
     try:
         raw = cast("dict[str, Any]", json_in(folder / SHEET))
         schema, told = raw.pop("schema"), raw.pop("training")
+        if told is not None:
+            told.pop("shared_labels", None)  # of early versions
         training = Training(**told) if told is not None else None
         sheet = Sheet(classes=tuple(raw.pop("classes")), training=training, **raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,62 +12,46 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel import records
+from triskel.about import about_of
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
+from triskel.core import registry
 from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
 from triskel.folder import safe, stamped
-from triskel.job import Job, ModeName
+from triskel.job import ModeName
 from triskel.metrics import Score, merge
 from triskel.model.body import Body
-from triskel.model.cost import Meter
-from triskel.modes.logits import Logits
-from triskel.modes.params import Params, ParamsState
-from triskel.modes.split import Split
+from triskel.modes.params.mode import Params, ParamsState
+from triskel.modes.params.spec import ParamsOptions
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
-from triskel.sheet import StageName, Training, training_of
+from triskel.setting import ModeSetting, algorithm_of
+from triskel.sheet import BASELINES, NOTHING, Training, training_of
 from triskel.types import ClientId, ClientState, Mode, Tensors, Watch
 from triskel.untrusted import json_in
 from triskel.worker import Worker
 
 EVERYONE = "everyone"
 """The one client of the `central` baseline."""
-Maker = Callable[[Bench, Watch], Mode[Any, Any, Worker]]
 
 
-def _params(bench: Bench, _watch: Watch) -> Params:
-    body = bench.body()
-    return Params(job=bench.job, initial=body.initial, layout=body.layout)
-
-
-def _logits(bench: Bench, watch: Watch) -> Logits:
-    return Logits(server=bench.server(stamped(watch, "logits")))
-
-
-def _split(bench: Bench, _watch: Watch) -> Split:
-    body = bench.body()
-    return Split(job=bench.job, body=body, meter=bench.costs(body).meter())
-
-
-MAKERS: Mapping[ModeName, Maker] = {"params": _params, "logits": _logits, "split": _split}
-
-
-def server_meter(mode: Mode[Any, Any, Worker]) -> Meter | None:
-    """Return the account of what a mode's server computes; None where it only adds up."""
-    if isinstance(mode, Logits):
-        return mode.server.meter
-    return mode.meter if isinstance(mode, Split) else None
+def mode_of(name: ModeName, setting: ModeSetting) -> Mode[Any, Any, Worker]:
+    """Return a mode by its name, built for a job."""
+    return algorithm_of(registry.spec(name)).build(setting)
 
 
 def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
     """Return a mode on all clients that hold training examples."""
-    mode = MAKERS[name](bench, watch)
+    setting = bench.setting(stamped(watch, name))
+    mode = mode_of(name, setting)
 
     def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
-        return _scores(bench, mode, state, mine)
+        return scored(bench, mode.served(state), lambda c: mode.own(mine.get(c, ClientState())))
 
     def everybody(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores | None:  # noqa: ANN401 - any mode's
-        return None if mode.served(state) is not None else _own_everywhere(bench, mode, mine)
+        if mode.served(state) is not None:
+            return None
+        return own_everywhere(bench, lambda c: mode.own(mine.get(c, ClientState())))
 
     return Stage(
         name=name,
@@ -78,7 +62,7 @@ def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
         body=bench.body(),
         job=bench.job,
         everybody=everybody,
-        server=server_meter(mode),
+        server=setting.meter,
     )
 
 
@@ -95,7 +79,7 @@ def alone(
     """
     body, share = bench.body(client), bench.share(client)
     job = bench.job.model_copy(update={"rounds": rounds or bench.job.rounds})
-    mode = _plain(job, body)
+    mode = _plain(body)
 
     def worker(who: ClientId, told: Watch) -> Worker:
         return bench.hand(who, body, share, told, job)
@@ -124,7 +108,7 @@ def alone(
 def central(bench: Bench) -> Stage[Any, Any]:
     """Return `params` with one client that holds everybody's examples, scored on every share."""
     body, share = bench.body(), bench.pooled()
-    mode = _plain(bench.job, body)
+    mode = _plain(body)
 
     def worker(who: ClientId, told: Watch) -> Worker:
         return bench.hand(who, body, share, told)
@@ -144,12 +128,9 @@ def central(bench: Bench) -> Stage[Any, Any]:
     )
 
 
-def _plain(job: Job, body: Body) -> Params:
+def _plain(body: Body) -> Params:
     """Return `params` with a server that takes over what its one client trained."""
-    plain = job.params.model_copy(update={"server_lr": 1.0, "server_momentum": 0.0})
-    whole = job.clients.model_copy(update={"cohort": 1.0, "drop_share": 0.0})
-    job = job.model_copy(update={"params": plain, "clients": whole})
-    return Params(job=job, initial=body.initial, layout=body.layout)
+    return Params(options=ParamsOptions(), initial=body.initial, layout=body.layout)
 
 
 def complete(
@@ -199,42 +180,41 @@ def everywhere(bench: Bench, body: Body, tensors: Tensors) -> Scores:
     return pooled(evaluate_each(body, tensors, bench.groups(body)), body.classes)
 
 
-def _scores(
-    bench: Bench,
-    mode: Mode[Any, Any, Worker],
-    state: Any,  # noqa: ANN401 - any mode's
-    mine: Mapping[ClientId, ClientState],
+def scored(
+    bench: Bench, served: Tensors | None, own_of: Callable[[ClientId], Tensors | None]
 ) -> Scores:
-    """Score the server's model on all shares, and clients' own models on their own."""
-    served = mode.served(state)
+    """Score the server's model on all shares, and clients' own models on their own.
+
+    Args:
+        bench: The job, loaded.
+        served: The server's model, where it has one.
+        own_of: Returns a client's own model, or None where it has none (yet).
+    """
     together = None if served is None else everywhere(bench, bench.body(), served)
-    if together is not None and all(mode.own(kept) is None for kept in mine.values()):
+    if together is not None and all(own_of(client) is None for client in bench.clients):
         return together
-    own = pooled(_own_scores(bench, mode, mine), bench.body().classes)
+    own = pooled(_own_scores(bench, own_of), bench.body().classes)
     if together is None:
         return replace(own, everybody_texts={})
     return replace(own, pooled=together.pooled, everybody_texts=together.everybody_texts)
 
 
 def _own_scores(
-    bench: Bench, mode: Mode[Any, Any, Worker], mine: Mapping[ClientId, ClientState]
+    bench: Bench, own_of: Callable[[ClientId], Tensors | None]
 ) -> Iterator[tuple[ClientId, Score]]:
     """Score clients' own models, of which one is in memory at a time."""
     for client in bench.clients:
-        own = mode.own(mine.get(client, ClientState()))
-        body = bench.body(client)
+        own, body = own_of(client), bench.body(client)
         yield client, evaluate(body, body.initial if own is None else own, bench.share(client).test)
 
 
-def _own_everywhere(
-    bench: Bench, mode: Mode[Any, Any, Worker], mine: Mapping[ClientId, ClientState]
-) -> Scores | None:
+def own_everywhere(bench: Bench, own_of: Callable[[ClientId], Tensors | None]) -> Scores | None:
     """Score every client's own model on everybody's texts, and return the mean over the models."""
     if len(bench.active) > EACH:
         return None
     found: list[Scores] = []
     for client in bench.active:
-        own = mode.own(mine.get(client, ClientState()))
+        own = own_of(client)
         if own is not None:
             found.append(everywhere(bench, bench.body(client), own))
     return averaged(found) if found else None
@@ -273,9 +253,9 @@ def _training(
 
     A client's own model has its figures on that client's own texts.
     """
-    kind = cast("StageName", stage.name.partition(":")[0])
+    kind = stage.name.partition(":")[0]
     totals = found["totals"]
-    alone_ = kind in {"central", "local"}
+    alone_ = kind in BASELINES
     return training_of(
         bench.job,
         kind,
@@ -286,4 +266,5 @@ def _training(
         traffic=None
         if alone_
         else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),
+        about=NOTHING if alone_ else about_of(bench.job, kind),
     )

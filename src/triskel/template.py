@@ -1,9 +1,25 @@
 """The job file that `triskel init` writes: every key, its default and what it means.
 
-It reads back to the demonstration. Keys without a default stand behind a `#`.
+It reads back to the demonstration. Keys without a default stand behind a `#`. Sections of modes are
+made of their specs.
 """
 
-TEMPLATE = """\
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from triskel.core import registry
+from triskel.core.mode_spec import ModeSpec
+from triskel.core.options import Options
+from triskel.job import load
+from triskel.report.units import joined
+
+COLUMN = 29
+"""Where comments begin."""
+WIDE = 100
+
+_TEXT = """\
 # A Triskel job: which model, whose data, how to train, and what travels.
 # This one is the demonstration. A line left out takes its default: the value that stands here, or
 # the one in brackets.
@@ -12,7 +28,7 @@ TEMPLATE = """\
 # Paths are relative to this file.
 
 name = "opinions"            # names the run folder and the report
-mode = "params"              # what `triskel run` runs: params, logits or split
+@MODE@
 seed = 0                     # all randomness is a function of it
 rounds = 3                   # exchanges between server and clients [2]
 
@@ -40,7 +56,8 @@ task = "classify"            # classify (one class a text) or causal (write a re
 source = "opinions"          # opinions, hub, csv, jsonl, parquet or clients; see the end
 train = ""                   # a file, for hub a split, for clients a folder
 test = ""                    # the same for test rows; empty: test_share of train is held out
-public = ""                  # texts everyone may read, for logits; empty: held out of train
+public = ""                  # texts everyone may read, to predict on; empty: held out of train
+# public_count = 35          # how many, in all modes; left out: what a mode says (logits.public)
 hub = ""                     # name of a dataset on the hub
 config = ""                  # its configuration, where it has several
 text = ""                    # column of the text
@@ -70,7 +87,7 @@ max_share = 1.0              # largest share that a client may have in an averag
 # [clients.each.films]
 # model = "path/of/another"  # logits only
 # rank = 4                   # logits only
-# cut = [2, 28]              # split only
+@CLIENTS@
 
 [train]                      # a client's own training in a round
 epochs = 2                   # passes over its examples [1]
@@ -81,25 +98,7 @@ weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone
 max_tokens = 48              # longer texts are cut
 
-[params]                     # adapter parameters travel
-server_lr = 1.0              # the server moves by so much of the clients' mean change
-server_momentum = 0.0        # and keeps so much of its last move
-
-[logits]                     # predictions on public texts travel
-public = 35                  # public texts, held out of every client's rows in all modes [200];
-                             # 0: none, and no logits
-temperature = 2.0            # softens predictions before they are compared
-mix = 0.5                    # weight of the others' predictions against a client's own labels
-top_k = 8                    # for causal: predictions a token
-aggregate = "probabilities"  # mean of logits, of probabilities, or weighted by confidence
-student = true               # the server trains a model of its own on the public texts
-epochs = 1                   # passes over the public texts
-
-[split]                      # activations at the cut travel
-# cut = [4, 28]              # first block of the server and first of the client's last ones; left
-                             # out: by the model's depth
-labels = "private"           # private: the clients keep the head; shared: the server sees labels
-wave = 0                     # clients in flight at once, which bounds memory; 0: all
+@MODES@
 
 [evaluate]                   # what models reach on test texts
 every = 1                    # rounds from test to test; the last is tested too; 0: only the last
@@ -157,3 +156,61 @@ window_s = 0.02              # for arrival: how long an ask waits for others
 #     prompt = "question"
 #     response = "answer"
 """
+
+
+def text(more: Sequence[str] = ()) -> str:
+    """Return the job file.
+
+    Args:
+        more: Modes of other packages, whose sections it has as well.
+
+    Raises:
+        PluginError: There is no such mode, or its package is broken.
+    """
+    demo = load(None)
+    specs = [*registry.built_in(), *(registry.spec(m) for m in more if m not in registry.NAMES)]
+    names = joined([spec.name for spec in specs], "or")
+    mode = f"mode = {json.dumps(registry.DEFAULT)}"
+    sections = ("\n".join(section(s.name, s.gloss, s.options, s.of(demo))) for s in specs)
+    parts = {
+        "@MODE@": [*_line(mode, f"what `triskel run` runs: {names}")],
+        "@CLIENTS@": [one for spec in specs for one in _of_client(spec)],
+        "@MODES@": ["\n\n".join(sections)],
+    }
+    found = _TEXT
+    for mark, lines in parts.items():
+        found = found.replace(mark, "\n".join(lines))
+    return found
+
+
+def section(name: str, gloss: str, kind: type[Options], values: Options) -> Iterator[str]:
+    """Return a section of a file: every key with its value, and what it means.
+
+    A default that is another than the value stands in brackets.
+    """
+    yield from _line(f"[{name}]", gloss)
+    for key, field in kind.model_fields.items():
+        value, default = getattr(values, key), field.get_default()
+        words = field.description or ""
+        if value is None:
+            example = (field.examples or [""])[0]
+            yield from _line(f"# {key} = {json.dumps(example)}", words)
+            continue
+        words += "" if value == default else f" [{json.dumps(default)}]"
+        yield from _line(f"{key} = {json.dumps(value)}", words)
+
+
+def _of_client(spec: ModeSpec[Any]) -> Iterator[str]:
+    """Return what one client may have otherwise in a mode."""
+    fields: Mapping[str, Any] = spec.options.model_fields
+    for key in spec.client_keys:
+        place = key if key in spec.short_client_keys else f"{spec.name}.{key}"
+        example = (fields[key].examples or [fields[key].get_default()])[0]
+        yield from _line(f"# {place} = {json.dumps(example)}", f"{spec.name} only")
+
+
+def _line(code: str, words: str) -> Iterator[str]:
+    """Return code with a comment beside it, on as many lines as that takes."""
+    first, *rest = textwrap.wrap(words, WIDE - COLUMN - 2) or [""]
+    yield f"{code:<{COLUMN - 1}} # {first}".rstrip(" #") if first else code
+    yield from (f"{'':<{COLUMN}}# {one}" for one in rest)

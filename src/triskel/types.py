@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from triskel.errors import RoundError
+
 ClientId = str
 Tensors = Mapping[str, Tensor]
 """Named tensors; the unit that is added, scaled, encoded and sent."""
@@ -25,7 +27,7 @@ MessageKind = Literal["task", "ask", "answer", "update", "evaluate", "state"]
 between; `evaluate` carries forward-only work; `state` is a checkpoint and never crosses."""
 
 SectionKind = Literal[
-    "dense", "lowrank", "sparse", "mask", "seeds", "knowledge", "activations", "labels"
+    "dense", "lowrank", "sparse", "mask", "seeds", "knowledge", "activations", "labels", "counts"
 ]
 """What a section holds; `message.SECTIONS` says which tensors each kind must have."""
 
@@ -240,12 +242,21 @@ W_contra = TypeVar("W_contra", contravariant=True)
 
 @runtime_checkable
 class Mode(Protocol[S, A, W_contra]):
-    """One federated algorithm: both sides of it, in one file."""
+    """One federated algorithm: both sides of it, in one file.
+
+    A class that names `Mode` among its bases may leave out what has a default here: that of a mode
+    whose clients ask nothing and end with the server's model.
+    """
 
     @property
     def asks(self) -> Mapping[str, AskStyle]:
         """How each topic of ask is answered; empty when clients ask nothing."""
-        ...
+        return {}
+
+    @property
+    def in_flight(self) -> int:
+        """How many clients that ask are in a round at once, which bounds memory; 0: all."""
+        return 0
 
     def start(self) -> S:
         """Return the server's state before round 1."""
@@ -262,8 +273,13 @@ class Mode(Protocol[S, A, W_contra]):
     def answer(
         self, state: S, asks: Mapping[ClientId, Message]
     ) -> tuple[S, Mapping[ClientId, Message]]:
-        """Answer the asks of one wave, and return the state they leave behind."""
-        ...
+        """Answer the asks of one wave, and return the state they leave behind.
+
+        Raises:
+            RoundError: This mode has no questions.
+        """
+        del state
+        raise RoundError(f"clients {sorted(asks)} asked, and this mode has no questions")
 
     def zero(self, state: S) -> A:
         """Return the total of no updates."""
@@ -287,4 +303,5 @@ class Mode(Protocol[S, A, W_contra]):
 
     def own(self, mine: ClientState) -> Tensors | None:
         """Return the client's own adapter and head, or None where it uses the server's."""
-        ...
+        del mine
+        return None

@@ -8,9 +8,9 @@ from triskel.data.text import batch_of, lengths_of, plan
 from triskel.job import Job
 from triskel.model.body import Body
 from triskel.model.cost import Meter, Piece
-from triskel.model.train import Learner, Term, Where, fit
+from triskel.model.train import Learner, Term, Where, fit, learning_rate
 from triskel.rng import derive
-from triskel.types import Batch, ClientId, Examples, Local, Watch
+from triskel.types import Batch, ClientId, Examples, Local, Tensors, Watch
 
 WHOLE = Piece("train")
 
@@ -59,6 +59,22 @@ class Worker:
     def dropout(self, where: Where, step: int) -> None:
         """Switch the adapter's dropout on for one step, from the step's own stream."""
         self.body.dropout(derive(self.job.seed, *where.path(step)))
+
+    def train_on(
+        self, tensors: Tensors, where: Where
+    ) -> Generator[Local, Any, tuple[Learner, float]]:
+        """Train a copy of these tensors on the private examples, as the job has it in this round.
+
+        Returns:
+            The learner, whose `parameters` are the trained copy, and the mean loss of its steps.
+        """
+        train = self.job.train
+        learner = Learner(
+            self.body, tensors, train, learning_rate(train, where.round, self.job.rounds)
+        )
+        steps = ([Term(batch)] for batch in self.batches(where, train.epochs))
+        loss = yield from self.fit(learner, steps, where)
+        return learner, loss
 
     def fit(
         self, learner: Learner, work: Iterable[Sequence[Term]], where: Where

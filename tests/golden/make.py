@@ -50,6 +50,7 @@ def messages() -> dict[str, Message]:
         "char": torch.tensor([-128], dtype=torch.int8),
         "byte": torch.tensor([255], dtype=torch.uint8),
     }
+    counts = {"table": torch.tensor([[3, 0], [1, 2]]), "none": torch.zeros(0, dtype=torch.int64)}
     facts = {"round": 3, "loss": 0.5, "who": "Zoë", "last": True, "none": None, "n": [1, 2]}
     found = {
         "task-dense": Message(
@@ -69,6 +70,9 @@ def messages() -> dict[str, Message]:
         "answer-mask": Message(kind="answer", sections={"m": Section(kind="mask", tensors=mask)}),
         "evaluate-seeds": Message(
             kind="evaluate", sections={"s": Section(kind="seeds", tensors=seeds)}
+        ),
+        "evaluate-counts": Message(
+            kind="evaluate", sections={"c": Section(kind="counts", tensors=counts)}
         ),
         "ask-knowledge": Message(
             kind="ask",

@@ -12,20 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from triskel.core import registry
 from triskel.errors import MessageError, TriskelError
 from triskel.evaluate import evaluate, score_of
-from triskel.job import CAPABILITIES, MODE_NAMES, Job, ModeName, unsupported
+from triskel.job import MODE_NAMES, Job, ModeName, unsupported
 from triskel.message import pack, unpack
 from triskel.metrics import Score
-from triskel.modes.logits import Logits
-from triskel.modes.params import Params
-from triskel.modes.split import Split
+from triskel.modes.logits.mode import Logits
+from triskel.modes.params.mode import Params
+from triskel.modes.params.spec import ParamsOptions
+from triskel.modes.split.mode import Split
 from triskel.types import Ask, ClientState, Message, Mode, Section
 from triskel.worker import Worker
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent.with_name("tiny.py"))))
 MAKERS: Mapping[ModeName, Callable[[Worker], Any]] = {
-    "params": lambda w: Params(job=w.job, initial=w.body.initial, layout=w.body.layout),
+    "params": lambda w: Params(
+        options=ParamsOptions(), initial=w.body.initial, layout=w.body.layout
+    ),
     "logits": lambda w: Logits(server=replace(w, client="server", train=tiny.examples(0))),
     "split": lambda w: Split(job=w.job, body=w.body),
 }
@@ -133,7 +137,7 @@ def tensors_of(value: object) -> dict[str, Tensor]:
 
 
 def test_every_mode_of_the_job_is_held_to_these_promises() -> None:
-    assert set(MAKERS) == set(MODE_NAMES) == set(CAPABILITIES)
+    assert tuple(MAKERS) == MODE_NAMES
 
 
 @each
@@ -194,7 +198,6 @@ def test_states_and_base_stay_as_they_were(name: str, task: str) -> None:
     for state, copy in zip(held, copies, strict=True):
         assert tiny.equal(tensors_of(state), copy)
     now = body.blocks.model.state_dict()
-    assert not CAPABILITIES[name].mutates_base  # type: ignore[index]
     trained = head if task == "classify" else set()
     assert all(torch.equal(now[n], base[n]) for n in base.keys() - trained)
 
@@ -488,16 +491,10 @@ def test_with_shared_labels_the_server_counts_what_evaluation_in_place_scores(ta
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_mode_streams_exactly_where_an_ask_is_answered_in_waves(name: ModeName) -> None:
-    mode, _ = built(name)
-    assert CAPABILITIES[name].streams == ("stream" in mode.asks.values())
-
-
-@pytest.mark.parametrize("name", MAKERS)
 def test_a_mode_needs_public_texts_exactly_where_it_fails_without(name: ModeName) -> None:
     mode, workers = built(name)
     none = [replace(w, public=tiny.examples(0)) for w in workers]
-    if CAPABILITIES[name].needs_public_data:
+    if registry.spec(name).traits.needs_public_data:
         with pytest.raises(TriskelError):
             drive(mode, mode.start(), none)
     else:
@@ -509,8 +506,8 @@ def test_a_sum_of_updates_is_enough_exactly_where_the_mode_says_so(name: ModeNam
     mode, workers = built(name)
     seen = drive(mode, mode.start(), workers)
     carried = bool(seen.updates["ann"].sections)
-    assert CAPABILITIES[name].linear_in_upload == carried
-    assert not CAPABILITIES[name].needs_individual_uploads
+    assert registry.spec(name).traits.linear_in_updates == carried
+    assert not registry.spec(name).traits.needs_individual_updates
     if not carried:
         return
 
@@ -544,9 +541,9 @@ def test_a_job_is_refused_exactly_where_clients_differ_in_what_a_mode_cannot_car
     def job(**own: object) -> Job:
         return tiny.job(name, clients={"each": {"ann": own}})
 
-    can = CAPABILITIES[name]
-    assert (unsupported(job(model="gpt2"), name) is None) == can.heterogeneous_model
-    assert (unsupported(job(rank=3), name) is None) == can.heterogeneous_rank
+    can = registry.spec(name).traits
+    assert (unsupported(job(model="gpt2"), name) is None) == can.mixed_models
+    assert (unsupported(job(rank=3), name) is None) == can.mixed_ranks
     assert unsupported(job(), name) is None
 
 
@@ -555,7 +552,7 @@ def test_ranks_differ_exactly_where_the_mode_says_so(name: ModeName) -> None:
     mode, (ann, bob) = built(name)
     wider = ann.job.model_copy(update={"adapter": ann.job.adapter.model_copy(update={"rank": 3})})
     workers = [ann, replace(bob, body=tiny.body("llama", wider))]
-    if CAPABILITIES[name].heterogeneous_rank:
+    if registry.spec(name).traits.mixed_ranks:
         drive(mode, mode.start(), workers)
     else:
         with pytest.raises(MessageError):
@@ -564,7 +561,7 @@ def test_ranks_differ_exactly_where_the_mode_says_so(name: ModeName) -> None:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_only_split_has_a_cut_to_differ_in(name: ModeName) -> None:
-    assert CAPABILITIES[name].heterogeneous_cut == (name == "split")
+    assert registry.spec(name).client_keys == (("cut",) if name == "split" else ())
     each_cuts = {"each": {"ann": {"cut": (0, 2)}, "bob": {"cut": (2, 4)}}}
     mode, workers = built(name, clients=each_cuts)
     seen = drive(mode, mode.start(), workers)

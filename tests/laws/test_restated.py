@@ -27,7 +27,7 @@ from triskel.model.body import Choice
 from triskel.model.cost import Costs
 from triskel.model.prefix import Prefix
 from triskel.model.train import Where
-from triskel.modes import split
+from triskel.modes.split import mode as split
 from triskel.round import cohort
 from triskel.types import ClientId, Examples
 from triskel.worker import Worker
@@ -37,6 +37,7 @@ tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "tiny.py")))
 NET = SimpleNamespace(**runpy.run_path(str(TESTS / "net.py")))
 PLAY = {mode: import_module(f"restated.{mode}").play for mode in ("params", "logits", "split")}
 
+NONE = Examples(ids=(), labels=())
 SIZES = {"ann": 7, "bob": 4, "cat": 2}
 WITHIN = {"float64": 1e-9, "float32": 1e-5}
 QV = ("q_proj", "v_proj")
@@ -62,6 +63,11 @@ def case(name: str, *given: Mapping[str, Any], **options: Any) -> Any:  # noqa: 
     for one in given:
         tables = merged(tables, one)
     return pytest.param({"name": name, "tables": tables, **options}, id=name)
+
+
+def server_of(bench: Bench) -> Worker:
+    """The server as a worker: its model and the public set, nothing private."""
+    return bench.hand("server", bench.body(), Share(train=NONE, test=NONE), tiny.ignore)
 
 
 def merged(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def same(mode: str, how: Mapping[str, Any], folder: Path) -> SimpleNamespace:
         Venue(prepare=lambda *_, **__: bench),
     )["modes"][mode]  # fmt: skip
     body, clients = bench.body(), list(SIZES)
-    workers = [bench.worker(c, tiny.ignore) for c in clients] + [bench.server(tiny.ignore)]
+    workers = [bench.worker(c, tiny.ignore) for c in clients] + [server_of(bench)]
     data = {
         "train": {c: table(bench.share(c).train) for c in clients},
         "test": {c: table(bench.share(c).test) for c in clients},

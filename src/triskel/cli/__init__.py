@@ -24,10 +24,12 @@ from typer.core import TyperGroup
 from triskel import __version__
 from triskel.catalogue import kind_of, taken
 from triskel.cli import federation, runs, site, sweep
+from triskel.cli import modes as modes_
 from triskel.cli.options import Name, rows_in, seeds_in
 from triskel.cli.options import names_in as _names
 from triskel.cli.options import next_folder as _next_folder
 from triskel.cli.output import conclude, console_for, write_text
+from triskel.core import registry
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
@@ -41,8 +43,6 @@ Event = Mapping[str, Any]
 Watch = Callable[[Event], None]
 BaselineName = Literal["base", "local", "central", "local_equal"]
 BASELINE_NAMES: tuple[BaselineName, ...] = ("base", "local", "central", "local_equal")
-TRAINED_NAMES = (*MODE_NAMES, "central", "local")
-"""What `export` and `evaluate` find in a run folder."""
 INTERRUPTED = 130
 LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl"}
 QUIET = {
@@ -124,11 +124,11 @@ def options(
 
 
 def _mode_names() -> list[str]:
-    return list(MODE_NAMES)
+    return list(registry.names())
 
 
 def _trained_names() -> list[str]:
-    return list(TRAINED_NAMES)
+    return [*registry.names(), "central", "local"]
 
 
 SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
@@ -154,7 +154,7 @@ Trained = Annotated[
     str | None,
     typer.Option(
         "--mode",
-        help=f"One of {', '.join(TRAINED_NAMES)}; may be left out where there is one.",
+        help="A mode, central or local; may be left out where there is one.",
         autocompletion=_trained_names,
     ),
 ]
@@ -242,13 +242,14 @@ def run(
             "and `triskel compare` needs none"
         )
     asked = load(job, settings or ())
-    chosen = _one_of(MODE_NAMES, mode) or asked.mode
+    chosen = _one_of(registry.names(), mode) or asked.mode
     beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
     _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
 
 
 app.command()(sweep.sweep)
 app.command()(runs.runs)
+app.command()(modes_.modes)
 
 
 def _start(
@@ -419,10 +420,9 @@ def export(
     ] = False,
 ) -> None:
     """Write what a run trained as a PEFT adapter, or as a whole model."""
-    chosen = _one_of(TRAINED_NAMES, mode)
     from triskel.export import export_run
 
-    export_run(folder, target, mode=chosen, client=client, merge=merge, say=echo)
+    export_run(folder, target, mode=mode, client=client, merge=merge, say=echo)
 
 
 @app.command()
@@ -447,14 +447,13 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score what a run trained, on the texts it was scored on or on others."""
-    chosen = _one_of(TRAINED_NAMES, mode)
     console = console_for(stderr=True)
     _settle_threads(console, folder)
     with console.status("loading torch and transformers"), loading():
         from triskel.assess import assess
         from triskel.live import Live
     with Live(console) as live:
-        found = assess(folder, mode=chosen, data=data, model=model, watch=live)
+        found = assess(folder, mode=mode, data=data, model=model, watch=live)
     console_for().print(_scores(found))
     texts = f"the texts of {data}" if data else f"the run's own {found.get('judge', 'test')} texts"
     echo(f"\nScored on {texts}.")
@@ -496,11 +495,15 @@ def init(
         "job.toml"
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With the section of this mode of another package."),
+    ] = None,
 ) -> None:
     """Write a job file that holds every key, its default and what it means."""
-    from triskel.template import TEMPLATE
+    from triskel.template import text
 
-    write_text(file, TEMPLATE, force=force)
+    write_text(file, text(mode or ()), force=force)
     echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from triskel.cli.output import safe_name
+from triskel.core import registry
 from triskel.errors import JobError
-from triskel.job import MODE_NAMES, ModeName
+from triskel.job import ModeName
 
 Name = TypeVar("Name", bound=str)
 Row = TypeVar("Row", bound=str)
@@ -47,11 +48,11 @@ def rows_in(
     Raises:
         JobError: A name is unknown, or there is nothing to run.
     """
-    chosen = names_in("mode", modes, MODE_NAMES, empty=True)
+    chosen = names_in("mode", modes, registry.names(), empty=True)
     beside = names_in("baseline", baselines, known, empty=True)
     if not chosen and not beside:
         raise JobError(
-            f"nothing to run: name --modes ({', '.join(MODE_NAMES)}) or --baselines "
+            f"nothing to run: name --modes ({', '.join(registry.names())}) or --baselines "
             f"({', '.join(known)})"
         )
     return chosen, beside

@@ -51,13 +51,14 @@ def site_check(
 ) -> None:
     """Say whether a job may run at a site, or everything that the policy has against it."""
     from triskel.policy.decide import MB, Circumstances, wanted
-    from triskel.policy.place import decided
+    from triskel.policy.place import decided, importable
     from triskel.policy.rules import held_to, unsaid
     from triskel.policy.rules import load as load_policy
 
     rules, _ = load_policy(policy)
-    load(job)  # refuses what cannot be read; the names of datasets are not paths, so again:
-    asked = parse(job.read_text(encoding="utf-8"), where=str(job))
+    may = importable(rules)  # nothing else of what a job names runs here
+    load(job, imports=may)  # says what cannot be read; names of datasets are not paths, so again:
+    asked = parse(job.read_text(encoding="utf-8"), where=str(job), imports=may)
     when = datetime.now(UTC) if at is None else at.replace(tzinfo=UTC)
     here = Circumstances(
         now=when,

@@ -80,7 +80,7 @@ def federate(job: Job, judge: Judge = "test") -> Federation:
     train, public = table.train, table.public
     if public is None:
         keep = 0 if job.partition == "natural" else job.clients.count
-        train, public = public_from(train, count=job.logits.public, seed=job.seed, keep=keep)
+        train, public = public_from(train, count=job.public_count, seed=job.seed, keep=keep)
     shares = partition(job, train, table.test)
     clients = {
         name: _holding(job, name, train.take(share.train), table.test.take(share.test), judge)

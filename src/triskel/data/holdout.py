@@ -120,8 +120,8 @@ def public_from(rows: Rows, *, count: int, seed: int, keep: int) -> tuple[Rows, 
     room = min(sum(caps), len(rows) - keep)
     if count > room:
         raise DataError(
-            f"logits.public asks for {count} texts and {len(rows)} training rows can spare "
-            f"{max(room, 0)}; lower logits.public, or name a file of texts as data.public"
+            f"data.public_count asks for {count} texts and {len(rows)} training rows can spare "
+            f"{max(room, 0)}; lower it, or name a file of texts as data.public"
         )
     chosen: list[int] = []
     for (key, members), number in zip(

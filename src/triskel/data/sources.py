@@ -370,10 +370,9 @@ def _public(job: Job) -> Rows | None:
 
 def _drawn(rows: Rows, job: Job) -> Rows:
     """Return as many public rows as the job asks for, drawn by its seed."""
-    count = job.logits.public
+    count = job.public_count
     if len(rows) < count:
         raise DataError(
-            f"data.public holds {len(rows)} rows and logits.public asks for {count}; lower "
-            "logits.public"
+            f"data.public holds {len(rows)} rows and data.public_count asks for {count}; lower it"
         )
     return rows.take(sorted(shuffled(range(len(rows)), job.seed, "public", "file")[:count]))

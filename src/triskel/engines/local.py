@@ -144,7 +144,7 @@ class LocalEngine:
                     client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=line.seconds
                 )
 
-        for crew in crews(mode.asks, sorted(cohort), self.job, free=IN_FLIGHT):
+        for crew in crews(mode, sorted(cohort), free=IN_FLIGHT):
             lines: dict[ClientId, _Line] = {}
             for client in sorted(set(crew) & set(gone)):
                 wire.carry(mode.task(state, client), client, "down")

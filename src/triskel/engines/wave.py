@@ -1,9 +1,9 @@
 """Who is in flight together, and whose asks are answered now; the same rules for every engine."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from triskel.job import Job
-from triskel.types import AskStyle, ClientId, Message
+from triskel.types import AskStyle, ClientId, Message, Mode
 
 
 def due(
@@ -17,12 +17,12 @@ def due(
 
 
 def crews(
-    styles: Mapping[str, AskStyle], cohort: Sequence[ClientId], job: Job, *, free: int
+    mode: Mode[Any, Any, Any], cohort: Sequence[ClientId], *, free: int
 ) -> Iterator[Sequence[ClientId]]:
     """Return who is in flight together: `free` where nobody asks, all where all must have."""
     size = free
-    if styles:
-        barrier = "barrier" in styles.values()
-        size = len(cohort) if barrier or not job.split.wave else job.split.wave
+    if mode.asks:
+        barrier = "barrier" in mode.asks.values()
+        size = len(cohort) if barrier or not mode.in_flight else mode.in_flight
     for start in range(0, len(cohort), size):
         yield cohort[start : start + size]

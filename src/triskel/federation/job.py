@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from triskel.core import registry
 from triskel.errors import JobError
 from triskel.federation.harden import CLIENT_CLASS, CONTROLLER, EXECUTOR, SERVER_CLASS
 from triskel.job import Job, ModeName, is_name, load, parse, to_toml, unsupported
@@ -52,7 +53,7 @@ def request(job: Job, modes: Sequence[ModeName], sites: Sequence[str]) -> Reques
         why = unfit(job.model_copy(update={"mode": mode}))
         if why is not None:
             raise JobError(f"{job.name} cannot run in a federation: {why}")
-    return Request(job, chosen, tuple(dict.fromkeys(sites)), uuid.uuid4().hex[:12])
+    return Request(job.playing(chosen), chosen, tuple(dict.fromkeys(sites)), uuid.uuid4().hex[:12])
 
 
 def read_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -87,10 +88,10 @@ def unfit(job: Job) -> str | None:
             )
     if data.task == "classify" and not data.classes:
         return 'data.classes must list the classes, such as ["no", "yes"]; no site sees them all'
-    if job.mode == "logits" and not data.public:
-        return "data.public must name a dataset that all parties hold; logits predicts on it"
-    if not data.public and job.logits.public:
-        return "logits.public must be 0 without data.public; --set logits.public=0"
+    if registry.spec(job.mode).traits.needs_public_data and not data.public:
+        return f"data.public must name a dataset that all parties hold; {job.mode} predicts on it"
+    if not data.public and job.public_count:
+        return "data.public_count must be 0 without data.public; --set data.public_count=0"
     return unsupported(job, job.mode)
 
 

@@ -54,8 +54,8 @@ def section_bytes(section: Section) -> int:
 def payload_bytes(section: Section) -> int:
     """Return the bytes a mode wants to send, before codecs.
 
-    A float and a label count 4 bytes, any other integer its own size, a mask one bit an entry,
-    rounded up to bytes for each tensor.
+    A float, a label and a count take 4 bytes, any other integer its own size, a mask one bit an
+    entry, rounded up to bytes for each tensor.
 
     Raises:
         MessageError: The section is encoded already.
@@ -67,7 +67,7 @@ def payload_bytes(section: Section) -> int:
         )
     return sum(
         4 * x.numel()
-        if x.is_floating_point() or section.kind == "labels"
+        if x.is_floating_point() or section.kind in {"labels", "counts"}
         else tensor_bytes(x.dtype, x.shape)
         for x in section.tensors.values()
     )

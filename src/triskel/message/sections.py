@@ -102,6 +102,15 @@ def _labels(section: Section) -> Iterator[str]:
     yield from _all(section.tensors, "integer")
 
 
+def _counts(section: Section) -> Iterator[str]:
+    """Integers of any name and shape, none below 0."""
+    yield from _all(section.tensors, "integer")
+    for name, x in section.tensors.items():
+        least = int(x.to(torch.int64).min()) if x.numel() and x.dtype.is_signed else 0
+        if least < 0:
+            yield f"tensor {name!r} counts {least}, and nothing is counted below 0"
+
+
 def _lowrank(section: Section) -> Iterator[str]:
     """Float pairs `*.lora_A*` [rank, in] and `*.lora_B*` [out, rank]; fact `scale` above 0."""
     yield from _all(section.tensors, "float")
@@ -216,5 +225,6 @@ SECTIONS: Mapping[SectionKind, Callable[[Section], Iterator[str]]] = {
     "knowledge": _knowledge,
     "activations": _activations,
     "labels": _labels,
+    "counts": _counts,
 }
 """For each kind, the rule that yields what is wrong with a section."""

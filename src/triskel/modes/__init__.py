@@ -1,1 +1,1 @@
-"""One file per framework: both halves of it, equations at the top, exchange visible."""
+"""One folder per framework: what it is, and both halves of it, equations at the top."""

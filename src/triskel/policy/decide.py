@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from triskel.job import Job, default_cut
+from triskel.core import registry
+from triskel.core.registry import Origin
+from triskel.job import Job
 from triskel.policy.budget import Amounts
+from triskel.policy.expected import models_tested
 from triskel.policy.rules import DAYS, Hours, Policy
 
 MB = 1_000_000
@@ -38,6 +41,7 @@ class Circumstances:
         round_bytes: What this site would send in a round, as `expected.round_bytes` says.
         train_rows: How many rows the job would train on here, after caps and after tokenising.
         test_rows: How many it would score models on; none tells nothing of any.
+        plugin: Whose code the job's mode is here, where it is of another package and is here.
         short: Keys of the budget that have no room for the job, as `budget.Spent.short` says.
     """
 
@@ -50,6 +54,7 @@ class Circumstances:
     round_bytes: int | None = None
     train_rows: int | None = None
     test_rows: int | None = None
+    plugin: Origin | None = None
     short: tuple[str, ...] = ()
 
 
@@ -95,14 +100,17 @@ def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refus
         ValueError: The time has no zone.
     """
     _zoned(circumstances)
+    first = [*_submitter(policy, circumstances), *_hours(policy, circumstances)]
+    barred = decide_mode(policy, job.mode, circumstances.plugin)
+    if barred and job.mode not in registry.NAMES:  # whose code is not to be imported
+        return [*first, *barred]
     return [
-        *_submitter(policy, circumstances),
-        *_hours(policy, circumstances),
-        *_mode(policy, job),
+        *first,
+        *barred,
         *_model(policy, job, circumstances),
         *_data(policy, job),
         *_leaving(policy, job),
-        *_cut(policy, job, circumstances),
+        *_of_mode(policy, job, circumstances),
         *_limits(policy, job, circumstances),
         *_floors(policy, job, circumstances),
         *_budget(policy, circumstances),
@@ -122,7 +130,7 @@ def decide_for_server(policy: Policy, job: Job, circumstances: Circumstances) ->
     return [
         *_submitter(policy, circumstances),
         *_hours(policy, circumstances),
-        *_mode(policy, job),
+        *decide_mode(policy, job.mode, circumstances.plugin),
         *_model(policy, job, circumstances),
         *_named(policy, job, named),
         *_limits(policy, job, circumstances),
@@ -178,13 +186,25 @@ def _open(hours: Hours, now: datetime) -> bool:
     return inside and DAYS[day.weekday()] in hours.days
 
 
-def _mode(policy: Policy, job: Job) -> Iterator[Refusal]:
-    if job.mode not in policy.modes:
-        yield Refusal(
-            key="modes",
-            asks=f"runs in mode {_show(job.mode)}",
-            allows=f"allows {_names(policy.modes)}",
-        )
+def decide_mode(policy: Policy, mode: str, plugin: Origin | None) -> list[Refusal]:
+    """Return why a mode may not be played; nothing of it is imported.
+
+    Args:
+        policy: The policy.
+        mode: Its name.
+        plugin: Whose code it is here, where it is of another package and there.
+    """
+    if mode not in policy.modes:
+        asks = f"runs in mode {_show(mode)}"
+        return [Refusal(key="modes", asks=asks, allows=f"allows {_names(policy.modes)}")]
+    if mode in registry.NAMES:
+        return []
+    pin = policy.plugins.get(mode)
+    other = "pins no package of it" if pin is None else pin.against(plugin)
+    if not other:
+        return []
+    asks = f"runs in mode {_show(mode)}, which is of another package than Triskel"
+    return [Refusal(key=f"plugins.{mode}", asks=asks, allows=other)]
 
 
 def _model(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
@@ -254,53 +274,27 @@ def wanted(job: Job) -> dict[str, set[str]]:
 
 
 def _leaving(policy: Policy, job: Job) -> Iterator[Refusal]:
-    keeps = "keeps them"
-    if job.mode == "split" and not policy.leave.activations:
-        yield Refusal(
-            key="leave.activations",
-            asks="sends hidden states of every training text (mode 'split')",
-            allows=keeps,
-        )
-    if job.mode == "split" and job.split.labels == "shared" and not policy.leave.labels:
-        yield Refusal(
-            key="leave.labels", asks="sends every label (split.labels is 'shared')", allows=keeps
-        )
-    if job.mode == "logits" and not job.data.public and not policy.leave.texts:
+    keeps, spec = "keeps them", registry.spec(job.mode)
+    options = spec.of(job, policy.site or None)
+    for key, asks in spec.disclosure(options, job.data.task).leaves.items():
+        if not getattr(policy.leave, key):
+            yield Refusal(key=f"leave.{key}", asks=asks, allows=keeps)
+    if spec.traits.needs_public_data and not job.data.public and not policy.leave.texts:
         yield Refusal(
             key="leave.texts",
-            asks="makes training texts public (mode 'logits' without data.public)",
+            asks=f"makes training texts public (mode {job.mode!r} without data.public)",
             allows=keeps,
         )
 
 
-def _cut(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
-    if job.mode != "split":
+def _of_mode(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
+    """Refuse what the policy's section of the job's mode does not allow."""
+    spec = registry.spec(job.mode)
+    if spec.limits is None:
         return
-    cut = job.client(policy.site).cut or job.split.cut
-    if cut is None and here.blocks is not None:
-        cut = default_cut(here.blocks)
-    first, last = policy.split.first, policy.split.last
-    if first and (cut is None or cut[0] < first):
-        asks = "leaves the cut to the model, which is not known here"
-        yield Refusal(
-            key="split.first",
-            asks=asks if cut is None else f"leaves the site the first {cut[0]} blocks",
-            allows=f"keeps at least the first {first}",
-        )
-    if not last:
-        return
-    stay = None
-    if job.split.labels == "shared":
-        stay = 0
-    elif cut is not None and here.blocks is not None:
-        stay = here.blocks - cut[1]
-    if stay is None or stay < last:
-        asks = "leaves the site a number of last blocks that is not known here"
-        yield Refusal(
-            key="split.last",
-            asks=asks if stay is None else f"leaves the site the last {stay} blocks",
-            allows=f"keeps at least the last {last}",
-        )
+    options = spec.of(job, policy.site or None)
+    for key, asks, allows in spec.refusals(policy.of(spec), options, here.blocks):
+        yield Refusal(key=f"{spec.name}.{key}", asks=asks, allows=allows)
 
 
 def _limits(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
@@ -360,7 +354,7 @@ def _budget(policy: Policy, here: Circumstances) -> Iterator[Refusal]:
 
 def asked_of(jobs: Sequence[Job]) -> Amounts:
     """Return what a job, given once for each of its modes, asks of a dataset; bytes left out."""
-    scores = sum((2 if job.mode == "logits" else 1) * job.tests for job in jobs)
+    scores = sum(models_tested(job) * job.tests for job in jobs)
     return {"jobs": 1, "rounds": sum(job.rounds for job in jobs), "scores": scores}
 
 

@@ -4,21 +4,25 @@ A job that comes from outside names things; only the machine's own policy says w
 path of a job is ever opened. A site decides on a job with the weights that its names have here.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from triskel.core import registry
+from triskel.core.registry import Origin
 from triskel.data.assets import resolve
 from triskel.data.sources import Dataset
-from triskel.errors import DataError, JobError
+from triskel.errors import DataError, JobError, PluginError
 from triskel.job import Job
 from triskel.message import show
-from triskel.policy.decide import Circumstances, Refusal, decide
+from triskel.policy.decide import Circumstances, Refusal, decide, decide_mode
 from triskel.policy.draws import files_of, key_of
 from triskel.policy.rules import Policy
 from triskel.policy.weights import Seals, Weights
 
+LOGGER = logging.getLogger("triskel.policy")
 MODELS = "models"
 """Folder beside the policy with models that jobs may name: a folder, or a link to one, for each."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -117,9 +121,25 @@ def decided(
             model=name,
             model_sha256=model.sha256 if model else None,
             blocks=model.blocks if model and known else None,  # of others nothing is told
+            plugin=origin_of(job.mode),
         )
         found += decide(policy, job, here)
     return list(dict.fromkeys([*found, *_overlapping(policy, job)]))
+
+
+def origin_of(mode: str) -> Origin | None:
+    """Return whose code a mode of another package is here, without importing it."""
+    try:
+        return registry.origin(mode)
+    except PluginError as error:
+        LOGGER.warning("%s", error)
+        return None
+
+
+def importable(policy: Policy) -> set[str]:
+    """Return the modes of other packages that the policy allows, as they are installed here."""
+    plugins = set(policy.modes) - set(registry.NAMES)
+    return {mode for mode in plugins if not decide_mode(policy, mode, origin_of(mode))}
 
 
 def _overlapping(policy: Policy, job: Job) -> list[Refusal]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -26,8 +26,12 @@ from pydantic import (
 )
 from pydantic.types import Strict
 
-from triskel.errors import TriskelError
-from triskel.job import CodecName, ModeName, Part
+from triskel.core import registry
+from triskel.core.mode_spec import ModeSpec
+from triskel.core.options import Options, typed
+from triskel.core.registry import Origin
+from triskel.errors import PluginError, TriskelError
+from triskel.job import CodecName
 from triskel.untrusted import TOML_MOST, data_of, toml_of
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -73,7 +77,7 @@ Clock = Annotated[time, BeforeValidator(_clock)]
 Zone = Annotated[ZoneInfo, BeforeValidator(_zone)]
 
 
-class Dataset(Part):
+class Dataset(Options):
     """Where a named dataset lies, which of its columns a job may name, and who may read it."""
 
     paths: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -81,7 +85,7 @@ class Dataset(Part):
     public: StrictBool = False
 
 
-class Leave(Part):
+class Leave(Options):
     """What may leave the site, beyond what the allowed modes always send."""
 
     activations: StrictBool = False
@@ -89,14 +93,7 @@ class Leave(Part):
     texts: StrictBool = False
 
 
-class SplitLimits(Part):
-    """How many blocks stay at the site in `split`."""
-
-    first: Count = 1
-    last: Count = 0
-
-
-class Limits(Part):
+class Limits(Options):
     """How much may leave, and among how many."""
 
     round_mb: Number = 100.0
@@ -104,14 +101,14 @@ class Limits(Part):
     cohort: Least = 3
 
 
-class Floors(Part):
+class Floors(Options):
     """How few rows a job may rest on here, counted after caps and after tokenising."""
 
     train: Least = 50
     test: Least = 50
 
 
-class ScoresOut(Part):
+class ScoresOut(Options):
     """How exactly a site says what a model reaches on its texts; a step of 0 is exact."""
 
     loss_step: Step = 0.05
@@ -119,7 +116,7 @@ class ScoresOut(Part):
     table: StrictBool = False
 
 
-class Budget(Part):
+class Budget(Options):
     """How much all jobs together may have of one dataset, by day (UTC) and ever."""
 
     jobs_day: Least = 4
@@ -132,7 +129,7 @@ class Budget(Part):
     mb: Number = 20_000.0
 
 
-class Privacy(Part):
+class Privacy(Options):
     """What a job must do to what leaves."""
 
     clip: Number | None = None
@@ -140,7 +137,7 @@ class Privacy(Part):
     secure_aggregation: StrictBool = False
 
 
-class Hours(Part):
+class Hours(Options):
     """When a job may start; a window that ends before it opens ends on the next day."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -157,23 +154,49 @@ class Hours(Part):
         return self
 
 
-class Flare(Part):
+class Flare(Options):
     """What the site knows of FLARE's own rules."""
 
     filters_do_not_apply: StrictBool = False
 
 
-class Policy(Part):
-    """What a site allows."""
+class Pin(Options):
+    """Whose code a mode of another package must be; anybody can give a package's mode a name."""
+
+    package: Name
+    version: StrictStr = ""
+    sha256: Annotated[StrictStr, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+    def against(self, found: Origin | None) -> str:
+        """Return what is other than pinned, or nothing."""
+        if found is None:
+            return "has no such mode installed"
+        for key, wanted in (
+            ("package", self.package),
+            ("version", self.version),
+            ("sha256", self.sha256),
+        ):
+            if wanted and wanted != getattr(found, key):
+                return f"has it of {key} {getattr(found, key)!r}, and pins {wanted!r}"
+        return ""
+
+
+class Policy(Options):
+    """What a site allows.
+
+    Beside these sections it holds those of modes that have some, by their names: `of` returns one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     site: StrictStr = ""
-    modes: tuple[ModeName, ...] = ()
+    plugins: Mapping[Name, Pin] = Field(default_factory=dict)
+    modes: tuple[Name, ...] = ()
     submitters: tuple[Name, ...] = ()
     codecs: tuple[CodecName, ...] = ("fp32",)
     models: Mapping[Name, StrictStr] = Field(default_factory=dict)
     datasets: Mapping[Name, Dataset] = Field(default_factory=dict)
     leave: Leave = Leave()
-    split: SplitLimits = SplitLimits()
     limits: Limits = Limits()
     floors: Floors = Floors()
     scores: ScoresOut = ScoresOut()
@@ -181,6 +204,45 @@ class Policy(Part):
     privacy: Privacy = Privacy()
     flare: Flare = Flare()
     hours: Hours | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections(cls, given: object) -> object:
+        """Type the sections of modes: built-in ones, and others whose package is the pinned one."""
+        if not isinstance(given, Mapping):
+            return given
+        found = dict(cast("Mapping[str, Any]", given))
+        for spec in registry.built_in():
+            if spec.limits is not None:
+                found.setdefault(spec.name, {})
+        pins = found.get("plugins")
+        pinned = set(cast("Mapping[str, Any]", pins)) if isinstance(pins, Mapping) else set[str]()
+        other = {k: v for k, v in found.items() if k in pinned and not _trusted(k, pins)}
+        rest = {k: v for k, v in found.items() if k not in other}
+
+        def kind(name: str) -> type[Options] | None:
+            known = name in registry.NAMES or name in pinned
+            return registry.spec(name).limits if known else None
+
+        return {**typed(rest, cls.model_fields, kind), **other}
+
+    @field_validator("modes")
+    @classmethod
+    def _are_known(cls, modes: tuple[str, ...], info: Any) -> tuple[str, ...]:  # noqa: ANN401
+        pins = info.data.get("plugins") or {}
+        for mode in modes:
+            if mode not in registry.NAMES and mode not in pins:
+                raise ValueError(
+                    f"names {mode!r}, and Triskel brings {', '.join(registry.NAMES)}; a mode of "
+                    f'another package needs its package as well: plugins.{mode}.package = "..."'
+                )
+        return modes
+
+    def of(self, spec: ModeSpec[Any]) -> Options:
+        """Return a mode's section, for a mode that has one; its defaults where none is given."""
+        section = (self.__pydantic_extra__ or {}).get(spec.name)
+        kind = spec.limits or Options
+        return section if isinstance(section, kind) else kind()
 
     @field_validator("models")
     @classmethod
@@ -192,6 +254,15 @@ class Policy(Part):
                     "`triskel site hash FOLDER` prints it"
                 )
         return {name: sha256.lower() for name, sha256 in models.items()}
+
+
+def _trusted(mode: str, pins: object) -> bool:
+    """Return whether a mode's package is the one that is pinned, so that it may be imported."""
+    try:
+        pin = Pin.model_validate(cast("Mapping[str, Any]", pins)[mode])
+        return mode in registry.names() and not pin.against(registry.origin(mode))
+    except (ValidationError, PluginError):
+        return False
 
 
 STRICT: Mapping[str, type[BaseModel]] = {"floors": Floors, "scores": ScoresOut, "budget": Budget}
@@ -308,7 +379,7 @@ def _sentence(error: ValidationError) -> str:
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "leave": Leave,
-    "split": SplitLimits,
+    "plugins": Pin,
     "limits": Limits,
     "floors": Floors,
     "scores": ScoresOut,
@@ -324,5 +395,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _known(place: Sequence[str]) -> list[str]:
-    part = SECTIONS[place[0]] if place else Policy
-    return sorted(part.model_fields)
+    if not place:
+        return sorted({*Policy.model_fields, *(s.name for s in registry.built_in() if s.limits)})
+    part = SECTIONS.get(place[0]) or registry.spec(place[0]).limits
+    return sorted(part.model_fields if part else ())

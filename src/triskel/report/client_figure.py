@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from triskel.report.marks import COLOURS, GREYS, Json, canvas, titled
+from triskel.report.marks import GREYS, Json, canvas, titled
 from triskel.report.markup import Figure, label
 from triskel.report.names import NAMES, quality
 from triskel.report.result import Baseline, ModeRun, Result, mark
@@ -21,9 +21,7 @@ def per_client(result: Result) -> Figure:
     series: list[tuple[str, str, dict[str, float]]] = []
     if alone is not None:
         series.append((NAMES["local"], GREYS["local"], _figures(result, alone)))
-    series += [
-        (run.name, COLOURS[run.name], _figures(result, run)) for run in result.modes.values()
-    ]
+    series += [(run.name, run.about.colour, _figures(result, run)) for run in result.modes.values()]
     series = [one for one in series if one[2]]
     clients = [c for c in result.clients if any(c in values for _, _, values in series)]
     yaxis: Json = {"title": titled(f"{quality(result)}, own texts")}

@@ -9,10 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+from triskel.about import about_in
+
 Column = Literal["everybody", "own"]
 COLUMNS: tuple[Column, ...] = ("everybody", "own")
 FIGURES = ("accuracy", "macro_f1", "loss", "perplexity", "token_accuracy")
 Row = Mapping[str, Any]
+NOTHING: Row = {}
 Columns = dict[str, dict[str, Any]]
 """Figures by column; one that was not measured is not there."""
 
@@ -30,24 +33,22 @@ def column_of(row: str) -> Column:
 
 def columns(result: Row, row: str) -> Columns | None:
     """Return the columns of a baseline or a mode of a result, or None where it is not there."""
-    options = cast("Row", result.get("job", {})).get("logits", {})
-    student = bool(cast("Row", options).get("student", True))
     if row in (beside := cast("Row", result.get("baselines", {}))):
-        return columns_of(row, beside[row], student=student)
+        return columns_of(row, beside[row])
     if row not in (modes := cast("Row", result.get("modes", {}))):
         return None
     found, rounds = modes[row], modes[row].get("rounds") or [{}]
     final = {"per_client": rounds[-1].get("per_client", {}), **found.get("final", {})}
-    return columns_of(row, final, student=student)
+    return columns_of(row, final, about_in(result, row))
 
 
-def columns_of(row: str, found: Row, *, student: bool) -> Columns:
+def columns_of(row: str, found: Row, about: Row = NOTHING) -> Columns:
     """Return the columns of one row of figures.
 
     Args:
         row: A baseline or a mode.
         found: Its figures, and `per_client`.
-        student: Whether `logits` has a common model.
+        about: What the result says of a mode.
     """
     told: Columns = {c: dict(found[c]) for c in COLUMNS if found.get(c)}
     if told:
@@ -56,10 +57,10 @@ def columns_of(row: str, found: Row, *, student: bool) -> Columns:
     if row == "local":
         reached = found.get("global_accuracy")
         return {"own": pooled} | ({} if reached is None else {"everybody": {"accuracy": reached}})
-    if row != "logits":
+    if not about.get("personal"):
         return {"everybody": pooled, "own": dict(pooled)}
     own = _pooled(found.get("per_client", {}))
-    return ({"everybody": pooled} if student else {}) | ({"own": own} if own else {})
+    return ({"everybody": pooled} if about.get("common") else {}) | ({"own": own} if own else {})
 
 
 def _pooled(each: Mapping[str, Row]) -> dict[str, Any]:

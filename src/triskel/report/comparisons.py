@@ -15,7 +15,6 @@ from rich.table import Table
 
 from triskel.report import units
 from triskel.report.links import LINKS
-from triskel.report.marks import COLOURS
 from triskel.report.markup import table, text
 from triskel.report.names import figure_of, quality, written
 from triskel.report.result import Json, Result, inner, items, number
@@ -67,14 +66,15 @@ def readings_table(result: Result) -> "ReadingsTable | None":
         *_at_targets(result, told, LINK),
         *_in_trouble(result, told, [LINK], short=True),
     ]
-    return ReadingsTable(list(result.modes), lines) if lines else None
+    colours = {name: run.about.colour for name, run in result.modes.items()}
+    return ReadingsTable(colours, lines) if lines else None
 
 
 class ReadingsTable:
     """The readings in a terminal: a row a question, a column a mode."""
 
-    def __init__(self, modes: Sequence[str], lines: Sequence[Line]) -> None:
-        self.modes = modes
+    def __init__(self, colours: Mapping[str, str], lines: Sequence[Line]) -> None:
+        self.modes, self.colours = list(colours), colours
         self.lines = lines
 
     def __rich_console__(
@@ -84,7 +84,7 @@ class ReadingsTable:
         shown = Table(title=None, header_style="bold", box=None, pad_edge=False, padding=(0, 1))
         shown.add_column("", overflow="fold", ratio=1 if self._wide(options.max_width) else None)
         for mode in self.modes:
-            style = COLOURS.get(mode, "")
+            style = self.colours[mode]
             shown.add_column(f"[bold {style}]{escape(mode)}[/]", justify="right", no_wrap=True)
         for words, cells in self.lines:
             shown.add_row(f"[dim]{escape(words)}[/]", *map(escape, cells))

@@ -14,11 +14,9 @@ from triskel.report.client_figure import per_client
 from triskel.report.holdings import labels
 from triskel.report.links import LINKS, wait_over
 from triskel.report.marks import (
-    COLOURS,
     GREYS,
     KEY,
     LINES,
-    MARKERS,
     PATTERNS,
     Json,
     canvas,
@@ -27,7 +25,7 @@ from triskel.report.marks import (
 )
 from triskel.report.markup import Figure, label
 from triskel.report.names import figure_of, named
-from triskel.report.result import Result, Round, Span, mark
+from triskel.report.result import ModeRun, Result, Round, Span, mark
 
 
 def draw(result: Result) -> dict[str, Figure]:
@@ -54,7 +52,7 @@ def by_round(result: Result) -> Figure:
             for one in run.rounds
             if (value := mark(result, one.score)) is not None
         ]
-        data += [*_band(run.name, points), *_curve(run.name, points, "round %{x}")]
+        data += [*_band(run, points), *_curve(run, points, "round %{x}")]
     xaxis = {
         "title": titled("round"),
         "range": [0.7, last + 0.3],
@@ -82,7 +80,7 @@ def by_bytes(result: Result) -> Figure:
             if value is not None and crossed > 0:
                 points.append(Point(x=crossed, y=value, band=one.band))
         edges += [point.x for point in points]
-        data += _curve(run.name, points, "%{x:.3s}B", bars=True)
+        data += _curve(run, points, "%{x:.3s}B", bars=True)
     if not data:
         return canvas([])
     low, high = _decades(min(edges), max(edges))
@@ -115,7 +113,7 @@ def bars(result: Result, what: str) -> Figure:
         "orientation": "h",
         "y": places,
         "x": list(values.values()),
-        "marker": {"color": [COLOURS[name] for name in values]},
+        "marker": {"color": [result.modes[name].about.colour for name in values]},
         "hovertext": written,
         "hoverinfo": "text",
     }
@@ -159,7 +157,7 @@ def link_times(result: Result) -> Figure:
             mine: Json = {
                 "y": [list(found), [run.name] * len(found)],
                 "x": seconds,
-                "marker": {"color": COLOURS[run.name], "pattern": shape},
+                "marker": {"color": run.about.colour, "pattern": shape},
                 "showlegend": False,
                 "hovertemplate": f"%{{y}}<br>{part} %{{x:,.3~g}} s<extra></extra>",
             }
@@ -188,24 +186,24 @@ class Point:
     band: Span | None = None
 
 
-def _curve(name: str, points: Sequence[Point], hover: str, *, bars: bool = False) -> list[Json]:
+def _curve(run: ModeRun, points: Sequence[Point], hover: str, *, bars: bool = False) -> list[Json]:
     if not points:
         return []
     line: Json = {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": name,
+        "name": run.name,
         "x": [point.x for point in points],
         "y": [point.y for point in points],
-        "line": {"color": COLOURS[name], "width": 2.5},
-        "marker": {"symbol": MARKERS[name], "size": 9},
-        "hovertemplate": f"{name}<br>{hover}: %{{y:.4~g}}<extra></extra>",
+        "line": {"color": run.about.colour, "width": 2.5},
+        "marker": {"symbol": run.about.marker, "size": 9},
+        "hovertemplate": f"{run.name}<br>{hover}: %{{y:.4~g}}<extra></extra>",
     }
     if all(point.band for point in points):
         spans = [point.band for point in points if point.band]
         line["customdata"] = [[span.low, span.high, span.n] for span in spans]
         line["hovertemplate"] = (
-            f"{name}<br>{hover}: %{{y:.4~g}}<br>%{{customdata[0]:.4~g}} to "
+            f"{run.name}<br>{hover}: %{{y:.4~g}}<br>%{{customdata[0]:.4~g}} to "
             "%{customdata[1]:.4~g}, %{customdata[2]} seeds<extra></extra>"
         )
         if bars:
@@ -214,14 +212,14 @@ def _curve(name: str, points: Sequence[Point], hover: str, *, bars: bool = False
                 "symmetric": False,
                 "array": [span.high - span.mean for span in spans],
                 "arrayminus": [span.mean - span.low for span in spans],
-                "color": COLOURS[name],
+                "color": run.about.colour,
                 "thickness": 1.5,
                 "width": 5,
             }
     return [line]
 
 
-def _band(name: str, points: Sequence[Point]) -> list[Json]:
+def _band(run: ModeRun, points: Sequence[Point]) -> list[Json]:
     """Return the area between the ends of the intervals over seeds."""
     spans = [(point.x, point.band) for point in points if point.band]
     if len(spans) < 2:  # noqa: PLR2004 - one point has no area
@@ -231,12 +229,12 @@ def _band(name: str, points: Sequence[Point]) -> list[Json]:
         {
             "type": "scatter",
             "mode": "lines",
-            "name": name,
+            "name": run.name,
             "x": [*along, *reversed(along)],
             "y": [s.low for _, s in spans] + [s.high for _, s in reversed(spans)],
             "fill": "toself",
-            "fillcolor": faded(COLOURS[name]),
-            "line": {"width": 0, "color": COLOURS[name]},
+            "fillcolor": faded(run.about.colour),
+            "line": {"width": 0, "color": run.about.colour},
             "hoverinfo": "skip",
             "showlegend": False,
         }

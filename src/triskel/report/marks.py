@@ -1,24 +1,28 @@
 """One look for every figure: mode colours, line and fill styles, and the empty canvas.
 
-Mode colours are Okabe and Ito's, which colour-blind readers can tell apart; markers, dashes and
-patterns repeat what colour says. Labels have a palette of their own.
+The built-in modes' colours are Okabe and Ito's, which colour-blind readers can tell apart;
+markers, dashes and patterns repeat what colour says. Labels have a palette of their own.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from triskel.report.markup import Figure
+from triskel.report.result import About
 
 Json = dict[str, Any]
 
-COLOURS = {"params": "#0072B2", "logits": "#E69F00", "split": "#009E73"}
-MARKERS = {"params": "circle", "logits": "diamond", "split": "square"}
 LINES = {"base": "dot", "local": "dashdot", "local_equal": "longdashdot", "central": "dash"}
 GREYS = {"base": "#9aa0a8", "local": "#7d848d", "local_equal": "#7d848d", "central": "#6f7782"}
 LABELS = ("#332288", "#CC6677", "#DDCC77", "#88CCEE", "#AA4499", "#999933", "#882255")
 OTHER = "#c4c8ce"
 KEY = "#7d848d"
 PATTERNS = {"computing": "", "sending": "/", "waiting for messages": "."}
+
+
+def tone(about: About) -> str:
+    """Return the attribute that gives an element of the page a mode's colour."""
+    return f'style="--tone:{about.colour}"'
 
 
 def faded(colour: str) -> str:

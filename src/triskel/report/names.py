@@ -10,14 +10,6 @@ NAMES: Mapping[str, str] = {
     "local": "each client alone",
     "local_equal": "alone at equal FLOPs",
     "central": "centralised",
-    "params": "params",
-    "logits": "logits",
-    "split": "split",
-}
-GLOSS: Mapping[str, str] = {
-    "params": "adapter parameters travel",
-    "logits": "predictions on public texts travel",
-    "split": "activations at the cut travel",
 }
 COLUMNS: Mapping[str, str] = {"everybody": "everybody's texts", "own": "own texts"}
 
@@ -26,7 +18,7 @@ def named(run: Baseline | ModeRun) -> str:
     """Return how a row is called."""
     if run.name == "base" and isinstance(run, Baseline) and run.what:
         return f"base ({run.what})"
-    return NAMES[run.name]
+    return NAMES.get(run.name, run.name)
 
 
 def column_of(run: Baseline | ModeRun, column: str) -> Score:

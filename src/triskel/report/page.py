@@ -27,9 +27,9 @@ POLICY = (
 )
 ARM = "M16 16C16 9 21 5 26 8.5C29.5 11 28 16.5 24 16"
 MARK = "".join(
-    f'<path d="{ARM}" transform="rotate({turn} 16 16)" fill="none" stroke="var(--{mode})" '
+    f'<path d="{ARM}" transform="rotate({turn} 16 16)" fill="none" stroke="{colour}" '
     'stroke-width="3.4" stroke-linecap="round"/>'
-    for turn, mode in ((0, "params"), (120, "logits"), (240, "split"))
+    for turn, colour in ((0, "#0072B2"), (120, "#E69F00"), (240, "#009E73"))
 )
 
 

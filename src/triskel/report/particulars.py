@@ -8,14 +8,16 @@ from typing import Any, cast
 
 import tomli_w
 
+from triskel.core.registry import NAMES as BUILT_IN
 from triskel.job import is_name
 from triskel.report import units
 from triskel.report.cells import rows
 from triskel.report.holdings import shown_labels
-from triskel.report.leaves import guarded, kept, left, risk
+from triskel.report.leaves import guarded, left
 from triskel.report.links import FORMULA, LINKS, wait_over
+from triskel.report.marks import tone
 from triskel.report.markup import cell, figure, folded, scrolling, table, text
-from triskel.report.reading import BASELINES, MODES
+from triskel.report.reading import BASELINES
 from triskel.report.result import Json, ModeRun, Result, inner
 from triskel.report.sections import LIMIT, Drawn
 
@@ -119,7 +121,7 @@ def _command(result: Result) -> str:
         words = ["triskel run job.toml", *_each("--mode", asked.modes)]
         return " ".join(words + ([f"--baselines {beside}"] if asked.baselines else []))
     words = ["triskel compare job.toml"]
-    words += [f"--modes {','.join(asked.modes) or 'none'}"] if asked.modes != MODES else []
+    words += [f"--modes {','.join(asked.modes) or 'none'}"] if asked.modes != BUILT_IN else []
     words += [f"--baselines {beside}"] if asked.baselines != BASELINES else []
     return " ".join(words + ([f"--drop-outs {asked.drop_share:g}"] if asked.drop_share else []))
 
@@ -190,11 +192,11 @@ def _leaving_one(result: Result, run: ModeRun) -> str:
     codec = f"up {wire.get('up', 'fp32')}, down {wire.get('down', 'fp32')}"
     note = f"Mean per client, all rounds, as 4-byte numbers before the codec ({codec})."
     return (
-        f'<div class="crossed {run.name}"><h3><span class="swatch"></span>{run.name}</h3>'
+        f'<div class="crossed" {tone(run.about)}><h3><span class="swatch"></span>{run.name}</h3>'
         f"{whole if lines else '<p>No traffic was recorded.</p>'}"
         '<div class="stays"><p><strong>Stays with the client:</strong> '
-        f"{text(kept(run.name, job))}.</p>"
-        f"<p><strong>What can still be learnt:</strong> {text(risk(run.name, job))}</p>"
+        f"{text(run.about.stays)}.</p>"
+        f"<p><strong>What can still be learnt:</strong> {text(run.about.risk)}</p>"
         f"<p><small>{text(note)}</small></p></div></div>"
     )
 

@@ -7,12 +7,21 @@ be, and no tests, so that nothing is said about differences.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
+from triskel.about import about_in
+from triskel.core.mode_spec import NAME
+from triskel.core.registry import NAMES
 from triskel.errors import CheckpointError
-from triskel.report.reading_rows import read_baseline, read_holding, read_mode, whole_number
+from triskel.report.reading_rows import (
+    read_about,
+    read_baseline,
+    read_holding,
+    read_mode,
+    whole_number,
+)
 from triskel.report.result import (
     Asked,
     Difference,
@@ -29,7 +38,6 @@ from triskel.report.result import (
 from triskel.report.seed_mean import averaged, band
 
 SCHEMAS = (1, 2)
-MODES = ("params", "logits", "split")
 BASELINES = ("base", "local", "central", "local_equal")
 FLOORS = ("base", "local", "local_equal", "central")
 """Rows beside the modes, in their order."""
@@ -95,7 +103,7 @@ def _one(raw: Json) -> Result:
     planned = int(number(job, "rounds") or 0)
     modes, baselines = inner(raw, "modes"), inner(raw, "baselines")
     stopped = raw.get("interrupted")
-    student = inner(job, "logits").get("student", True) is not False
+    about = {n: read_about(about_in(raw, n)) for n in (*ordered(modes), *inner(raw, "skipped"))}
     return Result(
         version=str(raw.get("triskel", "")),
         job=job,
@@ -107,21 +115,31 @@ def _one(raw: Json) -> Result:
         },
         baselines={n: read_baseline(n, inner(baselines, n)) for n in FLOORS if n in baselines},
         skipped={str(n): str(why) for n, why in inner(raw, "skipped").items()},
-        modes={
-            n: read_mode(n, inner(modes, n), planned, common=n != "logits" or student)
-            for n in MODES
-            if n in modes
-        },
+        modes={n: read_mode(n, inner(modes, n), planned, about[n]) for n in ordered(modes)},
         stopped=stopped if isinstance(stopped, str) else "interrupted" if stopped else "",
         asked=_asked(inner(raw, "request")),
+        about=about,
         summary=_summary(raw),
         readings=inner(raw, "readings"),
         validation=inner(raw, "request").get("judge") == "validation",
     )
 
 
+def ordered(modes: Iterable[object]) -> list[str]:
+    """Return modes in the order of rows: built-in ones first, then others as they stand.
+
+    What could not be a mode's name is left out.
+    """
+    return sorted(called(modes), key=lambda m: NAMES.index(m) if m in NAMES else len(NAMES))
+
+
+def called(modes: Iterable[object]) -> list[str]:
+    """Return those of these values that could be a mode's name."""
+    return [mode for mode in modes if isinstance(mode, str) and NAME.fullmatch(mode)]
+
+
 def _asked(raw: Json) -> Asked | None:
-    modes = tuple(name for name in items(raw.get("modes")) if name in MODES)
+    modes = tuple(called(items(raw.get("modes"))))
     baselines = tuple(name for name in items(raw.get("baselines")) if name in BASELINES)
     if not modes and not baselines:
         return None
@@ -141,8 +159,8 @@ def _summary(raw: Json) -> Summary | None:
     differences = tuple(one for one in map(_difference, items(told.get("differences"))) if one)
     if not told:
         return None
-    lower = told.get("figure") in LOSSES
-    spans = {row: inner(told, row) for row in (*FLOORS, *MODES)}
+    lower, clients = told.get("figure") in LOSSES, inner(told, "clients")
+    spans = {str(row): inner(told, row) for row in told}
     return Summary(
         level=number(told, "level") or 0.95,
         spans={
@@ -150,18 +168,17 @@ def _summary(raw: Json) -> Summary | None:
             for row, columns in spans.items()
         },
         differences=differences,
-        clients={
-            mode: {
-                str(client): (
-                    str(inner(each, client).get("verdict", "even")),
-                    -far if lower else far,
-                )
-                for client in each
-                if (far := number(inner(each, client), "difference")) is not None
-            }
-            for mode, each in ((m, inner(inner(told, "clients"), m)) for m in MODES)
-        },
+        clients={str(mode): _beside_alone(inner(clients, mode), lower=lower) for mode in clients},
     )
+
+
+def _beside_alone(each: Json, *, lower: bool) -> dict[str, tuple[str, float]]:
+    """Return each client's verdict beside training alone, and by how much it is better."""
+    return {
+        str(client): (str(inner(each, client).get("verdict", "even")), -far if lower else far)
+        for client in each
+        if (far := number(inner(each, client), "difference")) is not None
+    }
 
 
 def _span(raw: Json) -> Span | None:

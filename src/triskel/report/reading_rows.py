@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from triskel.core.mode_spec import COLOUR, MARKERS
 from triskel.report.result import (
+    About,
     Baseline,
     Cost,
     Holding,
@@ -126,8 +128,29 @@ def _round(raw: Json, place: int) -> Round:
     )
 
 
-def read_mode(name: str, raw: Json, planned: int, *, common: bool) -> ModeRun:
-    """Return a mode; `common` says whether the server ends with a model of its own."""
+def read_about(raw: Json) -> About:
+    """Return what a mode is; what cannot be shown is left out, whoever wrote it."""
+    colour, marker, plain = raw.get("colour"), raw.get("marker"), About()
+    words = {
+        str(name): (str(both[0]), str(both[1]))
+        for name, both in inner(raw, "sections").items()
+        if len(items(both)) == 2  # noqa: PLR2004 - up and down
+    }
+    return About(
+        gloss=str(raw.get("gloss", "")),
+        colour=colour if isinstance(colour, str) and COLOUR.fullmatch(colour) else plain.colour,
+        marker=marker if marker in MARKERS else plain.marker,
+        common=raw.get("common") is not False,
+        personal=raw.get("personal") is True,
+        sections=words,
+        stays=str(raw.get("stays") or plain.stays),
+        risk=str(raw.get("risk") or plain.risk),
+    )
+
+
+def read_mode(name: str, raw: Json, planned: int, about: About) -> ModeRun:
+    """Return a mode."""
+    common = about.common
     read_rounds = [_round(one, i) for i, one in enumerate(items(raw.get("rounds")), 1)]
     # a resumed run may hold a round twice: the later one counts
     rounds = tuple(
@@ -136,7 +159,7 @@ def read_mode(name: str, raw: Json, planned: int, *, common: bool) -> ModeRun:
     totals = inner(raw, "totals")
     whole, members = _spent(items(raw.get("rounds")), rounds)
     seconds = [one.seconds for one in rounds if one.seconds is not None]
-    everybody, own = _ended(name, inner(raw, "final"), rounds, common=common)
+    everybody, own = _ended(about, inner(raw, "final"), rounds)
     if not common:  # what a round scored are clients' own models on their own texts
         rounds = tuple(
             replace(one, score=everybody if one is rounds[-1] else Score()) for one in rounds
@@ -154,10 +177,11 @@ def read_mode(name: str, raw: Json, planned: int, *, common: bool) -> ModeRun:
         server_flops=number(totals, "server_flops"),
         wire=_both_ways(totals, "wire_bytes"),
         scoring=_both_ways(inner(totals, "scoring"), "message_bytes"),
+        about=about,
     )
 
 
-def _ended(name: str, final: Json, rounds: Sequence[Round], *, common: bool) -> tuple[Score, Score]:
+def _ended(about: About, final: Json, rounds: Sequence[Round]) -> tuple[Score, Score]:
     """Return both columns of a mode; for early results, what follows from the one they have.
 
     Where all clients use one model, pooled over own texts and over everybody's is the same.
@@ -168,7 +192,8 @@ def _ended(name: str, final: Json, rounds: Sequence[Round], *, common: bool) -> 
     everybody = _score(inner(final, "everybody")) if "everybody" in final else stated
     if "own" in final:
         return everybody, _score(inner(final, "own"))
-    if name != "logits":
+    common = about.common
+    if not about.personal:
         return everybody, stated
     own = _pooled(rounds[-1].per_client, causal=stated.perplexity is not None) if rounds else None
     return (everybody if common else Score()), own or (Score() if common else stated)

@@ -77,6 +77,24 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What a mode is, as the result says it (`about.about_of`).
+
+    `common` says whether the server ends with a model, `personal` whether clients end with models
+    of their own; `sections` are in words what a section is on its way up, and down.
+    """
+
+    gloss: str = ""
+    colour: str = "#7d848d"
+    marker: str = "circle"
+    common: bool = True
+    personal: bool = False
+    sections: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+    stays: str = "nobody says"
+    risk: str = "Nobody says."
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModeRun:
     """All rounds of one mode.
 
@@ -100,6 +118,7 @@ class ModeRun:
     server_flops: float | None = None
     wire: tuple[float, float] | None = None
     scoring: tuple[float, float] | None = None
+    about: About = About()
 
     @property
     def per_client(self) -> Mapping[str, Score]:
@@ -184,6 +203,7 @@ class Asked:
 class Result:
     """A run folder's result.
 
+    `about` says what each mode is that was played or skipped.
     `validation` says that figures are on validation texts and test texts were not read. Of several
     seeds, every figure is the mean over them, `runs` has each by itself, and job, data
     and environment are those of the first.
@@ -200,6 +220,7 @@ class Result:
     modes: Mapping[str, ModeRun]
     stopped: str
     asked: Asked | None = None
+    about: Mapping[str, About] = field(default_factory=dict[str, About])
     summary: Summary | None = None
     readings: Json = field(default_factory=dict[str, Any])
     validation: bool = False

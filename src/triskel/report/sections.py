@@ -10,9 +10,10 @@ from triskel.report.cells import NOTHING, Column, Row, columns, notes, rows
 from triskel.report.client_figure import BARS, DOTS, ENDS
 from triskel.report.conclusions import verdict
 from triskel.report.evidence import ranked
+from triskel.report.marks import tone
 from triskel.report.markup import Figure, bound, cell, figure, folded, scrolling, table, text
-from triskel.report.names import COLUMNS, GLOSS, NAMES, figure_of, named, quality, written
-from triskel.report.result import Result, Score, Span, mark
+from triskel.report.names import COLUMNS, NAMES, figure_of, named, quality, written
+from triskel.report.result import Baseline, ModeRun, Result, Score, Span, mark
 
 LIMIT = 20
 """Up to how many clients a table names them one by one."""
@@ -41,9 +42,10 @@ def found(result: Result) -> str:
     by_name = {row.name: row for row in rows(result)}
     cards = [_card(result, by_name[name]) for name in result.modes]
     cards += [
-        f'<div class="card off {text(name)}"><h3>{text(name)}</h3><p>Not run: {text(why)}</p></div>'
+        f'<div class="card off" {tone(result.about[name])}><h3>{text(name)}</h3>'
+        f"<p>Not run: {text(why)}</p></div>"
         for name, why in result.skipped.items()
-        if name in GLOSS
+        if name not in NAMES
     ]
     return (
         f'<p class="lead">{bound(first)}</p><ul class="rest">{points}</ul>'
@@ -128,8 +130,11 @@ def clients(result: Result, drawn: Drawn) -> str:
             )
         body.append(line)
     note = f"Each client's own {result.texts}.{_spread_note(len(result.clients))}"
-    if "logits" in result.modes:
-        note += " In logits every client keeps a model of its own, and that model is scored."
+    for run in result.modes.values():
+        if run.about.personal:
+            note += (
+                f" In {run.name} every client keeps a model of its own, and that model is scored."
+            )
     kind = quality(result).capitalize()
     alt = f"{kind} per client, alone and in each mode. {' '.join(verdict(result)[:1])}"
     whole = table(f"{kind} of each client on its own texts", head, body)
@@ -151,13 +156,15 @@ def _metrics(caption: str, kept: list[Column], body: list[Row], result: Result) 
     lines: list[str] = []
     seen = ""
     for row in body:
-        kind = f"mode {row.name}" if row.name in result.modes else "floor"
-        first = " first" if kind != "floor" and seen == "floor" else ""
+        mode = result.modes.get(row.name)
+        kind = "mode" if mode else "floor"
+        first = " first" if mode and seen == "floor" else ""
+        tinted = f" {tone(mode.about)}" if mode else ""
         seen = "mode" if row.name in result.modes else "floor"
         shown = [row.cells[one.key] for one in kept]
         cells = "".join(cell(one.roomy or one.text, one.exact) for one in shown)
         title = text(row.title)
-        lines.append(f'<tr class="{kind}{first}"><th scope="row">{title}</th>{cells}</tr>')
+        lines.append(f'<tr class="{kind}{first}"{tinted}><th scope="row">{title}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{text(one.title)}</th>' for one in kept)
     return scrolling(
         caption,
@@ -203,18 +210,23 @@ def _card(result: Result, row: Row) -> str:
     whole = row.cells["everybody"]
     value, _, half = whole.text.partition(" ±")
     return (
-        f'<div class="card {row.name}"><h3>{row.name}</h3>'
-        f'<p class="gloss">{text(GLOSS[row.name] + state)}</p>'
+        f'<div class="card" {tone(run.about)}><h3>{text(row.name)}</h3>'
+        f'<p class="gloss">{text(run.about.gloss + state)}</p>'
         f'<div class="big" title="{text(whole.exact)}">{text(value)}'
         f"{f'<small>± {text(half)}</small>' if half else ''}"
         f"<span>{text(beside)}</span></div><dl>{facts}</dl></div>"
     )
 
 
+def _line(run: Baseline | ModeRun) -> str:
+    """Return how a row's line looks in the key."""
+    return tone(run.about) if isinstance(run, ModeRun) else f'class="{run.name}"'
+
+
 def _keys(result: Result) -> str:
     """Return the key to both curves, with the score that each line ends at."""
     lines = "".join(
-        f'<li class="{run.name}"><span class="line"></span>{text(named(run))} '
+        f'<li {_line(run)}><span class="line"></span>{text(named(run))} '
         f"{written(result, figure_of(result, run, 'everybody'))}</li>"
         for run in result.scored
         if figure_of(result, run, "everybody") is not None

@@ -11,12 +11,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from triskel.about import about_in
 from triskel.errors import CheckpointError
 from triskel.report import units
 from triskel.report.columns import COLUMNS, column_of
-from triskel.report.marks import COLOURS, GREYS, LINES, MARKERS, canvas, titled
+from triskel.report.marks import GREYS, LINES, canvas, titled
 from triskel.report.markup import Figure, figure, label, table, text
 from triskel.report.page import document, write_whole
+from triskel.report.reading_rows import read_about
+from triskel.report.result import About
 
 NAMES = {"local": "each client alone", "central": "centralised"}
 CHOSEN = "★"
@@ -42,13 +45,17 @@ def why_not(entry: Record, row: str) -> str:
     return ""
 
 
+def _about(record: Record, mode: str) -> About:
+    return read_about(about_in(record, mode))
+
+
 def terminal_table(record: Record) -> Table:
     """Return the table that a sweep ends with: settings by rows, each row's winner marked."""
     rows = rows_of(record)
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column(f"{record['figure']} on validation texts", overflow="fold")
     for row in rows:
-        style = COLOURS.get(row, "")
+        style = _about(record, row).colour if row not in NAMES else ""
         shown.add_column(f"[{style}]{named(row)}[/]" if style else named(row), justify="right")
     for entry in record["settings"]:
         cells = [_cell(record, entry, row) for row in rows]
@@ -135,8 +142,8 @@ def drawing(record: Record) -> Figure:
     for row in rows_of(record):
         best = record["winners"].get(row, {}).get("setting")
         mark = {
-            "color": COLOURS.get(row, GREYS.get(row, "#7d848d")),
-            "symbol": MARKERS.get(row, "circle-open"),
+            "color": GREYS[row] if row in NAMES else _about(record, row).colour,
+            "symbol": "circle-open" if row in NAMES else _about(record, row).marker,
             "size": [15 if entry["name"] == best else 9 for entry in record["settings"]],
         }
         traces.append(

@@ -16,10 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from triskel.report.cells import Column, Row, columns, notes, rows
-from triskel.report.marks import COLOURS
 from triskel.report.markup import shortened
 from triskel.report.reading import read
-from triskel.report.result import Result
+from triskel.report.result import ModeRun, Result
 
 GAP = 2
 """Spaces between columns."""
@@ -72,7 +71,7 @@ class FinalTable:
         for place, part in enumerate(stacked(_kept(self.result), body, options.max_width)):
             if place:
                 yield Text()
-            yield _table(part, body, options.max_width)
+            yield _table(part, body, options.max_width, self.result.modes)
         for note in notes(self.result):
             yield Text(note, style="dim")
 
@@ -102,14 +101,16 @@ def _width(column: Column, body: Iterable[Row]) -> int:
     return max(map(cell_len, lines))
 
 
-def _table(part: Sequence[Column], body: Sequence[Row], width: int) -> Table:
+def _table(
+    part: Sequence[Column], body: Sequence[Row], width: int, modes: Mapping[str, ModeRun]
+) -> Table:
     room = max(LEAST, width - sum(GAP + _width(one, body) for one in part))
     table = Table(title=None, header_style="bold", box=None, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
     for one in part:
         table.add_column(one.heading, justify="right", no_wrap=True, min_width=_width(one, body))
     for row in body:
-        style = COLOURS.get(row.name, "")
+        style = modes[row.name].about.colour if row.name in modes else ""
         title = escape(_folded(row.title, room))
         name = f"[bold {style}]{title}[/]" if style else f"[dim]{title}[/]"
         table.add_row(name, *(row.cells[one.key].text for one in part))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from triskel.assess import assess
-from triskel.compare import read_run
 from triskel.report.columns import COLUMNS, Columns, column_of, columns_of
 from triskel.report.sweeps import write_page
 from triskel.sweep.asked import Sweep, begun, read_record, read_sweep, save
@@ -104,6 +103,5 @@ def _place(folder: Path, record: Mapping[str, Any], name: str) -> Path:
 
 def _tested(place: Path, row: str, watch: Watch) -> Columns:
     """Return what a winner's saved adapters reach on test rows."""
-    job, _ = read_run(place)
     found = assess(place, mode=row, judge="test", watch=watch)
-    return columns_of(row, found, student=job.logits.student)
+    return columns_of(row, found)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel import __version__
+from triskel.about import about_of
 from triskel.baselines import BaselineName
 from triskel.checkpoint import write_text
 from triskel.data.federate import UNSHARED
@@ -124,6 +125,7 @@ def _fresh(asked: Sweep) -> dict[str, Any]:
     return {
         "schema": 1,
         "triskel": __version__,
+        "about": {mode: about_of(asked.job, mode) for mode in asked.modes},
         "job": dump(asked.job),
         "request": {"modes": asked.modes, "baselines": asked.baselines},
         "figure": ranked_by(dump(asked.job)),

@@ -10,7 +10,7 @@ from triskel.checkpoint import write_text
 from triskel.compare import Request, read_run, resume, run
 from triskel.errors import CheckpointError, TrainingError, TriskelError
 from triskel.grid import Setting
-from triskel.job import MODE_NAMES, Job
+from triskel.job import Job
 from triskel.report.columns import columns
 from triskel.round import Engine
 from triskel.sweep.asked import Sweep, digest_of
@@ -123,7 +123,7 @@ def _row(result: Mapping[str, Any], row: str) -> dict[str, Any]:
     flops = totals.get("client_flops", beside.get("client_flops"))
     if flops is not None:
         told["client_flops"] = flops
-    if row in MODE_NAMES:
+    if row in result["modes"]:
         told["server_flops"] = totals["server_flops"]
         told["bytes"] = sum(totals[way]["message_bytes"] for way in ("up", "down"))
     return told

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,8 +13,9 @@ from rich.markup import escape
 from triskel.cli.federation.arguments import As, Folder, Number, Out, Sites, Supervise
 from triskel.cli.federation.nodes import sentence
 from triskel.cli.output import conclude, console_for, safe_name
+from triskel.core import registry
 from triskel.errors import CheckpointError, FederationError, JobError
-from triskel.job import MODE_NAMES, ModeName
+from triskel.job import ModeName
 from triskel.terminal import clean, echo
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ def _finished(target: Path) -> "Generator[None, None, None]":
 
 def _modes(given: Sequence[str]) -> tuple[ModeName, ...]:
     for name in given:
-        if name not in MODE_NAMES:
-            raise JobError(f"unknown mode {name!r}; there are {', '.join(MODE_NAMES)}")
-    return tuple(cast("Sequence[ModeName]", given))
+        if name not in registry.names():
+            raise JobError(f"unknown mode {name!r}; there are {', '.join(registry.names())}")
+    return tuple(given)
 
 
 @contextlib.contextmanager

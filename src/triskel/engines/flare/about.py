@@ -2,14 +2,17 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import triskel
 from triskel.code import code_sha256
+from triskel.core import registry
+from triskel.core.mode_spec import NAME
 from triskel.engines.flare.calls import text
-from triskel.errors import JobError
+from triskel.errors import JobError, PluginError
 from triskel.job import MODE_NAMES, Job, ModeName, parse, unsupported
+from triskel.message import show
 
 SCHEMA = 1
 
@@ -36,8 +39,13 @@ def owned(run: str, submitter: str | None) -> str:
     return f"{run}-{whose[:16]}"
 
 
-def job_of(spec: Mapping[str, Any]) -> tuple[Job, tuple[ModeName, ...]]:
+def job_of(spec: Mapping[str, Any], imports: Collection[str]) -> tuple[Job, tuple[ModeName, ...]]:
     """Return the job of a submission and the modes to run.
+
+    Args:
+        spec: What was submitted.
+        imports: Modes of other packages that may be imported to read it; what it says of others is
+            left as it is.
 
     Raises:
         JobError: It is of another version, or is not a job that can run.
@@ -50,14 +58,15 @@ def job_of(spec: Mapping[str, Any]) -> tuple[Job, tuple[ModeName, ...]]:
     written = spec.get("job")
     if type(written) is not str:
         raise JobError("the submission holds no job")
-    job, asked = parse(written, where="the submitted job"), spec.get("modes") or []
-    modes: tuple[ModeName, ...] = tuple(mode for mode in MODE_NAMES if mode in asked)
-    strange = sorted(map(str, set(asked) - set(MODE_NAMES)))
-    if strange:
-        raise JobError(f"the submission asks for mode {strange[0]!r}; there are {MODE_NAMES}")
-    modes = modes or (job.mode,)
+    job = parse(written, where="the submitted job", imports=imports)
+    asked = spec.get("modes") or [job.mode]
+    if strange := [mode for mode in asked if not (type(mode) is str and NAME.fullmatch(mode))]:
+        raise JobError(f"the submission asks for mode {show(strange[0])}, which is no name")
+    others = sorted(set(asked) - set(MODE_NAMES))
+    modes = (*(mode for mode in MODE_NAMES if mode in asked), *others)
     for mode in modes:
-        if reason := unsupported(job, mode):
+        known = mode in MODE_NAMES or mode in imports
+        if known and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
     return job, modes
 
@@ -81,3 +90,29 @@ def other_code(about: Mapping[str, Any], who: str) -> str:
             "everywhere"
         )
     return ""
+
+
+def own_plugins(modes: Sequence[ModeName]) -> dict[str, str]:
+    """Return which packages modes of others are of here, in a word each; nothing is imported."""
+    return {f"plugin_{mode}": _plugin(mode) for mode in modes if mode not in MODE_NAMES}
+
+
+def other_plugins(about: Mapping[str, Any], who: str, modes: Sequence[ModeName]) -> str:
+    """Return why a peer's packages of modes are not those here, or nothing."""
+    for name, mine in own_plugins(modes).items():
+        theirs, mode = text(about, name), name.removeprefix("plugin_")
+        if theirs != mine:
+            return (
+                f"{who} has {theirs or 'nothing'} for mode {mode!r} and this side has "
+                f"{mine or 'nothing'}; install the same release of its package everywhere"
+            )
+    return ""
+
+
+def _plugin(mode: ModeName) -> str:
+    """Return a package's name, version and source hash."""
+    try:
+        found = registry.origin(mode)
+    except PluginError:
+        return ""
+    return f"{found.package} {found.version} ({found.sha256})" if found is not None else ""

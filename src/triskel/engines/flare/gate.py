@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from triskel.codec import encode
 from triskel.errors import LimitError
 from triskel.job import CodecName
-from triskel.message import pack
+from triskel.message import pack, show
 from triskel.policy.audit import Audit
 from triskel.policy.budget import Spent
 from triskel.policy.decide import MB
+from triskel.policy.rules import Leave
 from triskel.types import Message
+
+BY_NAME = ("activations", "labels")
+"""Kinds of sections that only a policy which names them lets out."""
 
 
 @dataclass
@@ -20,6 +24,7 @@ class Gate:
         audit: The site's log.
         codec: How the job's messages travel up.
         round_mb: Megabytes that the policy lets out in a round.
+        leave: What the policy lets out by name, whatever the mode says of itself.
         spent: What all jobs together had of the site's datasets.
         sent: Bytes that left, by stage and round.
     """
@@ -28,15 +33,23 @@ class Gate:
     codec: CodecName
     round_mb: float
     spent: Spent | None
+    leave: Leave = field(default_factory=Leave)
     sent: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
 
     def leaving(self, message: Message, stage: str, round_: int) -> bytes:
         """Return a message as it leaves, its line in the log.
 
         Raises:
-            LimitError: More would leave than the policy allows in this round, or in all.
+            LimitError: A section is of a kind that must stay, or more would leave than the policy
+                allows in this round, or in all.
             AuditError: The log cannot be written.
         """
+        for name, section in message.sections.items():
+            if section.kind in BY_NAME and not getattr(self.leave, section.kind):
+                raise LimitError(
+                    f"leave.{section.kind}: section {show(name)} holds {section.kind}; this site "
+                    "does not allow it"
+                )
         encoded = encode(message, self.codec)
         data = pack(encoded)
         total = self.sent.get((stage, round_), 0) + len(data)

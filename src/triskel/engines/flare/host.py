@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
+from triskel.core import registry
 from triskel.data.federate import federate_none
-from triskel.engines.flare.about import job_of, own_code, owned, run_of
+from triskel.engines.flare.about import job_of, own_code, own_plugins, owned, run_of
 from triskel.engines.flare.calls import Lost, Peer, patience, text
 from triskel.engines.flare.present import HostBench, Met, Present, met_in, who
 from triskel.engines.flare.remote import PING_S, Remote, nobody, uncounted
@@ -33,6 +34,7 @@ from triskel.errors import (
     RoundError,
     TriskelError,
 )
+from triskel.folder import stamped
 from triskel.job import Job, Judge, ModeName
 from triskel.policy.chain import now
 from triskel.policy.decide import (
@@ -42,11 +44,11 @@ from triskel.policy.decide import (
     decide_who_and_when,
     quorum_of,
 )
-from triskel.policy.place import datasets, placed, weights_of
+from triskel.policy.place import datasets, importable, origin_of, placed, weights_of
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage
-from triskel.stages import MAKERS, server_meter
+from triskel.stages import mode_of
 from triskel.types import ClientId, ClientState, Event, Watch
 from triskel.untrusted import copied, json_in
 from triskel.worker import Worker
@@ -99,6 +101,7 @@ class Host:
         self._lock = threading.Lock()
         self._seals = Seals()
         self.engine: Remote | None = None
+        self._modes: tuple[ModeName, ...] = ()
 
     def play(self, out: Path) -> dict[str, Any]:
         """Play the job to its end, whatever that is; the run folder is copied to `out`.
@@ -161,7 +164,7 @@ class Host:
         policy, _ = load(self._policy_file)
         if line := unsaid(policy):
             LOGGER.info("%s: %s", self._policy_file, line)
-        job, modes = job_of(self._spec)
+        job, modes = job_of(self._spec, ())  # nothing of other packages is imported
         self._present = dict(self._began() or dict.fromkeys(sorted(self._peers)))
         here = Circumstances(now=self._clock(), submitter=self._submitter)
         against = decide_who_and_when(policy, here) or [
@@ -175,6 +178,7 @@ class Host:
             return "the server refuses: " + "; ".join(dict.fromkeys(r.told for r in against))
         if not self._peers:
             return "no site takes part"
+        job, modes = job_of(self._spec, importable(policy))
         self._policy, self._job, self._modes = policy, job, modes
         met = self._met()
         if refused := who(met, "refuses"):
@@ -240,6 +244,7 @@ class Host:
             blocks=model.blocks if model else None,
             clients=len(self._present),
             round_bytes=0,
+            plugin=origin_of(job.mode),
         )
         return decide_for_server(policy, job, here)
 
@@ -266,8 +271,9 @@ class Host:
                 return
 
     def _hello(self, client: ClientId, timeout_s: float) -> Met:
-        about = {**own_code(), "clients": len(self._present)}
-        return met_in(self._peers[client].call("hello", timeout_s, {"about": about}))
+        about = {**own_code(), **own_plugins(self._modes), "clients": len(self._present)}
+        reply = self._peers[client].call("hello", timeout_s, {"about": about})
+        return met_in(reply, self._modes)
 
     def _welcome(self, client: ClientId) -> str:
         """Ask a site that was away whether it is ready; return why it is not, or nothing.
@@ -328,7 +334,8 @@ class Host:
 
     def _stage(self, name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
         """Return a mode whose clients are the sites."""
-        mode, engine = MAKERS[name](bench, watch), self.engine
+        setting, engine = bench.setting(stamped(watch, name)), self.engine
+        mode = mode_of(name, setting)
         if engine is None:
             raise RoundError("a stage needs the engine that plays it")
         engine.stage = name
@@ -336,7 +343,8 @@ class Host:
         def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401
             del mine  # it is at the sites
             testers = bench.testers if isinstance(bench, HostBench) else bench.clients
-            student = mode.served(state) if name == "logits" else None
+            personal = registry.spec(name).traits.personal_models
+            student = mode.served(state) if personal else None
             return engine.scores(mode, state, testers, bench.body(), student=student)
 
         def closing(state: Any) -> None:  # noqa: ANN401
@@ -352,7 +360,7 @@ class Host:
             body=bench.body(),
             job=bench.job,
             closing=closing,
-            server=server_meter(mode),
+            server=setting.meter,
         )
 
     def _finish(self, stage: str) -> None:

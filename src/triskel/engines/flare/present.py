@@ -1,13 +1,15 @@
 """What a server knows of its sites before the first round: numbers, as each of them says."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from triskel.bench import Bench
-from triskel.engines.flare.about import other_code
+from triskel.engines.flare.about import other_code, other_plugins
 from triskel.engines.flare.calls import Reply, text, whole
 from triskel.errors import MessageError
+from triskel.job import ModeName
+from triskel.model.body import Body
 from triskel.types import ClientId
 
 
@@ -68,8 +70,9 @@ class HostBench(Bench):
         """Return training tokens of one epoch of each site, as it says."""
         return {c: one.tokens if (one := self.present[c]) else 0 for c in clients}
 
-    def same_tokens(self) -> None:
-        """Return None: each site compares its tokenizer with the server's itself."""
+    def models(self) -> Iterator[tuple[ClientId, Body]]:
+        """Return nothing: each site compares its model with the server's itself."""
+        yield from ()
 
     def count(self) -> None:
         """Count nothing: what training costs is counted where it is done."""
@@ -88,8 +91,12 @@ class HostBench(Bench):
         }
 
 
-def met_in(reply: Reply) -> Met:
+def met_in(reply: Reply, modes: Sequence[ModeName]) -> Met:
     """Return what a site says of itself: nothing yet, while it is not ready.
+
+    Args:
+        reply: To `hello`.
+        modes: What is to be played; packages that bring some must be the same on both sides.
 
     Raises:
         MessageError: It cannot be read.
@@ -104,6 +111,8 @@ def met_in(reply: Reply) -> Met:
         return Met()
     if state != "ready":
         raise MessageError(f"a site is never {state!r} before the first round")
+    if strange := other_plugins(reply, "the site", modes):
+        return Met(strange, "refuses")
     holds = ("examples", "tests", "tokens")
     return Met(present=Present(**{name: whole(reply, name) for name in holds}))
 

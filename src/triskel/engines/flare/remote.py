@@ -154,7 +154,7 @@ class Remote:
 
         enough, before = quorum_of(self.job, len(cohort)), self.crossed()
         left: dict[ClientId, str] = {}
-        for crew in crews(mode.asks, sorted(cohort), self.job, free=len(cohort)):
+        for crew in crews(mode, sorted(cohort), free=len(cohort)):
             may_go = len(cohort) - enough - len(left)
             talk = _Talk(self, "work", mode, wire, fold, may_go=may_go, least=enough)
             state = talk.play(state, crew)
@@ -223,7 +223,7 @@ class Remote:
         wire = Wire(self.job, self.ledger, _quiet, scoring=True)
         enough = quorum_of(self.job, len(clients))
         may_go = len(clients) - enough
-        for crew in crews(mode.asks, sorted(clients), self.job, free=len(clients)):
+        for crew in crews(mode, sorted(clients), free=len(clients)):
             talk = _Talk(
                 self, what, mode, wire, take, may_go=may_go, least=enough, sections=sections
             )

@@ -13,13 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
+from triskel.about import about_of
 from triskel.bench import Bench
+from triskel.core import registry
 from triskel.data.federate import federate_own
-from triskel.engines.flare.about import job_of, other_code, own_code, owned, run_of
+from triskel.engines.flare.about import (
+    job_of,
+    other_code,
+    other_plugins,
+    own_code,
+    own_plugins,
+    owned,
+    run_of,
+)
 from triskel.engines.flare.answered import Answered
 from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, span, text, whole
 from triskel.engines.flare.drive import Drive, Left, Part
@@ -43,15 +53,23 @@ from triskel.message import show
 from triskel.policy.audit import Audit
 from triskel.policy.budget import Spent
 from triskel.policy.chain import AuditError, now
-from triskel.policy.decide import MB, Circumstances, Refusal, asked_of, decide_who_and_when
+from triskel.policy.decide import (
+    MB,
+    Circumstances,
+    Refusal,
+    asked_of,
+    decide_mode,
+    decide_who_and_when,
+)
 from triskel.policy.draws import Draws, files_of
 from triskel.policy.expected import round_bytes
-from triskel.policy.place import datasets, decided, placed
+from triskel.policy.place import datasets, decided, importable, origin_of, placed
 from triskel.policy.rounding import rounded
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
+from triskel.setting import unfit
 from triskel.sheet import training_of
-from triskel.stages import MAKERS
+from triskel.stages import mode_of
 from triskel.types import Event, Message, Mode
 from triskel.worker import Worker
 
@@ -104,6 +122,7 @@ class Site:
         self._begun: set[str] = set()
         self._saves: dict[str, Future[str]] = {}
         self._facts: dict[str, int] = {}
+        self._plugins: dict[str, str] = {}
         self._gate = Gate(self._audit, "fp32", 0.0, None)  # which lets nothing out
         self._spent: Spent | None = None
         self._seals = Seals()
@@ -126,7 +145,7 @@ class Site:
                 self._hand.submit(self._prepare, dict(about))
             self._changed.wait_for(lambda: self._state != "preparing", HOLD_S)
             told = {"state": self._state, "error": self._error, **own_code()}
-            return {**told, **self._facts}
+            return {**told, **self._facts, **self._plugins}
 
     def begin(self, order: Mapping[str, Any]) -> Reply:
         """Start a part, unless it is the one that is played; what was played before is dropped."""
@@ -141,7 +160,7 @@ class Site:
                 "the round may close with fewer clients than this site's policy asks for "
                 "(limits.cohort)"
             )
-        part = Part(text(order, "play"), cast("ModeName", stage), round_, what, size)
+        part = Part(text(order, "play"), stage, round_, what, size)
         with self._changed:
             if self._part is None or self._part.play != part.play:
                 if part.play in self._begun:  # a call that was on its way for long
@@ -180,7 +199,7 @@ class Site:
             raise MessageError(f"this site plays no {stage!r} in this job")
         with self._changed:
             if stage not in self._saves:
-                self._saves[stage] = self._hand.submit(self._finish, cast("ModeName", stage))
+                self._saves[stage] = self._hand.submit(self._finish, stage)
             save = self._saves[stage]
         if not wait([save], HOLD_S).done:
             return {"state": "working"}
@@ -227,23 +246,34 @@ class Site:
         self._policy, self._policy_sha256 = load(self._policy_file)
         if line := unsaid(self._policy):
             LOGGER.info("%s: %s", self._policy_file, line)
-        self._job, modes = job_of(self._spec)
+        self._job, modes = job_of(self._spec, ())  # nothing of other packages is imported
         jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
         self._clients = whole(about, "clients", most=1_000_000)
         door = self._at_the_door()
         # what a job asks of this site alone is asked under its name
         self._policy = self._policy.model_copy(update={"site": self.name})
+        barred = [(job, door or self._barred(job.mode)) for job in jobs]
+        if any(found for _, found in barred):
+            return self._written("read", [(job, found) for job, found in barred if found])
+        if strange := other_plugins(about, "the server", modes):
+            return strange
+        self._plugins = own_plugins(modes)
+        self._job, modes = job_of(self._spec, importable(self._policy))
+        jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
         self._spent = self._account()
-        short = () if door else self._short(jobs)
-        first = [(job, door or self._decided(job, size=0, short=short)) for job in jobs]
+        short = self._short(jobs)
+        first = [(job, self._decided(job, size=0, short=short)) for job in jobs]
         if refused := self._written("read", first):
             return refused
         self._spent.job()
         bench = self._read()  # only now is anything of the site read
         bench.modes = modes
-        if "logits" in modes and (strange := bench.unteachable()):
-            raise JobError(strange)
-        sizes = [round_bytes(job, sizes_of(job, bench, self.name)) for job in jobs]
+        settings = {mode: bench.setting(self._noted) for mode in modes}
+        for mode, setting in settings.items():
+            if strange := unfit(registry.spec(mode), setting):
+                raise JobError(strange)
+        held = sizes_of(bench, self.name)
+        sizes = [round_bytes(job, held, self.name) for job in jobs]
         share = bench.share(self.name)
         rows = (len(share.train), len(share.test))
         second = [
@@ -260,8 +290,14 @@ class Site:
         self._audit.told(facts)
         self._facts = facts  # from here on they may be told
         bench.count()
-        self._gate = Gate(self._audit, self._job.wire.up, self._policy.limits.round_mb, self._spent)
-        self._modes = {mode: MAKERS[mode](bench, self._noted) for mode in modes}
+        self._gate = Gate(
+            self._audit,
+            self._job.wire.up,
+            self._policy.limits.round_mb,
+            self._spent,
+            self._policy.leave,
+        )
+        self._modes = {mode: mode_of(mode, setting) for mode, setting in settings.items()}
         return ""
 
     def _at_the_door(self) -> list[Refusal]:
@@ -275,6 +311,12 @@ class Site:
             asks, is_ = f"came to site {show(self.name)}", f"is {show(own)} in its policy"
             found.append(Refusal(key="site", asks=asks, allows=is_))
         return found
+
+    def _barred(self, mode: ModeName) -> list[Refusal]:
+        """Return why a mode of another package is not even imported; built-in ones are none."""
+        if mode in registry.NAMES:
+            return []
+        return decide_mode(self._policy, mode, origin_of(mode))
 
     def _written(
         self, to: Literal["read", "send"], decisions: Sequence[tuple[Job, list[Refusal]]]
@@ -422,7 +464,10 @@ class Site:
         if own is None:
             return
         place = self._home / "adapters" / f"{stage}-{safe(self.name)}"
-        training = training_of(self._job, stage, clients=self._clients, scores={}, own=True)
+        about = about_of(self._job, stage)
+        training = training_of(
+            self._job, stage, clients=self._clients, scores={}, own=True, about=about
+        )
         save_adapter(place, bench.body(self.name), own, bench.federation.classes, training)
         LOGGER.info("the site's own model of %s is in %s", stage, place)
 

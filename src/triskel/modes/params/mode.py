@@ -25,9 +25,10 @@ from triskel.aggregate.mean import Mean, MeanTotal
 from triskel.errors import RoundError
 from triskel.evaluate import probe_joined
 from triskel.exchange import adapter_of, adapter_sections, number, same_round
-from triskel.job import Job
 from triskel.model.body import Layout
-from triskel.model.train import Learner, Term, Where, learning_rate
+from triskel.model.train import Where
+from triskel.modes.params.spec import SPEC, ParamsOptions
+from triskel.setting import ModeSetting
 from triskel.tensors import blend
 from triskel.types import AskStyle, ClientId, ClientState, Message, Talk, Tensors
 from triskel.worker import Worker
@@ -55,15 +56,23 @@ class Params:
     """Parameter exchange.
 
     Attributes:
-        job: Learning rates, rounds and the server's λ and β.
+        options: The server's λ and β.
         initial: θ before round 1.
         layout: Which tensors are the head's.
     """
 
-    job: Job
+    options: ParamsOptions
     initial: Tensors
     layout: Layout
     asks: Mapping[str, AskStyle] = field(default_factory=dict[str, AskStyle])
+    in_flight: int = 0
+
+    @classmethod
+    def build(cls, setting: ModeSetting) -> "Params":
+        """Return the mode of a job."""
+        body = setting.body
+        options = SPEC.of(setting.job)
+        return cls(options=options, initial=body.initial, layout=body.layout)
 
     def start(self) -> ParamsState:
         """Return the server's state before round 1."""
@@ -80,13 +89,10 @@ class Params:
 
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Train a copy of θ; the server is asked nothing."""
-        body, train = worker.body, worker.job.train
+        body = worker.body
         received = adapter_of(task, body.initial, body.layout, kind="task")
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        rate = learning_rate(train, where.round, worker.job.rounds)
-        learner = Learner(body, received, train, rate)
-        steps = ([Term(batch)] for batch in worker.batches(where, train.epochs))
-        loss = yield from worker.fit(learner, steps, where)
+        learner, loss = yield from worker.train_on(received, where)
         update = Message(
             kind="update",
             sections=adapter_sections(learner.parameters, body.layout),
@@ -121,7 +127,7 @@ class Params:
 
     def close(self, state: ParamsState, total: MeanTotal) -> ParamsState:
         """Return θ + λ m; with λ = 1 and β = 0 exactly θ̄."""
-        options = self.job.params
+        options = self.options
         mean = MEAN.value(total)
         velocity: Tensors = {}
         if options.server_momentum:

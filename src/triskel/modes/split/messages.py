@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from triskel.cut import Cut, labels_section, packed, unpacked
 from triskel.errors import MessageError
 from triskel.exchange import same_round
 from triskel.model.body import Body
 from triskel.model.train import Where
+from triskel.modes.split.cut import Cut, labels_section, packed, unpacked
 from triskel.tensors import indices
 from triskel.types import Batch, ClientId, Fact, Message, MessageKind, Reply, Section
 

@@ -43,6 +43,8 @@ from triskel.message import expect
 from triskel.model.body import Parameters
 from triskel.model.cost import Piece
 from triskel.model.train import Learner, Term, Where, alone, learning_rate
+from triskel.modes.logits.spec import NARROW_IDS, SPEC, LogitsOptions
+from triskel.setting import ModeSetting
 from triskel.tensors import eval_plan, wide
 from triskel.types import (
     Ask,
@@ -62,10 +64,10 @@ from triskel.worker import Worker
 
 AHEAD = Piece("forward")
 PREDICT_TOKENS = 2048
-NARROW_IDS = 65_536
 ABOVE = 1e-3
 """What rounding may add to a log-probability of 0."""
 OWN = "own"
+SERVER = "server"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,39 @@ class Logits:
     asks: Mapping[str, AskStyle] = field(
         default_factory=lambda: dict[str, AskStyle](knowledge="barrier")
     )
+    in_flight: int = 0
+
+    @classmethod
+    def build(cls, setting: ModeSetting) -> "Logits":
+        """Return the mode of a job, its server a worker with nothing private."""
+        nothing = Examples(ids=(), labels=())
+        server = Worker(
+            client=SERVER,
+            job=setting.job,
+            body=setting.body,
+            train=nothing,
+            test=nothing,
+            public=setting.public(),
+            meter=setting.meter,
+            watch=setting.watch,
+        )
+        return cls(server=server)
+
+    @staticmethod
+    def unfit(setting: ModeSetting) -> str | None:
+        """Return why these models cannot teach each other with these texts, or None if they can."""
+        if not len(setting.public()):
+            return (
+                "no public text is left to predict on: within train.max_tokens = "
+                f"{setting.job.train.max_tokens} none has a token of its response; raise it, or "
+                "give shorter public texts"
+            )
+        return None if setting.body.classes else _other_tokens(setting)
+
+    @property
+    def options(self) -> LogitsOptions:
+        """What the job says of this mode."""
+        return SPEC.of(self.server.job)
 
     def start(self) -> LogitsState:
         """Return the server's state before round 1."""
@@ -108,7 +143,7 @@ class Logits:
 
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Train alone, ask once (predictions up, teacher down), learn from the teacher."""
-        body, job = worker.body, worker.job
+        body, options = worker.body, SPEC.of(worker.job)
         expect(task, kind="task", sections={})
         if int(number(task.facts, "public")) != len(worker.public):
             raise MessageError(
@@ -116,17 +151,14 @@ class Logits:
                 f"{worker.client!r} holds {len(worker.public)}"
             )
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        rate = learning_rate(job.train, where.round, job.rounds)
-        learner = Learner(body, mine.groups.get(OWN, body.initial), job.train, rate)
-        steps = ([Term(batch)] for batch in worker.batches(where, job.train.epochs))
-        loss = yield from worker.fit(learner, steps, where)
+        learner, loss = yield from worker.train_on(mine.groups.get(OWN, body.initial), where)
         known = predict(worker, learner.parameters)
         answer = yield Ask(knowledge_message(known, "ask", where.round))
         if not isinstance(answer, Message):
             raise RoundError("an ask was answered with nothing")
         same_round(answer, where.round)
         teacher = read_knowledge(answer, known, kind="answer")
-        learner = yield from distil(worker, learner.parameters, teacher, where, mix=job.logits.mix)
+        learner = yield from distil(worker, learner.parameters, teacher, where, mix=options.mix)
         own = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         update = Message(
             kind="update",
@@ -138,7 +170,7 @@ class Logits:
         self, state: LogitsState, asks: Mapping[ClientId, Message]
     ) -> tuple[LogitsState, Mapping[ClientId, Message]]:
         """Make one teacher of everybody's predictions and send it to everybody."""
-        options = self.server.job.logits
+        options = self.options
         template = self._template()
         parties: list[Knowledge] = []
         for client in sorted(asks):
@@ -168,8 +200,8 @@ class Logits:
         """
         if not total or state.teacher is None:
             raise RoundError("no client sent predictions; every client of the cohort failed")
-        student, job = state.student, self.server.job
-        if job.logits.student:
+        student = state.student
+        if self.options.student:
             where = Where(self.server.client, state.closed + 1)
             learner = alone(distil(self.server, student, state.teacher, where, mix=1.0))
             student = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
@@ -177,7 +209,7 @@ class Logits:
 
     def served(self, state: LogitsState) -> Tensors | None:
         """Return the student, where there is one."""
-        return state.student if self.server.job.logits.student else None
+        return state.student if self.options.student else None
 
     def own(self, mine: ClientState) -> Tensors | None:
         """Return fᵢ, once it took part in a round."""
@@ -196,13 +228,33 @@ class Logits:
         if body.classes:
             return dense(torch.zeros(len(public), body.classes, dtype=dtype))
         positions = sum(int(scored.sum()) for scored in public.scored)
-        k = min(self.server.job.logits.top_k, body.vocabulary)
+        k = min(self.options.top_k, body.vocabulary)
         return Knowledge(
             values=torch.zeros(positions, k, dtype=dtype),
             ids=torch.zeros(positions, k, dtype=torch.int64),
             tail=torch.zeros(positions, dtype=dtype),
             vocabulary=body.vocabulary,
         )
+
+
+def _other_tokens(setting: ModeSetting) -> str | None:
+    """Return why predictions on tokens cannot be compared, or None when they can."""
+    ours = setting.body
+    known = ours.tokenizer.get_vocab()
+    for client, body in setting.models():
+        if body is not ours and body.tokenizer.get_vocab() != known:
+            return (
+                f"client {client} uses a tokenizer unlike the server's, and predictions on tokens "
+                "cannot be averaged across tokenizers; give all clients models of one tokenizer, "
+                "or use a classify task"
+            )
+        if body.vocabulary != ours.vocabulary:
+            return (
+                f"client {client} has a model that predicts the first {body.vocabulary} tokens of "
+                f"the tokenizer, and the server's predicts {ours.vocabulary}; give all clients "
+                "models that know the same tokens, or use a classify task"
+            )
+    return None
 
 
 # --- learning from predictions ----------------------------------------------------------------
@@ -231,18 +283,18 @@ def distil(
     worker: Worker, tensors: Tensors, teacher: Knowledge, where: Where, *, mix: float
 ) -> Generator[Local, Any, Learner]:
     """Learn from the teacher on the public set; keep to private labels by 1 - mix."""
-    job, public = worker.job, worker.public
+    job, public, options = worker.job, worker.public, SPEC.of(worker.job)
     where = replace(where, phase="distil")
     rate = learning_rate(job.train, where.round, job.rounds)
     learner = Learner(worker.body, tensors, job.train, rate)
     rehearsal = _rehearsal(worker, where) if mix < 1 and len(worker.train) else None
 
     def steps() -> Iterator[list[Term]]:
-        for rows in worker.plan(public, where, job.logits.epochs):
+        for rows in worker.plan(public, where, options.epochs):
             wanted = _rows_of(teacher, public, rows)
 
             def taught(logits: Tensor, _: Batch, wanted: Knowledge = wanted) -> Tensor:
-                return distil_loss(logits, wanted, job.logits.temperature)
+                return distil_loss(logits, wanted, options.temperature)
 
             batch = worker.batch(public, rows)
             if rehearsal is None:
@@ -256,7 +308,7 @@ def distil(
 
 def predict(worker: Worker, parameters: Parameters) -> Knowledge:
     """Return what these parameters predict on the public set, in its order."""
-    body, public, options = worker.body, worker.public, worker.job.logits
+    body, public, options = worker.body, worker.public, SPEC.of(worker.job)
     body.dropout(None)
     found: dict[int, Knowledge] = {}
     for rows in eval_plan(lengths_of(public), tokens=PREDICT_TOKENS):

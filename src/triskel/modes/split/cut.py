@@ -13,10 +13,11 @@ from torch import Tensor
 
 from triskel.errors import JobError, MessageError
 from triskel.exchange import integers
-from triskel.job import Job, default_cut
+from triskel.job import Job
 from triskel.message import expect
 from triskel.model.body import Body
 from triskel.model.cost import Piece
+from triskel.modes.split.spec import SPEC, default_cut
 from triskel.tensors import indices, padded, ragged
 from triskel.types import Batch, ClientId, Message, MessageKind, Section
 
@@ -68,8 +69,9 @@ def cut_of(job: Job, body: Body, client: ClientId) -> Cut:
         JobError: The cut leaves the server no block, or is beyond the model.
     """
     count, layout = body.blocks.count, body.layout
-    shared = job.split.labels == "shared"
-    low, high = job.client(client).cut or job.split.cut or default_cut(count)
+    options = SPEC.of(job, client)
+    shared = options.labels == "shared"
+    low, high = options.cut or default_cut(count)
     high = count if shared else high
     if not 0 <= low < high <= count:
         raise JobError(

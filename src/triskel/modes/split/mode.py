@@ -31,8 +31,6 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate.mean import Mean, MeanTotal
-from triskel.crossing import answer_of, ask_backward, ask_forward, came_down, received, wanted
-from triskel.cut import Cut, cut_of, lengths_in, packed
 from triskel.data.text import lengths_of
 from triskel.errors import LimitError, MessageError, TrainingError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
@@ -52,9 +50,29 @@ from triskel.model.train import (
     label_loss,
     learning_rate,
 )
+from triskel.modes.split.cut import Cut, cut_of, lengths_in, packed
+from triskel.modes.split.messages import (
+    answer_of,
+    ask_backward,
+    ask_forward,
+    came_down,
+    received,
+    wanted,
+)
+from triskel.modes.split.server import (
+    Graph,
+    backward,
+    forward,
+    group,
+    learn,
+    scored,
+    shares_in,
+    summed,
+)
+from triskel.modes.split.spec import SPEC
 from triskel.rng import derive
+from triskel.setting import ModeSetting
 from triskel.tensors import eval_plan, select
-from triskel.trunk import Graph, backward, forward, group, learn, scored, shares_in, summed
 from triskel.types import (
     Ask,
     AskStyle,
@@ -106,6 +124,16 @@ class Split:
     asks: Mapping[str, AskStyle] = field(
         default_factory=lambda: dict[str, AskStyle](forward="stream", backward="stream")
     )
+
+    @classmethod
+    def build(cls, setting: ModeSetting) -> "Split":
+        """Return the mode of a job."""
+        return cls(job=setting.job, body=setting.body, meter=setting.meter)
+
+    @property
+    def in_flight(self) -> int:
+        """How many clients are in a wave: `split.wave`."""
+        return SPEC.of(self.job).wave
 
     def start(self) -> SplitState:
         """Return the server's state before round 1."""

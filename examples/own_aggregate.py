@@ -1,4 +1,4 @@
-"""A mode and an aggregate of your own: clients share factor A of LoRA, and keep factor B.
+"""An aggregate of your own, in a mode in which clients share factor A of LoRA, and keep factor B.
 
 One round, with s for the shared tensors (all factors A, and the head):
 
@@ -11,8 +11,8 @@ One round, with s for the shared tensors (all factors A, and the head):
 
 Sharing A and keeping B is FedSA-LoRA (arXiv:2410.01463); the median is here to show an aggregate.
 
-    python examples/own_mode.py             # the demo's model, 50 texts a client
-    python examples/own_mode.py rounds=3    # any key of a job
+    python examples/own_aggregate.py             # the demo's model, 50 texts a client
+    python examples/own_aggregate.py rounds=3    # any key of a job
 
 What leaves a client: the trained factors A, the head, and how many examples they rest on.
 """
@@ -112,6 +112,7 @@ class KeepB(Generic[A]):
     initial: Tensors
     aggregate: Aggregate[A]
     asks: Mapping[str, AskStyle] = field(default_factory=dict[str, AskStyle])
+    in_flight: int = 0
 
     def start(self) -> KeepBState:
         """Return the server's state before round 1."""

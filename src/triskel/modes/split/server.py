@@ -12,20 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triskel.cut import Cut, labelled, lengths_in, packed, shares, unpacked
 from triskel.errors import MessageError
 from triskel.exchange import number
 from triskel.message import expect
 from triskel.metrics import Score, score
 from triskel.model.body import Body, Parameters
 from triskel.model.train import MOST, Where, finite, label_loss
+from triskel.modes.split.cut import Cut, labelled, lengths_in, packed, shares, unpacked
+from triskel.modes.split.spec import SMALL, TIGHT
 from triskel.tensors import select
 from triskel.types import Batch, ClientId, Message, Section, Tensors
-
-TIGHT = 1.1
-"""Clients are joined while padding costs at most this factor, ..."""
-SMALL = 512
-"""... or while the joined batch has at most this many padded tokens; and never beyond `MOST`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Slopes:
 
 
 def group(asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]) -> list[list[ClientId]]:
-    """Return who is run in one batch: same cut, and little padding between them."""
+    """Return who is run in one batch: same cut, little padding between them, at most `MOST`."""
     lengths = {client: lengths_in(ask) for client, ask in asks.items()}
     kinds: dict[tuple[int, int], list[ClientId]] = {}
     for client in sorted(asks, key=lambda c: (max(lengths[c]), c)):

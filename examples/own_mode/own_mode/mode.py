@@ -1,0 +1,100 @@
+"""Sign exchange: clients train a copy of the adapter θ and send the direction in which it moved.
+
+    server                                client
+    sends θ
+                                          θᵢ ← θ;  per batch:  θᵢ ← AdamW(θᵢ, ∇ℓ(θᵢ; batch))
+                                          for each tensor:  sᵢ = mean |θᵢ - θ|
+                                          sends [θᵢ > θ], sᵢ, nᵢ
+    θ ← θ + λ Σ nᵢ sᵢ sign(θᵢ - θ) / Σ nᵢ
+
+What leaves a client: one bit for each trained number, one scale a tensor, and nᵢ. After signSGD
+with a scale (Karimireddy et al. 2019, arXiv:1901.09847, without its error feedback).
+"""
+
+from dataclasses import dataclass, replace
+
+from own_mode import SPEC, SignOptions
+from triskel.aggregate.mean import Mean, MeanTotal
+from triskel.evaluate import probe_joined
+from triskel.exchange import adapter_of, adapter_sections, number, same_round
+from triskel.message import expect
+from triskel.model.body import Body
+from triskel.model.train import Where
+from triskel.setting import ModeSetting
+from triskel.types import ClientId, ClientState, Message, Mode, Section, Talk, Tensors
+from triskel.worker import Worker
+
+MEAN = Mean()
+
+
+@dataclass(frozen=True)
+class SignState:
+    """The server between rounds: θ, and how many rounds are closed."""
+
+    adapter: Tensors
+    closed: int = 0
+
+
+@dataclass(frozen=True)
+class Sign(Mode[SignState, MeanTotal, Worker]):
+    """Sign exchange; what it leaves out (asks, models of clients' own) has `Mode`'s defaults."""
+
+    options: SignOptions
+    body: Body
+
+    @classmethod
+    def build(cls, setting: ModeSetting) -> "Sign":
+        return cls(options=SPEC.of(setting.job), body=setting.body)
+
+    def start(self) -> SignState:
+        return SignState(self.body.initial)
+
+    def task(self, state: SignState, client: ClientId) -> Message:
+        sections = adapter_sections(state.adapter, self.body.layout)
+        return Message(kind="task", sections=sections, facts={"round": state.closed + 1})
+
+    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+        """Train a copy of θ and send where it went."""
+        body = worker.body
+        before = adapter_of(task, body.initial, body.layout, kind="task")
+        where = Where(worker.client, int(number(task.facts, "round", least=1)))
+        learner, loss = yield from worker.train_on(before, where)
+        moved = {n: p.detach().cpu() - before[n] for n, p in learner.parameters.items()}
+        scales = {n: x.abs().mean().reshape(1) for n, x in moved.items()}
+        sections = {
+            "signs": Section(kind="mask", tensors={n: x > 0 for n, x in moved.items()}),
+            "scales": Section(kind="dense", tensors=scales),
+        }
+        facts = {"round": where.round, "examples": len(worker.train), "loss": loss}
+        return Message(kind="update", sections=sections, facts=facts), mine
+
+    def zero(self, state: SignState) -> MeanTotal:
+        return MEAN.zero()
+
+    def add(
+        self, state: SignState, total: MeanTotal, client: ClientId, update: Message
+    ) -> MeanTotal:
+        """Fold sᵢ sign(θᵢ - θ) in, once the update is what this round waits for."""
+        same_round(update, state.closed + 1)
+        shapes = {n: tuple(x.shape) for n, x in state.adapter.items()}
+        sections = {"signs": shapes, "scales": dict.fromkeys(shapes, (1,))}
+        kinds = {"signs": "mask", "scales": "dense"}
+        expect(update, kind="update", sections=sections, kinds=kinds)
+        signs, sizes = (update.sections[name].tensors for name in ("signs", "scales"))
+        moved = {n: sizes[n] * (2 * signs[n].to(sizes[n].dtype) - 1) for n in signs}
+        return MEAN.add(total, moved, number(update.facts, "examples", least=1))
+
+    def close(self, state: SignState, total: MeanTotal) -> SignState:
+        """Return θ moved by λ times the mean."""
+        mean = MEAN.value(total)
+        adapter = {n: x + self.options.step * mean[n] for n, x in state.adapter.items()}
+        return replace(state, adapter=adapter, closed=state.closed + 1)
+
+    def served(self, state: SignState) -> Tensors:
+        return state.adapter
+
+    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+        """Evaluate θ on the client's own test share."""
+        received = adapter_of(task, worker.body.initial, worker.body.layout, kind="task")
+        return probe_joined(worker, received), mine
+        yield  # a Talk that asks nothing

@@ -1,0 +1,1 @@
+"""What a mode is as a value, and where modes are found; nothing here imports torch."""

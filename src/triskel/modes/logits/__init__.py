@@ -1,0 +1,1 @@
+"""Prediction exchange: `spec` says what it is, `mode` does it."""

@@ -1,0 +1,1 @@
+"""Parameter exchange: `spec` says what it is, `mode` does it."""
