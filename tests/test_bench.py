@@ -13,7 +13,7 @@ import torch
 
 from triskel import bench as bench_module
 from triskel.bench import Bench, concatenated
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import JobError
 from triskel.model.cost import Piece
 from triskel.modes.logits.mode import Logits
@@ -114,7 +114,7 @@ def test_a_causal_pool_keeps_its_targets(room: Path) -> None:
 
 
 def untaught(bench: Bench) -> str | None:
-    return unfit(registry.spec("logits"), bench.setting(SMALL.watch))
+    return unfit(MODES.spec("logits"), bench.setting(SMALL.watch))
 
 
 def test_the_server_has_nothing_private(room: Path) -> None:

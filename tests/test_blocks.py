@@ -217,11 +217,13 @@ def test_an_unknown_architecture_and_a_task_it_cannot_do_are_refused() -> None:
     unknown = tiny.model("llama")
     unknown.config.model_type = "t5"
     with pytest.raises(ModelError, match="'t5' is not supported; these are: llama"):
-        family_of("t5", "classify")
-    with pytest.raises(ModelError, match="'bert' cannot do task 'causal'; these can: llama"):
-        family_of("bert", "causal")
+        family_of("t5", "classes")
+    with pytest.raises(
+        ModelError, match="'bert' has no head over the vocabulary; these have: llama"
+    ):
+        family_of("bert", "vocabulary")
     with pytest.raises(ModelError, match="'t5'"):
-        Blocks(unknown, "classify")
+        Blocks(unknown, "classes")
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -259,7 +261,7 @@ def test_every_kind_of_adapter_can_be_cut_and_trains_in_every_block(kind: str, f
     model = tiny.model(family, dtype=torch.float64)
     targets = () if kind == "ia3" else tiny.TARGETS[family]
     adapter = job.adapter.model_copy(update={"targets": targets})
-    options = {"task": "classify", "classes": tiny.CLASSES, "adapter": adapter, "seed": job.seed}
+    options = {"head": "classes", "classes": tiny.CLASSES, "adapter": adapter, "seed": job.seed}
     if (kind, family) in {("loha", "gpt2"), ("lokr", "gpt2")}:
         with pytest.raises(ModelError, match=f"'{kind}' cannot be put into a gpt2 model"):
             Body(model, None, **options)
@@ -299,7 +301,14 @@ def test_a_fresh_adapter_changes_nothing(kind: str) -> None:
         targets = () if kind == "ia3" else tiny.TARGETS["llama"]
         model = tiny.model("llama", task)
         adapter = job.adapter.model_copy(update={"targets": targets})
-        body = Body(model, tiny.tokenizer(), task=task, classes=0, adapter=adapter, seed=job.seed)
+        body = Body(
+            model,
+            tiny.tokenizer(),
+            head=tiny.ENDS[task],
+            classes=0,
+            adapter=adapter,
+            seed=job.seed,
+        )
         texts = tiny.examples(4, task)
         batch = batch_of(texts, range(4))
         with torch.no_grad():

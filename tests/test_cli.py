@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from triskel import cli, compare, demo, live, seeds
 from triskel.cli import output
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
 from triskel.job import Job, ModeName, Override, dump, load, parse, to_toml
@@ -634,7 +634,7 @@ def keys_of(part: type[BaseModel], *place: str) -> list[tuple[str, ...]]:
 
 def test_the_job_file_says_every_key_with_its_default() -> None:
     written, default = tomllib.loads(TEMPLATE), dump(Job())
-    specs = registry.built_in()
+    specs = MODES.built_in()
     for key in [*keys_of(Job), *(k for s in specs for k in keys_of(s.options, s.name))]:
         mine: Any = written
         known: Any = default

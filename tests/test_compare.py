@@ -81,7 +81,7 @@ def test_the_result_returned_is_the_result_on_disk(whole: SimpleNamespace) -> No
     found = json.loads(text, parse_constant=strict)
     assert found == json.loads(json.dumps(whole.result))
     assert list(found) == [
-        "schema", "triskel", "job", "about", "request", "environment", "data", "baselines",
+        "schema", "triskel", "job", "about", "task", "request", "environment", "data", "baselines",
         "skipped", "modes", "summary", "readings",
     ]  # fmt: skip
     assert list(found["modes"]) == ["params", "logits", "split"]

@@ -62,7 +62,7 @@ class Bodies:
                 str(self.folder(kind)),
                 Model(dtype="float32", device="cpu", attention=attention),
                 Adapter(rank=R, alpha=4.0, blocks=blocks),
-                task=task,
+                head="classes" if task == "classify" else "vocabulary",
                 classes=C if task == "classify" else 0,
                 seed=1,
             )

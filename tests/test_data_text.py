@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from triskel import job as jobs
 from triskel.data.rows import Rows
 from triskel.data.text import (
-    PLAIN,
     WINDOW,
     batch_of,
     lengths_of,
@@ -22,6 +21,7 @@ from triskel.data.text import (
     tokenise,
 )
 from triskel.errors import DataError
+from triskel.tasks.causal.spec import PLAIN
 from triskel.tensors import eval_plan
 
 CORPUS = [string.printable, "the answer is blue and the question was what colour the sky has"] * 3

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.job import Clients, Job, Override
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,7 +146,7 @@ def test_the_page_of_the_job_has_every_key_with_its_default() -> None:
     page = (ROOT / "docs" / "job.md").read_text(encoding="utf-8")
     written = dict(ROW.findall(page))
     known = dict(keys_of(Job))
-    for spec in registry.built_in():
+    for spec in MODES.built_in():
         known |= keys_of(spec.options, f"{spec.name}.")
         short = {key: spec.options.model_fields[key] for key in spec.short_client_keys}
         known |= {f"clients.each.<name>.{key}": field.default for key, field in short.items()}

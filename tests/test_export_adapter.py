@@ -83,7 +83,7 @@ def body_of(
         str(folder),
         Model.model_validate(options),
         Adapter.model_validate({"rank": 4, "alpha": 6.0, **adapter}),
-        task=task,  # type: ignore[arg-type]
+        head=tiny.ENDS[task],
         classes=len(CLASSES) if task == "classify" else 0,
         seed=3,
     )
@@ -114,12 +114,12 @@ def both(
     model: Any,  # noqa: ANN401 - of transformers or PEFT
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits of ragged texts: ours, and transformers' own."""
-    texts = tiny.examples(5, body.task, long=11)
+    texts = tiny.examples(5, "classify" if body.classes else "causal", long=11)
     batch = batch_of(texts, range(5), pool=body.blocks.pool)
     with torch.no_grad():
         ours = body.logits(body.parameters(tensors), batch)
         theirs = model(**tiny.called_with(batch, int(model.config.pad_token_id or 0))).logits
-    if body.task == "causal":
+    if not body.classes:
         theirs = theirs[batch.rows, batch.columns]
     return ours.float(), theirs.float()
 

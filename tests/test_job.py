@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import JobError
 from triskel.job import (
     ANY_DEPTH,
@@ -180,9 +180,9 @@ def test_a_mode_says_what_it_cannot_carry(text: str, mode: Any, reason: str | No
 
 
 def test_every_mode_says_what_it_needs_and_can_carry() -> None:
-    assert tuple(spec.name for spec in registry.built_in()) == MODE_NAMES
-    assert registry.spec("logits").traits.needs_public_data
-    for spec in registry.built_in():
+    assert tuple(spec.name for spec in MODES.built_in()) == MODE_NAMES
+    assert MODES.spec("logits").traits.needs_public_data
+    for spec in MODES.built_in():
         assert all(isinstance(v, bool) for v in dataclasses.asdict(spec.traits).values())
 
 

@@ -138,7 +138,7 @@ def test_params_exchanges_only_the_blocks_that_train(blocks: str, count: int, ro
 def test_lora_on_the_attention_of_gpt2_small_has_36864_numbers_a_rank() -> None:
     """One block of GPT-2 small: the other eleven are the same."""
     config = transformers.GPT2Config(vocab_size=8, n_positions=8, n_layer=1)
-    blocks = Blocks(transformers.GPT2LMHeadModel(config), "causal")
+    blocks = Blocks(transformers.GPT2LMHeadModel(config), "vocabulary")
     slots = insert(blocks, Adapter(rank=8), seed=0)
     tensors = {n: getattr(owner, attribute) for n, (owner, attribute) in slots.items()}
     sections = adapter_sections(tensors, Layout(head=(), block={}, scale=2.0))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import DataError
 from triskel.job import Job
 from triskel.job import parse as parse_job
@@ -39,7 +39,7 @@ from triskel.types import Message, Section
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
 SHA = "ab" * 32
-TABLES = {**SECTIONS, **{s.name: s.limits for s in registry.built_in() if s.limits}}
+TABLES = {**SECTIONS, **{s.name: s.limits for s in MODES.built_in() if s.limits}}
 NAMED = {"datasets": "tickets", "plugins": "sign"}
 """Tables that hold one table a name, and the name in the template."""
 POLICY = f"""

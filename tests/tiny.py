@@ -68,6 +68,8 @@ KERNELS = [
 TARGETS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "bert": ("query", "value")}
 HEADS = {"llama": "score", "gpt2": "score", "bert": "classifier"}
 JOINED = [("llama", "classify"), ("llama", "causal"), ("gpt2", "causal"), ("bert", "classify")]
+ENDS = {"classify": "classes", "causal": "vocabulary"}
+"""What a model of each task ends with."""
 
 
 def model(
@@ -181,7 +183,7 @@ def body(
     return Body(
         model(family, task, dtype=dtype, seed=seed, **options),
         tokenizer([f"w{i}" for i in range(3, VOCABULARY)]) if task == "causal" else None,
-        task=task,
+        head=ENDS[task],
         classes=0 if task == "causal" else CLASSES,
         adapter=job.adapter.model_copy(update={"targets": tuple(targets)}),
         seed=job.seed,

@@ -9,21 +9,21 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from triskel.core import registry
 from triskel.core.mode_spec import ModeSpec
+from triskel.core.registry import MODES, TASKS
 from triskel.job import Job
 
 
 def about_of(job: Job, mode: str) -> dict[str, Any]:
     """Return what a mode is under a job, as JSON values."""
-    spec = registry.spec(mode)
+    spec = MODES.spec(mode)
     options = spec.of(job)
-    return described(spec, options, job.data.task)
+    return described(spec, options, TASKS.spec(job.data.task).head)
 
 
-def described(spec: ModeSpec[Any], options: Any, task: str) -> dict[str, Any]:  # noqa: ANN401 - the mode's
+def described(spec: ModeSpec[Any], options: Any, head: str) -> dict[str, Any]:  # noqa: ANN401 - the mode's
     """Return what a mode is under options of its own, as JSON values."""
-    told = spec.disclosure(options, task)
+    told = spec.disclosure(options, head)
     return {
         "gloss": spec.gloss,
         "colour": spec.colour,
@@ -47,14 +47,34 @@ def about_in(result: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
     told = _inner(result, "about").get(mode)
     if isinstance(told, Mapping):
         return cast("Mapping[str, Any]", told)
-    if mode not in registry.NAMES:
+    if mode not in MODES.ours:
         return {}
-    spec, job = registry.spec(mode), _inner(result, "job")
+    spec, job = MODES.spec(mode), _inner(result, "job")
     try:
         options = spec.options.model_validate(dict(_inner(job, mode)))
     except ValidationError:
         options = spec.options()
-    return described(spec, options, str(_inner(job, "data").get("task", "")))
+    return described(spec, options, str(task_in(result).get("head", "")))
+
+
+def task_about(job: Job) -> dict[str, Any]:
+    """Return what the task of a job is, as JSON values."""
+    spec = TASKS.spec(job.data.task)
+    return {"name": spec.name, "head": spec.head, "figure": spec.figure}
+
+
+def task_in(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a result says of its task: empty where it says nothing and the task is not ours.
+
+    Early results say nothing; of a built-in task its spec then does.
+    """
+    if told := _inner(result, "task"):
+        return told
+    name = _inner(_inner(result, "job"), "data").get("task", TASKS.default)
+    if name not in TASKS.ours:
+        return {}
+    spec = TASKS.spec(name)
+    return {"name": spec.name, "head": spec.head, "figure": spec.figure}
 
 
 def _inner(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:

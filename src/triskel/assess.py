@@ -14,6 +14,7 @@ from triskel.baselines import local_row
 from triskel.bench import Bench, prepare
 from triskel.catalogue import one_run
 from triskel.compare import read_run
+from triskel.core.registry import TASKS
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation
 from triskel.data.files import load, select
@@ -110,7 +111,7 @@ def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> Bench:
     named = resolve(job.model.path, fetch=True, say=lambda text: watch(_note(text)))
     trained = read_sheet(run / ADAPTERS / folder).base
     place = next((one for one in (named, trained) if Path(one).is_dir()), job.model.path)
-    classes = job.data.classes if job.data.task == "classify" else ()
+    classes = job.data.classes if TASKS.spec(job.data.task).head == "classes" else ()
     bench = Bench(
         job=_with_model(job, path=place),
         federation=Federation(clients={}, public=Rows(), classes=classes),
@@ -223,7 +224,7 @@ def _dealt(bench: Bench, data: Path) -> dict[ClientId, Rows]:
     columns = load(data)
     wanted = dict(columns_of(job, labelled=True))
     for role in ("group", "label"):
-        unused = role == "group" or job.data.task == "causal"
+        unused = role == "group" or not TASKS.spec(job.data.task).labelled
         if unused and wanted.get(role) not in columns:
             wanted.pop(role, None)
     rows = select(columns, wanted, where=f"data file {data}")

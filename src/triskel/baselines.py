@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from triskel import records
 from triskel.bench import Bench
+from triskel.data.text import task_of
 from triskel.folder import safe
-from triskel.metrics import LARGEST_LOG, PerText, Score, Tally
+from triskel.metrics import LARGEST_LOG, PerText
 from triskel.model.train import Where
-from triskel.round import Engine, Scores, pooled
+from triskel.round import Engine, pooled
 from triskel.stages import alone, central, complete, everywhere
 from triskel.types import ClientId, Watch
 from triskel.worker import WHOLE
@@ -173,8 +172,12 @@ def _base(bench: Bench, folder: Path, watch: Watch) -> dict[str, Any]:
     """Score no training at all: the majority class, or the model as it came."""
     watch({"event": "stage_start", "stage": "base", "rounds": 0})
     body = bench.body()
-    if body.classes:
-        scores, what = _majority(bench)
+    train = {client: bench.share(client).train for client in bench.clients}
+    tests = {client: bench.share(client).test for client in bench.clients}
+    known = task_of(bench.job.data.task).untrained(train, tests, bench.federation.classes)
+    if known is not None:
+        found, what = known
+        scores = pooled(found, body.classes)
     else:
         scores, what = everywhere(bench, body, body.initial), "zero-shot"
     texts = scores.own_texts
@@ -185,19 +188,3 @@ def _base(bench: Bench, folder: Path, watch: Watch) -> dict[str, Any]:
     watch({"event": "stage_end", "stage": "base", "accuracy": figures["accuracy"]})
     both = {"everybody": figures, "own": figures}
     return {**figures, **both, "what": what, "per_client": scores.each}
-
-
-def _majority(bench: Bench) -> tuple[Scores, str]:
-    """Predict the most frequent training label; its loss is that of label shares, add-one."""
-    classes = bench.federation.classes
-    seen = Counter(x for c in bench.clients for x in bench.share(c).train.labels if x >= 0)
-    counts = torch.tensor([seen[c] + 1 for c in range(len(classes))], dtype=torch.float64)
-    found: dict[ClientId, Score] = {}
-    for client in bench.clients:
-        targets = torch.tensor(bench.share(client).test.labels, dtype=torch.int64)
-        tally = Tally(len(classes), len(targets))
-        logits = counts.log().expand(len(targets), -1)
-        tally.add(logits, targets, torch.arange(len(targets)))
-        found[client] = tally.score()
-    most = int(counts.argmax())  # the first of equals
-    return pooled(found, len(classes)), f"always {classes[most]}"

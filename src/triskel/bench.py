@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 from triskel.choices import Choices
+from triskel.core.registry import TASKS
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.federate import Federation, federate
 from triskel.data.rows import Rows
-from triskel.data.text import tokenise
+from triskel.data.text import task_of, tokenise
 from triskel.data.tokens import concatenated
 from triskel.errors import JobError
 from triskel.evaluate import Group, grouped
@@ -139,11 +140,12 @@ class Bench:
                 source,
                 model,
                 job.adapter.model_copy(update={"rank": rank}),
-                task=job.data.task,
+                head=TASKS.spec(job.data.task).head,
                 classes=len(self.federation.classes),
                 seed=job.seed,
                 place=place,
             )
+        body.objective = task_of(job.data.task).objective
         self.loaded.bodies[key] = body
         return body
 

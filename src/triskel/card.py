@@ -38,7 +38,7 @@ def card(sheet: Sheet, *, merged: bool = False) -> str:
 
 def _front(sheet: Sheet, *, merged: bool) -> str:
     asset = asset_of(sheet.base)
-    causal = sheet.task == "causal"
+    causal = not sheet.classes
     lines = [f"library_name: {'transformers' if merged else 'peft'}"]
     if asset:
         lines.append(f"license: {ASSETS[asset].licence.lower()}")

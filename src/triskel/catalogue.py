@@ -134,7 +134,7 @@ def entry_of(folder: Path) -> Entry:
     seeds = sorted(p for p in folder.glob("seed-*") if p.is_dir())
     if kind == "seeds":
         return _several(folder, job, asked, result, seeds)
-    rows, figure = _asked(asked), ranked_by(job)
+    rows, figure = _asked(asked), ranked_by({"job": job, **result})
     done = {*result.get("baselines", {}), *result.get("modes", {}), *result.get("skipped", {})}
     reached = {row: columns(result, row) or {} for row in rows}
     return Entry(
@@ -178,7 +178,7 @@ def flat(job: Json, before: str = "") -> dict[str, object]:
 
 def _several(folder: Path, job: Json, asked: Json, result: Json, places: Sequence[Path]) -> Entry:
     """Return what a folder of several seeds holds."""
-    figure, rows = ranked_by(job), _asked(asked)
+    figure, rows = ranked_by({"job": job, **result}), _asked(asked)
     runs = [_json(place / "result.json") for place in places]
     done = sum(all(_has(run, row) for row in rows) for run in runs)
     known = result.get("seeds") or asked.get("seeds")

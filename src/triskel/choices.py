@@ -15,7 +15,7 @@ import torch
 
 from triskel import evaluate
 from triskel.checkpoint import write_text
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import CheckpointError, ModelError
 from triskel.job import Model
 from triskel.model import fast, train
@@ -37,7 +37,7 @@ def grouping(modes: Sequence[str]) -> dict[str, float]:
         "most": train.MOST,
         "side_by_side": fast.MAX_SIDE_BY_SIDE,
         "scored": evaluate.BATCH_TOKENS,
-        **{name: value for mode in modes for name, value in registry.spec(mode).grouping.items()},
+        **{name: value for mode in modes for name, value in MODES.spec(mode).grouping.items()},
     }
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from triskel import __version__
-from triskel.about import about_of
+from triskel.about import about_of, task_about
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.bench import Bench, prepare
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
@@ -179,7 +179,7 @@ def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Re
     modes, baselines = list(asked["modes"]), list(asked["baselines"])
     judge, share = asked.get("judge", "test"), float(asked.get("drop_share", 0.0))
     for mode in modes if imports is None else ():
-        registry.spec(mode)
+        MODES.spec(mode)
     for names, known in ((baselines, EVERY), ([judge], JUDGES)):
         if strange := [name for name in names if name not in known]:
             raise ValueError(f"request.json names {strange[0]!r}")
@@ -211,6 +211,7 @@ def _run(
             "triskel": __version__,
             "job": dump(job),
             "about": {mode: about_of(job, mode) for mode in request.modes},
+            "task": task_about(job),
             "request": request.asked(),
             "environment": environment(bench),
             "data": venue.data(bench),
@@ -309,7 +310,7 @@ def _skipped(bench: Bench, request: Request) -> dict[str, str]:
     for mode in request.modes:
         reason = unsupported(bench.job, mode)
         if reason is None:
-            reason = unfit(registry.spec(mode), bench.setting(bench.watch))
+            reason = unfit(MODES.spec(mode), bench.setting(bench.watch))
         if reason is not None:
             found[mode] = reason
     return found
@@ -342,7 +343,7 @@ def _work(bench: Bench, stage: str, modes: Sequence[ModeName]) -> int:
     private = sum(bench.work(bench.active).values()) * job.train.epochs
     # clients alone at equal FLOPs compute as much as the costliest mode
     played = modes if stage == "local_equal" else [stage] if stage in modes else []
-    specs = [registry.spec(mode) for mode in played]
+    specs = [MODES.spec(mode) for mode in played]
     passes = max((spec.public_passes(spec.of(job)) for spec in specs), default=0)
     public = sum(len(ids) for ids in bench.public(bench.body()).ids) if passes else 0
     return job.rounds * (private + int(len(bench.active) * public * passes))

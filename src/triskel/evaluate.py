@@ -10,7 +10,7 @@ from triskel.data.tokens import concatenated
 from triskel.errors import MessageError
 from triskel.exchange import number
 from triskel.message import expect
-from triskel.metrics import Score, Tally
+from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.tensors import eval_plan
 from triskel.types import ClientId, Examples, Message, Section, Tensors
@@ -22,7 +22,7 @@ BATCH_TOKENS = 2048
 
 def evaluate(body: Body, tensors: Tensors, examples: Examples) -> Score:
     """Return the score of a body with these tensors on some examples."""
-    tally = Tally(body.classes, len(examples))
+    tally = body.objective.counts(body.classes, len(examples))
     if not len(examples):
         return tally.score()
     parameters = body.parameters(tensors)
@@ -90,7 +90,7 @@ def evaluate_each(
 
 def _together(body: Body, tensors: Tensors, group: Group) -> list[Score]:
     held = torch.tensor(group.owners, dtype=torch.int64).bincount(minlength=len(group.clients))
-    found = [Tally(body.classes, int(count)) for count in held]
+    found = [body.objective.counts(body.classes, int(count)) for count in held]
     if not len(group.examples):
         return [tally.score() for tally in found]
     parameters = body.parameters(tensors)

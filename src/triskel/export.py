@@ -21,6 +21,7 @@ from triskel import __version__
 from triskel.about import about_in
 from triskel.card import CARD, card
 from triskel.catalogue import one_run
+from triskel.core.registry import TASKS
 from triskel.data.assets import resolve
 from triskel.errors import CheckpointError, JobError, ModelError
 from triskel.job import Job, dump, is_name, parse
@@ -56,6 +57,8 @@ def save_adapter(
     tensors: Tensors,
     classes: tuple[str, ...],
     training: Training | None = None,
+    *,
+    task: str | None = None,
 ) -> None:
     """Write an adapter as a PEFT folder; one that is there already is replaced.
 
@@ -63,15 +66,16 @@ def save_adapter(
         folder: Where to.
         body: The model it belongs to.
         tensors: All of the body's trainable tensors.
-        classes: Class names by index; empty for `causal`.
+        classes: Class names by index; empty where there are none.
         training: How it came about, for the card.
+        task: What it was trained for; the first task of ours with such a head if left out.
 
     Raises:
         ModelError: The tensors are not this body's.
         CheckpointError: The disk is full or not writable; a folder that was there stays.
     """
     sheet = Sheet(
-        task=body.task,
+        task=task or next(one.name for one in TASKS.built_in() if one.head == body.ends),
         classes=classes,
         pooling=body.blocks.pool,
         base=peft_folder.base_of(body),
@@ -276,12 +280,12 @@ def _spread(result: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:
     row = seen.modes.get(stage) or seen.baselines.get(stage)
     if row is None:
         return {}
-    name = "perplexity" if seen.causal else "accuracy"
+    name = "perplexity" if seen.by_loss else "accuracy"
     each = [one for one in row.per_client.values() if one.examples != 0]
     figures = [value for one in each if (value := getattr(one, name)) is not None]
     told: dict[str, dict[str, Any]] = {}
     if len(figures) > 1:
-        told["worst"] = {name: max(figures) if seen.causal else min(figures)}
+        told["worst"] = {name: max(figures) if seen.by_loss else min(figures)}
     if (counts := better_off(seen, stage)) is not None:
         names = ("better", "better_sure", "worse_sure", "clients")
         told["alone"] = dict(zip(names, counts, strict=True))

@@ -26,9 +26,9 @@ from pydantic import (
     model_validator,
 )
 
-from triskel.core import registry
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
+from triskel.core.registry import MODES, TASKS, Registry
 from triskel.errors import JobError
 from triskel.untrusted import TOML_MOST, text_of, toml_of
 
@@ -44,7 +44,7 @@ LONGEST_SHOWN = 80
 """Characters of a value that an error repeats."""
 ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
-MODE_NAMES: tuple[ModeName, ...] = registry.NAMES
+MODE_NAMES: tuple[ModeName, ...] = MODES.ours
 """The modes that come with Triskel, which are compared unless others are named."""
 IMPORTS = "imports"
 MODES_STAND_BEFORE = "evaluate"
@@ -85,7 +85,7 @@ class Adapter(Options):
 class Data(Options):
     """Where the examples are, and what is to be learnt from them."""
 
-    task: Literal["classify", "causal"] = "classify"
+    task: str = TASKS.default
     source: Literal["opinions", "hub", "csv", "jsonl", "parquet", "clients"] = "opinions"
     train: str = ""
     test: str = ""
@@ -101,6 +101,11 @@ class Data(Options):
     classes: tuple[str, ...] = ()
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
+        return _known_name(TASKS, value, info)
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -129,7 +134,7 @@ class Override(Options):
             return given
         own = cast("Mapping[str, Any]", given)
         short: dict[str, Any] = {}
-        for spec in registry.built_in():
+        for spec in MODES.built_in():
             mine = {key: own[key] for key in spec.short_client_keys if key in own}
             if mine:
                 some = partial(spec.options, spec.client_keys)(**mine)
@@ -208,7 +213,7 @@ class Job(Options):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str = "opinions"
-    mode: ModeName = registry.DEFAULT
+    mode: ModeName = MODES.default
     seed: Count = 0
     rounds: Positive = 2
     model: Model = Model()
@@ -227,15 +232,15 @@ class Job(Options):
         if not isinstance(given, Mapping):
             return given
         found = dict(cast("Mapping[str, Any]", given))
-        named = found.get("mode", registry.DEFAULT)
+        named = found.get("mode", MODES.default)
         if (
             isinstance(named, str)
             and named not in found
-            and named in registry.names()
+            and named in MODES.names()
             and not _kept(named, info)
         ):
             found[named] = {}
-        for spec in registry.built_in():
+        for spec in MODES.built_in():
             found.setdefault(spec.name, {})
         foreign = _foreign(found, cls.model_fields, info)
         rest = {k: v for k, v in found.items() if k not in foreign}
@@ -245,16 +250,14 @@ class Job(Options):
     @field_validator("mode")
     @classmethod
     def _known_mode(cls, value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
-        if value not in registry.names() and not _kept(value, info):
-            raise ValueError(f"must be one of {', '.join(registry.names())}, got {value!r}")
-        return value
+        return _known_name(MODES, value, info)
 
     @model_serializer(mode="wrap")
     def _in_order(self, write: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
         """Return sections of modes where they always stood, the built-in ones first."""
         found = write(self)
         extra = (self.__pydantic_extra__ or {}).keys()
-        order = (*registry.NAMES, *sorted(extra - set(registry.NAMES)))
+        order = (*MODES.ours, *sorted(extra - set(MODES.ours)))
         modes = {name: found.pop(name) for name in order if name in found}
         head = dict[str, Any]()
         for key in list(found):
@@ -264,8 +267,8 @@ class Job(Options):
         return {**head, **modes, **found}
 
     @model_validator(mode="after")
-    def _coherent(self) -> Self:
-        for problem in _contradictions(self):
+    def _coherent(self, info: Any) -> Self:  # noqa: ANN401 - pydantic's
+        for problem in _contradictions(self, info):
             raise ValueError(problem)
         return self
 
@@ -290,21 +293,21 @@ class Job(Options):
     def specs(self) -> tuple[ModeSpec[Any], ...]:
         """The modes whose sections this job holds: the built-in ones, then others by name."""
         extra = self.__pydantic_extra__ or {}
-        names = (*registry.NAMES, *sorted(extra.keys() - set(registry.NAMES)))
-        return tuple(registry.spec(name) for name in names if isinstance(extra.get(name), Options))
+        names = (*MODES.ours, *sorted(extra.keys() - set(MODES.ours)))
+        return tuple(MODES.spec(name) for name in names if isinstance(extra.get(name), Options))
 
     @property
     def public_count(self) -> int:
         """How many public texts are held out or read: `data.public_count`, however it was given."""
         if self.data.public_count is not None:
             return self.data.public_count
-        specs = [spec for spec in registry.built_in() if spec.public_key]
+        specs = [spec for spec in MODES.built_in() if spec.public_key]
         return max((getattr(spec.of(self), spec.public_key) for spec in specs), default=0)
 
     def playing(self, modes: Iterable[str]) -> Self:
         """Return the job with a section for each of these modes, the default where it has none."""
         extra = self.__pydantic_extra__ or {}
-        more = {name: registry.spec(name).options() for name in modes if name not in extra}
+        more = {name: MODES.spec(name).options() for name in modes if name not in extra}
         return self.model_copy(update=more) if more else self
 
     def client(self, name: str) -> Override:
@@ -313,9 +316,20 @@ class Job(Options):
 
 
 def _kept(key: str, info: Any) -> bool:  # noqa: ANN401 - pydantic's
-    """Return whether a name is of a mode that may not be imported, so that it is kept untyped."""
+    """Return whether a name is of what may not be imported, so that it is kept as it is."""
     imports = (info.context or {}).get(IMPORTS)
-    return imports is not None and key not in registry.NAMES and key not in imports
+    return imports is not None and key not in (*MODES.ours, *TASKS.ours, *imports)
+
+
+def _known_name(registry: Registry[Any], value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
+    """Return a name that there is here, or that may not be looked for.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if value not in registry.names() and not _kept(value, info):
+        raise ValueError(f"must be one of {', '.join(registry.names())}, got {value!r}")
+    return value
 
 
 def _foreign(given: Mapping[str, Any], own: Collection[str], info: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -326,14 +340,14 @@ def _foreign(given: Mapping[str, Any], own: Collection[str], info: Any) -> dict[
 
 def _of_mode(name: str) -> type[Options] | None:
     """Return what a section of this name is, if a mode is called so."""
-    return registry.spec(name).options if name in registry.names() else None
+    return MODES.spec(name).options if name in MODES.names() else None
 
 
 def _of_client(name: str) -> type[Options] | None:
     """Return what a mode's section of one client is; None where nothing may differ."""
-    if name not in registry.names():
+    if name not in MODES.names():
         return None
-    spec = registry.spec(name)
+    spec = MODES.spec(name)
     return partial(spec.options, spec.client_keys) if spec.client_keys else None
 
 
@@ -347,7 +361,7 @@ def _one_count(found: dict[str, Any]) -> None:
     count = (
         cast("Mapping[str, Any]", data).get("public_count") if isinstance(data, Mapping) else None
     )
-    for spec in registry.built_in() if isinstance(count, int) else ():
+    for spec in MODES.built_in() if isinstance(count, int) else ():
         name, key, section = spec.name, spec.public_key, found[spec.name]
         if isinstance(section, Options):
             section = section.model_dump(exclude_unset=True)
@@ -361,8 +375,8 @@ def _one_count(found: dict[str, Any]) -> None:
         found[name] = {**own, key: count}
 
 
-def _contradictions(job: Job) -> Iterator[str]:
-    yield from _about_data(job.data)
+def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
+    yield from _about_data(job.data, may_import=not _kept(job.data.task, info))
     yield from _about_clients(job)
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
@@ -378,21 +392,13 @@ def _contradictions(job: Job) -> Iterator[str]:
                 yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
 
 
-def _about_data(data: Data) -> Iterator[str]:
+def _about_data(data: Data, *, may_import: bool) -> Iterator[str]:
     if data.source == "hub" and not data.hub:
         yield 'data.hub must name a dataset such as "org/name" when data.source is "hub"'
     if data.source not in {"hub", "opinions"} and not data.train:
         yield f'data.train must name a file or folder when data.source is "{data.source}"'
-    if data.task == "classify":
-        if data.source != "opinions" and not (data.text and data.label):
-            yield "data.text and data.label must name columns for a classify task"
-        return
-    if data.source == "opinions":
-        yield 'data.source "opinions" is a classify task; give your own data for causal'
-    if bool(data.prompt) != bool(data.response):
-        yield "data.prompt and data.response go together; give both, or data.text alone"
-    if not (data.prompt or data.text):
-        yield "data.prompt and data.response, or data.text, must name columns for causal"
+    if may_import:
+        yield from TASKS.spec(data.task).problems(data)
 
 
 def _about_clients(job: Job) -> Iterator[str]:
@@ -408,7 +414,7 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
 
     `compare` skips a mode with the reason; `run` refuses the job with it.
     """
-    can = registry.spec(mode).traits
+    can = MODES.spec(mode).traits
     each = job.clients.each
     other = sorted({e.model for e in each.values() if e.model and e.model != job.model.path})
     ranks = sorted({e.rank for e in each.values() if e.rank and e.rank != job.adapter.rank})
@@ -505,8 +511,9 @@ def parse(
         overrides: `section.key=value` pairs, applied in order.
         where: What errors call it.
         base: The folder that relative paths are relative to; None leaves them.
-        imports: The modes of other packages that may be imported; sections of others are kept as
-            they are, which is enough where these are not played. None: whatever is named.
+        imports: The modes and tasks of other packages that may be imported; what a job says of
+            others is kept as it is, which is enough where these are not played. None: whatever is
+            named.
 
     Raises:
         JobError: The text is not TOML, or does not describe a job that can run.
@@ -625,7 +632,9 @@ def _sentence(error: ValidationError) -> str:
         near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         if len(place) == 1 and isinstance(got, Mapping) and not near:
-            hint += "; a mode of another package must be installed beside Triskel (`triskel modes`)"
+            hint += (
+                "; a mode of another package must be installed beside Triskel (`triskel plugins`)"
+            )
         return f"unknown key {key!r}; {hint}"
     text = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
@@ -647,9 +656,9 @@ def _known(place: Sequence[str]) -> list[str]:
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         part = inner
-    modes = registry.names() if part is Job else ()
+    modes = MODES.names() if part is Job else ()
     return sorted({*part.model_fields, *modes})
 
 
 def _short_keys() -> set[str]:
-    return {key for spec in registry.built_in() for key in spec.short_client_keys}
+    return {key for spec in MODES.built_in() for key in spec.short_client_keys}

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.terminal import Plain
 from triskel.types import Event
 
@@ -343,7 +343,7 @@ def _title(name: str) -> str:
 
 
 def _colour(stage: str) -> str:
-    return registry.spec(stage).colour if stage in registry.names() else ""
+    return MODES.spec(stage).colour if stage in MODES.names() else ""
 
 
 def _styled(name: str) -> str:

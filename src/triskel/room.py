@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from triskel.core import registry
 from triskel.core.mode_spec import Memory
+from triskel.core.registry import MODES
 from triskel.job import Job, ModeName
 from triskel.model.body import Body
 from triskel.model.cost import Costs, Piece
@@ -36,7 +36,7 @@ def kept(body: Body, costs: Costs, job: Job, modes: Collection[ModeName], client
     rows, tokens = job.train.batch, job.train.max_tokens
 
     def of(rows: int) -> int:
-        scored = rows * tokens if body.task == "causal" else rows
+        scored = rows * tokens if body.ends == "vocabulary" else rows
         return costs.bytes_of(Piece("train"), rows, tokens, scored)
 
     joined = -(-MOST // tokens)
@@ -51,7 +51,7 @@ def kept(body: Body, costs: Costs, job: Job, modes: Collection[ModeName], client
         bytes_of=of,
     )
     found = [float(step)]
-    for spec in map(registry.spec, modes):
+    for spec in map(MODES.spec, modes):
         differ = [c for c, own in sorted(job.clients.each.items()) if own.of(spec)]
         found.append(spec.bytes_kept([spec.of(job), *(spec.of(job, c) for c in differ)], memory))
     return max(found)

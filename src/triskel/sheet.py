@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from triskel.core.registry import TASKS
 from triskel.data.assets import ASSETS, cache_folder
-from triskel.data.text import PLAIN
 from triskel.errors import CheckpointError
 from triskel.job import Job, Judge
 from triskel.untrusted import json_in
@@ -78,7 +78,7 @@ class Sheet:
     """What a saved adapter is.
 
     Attributes:
-        task: `classify` or `causal`.
+        task: The task that it was trained for.
         classes: Class names by index; empty for `causal`.
         pooling: The token a class is read off: `last` or `first`.
         base: The base model: a folder or a hub id.
@@ -93,7 +93,7 @@ class Sheet:
         versions: Versions of the packages that wrote it.
     """
 
-    task: Literal["classify", "causal"]
+    task: str
     classes: tuple[str, ...]
     pooling: Literal["last", "first"]
     base: str
@@ -127,7 +127,6 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
 
     `scores` are the final figures as a result holds them, columns `everybody` and `own` within.
     """
-    prompted = job.data.task == "causal" and bool(job.data.prompt)
     return Training(
         job=job.name,
         mode=mode,
@@ -136,7 +135,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         clients=clients,
         seed=job.seed,
         max_tokens=job.train.max_tokens,
-        prompt=(job.data.template or PLAIN) if prompted else "",
+        prompt=layout_of(job),
         personal=bool(about.get("personal")),
         how=str(about.get("trained_own" if own else "trained", "")),
         privacy=str(about.get("privacy", "")),
@@ -147,6 +146,11 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         down_bytes=traffic[1] if traffic else None,
         judge=judge,
     )
+
+
+def layout_of(job: Job) -> str:
+    """Return how prompt and response are laid out, as far as the task's package is here."""
+    return TASKS.spec(job.data.task).layout(job.data) if job.data.task in TASKS.names() else ""
 
 
 def _column(scores: Mapping[str, float | Mapping[str, float]], name: str) -> Mapping[str, float]:

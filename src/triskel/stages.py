@@ -15,7 +15,7 @@ from triskel import records
 from triskel.about import about_of
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
 from triskel.folder import safe, stamped
@@ -37,7 +37,7 @@ EVERYONE = "everyone"
 
 def mode_of(name: ModeName, setting: ModeSetting) -> Mode[Any, Any, Worker]:
     """Return a mode by its name, built for a job."""
-    return algorithm_of(registry.spec(name)).build(setting)
+    return algorithm_of(MODES.spec(name)).build(setting)
 
 
 def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
@@ -149,7 +149,8 @@ def complete(
     for name, body, tensors, owner in _left(stage, outcome, bench) if stage.saves else ():
         place = folder / "adapters" / name
         training = _training(stage, bench, found, owner)
-        save_adapter(place, body, tensors, bench.federation.classes, training)
+        task, classes = bench.job.data.task, bench.federation.classes
+        save_adapter(place, body, tensors, classes, training, task=task)
     write_text(done, json.dumps(found))
     seconds = found["totals"]["seconds"]
     watch({"event": "stage_end", "stage": stage.name, **found["final"], "seconds": seconds})

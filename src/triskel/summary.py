@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from triskel import records
+from triskel.about import task_in
 from triskel.metrics import LARGEST_LOG
 from triskel.outcomes import Figure, Outcomes
 from triskel.records import COLUMNS, DROPS, Record
@@ -78,14 +79,15 @@ def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> di
     there = [n for n in names if all(n in run for run in runs)]
     if not there:
         return None
-    causal = results[0]["job"]["data"]["task"] == "causal"
-    figure: Figure = "loss" if causal else "accuracy"
-    found: dict[str, Any] = {"figure": "perplexity" if causal else "accuracy", "level": LEVEL}
+    named = str(task_in(results[0]).get("figure"))
+    by_loss = named == "perplexity"
+    figure: Figure = "loss" if by_loss else "accuracy"
+    found: dict[str, Any] = {"figure": named, "level": LEVEL}
     for name in there:
         found[name] = {
             column: told
             for column in COLUMNS
-            if (told := _mean(runs, name, column, causal=causal)) is not None
+            if (told := _mean(runs, name, column, by_loss=by_loss)) is not None
         }
         if (worst := _worst(results, name, found["figure"])) is not None:
             found[name]["worst"] = worst
@@ -171,15 +173,15 @@ def _read(folder: Path, rows: Iterable[str]) -> dict[str, Record]:
     return {row: one for row, one in kept.items() if one is not None}
 
 
-def _mean(runs: Runs, row: str, column: str, *, causal: bool) -> dict[str, Any] | None:
+def _mean(runs: Runs, row: str, column: str, *, by_loss: bool) -> dict[str, Any] | None:
     """Return a row's figure in one column; None where a run did not measure it."""
     taken = [_outcomes(run[row], column, _measured(run[row], column)) for run in runs]
     known = [one for one in taken if one is not None]
     if len(known) < len(runs):
         return None
-    interval = mean_of(known, "loss" if causal else "accuracy")
+    interval = mean_of(known, "loss" if by_loss else "accuracy")
     ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    if causal:
+    if by_loss:
         ends = {k: math.exp(min(v, LARGEST_LOG)) if v < math.inf else v for k, v in ends.items()}
     return _told(ends) | {"n": interval.n}
 

@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from triskel.core import registry
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options
+from triskel.core.registry import MODES
 from triskel.job import load
 from triskel.report.units import joined
 
@@ -168,9 +168,9 @@ def text(more: Sequence[str] = ()) -> str:
         PluginError: There is no such mode, or its package is broken.
     """
     demo = load(None)
-    specs = [*registry.built_in(), *(registry.spec(m) for m in more if m not in registry.NAMES)]
+    specs = [*MODES.built_in(), *(MODES.spec(m) for m in more if m not in MODES.ours)]
     names = joined([spec.name for spec in specs], "or")
-    mode = f"mode = {json.dumps(registry.DEFAULT)}"
+    mode = f"mode = {json.dumps(MODES.default)}"
     sections = ("\n".join(section(s.name, s.gloss, s.options, s.of(demo))) for s in specs)
     parts = {
         "@MODE@": [*_line(mode, f"what `triskel run` runs: {names}")],

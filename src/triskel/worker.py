@@ -72,7 +72,8 @@ class Worker:
         learner = Learner(
             self.body, tensors, train, learning_rate(train, where.round, self.job.rounds)
         )
-        steps = ([Term(batch)] for batch in self.batches(where, train.epochs))
+        loss_ = self.body.objective.loss
+        steps = ([Term(batch, loss_)] for batch in self.batches(where, train.epochs))
         loss = yield from self.fit(learner, steps, where)
         return learner, loss
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from triskel import cli
 from triskel.compare import Request, resume, run
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, PluginError
 from triskel.job import Job, dump, parse, to_toml
@@ -169,7 +169,7 @@ def test_the_page_has_its_words_and_is_the_same_without_its_package(
         '"triangle-up"',
     ):
         assert words in page, words
-    assert "sign" not in registry.names()
+    assert "sign" not in MODES.names()
     (run_ / "report.html").unlink()
     triskel("report", run_)
     assert (run_ / "report.html").read_bytes() == with_
@@ -178,7 +178,7 @@ def test_the_page_has_its_words_and_is_the_same_without_its_package(
 def test_its_adapter_is_exported_and_evaluated_without_its_package(
     finished: Path, tmp_path: Path
 ) -> None:
-    assert "sign" not in registry.names()
+    assert "sign" not in MODES.names()
     triskel("export", finished, tmp_path / "out", "--mode", "sign")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "By exchange of signs (mode `sign` of the package own-mode). 3 clients" in card
@@ -197,7 +197,7 @@ def test_a_job_of_a_mode_that_is_not_here_is_refused_in_a_sentence(tmp_path: Pat
     (tmp_path / "job.toml").write_text("[sign]\nstep = 1.0\n")
     got = RUNNER.invoke(cli.app, ["run", str(tmp_path / "job.toml")])
     assert got.exit_code == 2
-    assert "a mode of another package must be installed beside Triskel" in got.stderr
+    assert "a mode of another package must be installed" in got.stderr
 
 
 # --- found, and kept apart --------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_job_of_a_mode_that_is_not_here_is_refused_in_a_sentence(tmp_path: Pat
 
 @pytest.mark.usefixtures("installed")
 def test_a_job_of_others_is_the_same_with_it_installed() -> None:
-    assert "sign" in registry.names()
+    assert "sign" in MODES.names()
     assert "sign" not in dump(Job())
     assert list(dump(parse('mode = "sign"')))[9:14] == [
         "params", "logits", "split", "sign", "evaluate",
@@ -228,8 +228,8 @@ def test_its_options_are_typed_and_the_nearest_key_is_named() -> None:
 
 def test_nothing_of_it_is_imported_before_it_is_named(package: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom triskel.core import registry\nfrom triskel.job import parse\n"
-        "assert 'sign' in registry.names()\nregistry.origin('sign')\nparse('mode = \"split\"')\n"
+        "import sys\nfrom triskel.core.registry import MODES\nfrom triskel.job import parse\n"
+        "assert 'sign' in MODES.names()\nMODES.origin('sign')\nparse('mode = \"split\"')\n"
         "assert 'own_mode' not in sys.modules\n"
         "parse('mode = \"sign\"')\nassert 'own_mode' in sys.modules\n"
         "assert 'torch' not in sys.modules\n"
@@ -251,7 +251,7 @@ def test_a_broken_package_stops_only_who_names_it(
         assert parse('mode = "params"').mode == "params"
         with pytest.raises(PluginError, match=r"mode 'sign' of package own-mode cannot be loaded"):
             parse('mode = "sign"')
-        shown = triskel("modes").stdout
+        shown = triskel("plugins").stdout
     assert "cannot be used" in shown
     monkeypatch.undo()
 
@@ -268,17 +268,17 @@ def test_two_packages_with_one_name_are_refused_and_a_built_in_name_stays_ours(
     with plugins.beside(package, "own_mode"), plugins.beside(other, "own_mode"):
         with pytest.raises(PluginError, match=r"several packages \(own-mode, squatter\)"):
             parse('mode = "sign"')
-        assert registry.spec("params").algorithm == "triskel.modes.params.mode:Params"
-        assert registry.origin("params") is None
+        assert MODES.spec("params").algorithm == "triskel.modes.params.mode:Params"
+        assert MODES.origin("params") is None
 
 
 @pytest.mark.usefixtures("installed")
 def test_whose_code_it_is_is_listed(package: Path) -> None:
-    origin = registry.origin("sign")
+    origin = MODES.origin("sign")
     assert origin is not None
     assert (origin.package, origin.version) == ("own-mode", "1.0")
     sha256 = hashlib.sha256()
     for name in ("__init__.py", "mode.py"):
         sha256.update(f"{name}\n".encode() + (package / "own_mode" / name).read_bytes())
     assert origin.sha256 == sha256.hexdigest()
-    assert "own-mode 1.0" in triskel("modes").stdout
+    assert "own-mode 1.0" in triskel("plugins").stdout

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.engines.flare import host
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -127,11 +127,11 @@ def test_both_sides_must_have_the_same_package(
 ) -> None:
     there = house(tmp_path)
     allow(there, PINNED)
-    monkeypatch.setattr(host, "own_plugins", lambda _: {"plugin_sign": "own-mode 2.0 (ab)"})
+    monkeypatch.setattr(host, "own_plugins", lambda *_: {"mode sign": "own-mode 2.0 (ab)"})
     ended = Meeting(there, there.spec("sign")).play()
     assert not ended["done"]
     assert (
-        "the server has own-mode 2.0 (ab) for mode 'sign' and this side has own-mode 1.0"
+        "the server has own-mode 2.0 (ab) for mode sign and this side own-mode 1.0"
         in ended["error"]
     )
 
@@ -161,4 +161,4 @@ def test_what_leaves_is_held_to_the_policy_by_its_kind_not_by_the_packages_word(
     for name in SITES:
         log = (there.root / name / "triskel" / "audit.jsonl").read_text()
         assert '"left"' not in log
-    assert "sign" not in registry.names()
+    assert "sign" not in MODES.names()

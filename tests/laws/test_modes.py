@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import MessageError, TriskelError
 from triskel.evaluate import evaluate, score_of
 from triskel.job import MODE_NAMES, Job, ModeName, unsupported
@@ -494,7 +494,7 @@ def test_with_shared_labels_the_server_counts_what_evaluation_in_place_scores(ta
 def test_a_mode_needs_public_texts_exactly_where_it_fails_without(name: ModeName) -> None:
     mode, workers = built(name)
     none = [replace(w, public=tiny.examples(0)) for w in workers]
-    if registry.spec(name).traits.needs_public_data:
+    if MODES.spec(name).traits.needs_public_data:
         with pytest.raises(TriskelError):
             drive(mode, mode.start(), none)
     else:
@@ -506,8 +506,8 @@ def test_a_sum_of_updates_is_enough_exactly_where_the_mode_says_so(name: ModeNam
     mode, workers = built(name)
     seen = drive(mode, mode.start(), workers)
     carried = bool(seen.updates["ann"].sections)
-    assert registry.spec(name).traits.linear_in_updates == carried
-    assert not registry.spec(name).traits.needs_individual_updates
+    assert MODES.spec(name).traits.linear_in_updates == carried
+    assert not MODES.spec(name).traits.needs_individual_updates
     if not carried:
         return
 
@@ -541,7 +541,7 @@ def test_a_job_is_refused_exactly_where_clients_differ_in_what_a_mode_cannot_car
     def job(**own: object) -> Job:
         return tiny.job(name, clients={"each": {"ann": own}})
 
-    can = registry.spec(name).traits
+    can = MODES.spec(name).traits
     assert (unsupported(job(model="gpt2"), name) is None) == can.mixed_models
     assert (unsupported(job(rank=3), name) is None) == can.mixed_ranks
     assert unsupported(job(), name) is None
@@ -552,7 +552,7 @@ def test_ranks_differ_exactly_where_the_mode_says_so(name: ModeName) -> None:
     mode, (ann, bob) = built(name)
     wider = ann.job.model_copy(update={"adapter": ann.job.adapter.model_copy(update={"rank": 3})})
     workers = [ann, replace(bob, body=tiny.body("llama", wider))]
-    if registry.spec(name).traits.mixed_ranks:
+    if MODES.spec(name).traits.mixed_ranks:
         drive(mode, mode.start(), workers)
     else:
         with pytest.raises(MessageError):
@@ -561,7 +561,7 @@ def test_ranks_differ_exactly_where_the_mode_says_so(name: ModeName) -> None:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_only_split_has_a_cut_to_differ_in(name: ModeName) -> None:
-    assert registry.spec(name).client_keys == (("cut",) if name == "split" else ())
+    assert MODES.spec(name).client_keys == (("cut",) if name == "split" else ())
     each_cuts = {"each": {"ann": {"cut": (0, 2)}, "bob": {"cut": (2, 4)}}}
     mode, workers = built(name, clients=each_cuts)
     seen = drive(mode, mode.start(), workers)

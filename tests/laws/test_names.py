@@ -1,4 +1,4 @@
-"""Nothing in the house names a mode: whoever needs to know one reads the registry."""
+"""Nothing in the house names a mode or a task: whoever needs to know one reads the registry."""
 
 import ast
 from collections.abc import Iterator
@@ -8,27 +8,30 @@ from triskel.core import registry
 
 SOURCE = Path(registry.__file__).parent.parent
 TABLE = Path(registry.__file__)
+FAMILIES = {"modes": registry.MODES.ours, "tasks": registry.TASKS.ours}
+NAMES = {name for names in FAMILIES.values() for name in names}
 EXCEPTIONS: dict[str, str] = {
     "stages.py": "training alone and on all data is parameter exchange with one client",
     "aggregate/knowledge.py": "one way to average predictions is called after the field's logits",
 }
-"""Files that name a mode, each with its reason; three at most."""
+"""Files that name a mode or a task, each with its reason; three at most."""
 
 
 def named(tree: ast.AST) -> Iterator[str]:
-    """Every built-in mode that code names: as a string, as a job's attribute, or by an import."""
+    """Every mode and task that code names: as a string, as a job's attribute, or by an import."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and node.value in registry.NAMES:
+        if isinstance(node, ast.Constant) and node.value in NAMES:
             yield str(node.value)
-        if isinstance(node, ast.Attribute) and node.attr in registry.NAMES and _is_job(node.value):
+        if isinstance(node, ast.Attribute) and node.attr in NAMES and _is_job(node.value):
             yield node.attr
         modules = [one.name for one in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             modules = [node.module or "", *(f"{node.module}.{one.name}" for one in node.names)]
         for module in modules:
-            for name in registry.NAMES:
-                if f"{module}.".startswith(f"triskel.modes.{name}."):
-                    yield name
+            for family, names in FAMILIES.items():
+                for name in names:
+                    if f"{module}.".startswith(f"triskel.{family}.{name}."):
+                        yield name
 
 
 def _is_job(node: ast.expr) -> bool:
@@ -40,7 +43,7 @@ def test_no_code_but_a_modes_own_names_a_built_in_mode() -> None:
     found: dict[str, set[str]] = {}
     for file in sorted(SOURCE.rglob("*.py")):
         place = file.relative_to(SOURCE)
-        own = place.parts[1] if place.parts[0] == "modes" and len(place.parts) > 2 else ""
+        own = place.parts[1] if place.parts[0] in FAMILIES and len(place.parts) > 2 else ""
         others = set(named(ast.parse(file.read_text(encoding="utf-8")))) - {own}
         if others and file != TABLE:
             found[place.as_posix()] = others
@@ -56,6 +59,8 @@ def test_the_search_finds_each_way_to_name_a_mode() -> None:
         ("from triskel.modes.params.mode import Params", ["params", "params"]),
         ("from triskel.modes import split", ["split"]),
         ("import triskel.modes.logits.spec", ["logits"]),
+        ("from triskel.tasks.causal.spec import PLAIN", ["causal", "causal"]),
+        ('if job.data.task == "classify": ...', ["classify"]),
         ('"a, b".split(",")', []),
         ("x = model(ids).logits", []),
     ):

@@ -24,12 +24,12 @@ from typer.core import TyperGroup
 from triskel import __version__
 from triskel.catalogue import kind_of, taken
 from triskel.cli import federation, runs, site, sweep
-from triskel.cli import modes as modes_
+from triskel.cli import plugins as plugins_
 from triskel.cli.options import Name, rows_in, seeds_in
 from triskel.cli.options import names_in as _names
 from triskel.cli.options import next_folder as _next_folder
 from triskel.cli.output import conclude, console_for, write_text
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import JobError, TriskelError
 from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
@@ -124,11 +124,11 @@ def options(
 
 
 def _mode_names() -> list[str]:
-    return list(registry.names())
+    return list(MODES.names())
 
 
 def _trained_names() -> list[str]:
-    return [*registry.names(), "central", "local"]
+    return [*MODES.names(), "central", "local"]
 
 
 SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
@@ -242,14 +242,14 @@ def run(
             "and `triskel compare` needs none"
         )
     asked = load(job, settings or ())
-    chosen = _one_of(registry.names(), mode) or asked.mode
+    chosen = _one_of(MODES.names(), mode) or asked.mode
     beside = _names("baseline", baselines, BASELINE_NAMES, empty=True)
     _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
 
 
 app.command()(sweep.sweep)
 app.command()(runs.runs)
-app.command()(modes_.modes)
+app.command()(plugins_.plugins)
 
 
 def _start(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from triskel.cli.output import safe_name
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import JobError
 from triskel.job import ModeName
 
@@ -48,11 +48,11 @@ def rows_in(
     Raises:
         JobError: A name is unknown, or there is nothing to run.
     """
-    chosen = names_in("mode", modes, registry.names(), empty=True)
+    chosen = names_in("mode", modes, MODES.names(), empty=True)
     beside = names_in("baseline", baselines, known, empty=True)
     if not chosen and not beside:
         raise JobError(
-            f"nothing to run: name --modes ({', '.join(registry.names())}) or --baselines "
+            f"nothing to run: name --modes ({', '.join(MODES.names())}) or --baselines "
             f"({', '.join(known)})"
         )
     return chosen, beside

@@ -178,7 +178,8 @@ class ModeSpec(Generic[O]):
         algorithm: `package.module:Class`, imported when it is played. The class has
             `build(setting)`, which returns the mode, and may have `unfit(setting)`, which says why
             it cannot be played on these models and texts (`setting.Algorithm`).
-        disclosure: What leaves a client, of the options and the task.
+        disclosure: What leaves a client: of the options, and of what the model ends with (a head
+            over `classes` or the `vocabulary`).
         payload: What a client sends in a round: of its options, its local epochs and its sizes.
         traits: What it needs and can carry.
         client_keys: Options that may differ by client, as `clients.each.<client>.<mode>.<key>`.

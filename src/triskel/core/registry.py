@@ -1,12 +1,13 @@
-"""Where modes are found: built-in ones by this table, others by their packages' entry points.
+"""Where modes and tasks are found: built-in ones by these tables, others by entry points.
 
 A package offers a mode with
 
     [project.entry-points."triskel.modes"]
     sign = "own_mode:SPEC"
 
-Nothing of it is imported before a job, a policy or a user names the mode, so a package that is
-broken stops only who names it. A built-in name always means the built-in mode.
+and a task in the group `triskel.tasks`. Nothing of it is imported before a job, a policy or a user
+names it, so a package that is broken stops only who does. A built-in name always means the built-in
+thing.
 """
 
 import functools
@@ -17,26 +18,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from triskel.code import source_sha256
 from triskel.core.mode_spec import ModeSpec
+from triskel.core.task_spec import TaskSpec
 from triskel.errors import PluginError
 
-GROUP = "triskel.modes"
-BUILT_IN: Mapping[str, str] = {
-    "params": "triskel.modes.params.spec:SPEC",
-    "logits": "triskel.modes.logits.spec:SPEC",
-    "split": "triskel.modes.split.spec:SPEC",
-}
-"""The one place that names the built-in modes."""
-NAMES: tuple[str, ...] = tuple(BUILT_IN)
-DEFAULT = NAMES[0]
+
+@runtime_checkable
+class Named(Protocol):
+    """Whatever a registry keeps."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+
+S = TypeVar("S", bound=Named)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Whose code a mode is.
+    """Whose code it is.
 
     Attributes:
         package: The distribution that offers it; empty where it is not known.
@@ -49,101 +54,168 @@ class Origin:
     sha256: str
 
 
-def names() -> tuple[str, ...]:
-    """Return every mode there is here, built-in ones first; nothing is imported."""
-    return (*NAMES, *sorted(plugins()))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Registry(Generic[S]):
+    """One family of things that are plugged in.
 
-
-def built_in() -> tuple[ModeSpec[Any], ...]:
-    """Return the modes that come with Triskel, in their order."""
-    return tuple(spec(name) for name in NAMES)
-
-
-@functools.cache
-def plugins() -> Mapping[str, Sequence[EntryPoint]]:
-    """Return where modes of other packages are, by name; nothing is imported."""
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
-        if point.name not in BUILT_IN:
-            found.setdefault(point.name, []).append(point)
-    return found
-
-
-@functools.cache
-def spec(name: str) -> ModeSpec[Any]:
-    """Return what a mode is, its package imported at the first call.
-
-    Raises:
-        PluginError: There is no such mode, several packages offer it, or its package is broken.
+    Attributes:
+        noun: What one of them is called.
+        group: The group of entry points by which packages offer theirs.
+        kind: What an entry point must lead to.
+        places: Built-in ones: `package.module:attribute` by name, in their order.
     """
-    place = BUILT_IN.get(name)
-    whose = f"mode {name!r}"
-    if place is None:
-        point = _point(name)
-        place, whose = point.value, f"mode {name!r} of package {_package(point)}"
-    module, _, attribute = place.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute or "SPEC")
-    except Exception as error:
-        raise PluginError(
-            f"{whose} cannot be loaded from {place}: {type(error).__name__}: {error}; mend or "
-            "remove the package"
-        ) from error
-    if not isinstance(found, ModeSpec):
-        raise PluginError(f"{whose}: {place} is no ModeSpec but {type(found).__name__}")
-    if found.name != name:
-        raise PluginError(f"{whose}: {place} calls itself {found.name!r}; both must be one name")
-    return found
+
+    noun: str
+    group: str
+    kind: type[Any]
+    places: Mapping[str, str]
+
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """The names of those that come with Triskel, in their order."""
+        return tuple(self.places)
+
+    @property
+    def default(self) -> str:
+        """The one that is meant where none is named."""
+        return self.ours[0]
+
+    def names(self) -> tuple[str, ...]:
+        """Return every one there is here, built-in ones first; nothing is imported."""
+        return (*self.ours, *sorted(_points(self.group).keys() - self.places.keys()))
+
+    def built_in(self) -> tuple[S, ...]:
+        """Return those that come with Triskel, in their order."""
+        return tuple(self.spec(name) for name in self.ours)
+
+    def spec(self, name: str) -> S:
+        """Return what one is, its package imported at the first call.
+
+        Raises:
+            PluginError: There is none of this name, several packages offer it, or its package is
+                broken.
+        """
+        return cast("S", _loaded(self, name))
+
+    def origin(self, name: str) -> Origin | None:
+        """Return whose code one of another package is, without importing it; None if built in.
+
+        Raises:
+            PluginError: There is none of this name, several packages offer it, or its source is
+                not here.
+        """
+        if name in self.places:
+            return None
+        point = self.point(name)
+        dist = point.dist
+        module = point.value.partition(":")[0].partition(".")[0]
+        return Origin(
+            package=package_of(point),
+            version=dist.version if dist is not None else "",
+            sha256=_source_sha256(module, f"{self.noun} {name!r}"),
+        )
+
+    def point(self, name: str) -> EntryPoint:
+        """Return where one of another package is.
+
+        Raises:
+            PluginError: There is none of this name, or several packages offer it.
+        """
+        points = _points(self.group).get(name, ())
+        if not points:
+            raise PluginError(
+                f"there is no {self.noun} {name!r} here; there are {', '.join(self.names())}. A "
+                f"{self.noun} of another package must be installed beside Triskel"
+            )
+        if len(points) > 1:
+            whose = ", ".join(sorted(map(package_of, points)))
+            raise PluginError(
+                f"{self.noun} {name!r} is offered by several packages ({whose}); remove all but one"
+            )
+        return points[0]
 
 
-def origin(name: str) -> Origin | None:
-    """Return whose code a mode of another package is, without importing it; None if built in.
+MODES: Registry[ModeSpec[Any]] = Registry(
+    noun="mode",
+    group="triskel.modes",
+    kind=ModeSpec,
+    places={
+        "params": "triskel.modes.params.spec:SPEC",
+        "logits": "triskel.modes.logits.spec:SPEC",
+        "split": "triskel.modes.split.spec:SPEC",
+    },
+)
+TASKS: Registry[TaskSpec] = Registry(
+    noun="task",
+    group="triskel.tasks",
+    kind=TaskSpec,
+    places={
+        "classify": "triskel.tasks.classify.spec:SPEC",
+        "causal": "triskel.tasks.causal.spec:SPEC",
+    },
+)
 
-    Raises:
-        PluginError: There is no such mode, several packages offer it, or its source is not here.
-    """
-    if name in BUILT_IN:
-        return None
-    point = _point(name)
-    dist = point.dist
-    return Origin(
-        package=_package(point),
-        version=dist.version if dist is not None else "",
-        sha256=_source_sha256(point.value.partition(":")[0].partition(".")[0], name),
-    )
+FAMILIES: tuple[Registry[Any], ...] = (MODES, TASKS)
 
 
 def forget() -> None:
     """Look again at what is installed."""
-    for cached in (plugins, spec, _source_sha256):
+    for cached in (_points, _loaded, _source_sha256):
         cached.cache_clear()
 
 
-def _point(name: str) -> EntryPoint:
-    points = plugins().get(name, ())
-    if not points:
-        raise PluginError(
-            f"there is no mode {name!r} here; there are {', '.join(names())}. A mode of another "
-            "package must be installed beside Triskel"
-        )
-    if len(points) > 1:
-        whose = ", ".join(sorted(map(_package, points)))
-        raise PluginError(
-            f"mode {name!r} is offered by several packages ({whose}); remove all but one"
-        )
-    return points[0]
-
-
-def _package(point: EntryPoint) -> str:
+def package_of(point: EntryPoint) -> str:
+    """Return the distribution that offers an entry point; empty where it is not known."""
     return point.dist.name if point.dist is not None else ""
 
 
+def imported(place: str, whose: str) -> Any:  # noqa: ANN401 - whatever is there
+    """Import `package.module:attribute`.
+
+    Raises:
+        PluginError: It is not there, or cannot be imported; `whose` says what needs it.
+    """
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise PluginError(
+            f"{whose} cannot be loaded from {place}: {type(error).__name__}: {error}; mend or "
+            "remove its package"
+        ) from error
+
+
 @functools.cache
-def _source_sha256(module: str, name: str) -> str:
+def _points(group: str) -> Mapping[str, Sequence[EntryPoint]]:
+    """Return where things of other packages are, by name; nothing is imported."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+@functools.cache
+def _loaded(registry: Registry[Any], name: str) -> Named:
+    place, whose = registry.places.get(name), f"{registry.noun} {name!r}"
+    if place is None:
+        point = registry.point(name)
+        place, whose = point.value, f"{whose} of package {package_of(point)}"
+    found = imported(place, whose)
+    if not isinstance(found, registry.kind):
+        wanted = registry.kind.__name__
+        raise PluginError(f"{whose}: {place} is no {wanted} but {type(found).__name__}")
+    spec = cast("Named", found)
+    if spec.name != name:
+        raise PluginError(f"{whose}: {place} calls itself {spec.name!r}; both must be one name")
+    return spec
+
+
+@functools.cache
+def _source_sha256(module: str, whose: str) -> str:
     """Return the SHA-256 of a top-level module's source."""
     loaded = sys.modules.get(module)
     found = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
     if found is None or found.origin is None:
-        raise PluginError(f"mode {name!r}: the source of module {module!r} is not here")
+        raise PluginError(f"{whose}: the source of module {module!r} is not here")
     file = Path(found.origin)
     return source_sha256(file.parent if found.submodule_search_locations else file)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from triskel.core.registry import TASKS
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
 from triskel.data.rows import Rows
@@ -128,7 +129,7 @@ def federate_none(
         DataError: The public set is not what the job says.
     """
     empty = Holding(train=Rows(), test=Rows())
-    classes = job.data.classes if job.data.task == "classify" else ()
+    classes = job.data.classes if TASKS.spec(job.data.task).head == "classes" else ()
     return Federation(
         clients=dict.fromkeys(sorted(clients), empty),
         public=replace(named_public(job, datasets), label=()),

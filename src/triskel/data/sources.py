@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from triskel.core.registry import TASKS
 from triskel.data import assets
 from triskel.data.files import FORMATS, Columns, Role, load, select
 from triskel.data.holdout import hold_out, shuffled
@@ -116,6 +117,9 @@ def _named_rows(name: str, datasets: Mapping[str, Dataset], wanted: Mapping[Role
     return join(parts)
 
 
+UNREAD = "{key} is given and is not read {why}; leave it out, or change that"
+
+
 def columns_of(job: Job, *, labelled: bool) -> Mapping[Role, str]:
     """Return the column that plays each role in this job.
 
@@ -125,11 +129,7 @@ def columns_of(job: Job, *, labelled: bool) -> Mapping[Role, str]:
     """
     data = job.data
     opinions = data.source == "opinions"
-    wanted: dict[Role, str] = {}
-    if data.task == "causal" and data.prompt:
-        wanted |= {"prompt": data.prompt, "response": data.response}
-    else:
-        wanted["text"] = data.text or ("text" if opinions else "")
+    wanted = dict(cast("Mapping[Role, str]", TASKS.spec(data.task).columns(data)))
     if labelled and (data.label or opinions):
         wanted["label"] = data.label or "label"
     by = job.clients.by or ("silo" if opinions else "")
@@ -142,22 +142,19 @@ def _refuse_unused(job: Job) -> None:
     """Refuse keys that this source or task would leave unread."""
     data = job.data
     source = f'when data.source is "{data.source}"'
-    pairs = data.task == "causal" and bool(data.prompt)
     for key, value, used, why in (
         ("data.train", data.train, data.source != "opinions", source),
         ("data.test", data.test, data.source != "opinions", source),
         ("data.hub", data.hub, data.source == "hub", source),
         ("data.config", data.config, data.source == "hub", source),
         ("clients.by", job.clients.by, data.source != "clients", source),
-        ("data.text", data.text, not pairs, "beside data.prompt and data.response"),
-        ("data.prompt", data.prompt, data.task == "causal", "for a classify task"),
-        ("data.response", data.response, data.task == "causal", "for a classify task"),
-        ("data.template", data.template, pairs, "without data.prompt and data.response"),
-        ("data.classes", data.classes, data.task == "classify", "for a causal task"),
     ):
         if value and not used:
-            raise DataError(f"{key} is given and is not read {why}; leave it out, or change that")
-    if data.source == "clients" and data.task == "classify" and not data.classes:
+            raise DataError(UNREAD.format(key=key, why=why))
+    spec = TASKS.spec(data.task)
+    for key, why in spec.unread(data):
+        raise DataError(UNREAD.format(key=key, why=why))
+    if data.source == "clients" and spec.head == "classes" and not data.classes:
         raise DataError(
             'data.classes must list the labels when data.source is "clients", because no party '
             "sees all of them"
@@ -325,7 +322,7 @@ def _own(path: Path, wanted: Mapping[Role, str], name: str) -> Rows:
 
 def _classes(job: Job, train: Rows) -> tuple[str, ...]:
     data = job.data
-    if data.task == "causal":
+    if TASKS.spec(data.task).head != "classes":
         return ()
     if not data.classes:
         classes = tuple(sorted(set(train.label)))
@@ -335,7 +332,7 @@ def _classes(job: Job, train: Rows) -> tuple[str, ...]:
             raise DataError("data.classes names a label twice")
         _check_labels(train, classes, where="the training rows", given=True)
     if len(classes) < 2:  # noqa: PLR2004 - a choice needs two
-        raise DataError(f"a classify task needs two classes or more, got {list(classes)}")
+        raise DataError(f"a {data.task} task needs two classes or more, got {list(classes)}")
     return classes
 
 

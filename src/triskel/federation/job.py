@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from triskel.core import registry
+from triskel.core.registry import MODES, TASKS
 from triskel.errors import JobError
 from triskel.federation.harden import CLIENT_CLASS, CONTROLLER, EXECUTOR, SERVER_CLASS
 from triskel.job import Job, ModeName, is_name, load, parse, to_toml, unsupported
@@ -86,9 +86,9 @@ def unfit(job: Job) -> str | None:
                 f"data.{key} must be the name of a dataset in the sites' policies, got {name!r}; "
                 "write the file into the policy (`triskel site init`)"
             )
-    if data.task == "classify" and not data.classes:
+    if TASKS.spec(data.task).head == "classes" and not data.classes:
         return 'data.classes must list the classes, such as ["no", "yes"]; no site sees them all'
-    if registry.spec(job.mode).traits.needs_public_data and not data.public:
+    if MODES.spec(job.mode).traits.needs_public_data and not data.public:
         return f"data.public must name a dataset that all parties hold; {job.mode} predicts on it"
     if not data.public and job.public_count:
         return "data.public_count must be 0 without data.public; --set data.public_count=0"

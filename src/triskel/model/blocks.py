@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from triskel.core.task_spec import Head
 from triskel.errors import ModelError
 
-Task = Literal["classify", "causal"]
 Mask = Float[Tensor, "rows 1 queries tokens"] | None
 
 
@@ -31,7 +31,7 @@ class Family:
         types: Values of `config.model_type` it covers.
         blocks: Path of the list of blocks.
         norm: Path of the final norm, or "" when blocks end normalised.
-        heads: Path of the task head for each supported task.
+        heads: Path of the head for each supported kind.
         pooler: Path of a frozen pooler between norm and head, or "".
         causal: Whether a token sees only what is to its left.
         embed: Token ids to what enters the first block.
@@ -42,7 +42,7 @@ class Family:
     types: tuple[str, ...]
     blocks: str
     norm: str
-    heads: Mapping[Task, str]
+    heads: Mapping[Head, str]
     pooler: str
     causal: bool
     embed: Callable[[Any, Int[Tensor, "batch tokens"]], Float[Tensor, "batch tokens width"]]
@@ -78,7 +78,7 @@ FAMILIES: tuple[Family, ...] = (
         types=LLAMA_LIKE,
         blocks="model.layers",
         norm="model.norm",
-        heads={"classify": "score", "causal": "lm_head"},
+        heads={"classes": "score", "vocabulary": "lm_head"},
         pooler="",
         causal=True,
         embed=_embed_llama,
@@ -87,7 +87,7 @@ FAMILIES: tuple[Family, ...] = (
         types=("gpt2",),
         blocks="transformer.h",
         norm="transformer.ln_f",
-        heads={"classify": "score", "causal": "lm_head"},
+        heads={"classes": "score", "vocabulary": "lm_head"},
         pooler="",
         causal=True,
         embed=_embed_gpt2,
@@ -97,7 +97,7 @@ FAMILIES: tuple[Family, ...] = (
         types=("bert",),
         blocks="bert.encoder.layer",
         norm="",
-        heads={"classify": "classifier"},
+        heads={"classes": "classifier"},
         pooler="bert.pooler",
         causal=False,
         embed=_embed_bert,
@@ -107,7 +107,7 @@ FAMILIES: tuple[Family, ...] = (
         types=("roberta", "xlm-roberta"),
         blocks="roberta.encoder.layer",
         norm="",
-        heads={"classify": "classifier"},
+        heads={"classes": "classifier"},
         pooler="",
         causal=False,
         embed=_embed_roberta,
@@ -116,19 +116,19 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def family_of(model_type: str, task: Task) -> Family:
+def family_of(model_type: str, head: Head) -> Family:
     """Return the family of an architecture.
 
     Raises:
-        ModelError: The architecture, or the task on it, is not supported; says what is.
+        ModelError: The architecture, or such a head on it, is not supported; says what is.
     """
     for family in FAMILIES:
         if model_type in family.types:
-            if task in family.heads:
+            if head in family.heads:
                 return family
-            decoders = [t for f in FAMILIES if task in f.heads for t in f.types]
+            decoders = [t for f in FAMILIES if head in f.heads for t in f.types]
             raise ModelError(
-                f"model type {model_type!r} cannot do task {task!r}; these can: "
+                f"model type {model_type!r} has no head over the {head}; these have: "
                 f"{', '.join(decoders)}"
             )
     known = [t for f in FAMILIES for t in f.types]
@@ -147,19 +147,19 @@ class Blocks:
         positions: Most tokens of a text; None where there is no such limit.
     """
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    def __init__(self, model: nn.Module, head: Head) -> None:
         """Find the parts of `model`.
 
         Raises:
-            ModelError: The architecture or the task is not supported.
+            ModelError: The architecture, or such a head on it, is not supported.
         """
         self.model: Any = model
         self.config: Any = self.model.config
-        self.family = family_of(self.config.model_type, task)
+        self.family = family_of(self.config.model_type, head)
         self.list = cast("nn.ModuleList", model.get_submodule(self.family.blocks))
         self.count = len(self.list)
         self.width = int(self.config.hidden_size)
-        self.head_name = self.family.heads[task]
+        self.head_name = self.family.heads[head]
         self.head: Any = model.get_submodule(self.head_name)
         self.norm = model.get_submodule(self.family.norm) if self.family.norm else None
         self.pooler: Any = model.get_submodule(self.family.pooler) if self.family.pooler else None

@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from triskel.core.task_spec import Head
 from triskel.errors import ModelError
 from triskel.job import Adapter
 from triskel.model.adapters import insert, scale_of, without_adapter
-from triskel.model.blocks import Blocks, Task
+from triskel.model.blocks import Blocks
 from triskel.model.fast import Crew, FastBlocks, Parameters, why_not
 from triskel.model.prefix import Prefix
 from triskel.model.vocabulary import vocabulary_losses
+from triskel.objective import Objective
 from triskel.tensors import wide
 from triskel.types import Batch, Tensors
 
@@ -80,7 +82,8 @@ class Body:
     Attributes:
         blocks: The parts of the model.
         tokenizer: Its tokenizer.
-        task: `classify` or `causal`.
+        ends: What the model ends with: `classes` or `vocabulary`.
+        objective: What is made small, and how predictions are counted.
         classes: Number of classes; 0 for `causal`.
         vocabulary: Tokens that can be predicted, up to the tokenizer's last: heads of models of one
             tokenizer are padded to various lengths beyond it. 0 for `classify`.
@@ -100,7 +103,7 @@ class Body:
         model: nn.Module,
         tokenizer: Any,
         *,
-        task: Task,
+        head: Head,
         classes: int,
         adapter: Adapter,
         seed: int,
@@ -112,11 +115,12 @@ class Body:
             ModelError: The model, its blocks or the adapter do not fit each other.
         """
         model.eval().requires_grad_(False)  # noqa: FBT003 - torch's signature
-        self.blocks = Blocks(model, task)
+        self.blocks = Blocks(model, head)
         self.tokenizer = tokenizer
-        self.task: Task = task
+        self.ends: Head = head
+        self.objective = Objective()
         self.classes = classes
-        self.vocabulary = self._known() if task == "causal" else 0
+        self.vocabulary = self._known() if head == "vocabulary" else 0
         self.adapter = adapter
         self.path = str(path)
         self._slots = insert(self.blocks, adapter, seed=seed)
@@ -136,7 +140,7 @@ class Body:
     def reseed(self, seed: int) -> None:
         """Start from what a body that is loaded with this seed starts from; the base stays."""
         if seed != self.seed:
-            bare = Blocks(without_adapter(self.blocks.model), self.task)
+            bare = Blocks(without_adapter(self.blocks.model), self.ends)
             self.seed, self.initial = seed, _values(insert(bare, self.adapter, seed=seed))
 
     def use(self, choice: Choice) -> None:
@@ -286,7 +290,7 @@ class Body:
         """
         with torch.no_grad():
             (rows,) = self._scored([parameters], [batch])
-        tokens = len(next(self.blocks.head.parameters())) if self.task == "causal" else 1
+        tokens = len(next(self.blocks.head.parameters())) if self.ends == "vocabulary" else 1
         each = max(1, AT_ONCE // tokens)
         for start in range(0, max(1, len(rows)), each):
             part = slice(start, start + each)
@@ -319,7 +323,7 @@ class Body:
         None where that is not to be had: on the reference path, and without a frozen linear head.
         """
         head = self.blocks.head
-        plain = self.task == "causal" and "bias" not in dict(head.named_parameters())
+        plain = self.ends == "vocabulary" and "bias" not in dict(head.named_parameters())
         capped = getattr(self.blocks.config, "final_logit_softcapping", None)
         if self.choice.path != "fast" or not plain or capped:
             return None

@@ -290,7 +290,7 @@ def count(body: Body, piece: Piece) -> Cost:
 
 
 def _shapes(body: Body) -> list[Shape]:
-    return list(dict.fromkeys(s if body.task == "causal" else (*s[:2], s[0]) for s in SHAPES))
+    return list(dict.fromkeys(s if body.ends == "vocabulary" else (*s[:2], s[0]) for s in SHAPES))
 
 
 def _measured(

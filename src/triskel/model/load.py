@@ -13,9 +13,10 @@ import torch
 import transformers
 from torch import nn
 
+from triskel.core.task_spec import Head
 from triskel.errors import ModelError
 from triskel.job import Adapter, Model
-from triskel.model.blocks import Task, family_of
+from triskel.model.blocks import family_of
 from triskel.model.body import Body
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -36,7 +37,7 @@ def load(  # noqa: PLR0913 - what a body is made of
     model: Model,
     adapter: Adapter,
     *,
-    task: Task,
+    head: Head,
     classes: int,
     seed: int,
     place: str | None = None,
@@ -47,7 +48,7 @@ def load(  # noqa: PLR0913 - what a body is made of
         source: A local folder or a hub id.
         model: How it computes.
         adapter: What trains.
-        task: `classify` puts a fresh head on it; `causal` keeps its own, frozen.
+        head: `classes` puts a fresh one on it; `vocabulary` keeps its own, frozen.
         classes: Number of classes, for `classify`.
         seed: The job's seed; the start of adapter and head is a function of it.
         place: Another path to the same folder, which is read through it; what is loaded is then a
@@ -58,7 +59,7 @@ def load(  # noqa: PLR0913 - what a body is made of
     """
     read = place or source
     config = _config(source, read)
-    family = family_of(config.model_type, task)
+    family = family_of(config.model_type, head)
     options: dict[str, Any] = {
         "trust_remote_code": False,
         "dtype": dtype_of(model),
@@ -66,7 +67,7 @@ def load(  # noqa: PLR0913 - what a body is made of
         "use_safetensors": True,
     }
     kind: Any = transformers.AutoModelForCausalLM
-    if task == "classify":
+    if head == "classes":
         kind = transformers.AutoModelForSequenceClassification
         options |= {"num_labels": classes, "ignore_mismatched_sizes": True}  # the head is new
     try:
@@ -75,12 +76,12 @@ def load(  # noqa: PLR0913 - what a body is made of
             loaded, notes = kind.from_pretrained(read, **options, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
-    _whole(source, notes["missing_keys"], family.heads[task] if task == "classify" else "")
+    _whole(source, notes["missing_keys"], family.heads[head] if head == "classes" else "")
     loaded = cast("nn.Module", loaded).to(device_of(model))
     if place is not None:
         _copy(loaded)
     return Body(
-        loaded, tokenizer, task=task, classes=classes, adapter=adapter, seed=seed, path=source
+        loaded, tokenizer, head=head, classes=classes, adapter=adapter, seed=seed, path=source
     )
 
 

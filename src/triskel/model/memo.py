@@ -37,7 +37,7 @@ def place_of(folder: Path, body: Body, *more: str) -> Path:
         json.dumps(config.to_dict(), sort_keys=True, default=str),
         str(getattr(config, "_attn_implementation", "")),
         body.adapter.model_dump_json(),
-        f"{body.task} {body.dtype} {body.device} {body.classes}",
+        f"{body.ends} {body.dtype} {body.device} {body.classes}",
         *more,
     ]
     sha256 = hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from triskel.core.task_spec import Head
 from triskel.errors import ModelError
 from triskel.model.adapters import SLOT, canonical, config_of
-from triskel.model.blocks import Task
 from triskel.model.body import Body
 from triskel.model.load import quiet
 from triskel.types import Tensors
@@ -156,7 +156,7 @@ def _check(tensors: Tensors, body: Body, *, where: str) -> None:
 def _options(body: Body) -> dict[str, Any]:
     """Return `adapter_config.json`, its lists in one order."""
     config: Any = config_of(body.blocks, body.adapter)
-    classify = body.task == "classify"
+    classify = body.ends == "classes"
     config.task_type = peft.TaskType.SEQ_CLS if classify else peft.TaskType.CAUSAL_LM
     config.base_model_name_or_path = base_of(body)
     config.inference_mode = True
@@ -246,10 +246,10 @@ def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], p
     Raises:
         ModelError: The base cannot be loaded, or the adapter cannot be merged into it.
     """
-    task: Task = "classify" if classes else "causal"
+    head: Head = "classes" if classes else "vocabulary"
     try:
         with quiet():
-            model, tokenizer, stored = _base(source, task, classes)
+            model, tokenizer, stored = _base(source, head, classes)
             wrapped: Any = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"model {source!r} with {adapter} cannot be loaded: {error}") from error
@@ -270,7 +270,7 @@ def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], p
         tokenizer.save_pretrained(str(target))
 
 
-def _base(source: str, task: Task, classes: Sequence[str]) -> tuple[Any, Any, torch.dtype]:
+def _base(source: str, head: Head, classes: Sequence[str]) -> tuple[Any, Any, torch.dtype]:
     """Return a base in float32, its tokenizer, and the type it is stored in."""
     config: Any = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     options: dict[str, Any] = {
@@ -279,7 +279,7 @@ def _base(source: str, task: Task, classes: Sequence[str]) -> tuple[Any, Any, to
         "trust_remote_code": False,
     }
     kind: Any = transformers.AutoModelForCausalLM
-    if task == "classify":
+    if head == "classes":
         kind = transformers.AutoModelForSequenceClassification
         options |= {
             "id2label": dict(enumerate(classes)),

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.adamw import adamw
 
 from triskel.errors import TrainingError
 from triskel.job import Train
 from triskel.model.body import Body
 from triskel.model.fast import MAX_SIDE_BY_SIDE
+from triskel.objective import Loss, label_loss
 from triskel.rng import derive
-from triskel.tensors import wide
 from triskel.types import Batch, Local, Tensors, Work
 
 R = TypeVar("R")
@@ -130,15 +128,6 @@ def learning_rate(train: Train, round_: int, rounds: int) -> float:
     return train.lr
 
 
-def label_loss(logits: Float[Tensor, "scored classes"], batch: Batch) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy in nats over positions whose target is known."""
-    targets = batch.targets.to(logits.device)
-    known = int((batch.targets >= 0).sum())
-    sums = logits.to(wide(logits.dtype))
-    total = cross_entropy(sums, targets, ignore_index=-1, reduction="sum")
-    return total / max(known, 1)
-
-
 def finite(loss: Tensor, where: Where, step: int) -> float:
     """Return the loss as a number.
 
@@ -153,10 +142,6 @@ def finite(loss: Tensor, where: Where, step: int) -> float:
             "or look for broken rows in that client's data"
         )
     return value
-
-
-Loss = Callable[[Float[Tensor, "scored classes"], Batch], Float[Tensor, ""]]
-"""What is made small: a function of a batch's logits, in nats."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from triskel.core import registry
-from triskel.core.registry import Origin
+from triskel.core.registry import MODES, TASKS, Origin
 from triskel.job import Job
 from triskel.policy.budget import Amounts
 from triskel.policy.expected import models_tested
@@ -42,6 +41,7 @@ class Circumstances:
         train_rows: How many rows the job would train on here, after caps and after tokenising.
         test_rows: How many it would score models on; none tells nothing of any.
         plugin: Whose code the job's mode is here, where it is of another package and is here.
+        task: The same of the job's task.
         short: Keys of the budget that have no room for the job, as `budget.Spent.short` says.
     """
 
@@ -55,6 +55,7 @@ class Circumstances:
     train_rows: int | None = None
     test_rows: int | None = None
     plugin: Origin | None = None
+    task: Origin | None = None
     short: tuple[str, ...] = ()
 
 
@@ -102,8 +103,9 @@ def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refus
     _zoned(circumstances)
     first = [*_submitter(policy, circumstances), *_hours(policy, circumstances)]
     barred = decide_mode(policy, job.mode, circumstances.plugin)
-    if barred and job.mode not in registry.NAMES:  # whose code is not to be imported
-        return [*first, *barred]
+    foreign = decide_task(policy, job.data.task, circumstances.task)
+    if foreign or (barred and job.mode not in MODES.ours):  # whose code is not to be imported
+        return [*first, *barred, *foreign]
     return [
         *first,
         *barred,
@@ -131,6 +133,7 @@ def decide_for_server(policy: Policy, job: Job, circumstances: Circumstances) ->
         *_submitter(policy, circumstances),
         *_hours(policy, circumstances),
         *decide_mode(policy, job.mode, circumstances.plugin),
+        *decide_task(policy, job.data.task, circumstances.task),
         *_model(policy, job, circumstances),
         *_named(policy, job, named),
         *_limits(policy, job, circumstances),
@@ -197,14 +200,29 @@ def decide_mode(policy: Policy, mode: str, plugin: Origin | None) -> list[Refusa
     if mode not in policy.modes:
         asks = f"runs in mode {_show(mode)}"
         return [Refusal(key="modes", asks=asks, allows=f"allows {_names(policy.modes)}")]
-    if mode in registry.NAMES:
-        return []
-    pin = policy.plugins.get(mode)
+    return (
+        [] if mode in MODES.ours else _pinned(policy, mode, plugin, f"runs in mode {_show(mode)}")
+    )
+
+
+def decide_task(policy: Policy, task: str, plugin: Origin | None) -> list[Refusal]:
+    """Return why a task of another package may not be read; nothing of it is imported.
+
+    Args:
+        policy: The policy; whose plug-in it pins, that it allows.
+        task: Its name.
+        plugin: Whose code it is here, where it is of another package and there.
+    """
+    return [] if task in TASKS.ours else _pinned(policy, task, plugin, f"learns task {_show(task)}")
+
+
+def _pinned(policy: Policy, name: str, plugin: Origin | None, asks: str) -> list[Refusal]:
+    pin = policy.plugins.get(name)
     other = "pins no package of it" if pin is None else pin.against(plugin)
     if not other:
         return []
-    asks = f"runs in mode {_show(mode)}, which is of another package than Triskel"
-    return [Refusal(key=f"plugins.{mode}", asks=asks, allows=other)]
+    asks += ", which is of another package than Triskel"
+    return [Refusal(key=f"plugins.{name}", asks=asks, allows=other)]
 
 
 def _model(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
@@ -274,9 +292,9 @@ def wanted(job: Job) -> dict[str, set[str]]:
 
 
 def _leaving(policy: Policy, job: Job) -> Iterator[Refusal]:
-    keeps, spec = "keeps them", registry.spec(job.mode)
+    keeps, spec = "keeps them", MODES.spec(job.mode)
     options = spec.of(job, policy.site or None)
-    for key, asks in spec.disclosure(options, job.data.task).leaves.items():
+    for key, asks in spec.disclosure(options, TASKS.spec(job.data.task).head).leaves.items():
         if not getattr(policy.leave, key):
             yield Refusal(key=f"leave.{key}", asks=asks, allows=keeps)
     if spec.traits.needs_public_data and not job.data.public and not policy.leave.texts:
@@ -289,7 +307,7 @@ def _leaving(policy: Policy, job: Job) -> Iterator[Refusal]:
 
 def _of_mode(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
     """Refuse what the policy's section of the job's mode does not allow."""
-    spec = registry.spec(job.mode)
+    spec = MODES.spec(job.mode)
     if spec.limits is None:
         return
     options = spec.of(job, policy.site or None)

@@ -5,8 +5,8 @@ bytes, 2 under `bf16` and `fp16`, and 8 under `raw` in a float64 model. `int8` a
 4 as well, since what their scales take depends on shapes.
 """
 
-from triskel.core import registry
 from triskel.core.mode_spec import Sizes
+from triskel.core.registry import MODES
 from triskel.job import Job
 
 A_COUNT = 8
@@ -19,7 +19,7 @@ def round_bytes(job: Job, sizes: Sizes, client: str | None = None) -> int:
     >>> round_bytes(Job(), Sizes(blocks=[15_360] * 30, head=1_728))
     1850112
     """
-    spec = registry.spec(job.mode)
+    spec = MODES.spec(job.mode)
     sent = spec.payload(spec.of(job, client), job.train.epochs, sizes)
     floats, others = sent.floats, sent.fixed_bytes
     if sizes.tests:
@@ -30,7 +30,7 @@ def round_bytes(job: Job, sizes: Sizes, client: str | None = None) -> int:
 
 def models_tested(job: Job) -> int:
     """Return how many models a client tests after a round: the server's, and one of its own."""
-    return 2 if registry.spec(job.mode).traits.personal_models else 1
+    return 2 if MODES.spec(job.mode).traits.personal_models else 1
 
 
 def _width_of(job: Job) -> int:

@@ -9,15 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from triskel.core import registry
-from triskel.core.registry import Origin
+from triskel.core.registry import MODES, TASKS, Origin, Registry
 from triskel.data.assets import resolve
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, JobError, PluginError
 from triskel.job import Job
 from triskel.message import show
-from triskel.policy.decide import Circumstances, Refusal, decide, decide_mode
+from triskel.policy.decide import Circumstances, Refusal, decide, decide_mode, decide_task
 from triskel.policy.draws import files_of, key_of
 from triskel.policy.rules import Policy
 from triskel.policy.weights import Seals, Weights
@@ -121,25 +121,31 @@ def decided(
             model=name,
             model_sha256=model.sha256 if model else None,
             blocks=model.blocks if model and known else None,  # of others nothing is told
-            plugin=origin_of(job.mode),
+            plugin=origin_of(MODES, job.mode),
+            task=origin_of(TASKS, job.data.task),
         )
         found += decide(policy, job, here)
     return list(dict.fromkeys([*found, *_overlapping(policy, job)]))
 
 
-def origin_of(mode: str) -> Origin | None:
-    """Return whose code a mode of another package is here, without importing it."""
+def origin_of(registry: Registry[Any], name: str) -> Origin | None:
+    """Return whose code a mode or task of another package is here, without importing it."""
     try:
-        return registry.origin(mode)
+        return registry.origin(name)
     except PluginError as error:
         LOGGER.warning("%s", error)
         return None
 
 
 def importable(policy: Policy) -> set[str]:
-    """Return the modes of other packages that the policy allows, as they are installed here."""
-    plugins = set(policy.modes) - set(registry.NAMES)
-    return {mode for mode in plugins if not decide_mode(policy, mode, origin_of(mode))}
+    """Return the modes and tasks of other packages that the policy allows, as they are here."""
+    modes = {
+        mode
+        for mode in set(policy.modes) - set(MODES.ours)
+        if not decide_mode(policy, mode, origin_of(MODES, mode))
+    }
+    tasks = policy.plugins.keys() & set(TASKS.names()) - set(TASKS.ours)
+    return modes | {t for t in tasks if not decide_task(policy, t, origin_of(TASKS, t))}
 
 
 def _overlapping(policy: Policy, job: Job) -> list[Refusal]:

@@ -26,10 +26,9 @@ from pydantic import (
 )
 from pydantic.types import Strict
 
-from triskel.core import registry
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options, typed
-from triskel.core.registry import Origin
+from triskel.core.registry import MODES, Origin
 from triskel.errors import PluginError, TriskelError
 from triskel.job import CodecName
 from triskel.untrusted import TOML_MOST, data_of, toml_of
@@ -212,7 +211,7 @@ class Policy(Options):
         if not isinstance(given, Mapping):
             return given
         found = dict(cast("Mapping[str, Any]", given))
-        for spec in registry.built_in():
+        for spec in MODES.built_in():
             if spec.limits is not None:
                 found.setdefault(spec.name, {})
         pins = found.get("plugins")
@@ -221,8 +220,8 @@ class Policy(Options):
         rest = {k: v for k, v in found.items() if k not in other}
 
         def kind(name: str) -> type[Options] | None:
-            known = name in registry.NAMES or name in pinned
-            return registry.spec(name).limits if known else None
+            known = name in MODES.ours or name in pinned
+            return MODES.spec(name).limits if known else None
 
         return {**typed(rest, cls.model_fields, kind), **other}
 
@@ -231,9 +230,9 @@ class Policy(Options):
     def _are_known(cls, modes: tuple[str, ...], info: Any) -> tuple[str, ...]:  # noqa: ANN401
         pins = info.data.get("plugins") or {}
         for mode in modes:
-            if mode not in registry.NAMES and mode not in pins:
+            if mode not in MODES.ours and mode not in pins:
                 raise ValueError(
-                    f"names {mode!r}, and Triskel brings {', '.join(registry.NAMES)}; a mode of "
+                    f"names {mode!r}, and Triskel brings {', '.join(MODES.ours)}; a mode of "
                     f'another package needs its package as well: plugins.{mode}.package = "..."'
                 )
         return modes
@@ -260,7 +259,7 @@ def _trusted(mode: str, pins: object) -> bool:
     """Return whether a mode's package is the one that is pinned, so that it may be imported."""
     try:
         pin = Pin.model_validate(cast("Mapping[str, Any]", pins)[mode])
-        return mode in registry.names() and not pin.against(registry.origin(mode))
+        return mode in MODES.names() and not pin.against(MODES.origin(mode))
     except (ValidationError, PluginError):
         return False
 
@@ -396,6 +395,6 @@ M = TypeVar("M", bound=BaseModel)
 
 def _known(place: Sequence[str]) -> list[str]:
     if not place:
-        return sorted({*Policy.model_fields, *(s.name for s in registry.built_in() if s.limits)})
-    part = SECTIONS.get(place[0]) or registry.spec(place[0]).limits
+        return sorted({*Policy.model_fields, *(s.name for s in MODES.built_in() if s.limits)})
+    part = SECTIONS.get(place[0]) or MODES.spec(place[0]).limits
     return sorted(part.model_fields if part else ())

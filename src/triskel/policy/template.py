@@ -23,11 +23,11 @@ codecs = ["fp32"]            # how floats may travel: raw, fp32, bf16, fp16, int
 # columns = { text = "message", label = "team" }    # what jobs say = what the file says
 # public = false             # true: a job may use it as the texts that all parties read
 
-# A mode of another package: anybody can give a package's mode a name, so its package is named too.
+# A mode or task of another package: anybody can give one any name, so its package is named too.
 # [plugins.sign]
 # package = "own-mode"       # modes may then name "sign"
 # version = "1.0"            # left out: any
-# sha256 = ""                # of its source, as `triskel modes` prints it; left out: any
+# sha256 = ""                # of its source, as `triskel plugins` prints it; left out: any
 
 [leave]                      # what may leave, beyond what an allowed mode always sends
 activations = false          # hidden states of texts: the mode split; treat them as the texts

@@ -53,8 +53,10 @@ NOTHING = Cell(text=units.DASH)
 def columns(result: Result) -> tuple[Column, ...]:
     """Return the columns after the name."""
     what = quality(result).capitalize()
-    second = "Token\naccuracy" if result.causal else "Macro-F1"
-    gap = "Of the\ncentral gain" if result.causal else "Of\ncentral"
+    second = "Token\naccuracy" if result.by_loss else "Macro-F1"
+    if _by_right_tokens(result):
+        second = "Perplexity"
+    gap = "Of the\ncentral gain" if result.by_loss else "Of\ncentral"
     scored = [
         Column(key="everybody", heading=f"{what},\neverybody's", part="scores"),
         Column(key="own", heading=f"{what},\nown texts", part="scores"),
@@ -120,19 +122,27 @@ def flops_each(run: Baseline | ModeRun) -> float | None:
     return run.each.flops if run.each else None
 
 
+def _by_right_tokens(result: Result) -> bool:
+    """Return whether rows of a task over the vocabulary are ranked by how many tokens are right."""
+    return result.head == "vocabulary" and result.figure == "accuracy"
+
+
 # --- Parts ------------------------------------------------------------------------------------
 
 
 def _scores(result: Result, run: Baseline | ModeRun) -> dict[str, Cell]:
     score = run.everybody
-    second = score.accuracy if result.causal else score.macro_f1
+    second = score.accuracy if result.by_loss else score.macro_f1
+    shown = units.score(second)
+    if _by_right_tokens(result):
+        second, shown = score.perplexity, units.perplexity(score.perplexity)
     part = NOTHING if run.name == "base" else Cell(text=units.percent(share(result, run)))
     return {
         "everybody": _scored(result, run, "everybody"),
         "own": _scored(result, run, "own"),
         "worst": _worst(result, run),
         "better": _better(result, run.name),
-        "second": _exact(units.score(second), second),
+        "second": _exact(shown, second),
         "share": part,
     }
 

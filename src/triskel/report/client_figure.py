@@ -25,7 +25,7 @@ def per_client(result: Result) -> Figure:
     series = [one for one in series if one[2]]
     clients = [c for c in result.clients if any(c in values for _, _, values in series)]
     yaxis: Json = {"title": titled(f"{quality(result)}, own texts")}
-    yaxis |= {"rangemode": "tozero"} if result.causal else {"range": [0, 1], "tickformat": ".1f"}
+    yaxis |= {"rangemode": "tozero"} if result.by_loss else {"range": [0, 1], "tickformat": ".1f"}
     if len(clients) > BARS:
         spread = [trace for one in series for trace in _spread(*one)]
         return canvas(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from triskel.about import about_in
+from triskel.about import about_in, task_in
 
 Column = Literal["everybody", "own"]
 COLUMNS: tuple[Column, ...] = ("everybody", "own")
@@ -20,10 +20,9 @@ Columns = dict[str, dict[str, Any]]
 """Figures by column; one that was not measured is not there."""
 
 
-def ranked_by(job: Row) -> str:
-    """Return the figure that tells rows apart: `perplexity` for `causal`, else `accuracy`."""
-    data = cast("Row", job.get("data", {}))
-    return "perplexity" if data.get("task") == "causal" else "accuracy"
+def ranked_by(result: Row) -> str:
+    """Return the figure that tells rows apart: `accuracy` or `perplexity`, as the task has it."""
+    return str(task_in(result).get("figure", "accuracy"))
 
 
 def column_of(row: str) -> Column:

@@ -201,16 +201,16 @@ def _kept(result: Result, mode: str, told: Json, column: str) -> str:
     What was tested for `causal` is the loss; said is the difference of perplexities.
     """
     score = inner(told, column)
-    value = number(score, "perplexity" if result.causal else "accuracy")
+    value = number(score, "perplexity" if result.by_loss else "accuracy")
     loss = number(score, "loss")
-    if result.causal and loss is not None and len(result.seeds) > 1:
+    if result.by_loss and loss is not None and len(result.seeds) > 1:
         value = math.exp(min(loss, LARGEST_LOG))  # as other rows over seeds
     far = number(told, "difference")
     if column != "everybody" or far is None or value is None:
         return written(result, value)
     beyond = told.get("beyond")
     said = {True: ["beyond chance"], False: ["within chance"]}.get(cast("Any", beyond), [])
-    if result.causal:
+    if result.by_loss:
         without = figure_of(result, result.modes[mode], column)
         far = None if without is None else value - without
     if far is not None:

@@ -74,7 +74,7 @@ def share(result: Result, run: Baseline | ModeRun) -> float | None:
     central, base = result.baselines.get("central"), result.baselines.get("base")
     if central is None:
         return None
-    if not result.causal:
+    if not result.by_loss:
         whole, part = central.everybody.accuracy, run.everybody.accuracy
         return part / whole if part is not None and whole else None
     if base is None or base.everybody.loss is None or central.everybody.loss is None:
@@ -106,7 +106,7 @@ def worst_client(result: Result, run: Baseline | ModeRun) -> tuple[str, float] |
     }
     if not values:
         return None
-    worst = (max if result.causal else min)(values, key=lambda client: values[client])
+    worst = (max if result.by_loss else min)(values, key=lambda client: values[client])
     return worst, values[worst]
 
 

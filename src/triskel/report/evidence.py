@@ -37,7 +37,7 @@ def ranked(result: Result) -> list[ModeRun]:
         for run in result.modes.values()
         if (value := figure_of(result, run, "everybody")) is not None
     ]
-    scored.sort(key=lambda pair: pair[0] if result.causal else -pair[0])
+    scored.sort(key=lambda pair: pair[0] if result.by_loss else -pair[0])
     return [run for _, run in scored]
 
 

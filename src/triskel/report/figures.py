@@ -275,7 +275,7 @@ def _quality_axis(result: Result) -> Json:
     seen += [figure_of(result, base, "everybody") for base in result.baselines.values()]
     seen += [end for one in rounds if one.band for end in (one.band.low, one.band.high)]
     marks = [value for value in seen if value is not None]
-    if result.causal:
+    if result.by_loss:
         low, high = min(marks, default=1.0), max(marks, default=2.0)
         edge = 0.08 * (high - low) or 1.0
         span = [low - edge, high + edge]

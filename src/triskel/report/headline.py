@@ -68,7 +68,7 @@ def capital(text: str) -> str:
 
 def words_of(result: Result) -> Mapping[Standing, str]:
     """Return how standings are said: above and below, or better and worse where less is better."""
-    return LOWER if result.causal else WORDS
+    return LOWER if result.by_loss else WORDS
 
 
 def placed(
@@ -183,4 +183,4 @@ def _names(runs: Sequence[ModeRun]) -> str:
 
 def _marks(result: Result, runs: Sequence[ModeRun]) -> str:
     values = joined([written(result, figure_of(result, run, "everybody")) for run in runs])
-    return f"perplexity {values}" if result.causal else f"{values} accuracy"
+    return f"perplexity {values}" if result.by_loss else f"{values} accuracy"

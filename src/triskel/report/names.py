@@ -34,9 +34,9 @@ def figure_of(result: Result, run: Baseline | ModeRun, column: str) -> float | N
 
 def written(result: Result, value: float | None) -> str:
     """Return the figure that ranks, as it is written everywhere."""
-    return perplexity(value) if result.causal else score(value)
+    return perplexity(value) if result.by_loss else score(value)
 
 
 def quality(result: Result) -> str:
     """Return what the figure that ranks is called."""
-    return "perplexity" if result.causal else "accuracy"
+    return "perplexity" if result.by_loss else "accuracy"

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import tomli_w
 
-from triskel.core.registry import NAMES as BUILT_IN
+from triskel.core.registry import MODES
 from triskel.job import is_name
 from triskel.report import units
 from triskel.report.cells import rows
@@ -121,7 +121,7 @@ def _command(result: Result) -> str:
         words = ["triskel run job.toml", *_each("--mode", asked.modes)]
         return " ".join(words + ([f"--baselines {beside}"] if asked.baselines else []))
     words = ["triskel compare job.toml"]
-    words += [f"--modes {','.join(asked.modes) or 'none'}"] if asked.modes != BUILT_IN else []
+    words += [f"--modes {','.join(asked.modes) or 'none'}"] if asked.modes != MODES.ours else []
     words += [f"--baselines {beside}"] if asked.baselines != BASELINES else []
     return " ".join(words + ([f"--drop-outs {asked.drop_share:g}"] if asked.drop_share else []))
 

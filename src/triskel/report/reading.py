@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from triskel.about import about_in
+from triskel.about import about_in, task_in
 from triskel.core.mode_spec import NAME
-from triskel.core.registry import NAMES
+from triskel.core.registry import MODES
 from triskel.errors import CheckpointError
 from triskel.report.reading_rows import (
     read_about,
@@ -93,7 +93,7 @@ def _banded(whole: Result, mode: ModeRun, each: Sequence[Result]) -> ModeRun:
             value = mark(whole, row.score)
             if value is not None:
                 marks.setdefault(row.number, []).append(value)
-    bands = {number_: band(values, log=whole.causal) for number_, values in marks.items()}
+    bands = {number_: band(values, log=whole.by_loss) for number_, values in marks.items()}
     rounds = tuple(replace(row, band=bands.get(row.number)) for row in mode.rounds)
     return replace(mode, rounds=rounds)
 
@@ -102,7 +102,7 @@ def _one(raw: Json) -> Result:
     job, data = inner(raw, "job"), inner(raw, "data")
     planned = int(number(job, "rounds") or 0)
     modes, baselines = inner(raw, "modes"), inner(raw, "baselines")
-    stopped = raw.get("interrupted")
+    stopped, task = raw.get("interrupted"), task_in(raw)
     about = {n: read_about(about_in(raw, n)) for n in (*ordered(modes), *inner(raw, "skipped"))}
     return Result(
         version=str(raw.get("triskel", "")),
@@ -118,6 +118,8 @@ def _one(raw: Json) -> Result:
         modes={n: read_mode(n, inner(modes, n), planned, about[n]) for n in ordered(modes)},
         stopped=stopped if isinstance(stopped, str) else "interrupted" if stopped else "",
         asked=_asked(inner(raw, "request")),
+        figure=str(task.get("figure", "accuracy")),
+        head=str(task.get("head", "classes")),
         about=about,
         summary=_summary(raw),
         readings=inner(raw, "readings"),
@@ -130,7 +132,8 @@ def ordered(modes: Iterable[object]) -> list[str]:
 
     What could not be a mode's name is left out.
     """
-    return sorted(called(modes), key=lambda m: NAMES.index(m) if m in NAMES else len(NAMES))
+    ours = MODES.ours
+    return sorted(called(modes), key=lambda m: ours.index(m) if m in ours else len(ours))
 
 
 def called(modes: Iterable[object]) -> list[str]:

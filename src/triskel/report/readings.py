@@ -59,7 +59,7 @@ def readings(runs: Sequence[Json], *, slowdown: float = SLOWDOWN) -> dict[str, A
     names = [name for name in seen[0].modes if all(name in one.modes for one in seen)]
     paths = {name: [steps(one, one.modes[name]) for one in seen] for name in names}
     paths = {name: each for name, each in paths.items() if all(each)}
-    lower = seen[0].causal
+    lower = seen[0].by_loss
     return {
         "budget": _by_budget(paths, lower=lower),
         "target": [_at_target(what, at, paths, lower=lower) for what, at in targets(seen)],
@@ -118,16 +118,16 @@ def targets(runs: Sequence[Result]) -> list[tuple[str, float]]:
     first = runs[0]
     ends = [_marks([one.modes.get(name) for one in runs], runs) for name in first.modes]
     known = [end for end in ends if end is not None]
-    best = (min(known) if first.causal else max(known)) if known else None
+    best = (min(known) if first.by_loss else max(known)) if known else None
     central, alone, base = (
         _marks([one.baselines.get(name) for one in runs], runs)
         for name in ("central", "local", "base")
     )
     found: list[tuple[str, float]] = []
     for words, whole, share in (("centralised", central, SHARE), ("the best mode", best, CLOSE)):
-        aim = _part_of(whole, share, base, causal=first.causal)
+        aim = _part_of(whole, share, base, causal=first.by_loss)
         if aim is not None:
-            gain = "the gain of " if first.causal else ""
+            gain = "the gain of " if first.by_loss else ""
             found.append((f"{share * 100:.0f} % of {gain}{words}", aim))
     return found if alone is None else [*found, ("each client alone", alone)]
 
@@ -239,7 +239,7 @@ def _marks(rows: Sequence[Baseline | ModeRun | None], runs: Sequence[Result]) ->
     known = [value for value in values if value is not None]
     if not known or len(known) < len(runs):
         return None
-    return mean_perplexity(known) if runs[0].causal else fmean(known)
+    return mean_perplexity(known) if runs[0].by_loss else fmean(known)
 
 
 def _up(value: float) -> float:

@@ -203,6 +203,7 @@ class Asked:
 class Result:
     """A run folder's result.
 
+    `figure` ranks rows (`accuracy` or `perplexity`), `head` is what the model ends with, and
     `about` says what each mode is that was played or skipped.
     `validation` says that figures are on validation texts and test texts were not read. Of several
     seeds, every figure is the mean over them, `runs` has each by itself, and job, data
@@ -220,6 +221,8 @@ class Result:
     modes: Mapping[str, ModeRun]
     stopped: str
     asked: Asked | None = None
+    figure: str = "accuracy"
+    head: str = "classes"
     about: Mapping[str, About] = field(default_factory=dict[str, About])
     summary: Summary | None = None
     readings: Json = field(default_factory=dict[str, Any])
@@ -228,11 +231,11 @@ class Result:
     runs: tuple["Result", ...] = ()
 
     @property
-    def causal(self) -> bool:
-        """Whether the task is to continue text, so that perplexity ranks and not accuracy."""
-        if inner(self.job, "data").get("task") == "causal":
-            return any(run.own.perplexity is not None for run in self.scored)
-        return False
+    def by_loss(self) -> bool:
+        """Whether perplexity ranks and not accuracy; only where it was measured."""
+        return self.figure == "perplexity" and any(
+            run.own.perplexity is not None for run in self.scored
+        )
 
     @property
     def texts(self) -> str:
@@ -260,7 +263,7 @@ class Result:
     def tested(self) -> int | None:
         """How many test texts the scores rest on, where it is known; one of many tokens is one."""
         held = sum(share.test for share in self.holdings.values())
-        if held or self.causal:  # clients of a causal task count tokens
+        if held or self.head == "vocabulary":  # its clients count tokens
             return held or None
         counts = [
             sum(s.examples or 0 for s in run.per_client.values()) for run in self.modes.values()
@@ -269,13 +272,13 @@ class Result:
 
 
 def mark(result: Result, score: Score) -> float | None:
-    """Return the figure that ranks: perplexity (lower is better) for `causal`, else accuracy.
+    """Return the figure that ranks: perplexity (lower is better) or accuracy.
 
     A score on no texts has none.
     """
     if score.examples == 0:
         return None
-    return score.perplexity if result.causal else score.accuracy
+    return score.perplexity if result.by_loss else score.accuracy
 
 
 # --- JSON that may lack anything ---------------------------------------------------------------

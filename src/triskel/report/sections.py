@@ -140,7 +140,7 @@ def clients(result: Result, drawn: Drawn) -> str:
     whole = table(f"{kind} of each client on its own texts", head, body)
     below = [hidden] if hidden else []
     if any(told.values()):
-        figure_ = "loss" if result.causal else "accuracy"
+        figure_ = "loss" if result.by_loss else "accuracy"
         below.append(
             f"▲ better, ▼ worse than trained alone, by {figure_}, beyond chance after correction "
             "for the number of clients."

@@ -11,11 +11,11 @@ from triskel import __version__
 from triskel.about import about_of
 from triskel.baselines import BaselineName
 from triskel.checkpoint import write_text
+from triskel.core.registry import TASKS
 from triskel.data.federate import UNSHARED
 from triskel.errors import CheckpointError, JobError
 from triskel.grid import Setting
 from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml
-from triskel.report.columns import ranked_by
 from triskel.untrusted import TOML_MOST, json_in, text_of
 
 RECORD = "sweep.json"
@@ -128,7 +128,7 @@ def _fresh(asked: Sweep) -> dict[str, Any]:
         "about": {mode: about_of(asked.job, mode) for mode in asked.modes},
         "job": dump(asked.job),
         "request": {"modes": asked.modes, "baselines": asked.baselines},
-        "figure": ranked_by(dump(asked.job)),
+        "figure": TASKS.spec(asked.job.data.task).figure,
         "settings": [
             {
                 "name": one.name,

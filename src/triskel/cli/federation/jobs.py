@@ -13,7 +13,7 @@ from rich.markup import escape
 from triskel.cli.federation.arguments import As, Folder, Number, Out, Sites, Supervise
 from triskel.cli.federation.nodes import sentence
 from triskel.cli.output import conclude, console_for, safe_name
-from triskel.core import registry
+from triskel.core.registry import MODES
 from triskel.errors import CheckpointError, FederationError, JobError
 from triskel.job import ModeName
 from triskel.terminal import clean, echo
@@ -121,8 +121,8 @@ def _finished(target: Path) -> "Generator[None, None, None]":
 
 def _modes(given: Sequence[str]) -> tuple[ModeName, ...]:
     for name in given:
-        if name not in registry.names():
-            raise JobError(f"unknown mode {name!r}; there are {', '.join(registry.names())}")
+        if name not in MODES.names():
+            raise JobError(f"unknown mode {name!r}; there are {', '.join(MODES.names())}")
     return tuple(given)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import triskel
 from triskel.code import code_sha256
-from triskel.core import registry
 from triskel.core.mode_spec import NAME
+from triskel.core.registry import MODES, TASKS, Registry
 from triskel.engines.flare.calls import text
 from triskel.errors import JobError, PluginError
 from triskel.job import MODE_NAMES, Job, ModeName, parse, unsupported
@@ -92,27 +92,31 @@ def other_code(about: Mapping[str, Any], who: str) -> str:
     return ""
 
 
-def own_plugins(modes: Sequence[ModeName]) -> dict[str, str]:
-    """Return which packages modes of others are of here, in a word each; nothing is imported."""
-    return {f"plugin_{mode}": _plugin(mode) for mode in modes if mode not in MODE_NAMES}
+def own_plugins(modes: Sequence[ModeName], task: str) -> dict[str, str]:
+    """Return which packages modes and a task of others are of here; nothing is imported."""
+    named = [(MODES, mode) for mode in modes] + [(TASKS, task)]
+    return {
+        f"{registry.noun} {name}": _plugin(registry, name)
+        for registry, name in named
+        if name not in registry.ours
+    }
 
 
-def other_plugins(about: Mapping[str, Any], who: str, modes: Sequence[ModeName]) -> str:
-    """Return why a peer's packages of modes are not those here, or nothing."""
-    for name, mine in own_plugins(modes).items():
-        theirs, mode = text(about, name), name.removeprefix("plugin_")
-        if theirs != mine:
+def other_plugins(about: Mapping[str, Any], who: str, modes: Sequence[ModeName], task: str) -> str:
+    """Return why a peer's packages of modes and tasks are not those here, or nothing."""
+    for name, mine in own_plugins(modes, task).items():
+        if (theirs := text(about, name)) != mine:
             return (
-                f"{who} has {theirs or 'nothing'} for mode {mode!r} and this side has "
-                f"{mine or 'nothing'}; install the same release of its package everywhere"
+                f"{who} has {theirs or 'nothing'} for {name} and this side {mine or 'nothing'}; "
+                "install the same release of its package everywhere"
             )
     return ""
 
 
-def _plugin(mode: ModeName) -> str:
+def _plugin(registry: Registry[Any], name: str) -> str:
     """Return a package's name, version and source hash."""
     try:
-        found = registry.origin(mode)
+        found = registry.origin(name)
     except PluginError:
         return ""
     return f"{found.package} {found.version} ({found.sha256})" if found is not None else ""

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
-from triskel.core import registry
+from triskel.core.registry import MODES, TASKS
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, own_code, own_plugins, owned, run_of
 from triskel.engines.flare.calls import Lost, Peer, patience, text
@@ -101,7 +101,7 @@ class Host:
         self._lock = threading.Lock()
         self._seals = Seals()
         self.engine: Remote | None = None
-        self._modes: tuple[ModeName, ...] = ()
+        self._job, self._modes = Job(), tuple[ModeName, ...]()
 
     def play(self, out: Path) -> dict[str, Any]:
         """Play the job to its end, whatever that is; the run folder is copied to `out`.
@@ -244,7 +244,8 @@ class Host:
             blocks=model.blocks if model else None,
             clients=len(self._present),
             round_bytes=0,
-            plugin=origin_of(job.mode),
+            plugin=origin_of(MODES, job.mode),
+            task=origin_of(TASKS, job.data.task),
         )
         return decide_for_server(policy, job, here)
 
@@ -271,9 +272,13 @@ class Host:
                 return
 
     def _hello(self, client: ClientId, timeout_s: float) -> Met:
-        about = {**own_code(), **own_plugins(self._modes), "clients": len(self._present)}
+        about = {
+            **own_code(),
+            **own_plugins(self._modes, self._job.data.task),
+            "clients": len(self._present),
+        }
         reply = self._peers[client].call("hello", timeout_s, {"about": about})
-        return met_in(reply, self._modes)
+        return met_in(reply, self._modes, self._job.data.task)
 
     def _welcome(self, client: ClientId) -> str:
         """Ask a site that was away whether it is ready; return why it is not, or nothing.
@@ -343,7 +348,7 @@ class Host:
         def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401
             del mine  # it is at the sites
             testers = bench.testers if isinstance(bench, HostBench) else bench.clients
-            personal = registry.spec(name).traits.personal_models
+            personal = MODES.spec(name).traits.personal_models
             student = mode.served(state) if personal else None
             return engine.scores(mode, state, testers, bench.body(), student=student)
 

@@ -91,12 +91,13 @@ class HostBench(Bench):
         }
 
 
-def met_in(reply: Reply, modes: Sequence[ModeName]) -> Met:
+def met_in(reply: Reply, modes: Sequence[ModeName], task: str) -> Met:
     """Return what a site says of itself: nothing yet, while it is not ready.
 
     Args:
         reply: To `hello`.
         modes: What is to be played; packages that bring some must be the same on both sides.
+        task: What is to be learnt; the same.
 
     Raises:
         MessageError: It cannot be read.
@@ -111,7 +112,7 @@ def met_in(reply: Reply, modes: Sequence[ModeName]) -> Met:
         return Met()
     if state != "ready":
         raise MessageError(f"a site is never {state!r} before the first round")
-    if strange := other_plugins(reply, "the site", modes):
+    if strange := other_plugins(reply, "the site", modes, task):
         return Met(strange, "refuses")
     holds = ("examples", "tests", "tokens")
     return Met(present=Present(**{name: whole(reply, name) for name in holds}))

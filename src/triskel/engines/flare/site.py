@@ -19,7 +19,7 @@ import torch
 
 from triskel.about import about_of
 from triskel.bench import Bench
-from triskel.core import registry
+from triskel.core.registry import MODES, TASKS
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import (
     job_of,
@@ -59,6 +59,7 @@ from triskel.policy.decide import (
     Refusal,
     asked_of,
     decide_mode,
+    decide_task,
     decide_who_and_when,
 )
 from triskel.policy.draws import Draws, files_of
@@ -252,12 +253,13 @@ class Site:
         door = self._at_the_door()
         # what a job asks of this site alone is asked under its name
         self._policy = self._policy.model_copy(update={"site": self.name})
-        barred = [(job, door or self._barred(job.mode)) for job in jobs]
+        barred = [(job, door or self._barred(job)) for job in jobs]
         if any(found for _, found in barred):
             return self._written("read", [(job, found) for job, found in barred if found])
-        if strange := other_plugins(about, "the server", modes):
+        task = self._job.data.task
+        if strange := other_plugins(about, "the server", modes, task):
             return strange
-        self._plugins = own_plugins(modes)
+        self._plugins = own_plugins(modes, task)
         self._job, modes = job_of(self._spec, importable(self._policy))
         jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
         self._spent = self._account()
@@ -270,7 +272,7 @@ class Site:
         bench.modes = modes
         settings = {mode: bench.setting(self._noted) for mode in modes}
         for mode, setting in settings.items():
-            if strange := unfit(registry.spec(mode), setting):
+            if strange := unfit(MODES.spec(mode), setting):
                 raise JobError(strange)
         held = sizes_of(bench, self.name)
         sizes = [round_bytes(job, held, self.name) for job in jobs]
@@ -312,11 +314,13 @@ class Site:
             found.append(Refusal(key="site", asks=asks, allows=is_))
         return found
 
-    def _barred(self, mode: ModeName) -> list[Refusal]:
-        """Return why a mode of another package is not even imported; built-in ones are none."""
-        if mode in registry.NAMES:
-            return []
-        return decide_mode(self._policy, mode, origin_of(mode))
+    def _barred(self, job: Job) -> list[Refusal]:
+        """Return why a mode or task of another package is not even imported."""
+        mode, task, policy = job.mode, job.data.task, self._policy
+        found = decide_task(policy, task, origin_of(TASKS, task))
+        if mode not in MODES.ours:
+            found += decide_mode(policy, mode, origin_of(MODES, mode))
+        return found
 
     def _written(
         self, to: Literal["read", "send"], decisions: Sequence[tuple[Job, list[Refusal]]]
@@ -468,7 +472,8 @@ class Site:
         training = training_of(
             self._job, stage, clients=self._clients, scores={}, own=True, about=about
         )
-        save_adapter(place, bench.body(self.name), own, bench.federation.classes, training)
+        task, classes = self._job.data.task, bench.federation.classes
+        save_adapter(place, bench.body(self.name), own, classes, training, task=task)
         LOGGER.info("the site's own model of %s is in %s", stage, place)
 
     # --- words --------------------------------------------------------------------------------

@@ -287,6 +287,7 @@ def distil(
     where = replace(where, phase="distil")
     rate = learning_rate(job.train, where.round, job.rounds)
     learner = Learner(worker.body, tensors, job.train, rate)
+    own = worker.body.objective.loss
     rehearsal = _rehearsal(worker, where) if mix < 1 and len(worker.train) else None
 
     def steps() -> Iterator[list[Term]]:
@@ -300,7 +301,7 @@ def distil(
             if rehearsal is None:
                 yield [Term(batch, taught)]
             else:
-                yield [Term(batch, taught, mix), Term(next(rehearsal), weight=1 - mix)]
+                yield [Term(batch, taught, mix), Term(next(rehearsal), own, weight=1 - mix)]
 
     yield from worker.fit(learner, steps(), where)
     return learner

@@ -47,7 +47,6 @@ from triskel.model.train import (
     adamw_step,
     clipped,
     finite,
-    label_loss,
     learning_rate,
 )
 from triskel.modes.split.cut import Cut, cut_of, lengths_in, packed
@@ -168,7 +167,7 @@ class Split:
                 u = came_down(answer, "activations", "forward", batch, body, pooled=cut.pooled)
                 worker.dropout(replace(where, phase="top"), step)
                 u.requires_grad_(cut.inside)
-                loss = label_loss(_top(parameters, u, batch, cut, body), batch)
+                loss = body.objective.loss(_top(parameters, u, batch, cut, body), batch)
                 value, slope = finite(loss, where, step), None
                 if loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from triskel.exchange import number
 from triskel.message import expect
 from triskel.metrics import Score, score
 from triskel.model.body import Body, Parameters
-from triskel.model.train import MOST, Where, finite, label_loss
+from triskel.model.train import MOST, Where, finite
 from triskel.modes.split.cut import Cut, labelled, lengths_in, packed, shares, unpacked
 from triskel.modes.split.spec import SMALL, TIGHT
 from triskel.tensors import select
@@ -145,7 +145,7 @@ def learn(
     for client, batch in batches.items():
         mine = logits[start : start + len(batch.rows)]
         start += len(batch.rows)
-        loss = label_loss(mine, batch)
+        loss = body.objective.loss(mine, batch)
         finite(loss, where(client), int(number(asks[client].facts, "step")))
         losses.append(loss)
     graph = Graph(cut=cut, leaves=leaves, h=h, u=h, lengths=lengths, rows=rows)

@@ -71,9 +71,9 @@ def problems(options: SplitOptions) -> Iterator[str]:
         )
 
 
-def disclosure(options: SplitOptions, task: str) -> Disclosure:
+def disclosure(options: SplitOptions, head: str) -> Disclosure:
     """Return what leaves a client: hidden states of its texts, and labels where shared."""
-    shared, causal = options.labels == "shared", task == "causal"
+    shared, causal = options.labels == "shared", head == "vocabulary"
     risk = (
         "Hidden vectors of a known model can be turned back into most of the words (Song and "
         "Raghunathan 2020), the more easily the earlier the cut. Treat split as sparing the "

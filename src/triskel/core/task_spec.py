@@ -1,0 +1,69 @@
+"""What a task is to everybody but who lays out its texts: a value, which imports no torch.
+
+A task says which columns its rows have, how they become tokens and targets, what is made small, and
+by which figure rows are ranked. A task of another package is one more value.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from triskel.core.mode_spec import NAME
+
+Head = Literal["classes", "vocabulary"]
+"""What a model ends with: a fresh head over the job's classes, one prediction a text; or its own
+head over the vocabulary, frozen, a prediction at every scored token."""
+Figure = Literal["accuracy", "perplexity"]
+"""What rows are ranked by: the share that is right, or the exponential of the mean loss."""
+
+
+def _nothing(_data: Any) -> Iterator[Any]:  # noqa: ANN401 - the section `data`
+    yield from ()
+
+
+def _plain(_data: Any) -> str:  # noqa: ANN401 - the section `data`
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One thing to learn from texts.
+
+    Attributes:
+        name: Lower-case letters, digits and `_`: a value of `data.task`, the name of the entry
+            point where it is of another package.
+        gloss: In a few words, what is learnt.
+        head: What the model must end with.
+        figure: What rows are ranked by; perplexity is for tasks over the vocabulary.
+        algorithm: `package.module:Class`, imported when texts are read. The class is a
+            `data.text.Task`, made without arguments.
+        columns: Of the section `data`: which column plays which role in a row, label and owner left
+            out. Roles are `text`, `prompt` and `response`.
+        labelled: Whether rows must have a label.
+        problems: What is missing in the section `data`, as sentences.
+        unread: Keys of the section `data` that would not be read, each with the reason.
+        layout: How prompt and response are laid out, for whoever prompts the trained model: a text
+            with `{prompt}` and `{response}`, `chat`, or empty where there are none.
+    """
+
+    name: str
+    gloss: str
+    head: Head
+    figure: Figure
+    algorithm: str
+    columns: Callable[[Any], Mapping[str, str]]
+    labelled: bool = False
+    problems: Callable[[Any], Iterator[str]] = _nothing
+    unread: Callable[[Any], Iterator[tuple[str, str]]] = _nothing
+    layout: Callable[[Any], str] = _plain
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody could name or rank.
+
+        Raises:
+            ValueError: A name or a figure is not what it must be.
+        """
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"the name of a task must match {NAME.pattern}, got {self.name!r}")
+        if self.figure == "perplexity" and self.head == "classes":
+            raise ValueError(f"task {self.name}: classes are ranked by accuracy, not by perplexity")

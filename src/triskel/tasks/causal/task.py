@@ -1,0 +1,157 @@
+r"""Texts that a model writes.
+
+A text is prefix, response, suffix, as the template lays them out. Token t is a target when it ends
+after the first character of the response, found by character offsets and never by looking for a
+template's token ids; the suffix and an end-of-text token are targets too, since a model must learn
+to stop. The hidden state at t - 1 predicts token t:
+
+    loss = - sum_{t scored} log p(token_t | tokens_{<t})
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from triskel.data.rows import Rows
+from triskel.data.text import Task
+from triskel.data.tokens import Ragged
+from triskel.errors import DataError
+from triskel.job import Data
+from triskel.tasks.causal.spec import PLAIN
+from triskel.types import Examples
+
+_PLACE = "\ue000"
+Layout = Callable[[str], tuple[str, str]]
+"""Prompt to prefix and suffix of the response."""
+
+
+class Causal(Task):
+    """The response to a prompt, or a text, token by token."""
+
+    def tokens(
+        self,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        data: Data,
+        max_tokens: int,
+        classes: Sequence[str],
+    ) -> Examples:
+        """Return texts as token ids, with which of them are targets.
+
+        Rows whose response lies wholly beyond `max_tokens` are dropped, so that
+        `len(rows) - len(examples)` is their number.
+
+        Raises:
+            DataError: The tokenizer cannot do what the job asks.
+        """
+        del classes
+        if not getattr(tokenizer, "is_fast", False):
+            raise DataError(
+                "a causal task finds responses by character offsets, which a slow tokenizer lacks; "
+                "use a model with a tokenizer.json"
+            )
+        return _causal(rows, tokenizer, template=data.template, limit=max_tokens)
+
+
+def _causal(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, *, template: str, limit: int
+) -> Examples:
+    chat = template == "chat"
+    end = cast("int | None", tokenizer.eos_token_id) if rows.prompt else None
+    texts, starts = _laid_out(rows, tokenizer, template)
+    encoded: Any = {"input_ids": [], "offset_mapping": []}
+    if texts:
+        encoded = tokenizer(
+            texts, return_offsets_mapping=True, add_special_tokens=not chat, verbose=False
+        )
+    kept_ids: list[list[int]] = []
+    kept_scored: list[list[bool]] = []
+    for ids, offsets, start in zip(
+        encoded["input_ids"], encoded["offset_mapping"], starts, strict=True
+    ):
+        row, scored = _scored(ids, [last for _, last in offsets], start, end)
+        if any(scored[:limit]):
+            kept_ids.append(row[:limit])
+            kept_scored.append(scored[:limit])
+    return Examples(
+        ids=Ragged.ids(kept_ids),
+        labels=(),
+        scored=Ragged.marks(kept_scored),
+    )
+
+
+def _scored(
+    ids: Sequence[int], ends: Sequence[int], start: int | None, end: int | None
+) -> tuple[list[int], list[bool]]:
+    """Return token ids, closed by `end`, and which of them are targets.
+
+    Args:
+        ids: Token ids.
+        ends: Where each token ends in the text, in characters; 0 for a special token.
+        start: Where the response begins; None when every token is a target.
+        end: The end-of-text token to close with, if any.
+    """
+    row = list(ids)
+    scored = [start is None or last > start for last in ends]
+    if end is not None and row[-1:] == [end]:
+        scored[-1] = True
+    elif end is not None:
+        row, scored = [*row, end], [*scored, True]
+    if scored:
+        scored[0] = False
+    return row, scored
+
+
+def _laid_out(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, template: str
+) -> tuple[list[str], Sequence[int | None]]:
+    """Return whole texts, and where the response begins in each."""
+    if not rows.prompt:
+        return list(rows.text), [None] * len(rows)
+    layout = _chat(tokenizer) if template == "chat" else _template(template or PLAIN)
+    texts: list[str] = []
+    starts: list[int | None] = []
+    for prompt, response in zip(rows.prompt, rows.response, strict=True):
+        prefix, suffix = layout(prompt)
+        texts.append(prefix + response + suffix)
+        starts.append(len(prefix))
+    return texts, starts
+
+
+def _template(template: str) -> Layout:
+    head, _, rest = template.partition("{prompt}")
+    middle, _, suffix = rest.partition("{response}")
+    if template.count("{prompt}") != 1 or rest.count("{response}") != 1 or "{response}" in head:
+        raise DataError(
+            'data.template must be "chat", or a text with {prompt} once and {response} once after '
+            f"it, got {template!r}"
+        )
+    return lambda prompt: (head + prompt + middle, suffix)
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """Lay out by the tokenizer's chat template, cut after its end-of-text token."""
+    chatty = cast("Any", tokenizer)
+    if not chatty.chat_template:
+        raise DataError(
+            'data.template is "chat", and this tokenizer has no chat template; leave '
+            "data.template out for a plain one"
+        )
+    stop = cast("str | None", tokenizer.eos_token)
+
+    def layout(prompt: str) -> tuple[str, str]:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _PLACE}]
+        whole = str(chatty.apply_chat_template(turns, tokenize=False))
+        prefix, place, suffix = whole.rpartition(_PLACE)
+        if not place:
+            raise DataError(
+                "the tokenizer's chat template does not show the assistant's words; write a "
+                "data.template with {prompt} and {response}"
+            )
+        if stop and stop in suffix:
+            suffix = suffix[: suffix.index(stop) + len(stop)]
+        return prefix, suffix
+
+    return layout

@@ -1,0 +1,1 @@
+"""A class for every text: `spec` says what the task is, `task` does it."""
