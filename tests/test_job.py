@@ -92,8 +92,8 @@ REFUSALS = {
     "[split]\ncut = [-1, 3]": "job: split.cut.0: input should be greater than or equal to 0, "
     "got -1",
     "[wire]\nmax_mb = 0": "job: wire.max_mb: input should be greater than 0, got 0",
-    '[wire]\nup = "zip"': "job: wire.up: input should be 'raw', 'fp32', 'bf16', 'fp16', 'int8' or "
-    "'int4', got 'zip'",
+    '[wire]\nup = "zip"': "job: wire.up must be one of raw, fp32, bf16, fp16, int8, int4, "
+    "got 'zip'",
     '[data]\nsource = "hub"\ntext = "a"\nlabel = "b"': "job: data.hub must name a dataset such as "
     '"org/name" when data.source is "hub"',
     '[data]\nsource = "csv"\ntext = "a"\nlabel = "b"': "job: data.train must name a file or folder "

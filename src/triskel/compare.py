@@ -22,7 +22,7 @@ from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.bench import Bench, prepare
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
-from triskel.core.registry import MODES
+from triskel.core.registry import CODECS, MODES
 from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
@@ -201,6 +201,8 @@ def _run(
     with alone(), Log(folder / "events.jsonl", watch) as told:
         bench = venue.prepare(job, told, folder / "choices.json", judge=request.judge)
         bench.modes = request.modes
+        for codec in (job.wire.up, job.wire.down):
+            CODECS.spec(codec)  # what arrives may name no other
         _somebody(bench)
         skipped = _skipped(bench, request)
         if request.strict and skipped:

@@ -28,13 +28,14 @@ from pydantic import (
 
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
-from triskel.core.registry import MODES, TASKS, Registry
+from triskel.core.registry import CODECS, FAMILIES, MODES, TASKS, Registry
 from triskel.errors import JobError
 from triskel.untrusted import TOML_MOST, text_of, toml_of
 
 ModeName = str
 """A mode that `core.registry` knows."""
-CodecName = Literal["raw", "fp32", "bf16", "fp16", "int8", "int4"]
+CodecName = str
+"""A codec that `core.registry` knows."""
 AdapterKind = Literal["lora", "dora", "rslora", "ia3", "loha", "lokr"]
 Judge = Literal["test", "validation"]
 """Which rows models are scored on."""
@@ -193,6 +194,11 @@ class Wire(Options):
     down: CodecName = "fp32"
     max_mb: Rate = 256.0
 
+    @field_validator("up", "down")
+    @classmethod
+    def _known_codec(cls, value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
+        return _known_name(CODECS, value, info)
+
 
 class Between(Options):
     """How rounds go where clients are organisations with machines of their own."""
@@ -318,7 +324,8 @@ class Job(Options):
 def _kept(key: str, info: Any) -> bool:  # noqa: ANN401 - pydantic's
     """Return whether a name is of what may not be imported, so that it is kept as it is."""
     imports = (info.context or {}).get(IMPORTS)
-    return imports is not None and key not in (*MODES.ours, *TASKS.ours, *imports)
+    ours = {name for family in FAMILIES for name in family.ours}
+    return imports is not None and key not in ours and key not in imports
 
 
 def _known_name(registry: Registry[Any], value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from triskel.codec import CODECS, encode
+from triskel.codec import encode
+from triskel.core.registry import CODECS
 from triskel.message import VERSION, pack
 from triskel.types import Message, Section
 
@@ -95,7 +96,7 @@ def messages() -> dict[str, Message]:
         kind="update",
         sections={"grid": Section(kind="dense", tensors={"x": GRID, "one": torch.tensor(-6.0)})},
     )
-    return found | {f"codec-{codec}": encode(grid, codec) for codec in CODECS}
+    return found | {f"codec-{codec}": encode(grid, codec) for codec in CODECS.ours}
 
 
 def main() -> None:

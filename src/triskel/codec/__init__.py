@@ -8,31 +8,39 @@ whatever the codec: a bfloat16 tensor that travelled as fp32 is the same bfloat1
 a result beyond the range of the original dtype is its largest number, not infinity.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from triskel.codec.cast import Cast, Raw
 from triskel.codec.protocol import Codec
-from triskel.codec.quantise import Int4, Int8
-from triskel.errors import CodecError, MessageError
+from triskel.core.codec_spec import CodecSpec
+from triskel.core.registry import CODECS, imported
+from triskel.errors import CodecError, MessageError, PluginError
 from triskel.job import CodecName
 from triskel.message import DTYPE_NAMES, DTYPES, check_section, show
 from triskel.types import Fact, Message, Section, Tensors
 
-__all__ = ["CODECS", "Codec", "decode", "encode"]
+__all__ = ["Codec", "codec_of", "decode", "encode"]
 
-CODECS: Mapping[CodecName, Codec] = {
-    "raw": Raw(),
-    "fp32": Cast(torch.float32),
-    "bf16": Cast(torch.bfloat16),
-    "fp16": Cast(torch.float16),
-    "int8": Int8(),
-    "int4": Int4(),
-}
-_BY_ANY_NAME: Mapping[str, Codec] = {str(name): codec for name, codec in CODECS.items()}
+
+def codec_of(name: str) -> Codec:
+    """Return a codec by its name, its package imported at the first call.
+
+    Raises:
+        PluginError: There is none of this name, or its package is broken.
+    """
+    return _algorithm(CODECS.spec(name))
+
+
+@functools.cache
+def _algorithm(spec: CodecSpec) -> Codec:
+    found = imported(spec.algorithm, f"codec {spec.name!r}")
+    if not isinstance(found, Codec):
+        raise PluginError(f"codec {spec.name!r}: {spec.algorithm} is no codec")
+    return found
 
 
 def encode(message: Message, codec: CodecName) -> Message:
@@ -70,7 +78,7 @@ def _encode(name: str, section: Section, codec: CodecName) -> Section:
     }
     rest = {n: x for n, x in section.tensors.items() if n not in floats}
     try:
-        coded, facts, _ = CODECS[codec].encode(floats, {})
+        coded, facts, _ = codec_of(codec).encode(floats, {})
     except CodecError as error:
         raise CodecError(f"section {name!r}: {error}") from error
     own: dict[str, Fact] = {f"{codec}:{key}": value for key, value in facts.items()}
@@ -90,11 +98,10 @@ def _decode(name: str, section: Section) -> Section:
         *before, codec = section.codec
         own = {k.partition(":")[2]: v for k, v in section.facts.items() if _owner(k) == codec}
         kept = {k: v for k, v in section.facts.items() if _owner(k) != codec}
-        known = _BY_ANY_NAME.get(codec)
-        if known is None:
+        if codec not in CODECS.loaded():
             raise MessageError(f"section {name!r} carries the unknown codec {codec!r}")
         try:
-            tensors, _ = known.decode(section.tensors, own, {})
+            tensors, _ = codec_of(codec).decode(section.tensors, own, {})
             if codec != "raw":
                 tensors = _restore(tensors, own.get("dtype"))
         except MessageError as error:

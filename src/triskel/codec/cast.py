@@ -57,3 +57,6 @@ class Cast:
             if x.is_floating_point() and x.dtype != self.dtype:
                 raise MessageError(f"tensor {name!r} is {x.dtype}, expected {self.dtype}")
         return tensors, state
+
+
+RAW, FP32, BF16, FP16 = Raw(), Cast(torch.float32), Cast(torch.bfloat16), Cast(torch.float16)

@@ -199,3 +199,6 @@ def _lasts(value: Fact, count: int) -> list[int]:
         if len(lasts) == count:
             return lasts
     raise MessageError(f"fact 'last' must hold {count} integers from -1, got {show(value)}")
+
+
+INT8, INT4 = Int8(), Int4()

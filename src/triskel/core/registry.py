@@ -1,13 +1,13 @@
-"""Where modes and tasks are found: built-in ones by these tables, others by entry points.
+"""Where modes, tasks and codecs are found: built-in ones by these tables, others by entry points.
 
 A package offers a mode with
 
     [project.entry-points."triskel.modes"]
     sign = "own_mode:SPEC"
 
-and a task in the group `triskel.tasks`. Nothing of it is imported before a job, a policy or a user
-names it, so a package that is broken stops only who does. A built-in name always means the built-in
-thing.
+a task in the group `triskel.tasks`, a codec in `triskel.codecs`. Nothing of it is imported before
+a job, a policy or a user names it, so a package that is broken stops only who does. A built-in name
+always means the built-in thing.
 """
 
 import functools
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from triskel.code import source_sha256
+from triskel.core.codec_spec import CodecSpec
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.task_spec import TaskSpec
 from triskel.errors import PluginError
@@ -88,6 +89,13 @@ class Registry(Generic[S]):
         """Return those that come with Triskel, in their order."""
         return tuple(self.spec(name) for name in self.ours)
 
+    def loaded(self) -> tuple[str, ...]:
+        """Return the built-in ones, and those of other packages that were named here before.
+
+        What a peer names must be among them: its word never imports anything.
+        """
+        return (*self.ours, *(name for group, name in _SPECS if group == self.group))
+
     def spec(self, name: str) -> S:
         """Return what one is, its package imported at the first call.
 
@@ -95,7 +103,9 @@ class Registry(Generic[S]):
             PluginError: There is none of this name, several packages offer it, or its package is
                 broken.
         """
-        return cast("S", _loaded(self, name))
+        if (self.group, name) not in _SPECS:
+            _SPECS[self.group, name] = _loaded(self, name)
+        return cast("S", _SPECS[self.group, name])
 
     def origin(self, name: str) -> Origin | None:
         """Return whose code one of another package is, without importing it; None if built in.
@@ -145,6 +155,15 @@ MODES: Registry[ModeSpec[Any]] = Registry(
         "split": "triskel.modes.split.spec:SPEC",
     },
 )
+CODECS: Registry[CodecSpec] = Registry(
+    noun="codec",
+    group="triskel.codecs",
+    kind=CodecSpec,
+    places={
+        name: f"triskel.codec.spec:{name.upper()}"
+        for name in ("raw", "fp32", "bf16", "fp16", "int8", "int4")
+    },
+)
 TASKS: Registry[TaskSpec] = Registry(
     noun="task",
     group="triskel.tasks",
@@ -155,12 +174,13 @@ TASKS: Registry[TaskSpec] = Registry(
     },
 )
 
-FAMILIES: tuple[Registry[Any], ...] = (MODES, TASKS)
+FAMILIES: tuple[Registry[Any], ...] = (MODES, TASKS, CODECS)
 
 
 def forget() -> None:
     """Look again at what is installed."""
-    for cached in (_points, _loaded, _source_sha256):
+    _SPECS.clear()
+    for cached in (_points, _source_sha256):
         cached.cache_clear()
 
 
@@ -185,6 +205,9 @@ def imported(place: str, whose: str) -> Any:  # noqa: ANN401 - whatever is there
         ) from error
 
 
+_SPECS: dict[tuple[str, str], Named] = {}
+
+
 @functools.cache
 def _points(group: str) -> Mapping[str, Sequence[EntryPoint]]:
     """Return where things of other packages are, by name; nothing is imported."""
@@ -194,7 +217,6 @@ def _points(group: str) -> Mapping[str, Sequence[EntryPoint]]:
     return found
 
 
-@functools.cache
 def _loaded(registry: Registry[Any], name: str) -> Named:
     place, whose = registry.places.get(name), f"{registry.noun} {name!r}"
     if place is None:

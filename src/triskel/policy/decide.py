@@ -10,10 +10,10 @@ one for who asked, without it, since a policy never leaves its site.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from triskel.core.registry import MODES, TASKS, Origin
+from triskel.core.registry import CODECS, MODES, TASKS, Origin
 from triskel.job import Job
 from triskel.policy.budget import Amounts
 from triskel.policy.expected import models_tested
@@ -42,6 +42,7 @@ class Circumstances:
         test_rows: How many it would score models on; none tells nothing of any.
         plugin: Whose code the job's mode is here, where it is of another package and is here.
         task: The same of the job's task.
+        codecs: The same of codecs of other packages, by name.
         short: Keys of the budget that have no room for the job, as `budget.Spent.short` says.
     """
 
@@ -56,6 +57,7 @@ class Circumstances:
     test_rows: int | None = None
     plugin: Origin | None = None
     task: Origin | None = None
+    codecs: Mapping[str, Origin | None] = field(default_factory=dict[str, "Origin | None"])
     short: tuple[str, ...] = ()
 
 
@@ -103,7 +105,7 @@ def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refus
     _zoned(circumstances)
     first = [*_submitter(policy, circumstances), *_hours(policy, circumstances)]
     barred = decide_mode(policy, job.mode, circumstances.plugin)
-    foreign = decide_task(policy, job.data.task, circumstances.task)
+    foreign = decide_foreign(policy, job, circumstances)
     if foreign or (barred and job.mode not in MODES.ours):  # whose code is not to be imported
         return [*first, *barred, *foreign]
     return [
@@ -116,7 +118,7 @@ def decide(policy: Policy, job: Job, circumstances: Circumstances) -> list[Refus
         *_limits(policy, job, circumstances),
         *_floors(policy, job, circumstances),
         *_budget(policy, circumstances),
-        *_codecs(policy, job),
+        *_codecs(policy, job, circumstances),
         *_privacy(policy),
     ]
 
@@ -137,7 +139,7 @@ def decide_for_server(policy: Policy, job: Job, circumstances: Circumstances) ->
         *_model(policy, job, circumstances),
         *_named(policy, job, named),
         *_limits(policy, job, circumstances),
-        *_codecs(policy, job),
+        *_codecs(policy, job, circumstances),
     ]
 
 
@@ -214,6 +216,13 @@ def decide_task(policy: Policy, task: str, plugin: Origin | None) -> list[Refusa
         plugin: Whose code it is here, where it is of another package and there.
     """
     return [] if task in TASKS.ours else _pinned(policy, task, plugin, f"learns task {_show(task)}")
+
+
+def decide_foreign(policy: Policy, job: Job, here: Circumstances) -> list[Refusal]:
+    """Return why a job's task or codecs are not even imported; of ours there is no reason."""
+    strange = {job.wire.up, job.wire.down} - set(CODECS.ours)
+    found = decide_task(policy, job.data.task, here.task)
+    return [*found, *_codecs(policy, job, here)] if strange else found
 
 
 def _pinned(policy: Policy, name: str, plugin: Origin | None, asks: str) -> list[Refusal]:
@@ -386,7 +395,7 @@ def quorum_of(job: Job, clients: int) -> int:
     return max(1, math.ceil(job.federation.quorum * clients - 1e-9))
 
 
-def _codecs(policy: Policy, job: Job) -> Iterator[Refusal]:
+def _codecs(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
     for key, codec in (("wire.up", job.wire.up), ("wire.down", job.wire.down)):
         if codec not in policy.codecs:
             yield Refusal(
@@ -394,6 +403,9 @@ def _codecs(policy: Policy, job: Job) -> Iterator[Refusal]:
                 asks=f"travels as {_show(codec)} ({key})",
                 allows=f"allows {_names(policy.codecs)}",
             )
+        elif codec not in CODECS.ours:
+            asks = f"travels as {_show(codec)} ({key})"
+            yield from _pinned(policy, codec, here.codecs.get(codec), asks)
 
 
 def _privacy(policy: Policy) -> Iterator[Refusal]:

@@ -6,7 +6,7 @@ bytes, 2 under `bf16` and `fp16`, and 8 under `raw` in a float64 model. `int8` a
 """
 
 from triskel.core.mode_spec import Sizes
-from triskel.core.registry import MODES
+from triskel.core.registry import CODECS, MODES
 from triskel.job import Job
 
 A_COUNT = 8
@@ -34,6 +34,4 @@ def models_tested(job: Job) -> int:
 
 
 def _width_of(job: Job) -> int:
-    if job.wire.up == "raw" and job.model.dtype == "float64":
-        return 8
-    return 2 if job.wire.up in {"bf16", "fp16"} else 4
+    return CODECS.spec(job.wire.up).bytes_of(float64=job.model.dtype == "float64")

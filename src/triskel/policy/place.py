@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from triskel.core.registry import MODES, TASKS, Origin, Registry
+from triskel.core.registry import CODECS, MODES, TASKS, Origin, Registry
 from triskel.data.assets import resolve
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, JobError, PluginError
 from triskel.job import Job
 from triskel.message import show
-from triskel.policy.decide import Circumstances, Refusal, decide, decide_mode, decide_task
+from triskel.policy.decide import Circumstances, Refusal, decide, decide_mode
 from triskel.policy.draws import files_of, key_of
 from triskel.policy.rules import Policy
 from triskel.policy.weights import Seals, Weights
@@ -121,8 +121,7 @@ def decided(
             model=name,
             model_sha256=model.sha256 if model else None,
             blocks=model.blocks if model and known else None,  # of others nothing is told
-            plugin=origin_of(MODES, job.mode),
-            task=origin_of(TASKS, job.data.task),
+            **origins_of(job),
         )
         found += decide(policy, job, here)
     return list(dict.fromkeys([*found, *_overlapping(policy, job)]))
@@ -137,6 +136,16 @@ def origin_of(registry: Registry[Any], name: str) -> Origin | None:
         return None
 
 
+def origins_of(job: Job) -> dict[str, Any]:
+    """Return what circumstances say of whose code a job names."""
+    strange = {job.wire.up, job.wire.down} - set(CODECS.ours)
+    return {
+        "plugin": origin_of(MODES, job.mode),
+        "task": origin_of(TASKS, job.data.task),
+        "codecs": {name: origin_of(CODECS, name) for name in strange},
+    }
+
+
 def importable(policy: Policy) -> set[str]:
     """Return the modes and tasks of other packages that the policy allows, as they are here."""
     modes = {
@@ -144,8 +153,11 @@ def importable(policy: Policy) -> set[str]:
         for mode in set(policy.modes) - set(MODES.ours)
         if not decide_mode(policy, mode, origin_of(MODES, mode))
     }
-    tasks = policy.plugins.keys() & set(TASKS.names()) - set(TASKS.ours)
-    return modes | {t for t in tasks if not decide_task(policy, t, origin_of(TASKS, t))}
+    found = set(modes)
+    for family in (TASKS, CODECS):
+        here = policy.plugins.keys() & set(family.names()) - set(family.ours)
+        found |= {n for n in here if not policy.plugins[n].against(origin_of(family, n))}
+    return found
 
 
 def _overlapping(policy: Policy, job: Job) -> list[Refusal]:

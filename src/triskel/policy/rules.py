@@ -7,7 +7,7 @@ not allow: an empty policy refuses every job. `decide` holds a job against it.
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
@@ -28,9 +28,8 @@ from pydantic.types import Strict
 
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options, typed
-from triskel.core.registry import MODES, Origin
+from triskel.core.registry import CODECS, MODES, Origin, Registry
 from triskel.errors import PluginError, TriskelError
-from triskel.job import CodecName
 from triskel.untrusted import TOML_MOST, data_of, toml_of
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -192,7 +191,7 @@ class Policy(Options):
     plugins: Mapping[Name, Pin] = Field(default_factory=dict)
     modes: tuple[Name, ...] = ()
     submitters: tuple[Name, ...] = ()
-    codecs: tuple[CodecName, ...] = ("fp32",)
+    codecs: tuple[Name, ...] = ("fp32",)
     models: Mapping[Name, StrictStr] = Field(default_factory=dict)
     datasets: Mapping[Name, Dataset] = Field(default_factory=dict)
     leave: Leave = Leave()
@@ -229,13 +228,12 @@ class Policy(Options):
     @classmethod
     def _are_known(cls, modes: tuple[str, ...], info: Any) -> tuple[str, ...]:  # noqa: ANN401
         pins = info.data.get("plugins") or {}
-        for mode in modes:
-            if mode not in MODES.ours and mode not in pins:
-                raise ValueError(
-                    f"names {mode!r}, and Triskel brings {', '.join(MODES.ours)}; a mode of "
-                    f'another package needs its package as well: plugins.{mode}.package = "..."'
-                )
-        return modes
+        return _pinned(MODES, modes, pins)
+
+    @field_validator("codecs")
+    @classmethod
+    def _travel(cls, codecs: tuple[str, ...], info: Any) -> tuple[str, ...]:  # noqa: ANN401
+        return _pinned(CODECS, codecs, info.data.get("plugins") or {})
 
     def of(self, spec: ModeSpec[Any]) -> Options:
         """Return a mode's section, for a mode that has one; its defaults where none is given."""
@@ -253,6 +251,23 @@ class Policy(Options):
                     "`triskel site hash FOLDER` prints it"
                 )
         return {name: sha256.lower() for name, sha256 in models.items()}
+
+
+def _pinned(
+    registry: Registry[Any], names: tuple[str, ...], pins: Collection[str]
+) -> tuple[str, ...]:
+    """Return names that are all ours or pinned.
+
+    Raises:
+        ValueError: One is neither.
+    """
+    for name in names:
+        if name not in registry.ours and name not in pins:
+            raise ValueError(
+                f"names {name!r}, and Triskel brings {', '.join(registry.ours)}; a {registry.noun} "
+                f'of another package needs its package as well: plugins.{name}.package = "..."'
+            )
+    return names
 
 
 def _trusted(mode: str, pins: object) -> bool:

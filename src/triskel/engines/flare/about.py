@@ -8,7 +8,7 @@ from typing import Any
 import triskel
 from triskel.code import code_sha256
 from triskel.core.mode_spec import NAME
-from triskel.core.registry import MODES, TASKS, Registry
+from triskel.core.registry import CODECS, MODES, TASKS, Registry
 from triskel.engines.flare.calls import text
 from triskel.errors import JobError, PluginError
 from triskel.job import MODE_NAMES, Job, ModeName, parse, unsupported
@@ -92,9 +92,10 @@ def other_code(about: Mapping[str, Any], who: str) -> str:
     return ""
 
 
-def own_plugins(modes: Sequence[ModeName], task: str) -> dict[str, str]:
-    """Return which packages modes and a task of others are of here; nothing is imported."""
-    named = [(MODES, mode) for mode in modes] + [(TASKS, task)]
+def own_plugins(job: Job, modes: Sequence[ModeName]) -> dict[str, str]:
+    """Return whose code modes, task and codecs of other packages are here; nothing is imported."""
+    named: list[tuple[Registry[Any], str]] = [(MODES, mode) for mode in modes]
+    named += [(TASKS, job.data.task), (CODECS, job.wire.up), (CODECS, job.wire.down)]
     return {
         f"{registry.noun} {name}": _plugin(registry, name)
         for registry, name in named
@@ -102,9 +103,9 @@ def own_plugins(modes: Sequence[ModeName], task: str) -> dict[str, str]:
     }
 
 
-def other_plugins(about: Mapping[str, Any], who: str, modes: Sequence[ModeName], task: str) -> str:
-    """Return why a peer's packages of modes and tasks are not those here, or nothing."""
-    for name, mine in own_plugins(modes, task).items():
+def other_plugins(about: Mapping[str, Any], who: str, job: Job, modes: Sequence[ModeName]) -> str:
+    """Return why a peer's packages of what a job names are not those here, or nothing."""
+    for name, mine in own_plugins(job, modes).items():
         if (theirs := text(about, name)) != mine:
             return (
                 f"{who} has {theirs or 'nothing'} for {name} and this side {mine or 'nothing'}; "

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
-from triskel.core.registry import MODES, TASKS
+from triskel.core.registry import MODES
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, own_code, own_plugins, owned, run_of
 from triskel.engines.flare.calls import Lost, Peer, patience, text
@@ -44,7 +44,7 @@ from triskel.policy.decide import (
     decide_who_and_when,
     quorum_of,
 )
-from triskel.policy.place import datasets, importable, origin_of, placed, weights_of
+from triskel.policy.place import datasets, importable, origins_of, placed, weights_of
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage
@@ -244,8 +244,7 @@ class Host:
             blocks=model.blocks if model else None,
             clients=len(self._present),
             round_bytes=0,
-            plugin=origin_of(MODES, job.mode),
-            task=origin_of(TASKS, job.data.task),
+            **origins_of(job),
         )
         return decide_for_server(policy, job, here)
 
@@ -274,11 +273,11 @@ class Host:
     def _hello(self, client: ClientId, timeout_s: float) -> Met:
         about = {
             **own_code(),
-            **own_plugins(self._modes, self._job.data.task),
+            **own_plugins(self._job, self._modes),
             "clients": len(self._present),
         }
         reply = self._peers[client].call("hello", timeout_s, {"about": about})
-        return met_in(reply, self._modes, self._job.data.task)
+        return met_in(reply, self._job, self._modes)
 
     def _welcome(self, client: ClientId) -> str:
         """Ask a site that was away whether it is ready; return why it is not, or nothing.

@@ -8,7 +8,7 @@ from triskel.bench import Bench
 from triskel.engines.flare.about import other_code, other_plugins
 from triskel.engines.flare.calls import Reply, text, whole
 from triskel.errors import MessageError
-from triskel.job import ModeName
+from triskel.job import Job, ModeName
 from triskel.model.body import Body
 from triskel.types import ClientId
 
@@ -91,13 +91,13 @@ class HostBench(Bench):
         }
 
 
-def met_in(reply: Reply, modes: Sequence[ModeName], task: str) -> Met:
+def met_in(reply: Reply, job: Job, modes: Sequence[ModeName]) -> Met:
     """Return what a site says of itself: nothing yet, while it is not ready.
 
     Args:
         reply: To `hello`.
-        modes: What is to be played; packages that bring some must be the same on both sides.
-        task: What is to be learnt; the same.
+        job: What was submitted; packages that bring what it names must be the same on both sides.
+        modes: What is to be played.
 
     Raises:
         MessageError: It cannot be read.
@@ -112,7 +112,7 @@ def met_in(reply: Reply, modes: Sequence[ModeName], task: str) -> Met:
         return Met()
     if state != "ready":
         raise MessageError(f"a site is never {state!r} before the first round")
-    if strange := other_plugins(reply, "the site", modes, task):
+    if strange := other_plugins(reply, "the site", job, modes):
         return Met(strange, "refuses")
     holds = ("examples", "tests", "tokens")
     return Met(present=Present(**{name: whole(reply, name) for name in holds}))

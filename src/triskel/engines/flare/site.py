@@ -19,7 +19,7 @@ import torch
 
 from triskel.about import about_of
 from triskel.bench import Bench
-from triskel.core.registry import MODES, TASKS
+from triskel.core.registry import CODECS, MODES
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import (
     job_of,
@@ -58,13 +58,13 @@ from triskel.policy.decide import (
     Circumstances,
     Refusal,
     asked_of,
+    decide_foreign,
     decide_mode,
-    decide_task,
     decide_who_and_when,
 )
 from triskel.policy.draws import Draws, files_of
 from triskel.policy.expected import round_bytes
-from triskel.policy.place import datasets, decided, importable, origin_of, placed
+from triskel.policy.place import datasets, decided, importable, origins_of, placed
 from triskel.policy.rounding import rounded
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
@@ -256,10 +256,9 @@ class Site:
         barred = [(job, door or self._barred(job)) for job in jobs]
         if any(found for _, found in barred):
             return self._written("read", [(job, found) for job, found in barred if found])
-        task = self._job.data.task
-        if strange := other_plugins(about, "the server", modes, task):
+        if strange := other_plugins(about, "the server", self._job, modes):
             return strange
-        self._plugins = own_plugins(modes, task)
+        self._plugins = own_plugins(self._job, modes)
         self._job, modes = job_of(self._spec, importable(self._policy))
         jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
         self._spent = self._account()
@@ -270,6 +269,8 @@ class Site:
         self._spent.job()
         bench = self._read()  # only now is anything of the site read
         bench.modes = modes
+        for codec in (self._job.wire.up, self._job.wire.down):
+            CODECS.spec(codec)  # what arrives may name no other
         settings = {mode: bench.setting(self._noted) for mode in modes}
         for mode, setting in settings.items():
             if strange := unfit(MODES.spec(mode), setting):
@@ -316,10 +317,10 @@ class Site:
 
     def _barred(self, job: Job) -> list[Refusal]:
         """Return why a mode or task of another package is not even imported."""
-        mode, task, policy = job.mode, job.data.task, self._policy
-        found = decide_task(policy, task, origin_of(TASKS, task))
-        if mode not in MODES.ours:
-            found += decide_mode(policy, mode, origin_of(MODES, mode))
+        here = Circumstances(now=self._clock(), **origins_of(job))
+        found = decide_foreign(self._policy, job, here)
+        if job.mode not in MODES.ours:
+            found += decide_mode(self._policy, job.mode, here.plugin)
         return found
 
     def _written(
