@@ -26,13 +26,13 @@ import measure
 import torch
 from torch import Tensor
 
+from triskel.aggregate.mean import Mean
 from triskel.bench import Bench, prepare
 from triskel.data.text import batch_of
 from triskel.job import Job, parse
 from triskel.model.train import label_loss
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
-from triskel.modes.params.spec import ParamsOptions
 from triskel.types import Ask, Batch, ClientState, Examples, Message, Tensors
 from triskel.worker import Worker
 
@@ -171,7 +171,7 @@ class Attacker:
         self, setting: Setting, members: Sequence[int], pool: Sequence[int]
     ) -> list[float]:
         worker = self.client(setting, members, some(self.pool, []))
-        mode = Params(options=ParamsOptions(), initial=self.body.initial, layout=self.body.layout)
+        mode = Params(aggregate=Mean(), initial=self.body.initial, layout=self.body.layout)
         start = mode.start()
         talk = mode.work(mode.task(start, self.name), worker, ClientState())
         update, before = tensors_of(sent(talk)), tensors_of(mode.task(start, self.name))

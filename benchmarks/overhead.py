@@ -13,6 +13,7 @@ import peft
 import torch
 import transformers
 
+from triskel.aggregate.mean import Mean
 from triskel.bench import Bench, prepare
 from triskel.data.assets import resolve
 from triskel.engines.local import LocalEngine
@@ -21,7 +22,6 @@ from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where
 from triskel.modes.params.mode import Params
-from triskel.modes.params.spec import ParamsOptions
 from triskel.types import Batch
 
 
@@ -32,7 +32,7 @@ def quiet(_: object) -> None:
 def ours(bench: Bench, client: str, ledger: Ledger | None = None) -> Any:
     """Return one round of `params` with one client, as a call."""
     body, engine = bench.body(), LocalEngine(bench.job)
-    mode = Params(options=ParamsOptions(), initial=body.initial, layout=body.layout)
+    mode = Params(aggregate=Mean(), initial=body.initial, layout=body.layout)
 
     def work() -> None:
         engine.round(

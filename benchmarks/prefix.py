@@ -13,13 +13,13 @@ from collections.abc import Callable
 import measure
 from overhead import quiet
 
+from triskel.aggregate.mean import Mean
 from triskel.bench import Bench, prepare
 from triskel.engines.local import LocalEngine
 from triskel.job import load
 from triskel.ledger import Ledger
 from triskel.model.prefix import Prefix
 from triskel.modes.params.mode import Params
-from triskel.modes.params.spec import ParamsOptions
 from triskel.types import Event
 
 SHARES = {"half": 2, "quarter": 4}
@@ -30,7 +30,7 @@ def rounds(bench: Bench, client: str, prefix: Prefix | None, times: int) -> list
     body = bench.body()
     body.prefix = prefix
     mode, losses = (
-        Params(options=ParamsOptions(), initial=body.initial, layout=body.layout),
+        Params(aggregate=Mean(), initial=body.initial, layout=body.layout),
         list[float](),
     )
 

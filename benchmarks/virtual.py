@@ -2,7 +2,7 @@
 
 Federations of 100, 1,000 and 10,000 clients, each with a few texts of its own and a random model of
 260,000 parameters, are played in processes of their own, in turn. `keep-b` (the mode of
-`examples/own_aggregate.py`) leaves a state with every client and scores personalised models;
+`keep_b.py`) leaves a state with every client and scores personalised models;
 `params` leaves none. A client's work is what the ledger says, `compute_s`. Memory is the process's
 peak.
 """
@@ -161,7 +161,7 @@ def staged(mode: str, job: Job) -> Stage[Any, Any]:
 
     bench = prepare(job, lambda _: None)
     if mode == "keep-b":
-        example = SimpleNamespace(**runpy.run_path(str(ROOT / "examples" / "own_aggregate.py")))
+        example = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("keep_b.py"))))
         return example.keep_b_stage(bench, example.Mean())
     return stage_of("params", bench, lambda _: None)
 

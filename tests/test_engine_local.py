@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from triskel.aggregate.mean import Mean
 from triskel.engines.local import LocalEngine
 from triskel.engines.wire import alike
 from triskel.errors import LimitError, MessageError, RoundError, TrainingError
@@ -21,7 +22,6 @@ from triskel.message import pack
 from triskel.model.body import Choice
 from triskel.model.train import Descent
 from triskel.modes.params.mode import Params
-from triskel.modes.params.spec import ParamsOptions
 from triskel.types import (
     Ask,
     AskStyle,
@@ -50,6 +50,7 @@ class Toy:
     log: list[Any]
     limit: int = 1000
     in_flight: int = 0
+    weighted: bool = False
 
     def start(self) -> int:
         return 0
@@ -80,6 +81,10 @@ class Toy:
         del state
         self.log.append(("add", client, update.facts.get("heard")))
         return (*total, client)
+
+    def merge(self, state: int, left: tuple[str, ...], right: tuple[str, ...]) -> tuple[str, ...]:
+        del state
+        return left + right
 
     def close(self, state: int, total: tuple[str, ...]) -> int:
         self.log.append(("close", total))
@@ -495,9 +500,8 @@ def test_small_batches_of_clients_on_the_fast_path_end_as_one_by_one() -> None:
             tiny.worker(name, job, body, tiny.examples(size, seed=size))
             for name, size in (("a", 7), ("b", 3), ("c", 5))
         ]
-        mode = Params(
-            options=ParamsOptions(), initial=tiny.random_like(body.initial, 1), layout=body.layout
-        )
+        initial = tiny.random_like(body.initial, 1)
+        mode = Params(initial=initial, layout=body.layout, aggregate=Mean())
         ran: list[int] = []
         run = Descent.run
 

@@ -105,27 +105,6 @@ def test_the_example_of_split_shows_work_that_moves_with_the_cut(
     assert number(rows[1]["peak_MB"]) >= number(rows[0]["peak_MB"])
 
 
-def test_the_example_of_an_own_mode_sends_less_than_the_whole_adapter(
-    settings: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    example("own_aggregate").main([*settings, "rounds=2"])
-    own = table(capsys.readouterr().out)
-    assert [row["aggregate"] for row in own] == ["Mean", "Median"]
-    example("params").main(settings)
-    assert number(own[0]["up"]) < number(table(capsys.readouterr().out)[2]["message"])
-
-
-def test_a_client_of_the_own_mode_keeps_its_factors_b() -> None:
-    module = example("own_aggregate")
-    zero, one, two = ({"x": torch.tensor([v, -v])} for v in (0.0, 1.0, 50.0))
-    median = module.Median()
-    total = median.merge(median.add(median.zero(), zero, 3), median.add(median.zero(), two, 1))
-    middle = median.value(median.add(total, one, 1))["x"]
-    assert torch.equal(middle, torch.tensor([1.0, -1.0]))
-    assert module.kept("h.0.lora_B.weight")
-    assert not module.kept("h.0.lora_A.weight")
-
-
 # --- the pages --------------------------------------------------------------------------------
 
 

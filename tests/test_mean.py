@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triskel.aggregate.mean import Mean
+from triskel.aggregate.mean import Mean, MeanTotal
 from triskel.errors import RoundError
+from triskel.types import ClientUpdate, Section
 
 MEAN = Mean()
 
@@ -17,11 +18,24 @@ def party(seed: int) -> dict[str, Tensor]:
     return {"a": torch.randn(3, 2, generator=source), "b": torch.randn(5, generator=source)}
 
 
+def sections(tensors: dict[str, Tensor]) -> dict[str, Section]:
+    return {"x": Section(kind="dense", tensors=tensors)}
+
+
+def add(total: MeanTotal, tensors: dict[str, Tensor], weight: float) -> MeanTotal:
+    theirs = ClientUpdate(client="c", sections=sections(tensors), weight=weight)
+    return MEAN.add(total, theirs, {})
+
+
+def value(total: MeanTotal, before: dict[str, Tensor]) -> dict[str, Tensor]:
+    return dict(MEAN.value(total, sections(before))["x"].tensors)
+
+
 def fold(parties: list[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
     total = MEAN.zero()
     for tensors, weight in parties:
-        total = MEAN.add(total, tensors, weight)
-    return MEAN.value(total)
+        total = add(total, tensors, weight)
+    return value(total, {n: 0 * t for one, _ in parties for n, t in one.items()})
 
 
 @given(weights=st.lists(st.integers(1, 10_000), min_size=1, max_size=6), seed=st.integers(0, 99))
@@ -53,28 +67,32 @@ def test_order_does_not_matter(order: list[int]) -> None:
 
 
 def test_merged_totals_are_the_total_of_both() -> None:
-    left = MEAN.add(MEAN.zero(), party(0), 3)
-    right = MEAN.add(MEAN.add(MEAN.zero(), party(1), 1), party(2), 2)
-    found = MEAN.value(MEAN.merge(left, right))
+    left = add(MEAN.zero(), party(0), 3)
+    right = add(add(MEAN.zero(), party(1), 1), party(2), 2)
+    found = value(MEAN.merge(left, right), party(9))
     wanted = fold([(party(0), 3), (party(1), 1), (party(2), 2)])
     assert all(torch.equal(found[n], t) for n, t in wanted.items())
     assert MEAN.merge(left, right).weight == 6
 
 
-def test_a_tensor_counts_over_those_who_sent_it() -> None:
-    found = fold([({"a": torch.ones(2), "b": torch.ones(1)}, 3), ({"a": torch.zeros(2)}, 1)])
+def test_who_did_not_send_a_tensor_counts_with_the_servers_copy() -> None:
+    total = add(MEAN.zero(), {"a": torch.ones(2), "b": torch.ones(1)}, 3)
+    total = add(total, {"a": torch.zeros(2)}, 1)
+    before = {"a": torch.full((2,), 9.0), "b": torch.full((1,), 5.0), "c": torch.full((1,), 7.0)}
+    found = value(total, before)
     assert found["a"].tolist() == [0.75, 0.75]
-    assert found["b"].tolist() == [1.0]
+    assert found["b"].tolist() == [2.0], "three of ones, one of five"
+    assert found["c"].tolist() == [7.0], "which nobody holds"
 
 
 def test_the_inputs_and_earlier_totals_stay_as_they_were() -> None:
     first = party(0)
     before = {n: t.clone() for n, t in first.items()}
-    total = MEAN.add(MEAN.zero(), first, 2)
-    kept = MEAN.value(total)
-    MEAN.add(total, party(1), 5)
+    total = add(MEAN.zero(), first, 2)
+    kept = value(total, party(9))
+    add(total, party(1), 5)
     assert all(torch.equal(first[n], t) for n, t in before.items())
-    assert all(torch.equal(MEAN.value(total)[n], t) for n, t in kept.items())
+    assert all(torch.equal(value(total, party(9))[n], t) for n, t in kept.items())
 
 
 def test_types_of_tensors_come_back() -> None:
@@ -85,9 +103,9 @@ def test_types_of_tensors_come_back() -> None:
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_that_is_no_number_of_examples_is_refused(weight: float) -> None:
     with pytest.raises(RoundError, match="positive number of examples"):
-        MEAN.add(MEAN.zero(), party(0), weight)
+        add(MEAN.zero(), party(0), weight)
 
 
 def test_nobody_has_no_mean() -> None:
     with pytest.raises(RoundError, match="no client returned an update"):
-        MEAN.value(MEAN.zero())
+        value(MEAN.zero(), party(0))

@@ -4,10 +4,13 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from triskel.aggregate.mean import Mean
+from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import MessageError
 from triskel.exchange import adapter_sections
 from triskel.message import payload_bytes
@@ -20,10 +23,14 @@ from triskel.worker import Worker
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
 
 
-def server(worker: Worker) -> Params:
+def server(worker: Worker) -> Params[Any]:
     """The mode whose clients are like this one."""
+    body, options = worker.body, SPEC.of(worker.job)
     return Params(
-        options=SPEC.of(worker.job), initial=worker.body.initial, layout=worker.body.layout
+        initial=body.initial,
+        layout=body.layout,
+        aggregate=Mean(),
+        optimizer=Momentum(lr=options.server_lr, momentum=options.server_momentum),
     )
 
 
@@ -161,7 +168,7 @@ def test_the_update_of_a_client_says_how_many_examples_and_what_loss() -> None:
 
 
 def folded(
-    mode: Params, state: ParamsState, updates: dict[str, tuple[int, Tensors]]
+    mode: Params[Any], state: ParamsState, updates: dict[str, tuple[int, Tensors]]
 ) -> ParamsState:
     """The state after a round with these updates."""
     total = mode.zero(state)
@@ -191,7 +198,7 @@ def test_the_server_steps_by_its_rate_and_momentum(rate: float, beta: float) -> 
         velocity = {n: beta * v + (means[n] - theta[n]) for n, v in velocity.items()}
         theta = {n: w + rate * velocity[n] for n, w in theta.items()}
         assert tiny.apart(state.adapter, theta) < 1e-6
-    assert bool(state.velocity) == (beta > 0)
+    assert bool(state.moments) == (beta > 0)
 
 
 def test_one_update_comes_back_bit_for_bit_from_the_plain_server() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from triskel.aggregate.mean import Mean
 from triskel.errors import JobError, MessageError, TrainingError
 from triskel.job import Train
 from triskel.ledger import Ledger
@@ -187,7 +188,7 @@ class Case:
 
     @property
     def mode(self) -> Split:
-        return self.kind(job=self.workers[0].job, body=self.workers[0].body)
+        return self.kind(job=self.workers[0].job, body=self.workers[0].body, aggregate=Mean())
 
     def start(self) -> dict[str, Tensor]:
         """Tensors of which no factor is zero."""
@@ -629,7 +630,7 @@ def test_it_does_not_matter_whether_parties_share_one_model_in_memory(
     together = two.play().tensors
     wide = {"dtype": torch.float64, "wide": True}
     apart = [replace(w, body=tiny.body("llama", w.job, **wide)) for w in two.workers]
-    server = Split(job=two.mode.job, body=tiny.body("llama", two.mode.job, **wide))
+    server = replace(two.mode, body=tiny.body("llama", two.mode.job, **wide))
     state = SplitState(tensors=two.start())
     found, _ = tiny.play(server, two.mode.job, apart, state=state)
     assert tiny.equal(found.tensors, together)

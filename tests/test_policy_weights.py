@@ -290,7 +290,7 @@ def test_a_tokenizer_of_one_version_of_the_library_counts_and_is_the_one_that_is
     seals.close(place)
     with seals.held(str(place)) as held:
         assert {"tokenizer.json", "tokenizer.4.0.0.json"} <= {x.name for x in Path(held).iterdir()}
-        options = {"task": "classify", "classes": 3, "seed": 0}
+        options = {"head": "classes", "classes": 3, "seed": 0}
         assert load(str(place), Model(), Adapter(), place=held, **options)
 
 
@@ -304,10 +304,10 @@ def test_what_was_never_hashed_is_not_loaded(folder: Path, sharded: Path) -> Non
         pass
 
 
-@pytest.mark.parametrize("task", ["classify", "causal"])
+@pytest.mark.parametrize("head", ["classes", "vocabulary"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_was_loaded_does_not_change_with_its_file(
-    dtype: Literal["float32", "bfloat16"], task: Literal["classify", "causal"], tmp_path: Path
+    dtype: Literal["float32", "bfloat16"], head: Literal["classes", "vocabulary"], tmp_path: Path
 ) -> None:
     """Weights of the file's own type stay in the file as the libraries read them."""
     place = SMALL.save_model(tmp_path / "model")
@@ -318,7 +318,7 @@ def test_what_was_loaded_does_not_change_with_its_file(
     seals.close(place)
     with seals.held(str(place)) as held:
         body = load(
-            str(place), Model(dtype=dtype), Adapter(), task=task, classes=3, seed=0, place=held
+            str(place), Model(dtype=dtype), Adapter(), head=head, classes=3, seed=0, place=held
         )
     before = [p.clone() for p in body.blocks.model.parameters()]
     with file.open("r+b") as open_file:

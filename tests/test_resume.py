@@ -70,8 +70,8 @@ def instrument(point: Points) -> Callable[[Mapping[str, Any]], None]:  # noqa: C
         save_file(tensors, place, metadata=metadata)
         halved(Path(place), "checkpoint")
 
-    def exporting(folder: Path, *rest: Any) -> Any:
-        found = save_adapter(folder, *rest)
+    def exporting(folder: Path, *rest: Any, **named: Any) -> Any:
+        found = save_adapter(folder, *rest, **named)
         for place in sorted(p for p in folder.rglob("*") if p.is_file()):
             halved(place, "adapter")
         return found
@@ -283,7 +283,7 @@ def test_the_job_of_these_tests_uses_all_that_a_checkpoint_must_carry(classify: 
     modes = classify.whole["result.json"]["modes"]
     assert set(modes) == {"params", "logits", "split"}
     params = classify.whole["stages/params/round-000003.safetensors"]
-    assert any(n.startswith("server/velocity/") for n in params)
+    assert any(n.startswith("server/moments/") for n in params)
     split = classify.whole["stages/split/round-000003.safetensors"]
     assert any(n.startswith("server/moments.square/") for n in split)
     assert any(steps > 3 for steps in split["facts"]["state"]["moments.steps"].values())

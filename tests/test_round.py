@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from triskel.aggregate.mean import Mean
 from triskel.checkpoint import read
 from triskel.engines.local import LocalEngine
 from triskel.errors import RoundError, TrainingError
@@ -23,7 +24,6 @@ from triskel.ledger import Ledger
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.modes.params.mode import Params
-from triskel.modes.params.spec import ParamsOptions
 from triskel.round import Scores, Stage, cohort, dropped, play, pooled, summary
 from triskel.stages import stage_of
 from triskel.types import ClientState
@@ -175,7 +175,7 @@ def stage(body: Body) -> Stage[Any, Any]:
 
     return Stage(
         name="toy",
-        mode=Counting(options=ParamsOptions(), initial=body.initial, layout=body.layout),
+        mode=Counting(aggregate=Mean(), initial=body.initial, layout=body.layout),
         clients=NAMES,
         worker=lambda client, watch: (client, watch),
         evaluate=evaluate,

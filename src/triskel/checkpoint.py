@@ -27,7 +27,7 @@ from triskel.types import ClientId
 from triskel.untrusted import json_of, safetensors_at
 
 KEPT = 2
-FORMAT = 2
+FORMAT = 3
 S = TypeVar("S")
 
 

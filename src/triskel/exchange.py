@@ -7,6 +7,7 @@ from torch import Tensor
 from triskel.errors import MessageError
 from triskel.message import expect
 from triskel.model.body import Layout
+from triskel.tensors import flat
 from triskel.types import Message, MessageKind, Section, Tensors
 
 
@@ -49,7 +50,17 @@ def adapter_of(
     Raises:
         MessageError: The message is of another kind, or a name, shape or scale differs.
     """
-    wanted = adapter_sections(template, layout)
+    return flat(sections_of(message, adapter_sections(template, layout), kind=kind))
+
+
+def sections_of(
+    message: Message, wanted: Mapping[str, Section], *, kind: MessageKind
+) -> dict[str, Section]:
+    """Return the sections of a message that must be like these, and no others.
+
+    Raises:
+        MessageError: The message is of another kind, or a name, shape or scale differs.
+    """
     expect(message, kind=kind, sections={n: s.tensors for n, s in wanted.items()})
     for name, section in wanted.items():
         found = message.sections[name]
@@ -58,7 +69,7 @@ def adapter_of(
                 f"section {name!r} is {found.kind} with {dict(found.facts)}, "
                 f"expected {section.kind} with {dict(section.facts)}"
             )
-    return {n: t for section in wanted for n, t in message.sections[section].tensors.items()}
+    return {name: message.sections[name] for name in wanted}
 
 
 def number(facts: Mapping[str, object], name: str, *, least: float = 0) -> float:

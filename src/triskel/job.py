@@ -28,7 +28,7 @@ from pydantic import (
 
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
-from triskel.core.registry import CODECS, FAMILIES, MODES, TASKS, Registry
+from triskel.core.registry import AGGREGATES, CODECS, FAMILIES, MODES, TASKS, Registry
 from triskel.errors import JobError
 from triskel.untrusted import TOML_MOST, text_of, toml_of
 
@@ -328,14 +328,19 @@ def _kept(key: str, info: Any) -> bool:  # noqa: ANN401 - pydantic's
     return imports is not None and key not in ours and key not in imports
 
 
-def _known_name(registry: Registry[Any], value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
+def _known_name(
+    registry: Registry[Any],
+    value: str,
+    info: Any,  # noqa: ANN401 - pydantic's
+    place: str = "",
+) -> str:
     """Return a name that there is here, or that may not be looked for.
 
     Raises:
         ValueError: There is none.
     """
     if value not in registry.names() and not _kept(value, info):
-        raise ValueError(f"must be one of {', '.join(registry.names())}, got {value!r}")
+        raise ValueError(f"{place}must be one of {', '.join(registry.names())}, got {value!r}")
     return value
 
 
@@ -388,6 +393,9 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
     for spec in job.specs:
+        named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
+        if named is not None:
+            _known_name(AGGREGATES, named, info, f"{spec.name}.{spec.aggregate_key} ")
         for problem in spec.problems(spec.of(job)):
             yield f"{spec.name}.{problem}"
         for client, own in job.clients.each.items():

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from triskel import records
 from triskel.about import about_of
+from triskel.aggregate.mean import Mean
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.core.registry import MODES
@@ -23,7 +24,6 @@ from triskel.job import ModeName
 from triskel.metrics import Score, merge
 from triskel.model.body import Body
 from triskel.modes.params.mode import Params, ParamsState
-from triskel.modes.params.spec import ParamsOptions
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
 from triskel.setting import ModeSetting, algorithm_of
 from triskel.sheet import BASELINES, NOTHING, Training, training_of
@@ -128,9 +128,9 @@ def central(bench: Bench) -> Stage[Any, Any]:
     )
 
 
-def _plain(body: Body) -> Params:
+def _plain(body: Body) -> Params[Any]:
     """Return `params` with a server that takes over what its one client trained."""
-    return Params(options=ParamsOptions(), initial=body.initial, layout=body.layout)
+    return Params(initial=body.initial, layout=body.layout, aggregate=Mean())
 
 
 def complete(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from triskel.types import Tensors
+from triskel.types import Section, Tensors
 
 
 def clone(tensors: Tensors) -> dict[str, Tensor]:
@@ -108,3 +108,8 @@ def eval_plan(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
         else:
             batches.append([i])
     return batches
+
+
+def flat(sections: Mapping[str, Section]) -> dict[str, Tensor]:
+    """Return the tensors of all sections by name."""
+    return {name: t for section in sections.values() for name, t in section.tensors.items()}

@@ -215,24 +215,61 @@ A = TypeVar("A")
 """A running total of updates."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClientUpdate:
+    """One client's update as an aggregate sees it.
+
+    Attributes:
+        client: Whose.
+        sections: As it sent them; pairs of low rank stay pairs, with the scale of their product.
+        weight: How much it counts, such as the examples it rests on.
+    """
+
+    client: ClientId
+    sections: Mapping[str, Section]
+    weight: float
+
+
 @runtime_checkable
 class Aggregate(Protocol[A]):
-    """A fold over updates, so that a round needs the memory of a few of them."""
+    """A fold over updates, so that a round needs the memory of a few of them.
+
+    `before` is what the server held when the round opened, in the same sections.
+    """
 
     def zero(self) -> A:
         """Return the total of no updates."""
         ...
 
-    def add(self, total: A, tensors: Tensors, weight: float) -> A:
-        """Return the total with one client's tensors folded in."""
+    def add(self, total: A, update: ClientUpdate, before: Mapping[str, Section]) -> A:
+        """Return the total with one client's update folded in."""
         ...
 
     def merge(self, left: A, right: A) -> A:
-        """Return the total of both totals."""
+        """Return the total of both totals, of other clients each."""
         ...
 
-    def value(self, total: A) -> Tensors:
-        """Return what the total amounts to."""
+    def value(self, total: A, before: Mapping[str, Section]) -> Mapping[str, Section]:
+        """Return what the total amounts to, in the sections of `before`."""
+        ...
+
+
+@runtime_checkable
+class ServerOptimizer(Protocol):
+    """The server's step; what it remembers is flat named tensors, for checkpoints."""
+
+    def start(self) -> Tensors:
+        """Return what is remembered before the first step."""
+        ...
+
+    def step(self, before: Tensors, mean: Tensors, moments: Tensors) -> tuple[Tensors, Tensors]:
+        """Return the next tensors, and what is remembered.
+
+        Args:
+            before: What the server sent.
+            mean: What the clients' updates amount to, by the same names.
+            moments: What is remembered of earlier steps.
+        """
         ...
 
 
@@ -257,6 +294,11 @@ class Mode(Protocol[S, A, W_contra]):
     def in_flight(self) -> int:
         """How many clients that ask are in a round at once, which bounds memory; 0: all."""
         return 0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether updates count by their fact `examples`, which `clients.max_share` bounds."""
+        return True
 
     def start(self) -> S:
         """Return the server's state before round 1."""
@@ -287,6 +329,10 @@ class Mode(Protocol[S, A, W_contra]):
 
     def add(self, state: S, total: A, client: ClientId, update: Message) -> A:
         """Fold one client's update in; refuse one that does not fit the open round."""
+        ...
+
+    def merge(self, state: S, left: A, right: A) -> A:
+        """Return the total of both totals, of other clients each."""
         ...
 
     def close(self, state: S, total: A) -> S:

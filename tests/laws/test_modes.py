@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from triskel.aggregate.mean import Mean
 from triskel.core.registry import MODES
 from triskel.errors import MessageError, TriskelError
 from triskel.evaluate import evaluate, score_of
@@ -20,18 +21,15 @@ from triskel.message import pack, unpack
 from triskel.metrics import Score
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
-from triskel.modes.params.spec import ParamsOptions
 from triskel.modes.split.mode import Split
 from triskel.types import Ask, ClientState, Message, Mode, Section
 from triskel.worker import Worker
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent.with_name("tiny.py"))))
 MAKERS: Mapping[ModeName, Callable[[Worker], Any]] = {
-    "params": lambda w: Params(
-        options=ParamsOptions(), initial=w.body.initial, layout=w.body.layout
-    ),
+    "params": lambda w: Params(w.body.initial, w.body.layout, aggregate=Mean()),
     "logits": lambda w: Logits(server=replace(w, client="server", train=tiny.examples(0))),
-    "split": lambda w: Split(job=w.job, body=w.body),
+    "split": lambda w: Split(job=w.job, body=w.body, aggregate=Mean()),
 }
 CASES = [(name, task) for name in MAKERS for task in ("classify", "causal")]
 each = pytest.mark.parametrize(("name", "task"), CASES)

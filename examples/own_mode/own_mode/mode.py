@@ -21,7 +21,7 @@ from triskel.message import expect
 from triskel.model.body import Body
 from triskel.model.train import Where
 from triskel.setting import ModeSetting
-from triskel.types import ClientId, ClientState, Message, Mode, Section, Talk, Tensors
+from triskel.types import ClientId, ClientState, ClientUpdate, Message, Mode, Section, Talk, Tensors
 from triskel.worker import Worker
 
 MEAN = Mean()
@@ -82,11 +82,18 @@ class Sign(Mode[SignState, MeanTotal, Worker]):
         expect(update, kind="update", sections=sections, kinds=kinds)
         signs, sizes = (update.sections[name].tensors for name in ("signs", "scales"))
         moved = {n: sizes[n] * (2 * signs[n].to(sizes[n].dtype) - 1) for n in signs}
-        return MEAN.add(total, moved, number(update.facts, "examples", least=1))
+        sections = {"moved": Section(kind="dense", tensors=moved)}
+        weight = number(update.facts, "examples", least=1)
+        theirs = ClientUpdate(client=client, sections=sections, weight=weight)
+        return MEAN.add(total, theirs, {})
+
+    def merge(self, state: SignState, left: MeanTotal, right: MeanTotal) -> MeanTotal:
+        return MEAN.merge(left, right)
 
     def close(self, state: SignState, total: MeanTotal) -> SignState:
         """Return θ moved by λ times the mean."""
-        mean = MEAN.value(total)
+        still = Section(kind="dense", tensors={n: 0 * x for n, x in state.adapter.items()})
+        mean = MEAN.value(total, {"moved": still})["moved"].tensors
         adapter = {n: x + self.options.step * mean[n] for n, x in state.adapter.items()}
         return replace(state, adapter=adapter, closed=state.closed + 1)
 

@@ -1,19 +1,20 @@
 """The weighted mean, as a fold: Σᵢ nᵢ xᵢ / Σᵢ nᵢ, holding one xᵢ at a time.
 
-A tensor that only some clients send is averaged over those that sent it. Sums run in float64, so
+A client that did not send a tensor counts with the server's copy of it. Sums run in float64, so
 the mean of one client is that client's tensors bit for bit (nᵢ·x is exact below 2²⁹ examples).
 FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from triskel.errors import RoundError
-from triskel.types import Tensors
+from triskel.tensors import flat
+from triskel.types import ClientUpdate, Section, Tensors
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,20 @@ class Mean:
         """Return the total of no updates."""
         return MeanTotal()
 
-    def add(self, total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
+    def add(
+        self, total: MeanTotal, update: ClientUpdate, before: Mapping[str, Section]
+    ) -> MeanTotal:
         """Return the total with one client's tensors folded in.
 
         Raises:
             RoundError: The weight is not a positive number.
         """
+        del before
+        weight = update.weight
         if not (math.isfinite(weight) and weight > 0):
             raise RoundError(f"an update must rest on a positive number of examples, got {weight}")
-        sums, held = dict(total.sums), dict(total.held)
-        known = [name for name in tensors if name in sums]
-        with torch.no_grad():
-            if known:  # float64 is the wider of the two, so products and sums are made in it
-                found = torch.ops.aten._foreach_add.List(  # noqa: SLF001 - torch's own name
-                    [sums[n] for n in known], [tensors[n] for n in known], alpha=weight
-                )
-                sums |= zip(known, found, strict=True)
-            sums |= {n: t.double() * weight for n, t in tensors.items() if n not in sums}
-        held |= {name: held.get(name, 0.0) + weight for name in tensors}
-        return MeanTotal(
-            sums=sums,
-            held=held,
-            weight=total.weight + weight,
-            dtypes={**total.dtypes, **{n: t.dtype for n, t in tensors.items()}},
-        )
+        folded = _folded(total, flat(update.sections), weight)
+        return replace(folded, weight=total.weight + weight)
 
     def merge(self, left: MeanTotal, right: MeanTotal) -> MeanTotal:
         """Return the total of both totals."""
@@ -78,15 +69,40 @@ class Mean:
             dtypes={**left.dtypes, **right.dtypes},
         )
 
-    def value(self, total: MeanTotal) -> dict[str, Tensor]:
-        """Return the means.
+    def value(self, total: MeanTotal, before: Mapping[str, Section]) -> dict[str, Section]:
+        """Return the means; who did not send a tensor counts with the server's copy.
 
         Raises:
             RoundError: Nobody sent anything.
         """
-        if not total.weight:
+        everyone = total.weight
+        if not everyone:
             raise RoundError("no client returned an update; every client of the cohort failed")
-        return {
+        for name, tensor in flat(before).items():
+            rest = everyone - total.held.get(name, 0.0)
+            if rest > 0:
+                total = _folded(total, {name: tensor}, rest)
+        means = {
             name: (value / total.held[name]).to(total.dtypes[name])
             for name, value in total.sums.items()
         }
+        return {
+            name: replace(section, tensors={n: means[n] for n in section.tensors})
+            for name, section in before.items()
+        }
+
+
+def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
+    """Return the total with these tensors folded in; its weight is as it was."""
+    sums, held = dict(total.sums), dict(total.held)
+    known = [name for name in tensors if name in sums]
+    with torch.no_grad():
+        if known:  # float64 is the wider of the two, so products and sums are made in it
+            found = torch.ops.aten._foreach_add.List(  # noqa: SLF001 - torch's own name
+                [sums[n] for n in known], [tensors[n] for n in known], alpha=weight
+            )
+            sums |= zip(known, found, strict=True)
+        sums |= {n: t.double() * weight for n, t in tensors.items() if n not in sums}
+    held |= {name: held.get(name, 0.0) + weight for name in tensors}
+    dtypes = {**total.dtypes, **{n: t.dtype for n, t in tensors.items()}}
+    return replace(total, sums=sums, held=held, dtypes=dtypes)

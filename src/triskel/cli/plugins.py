@@ -11,7 +11,7 @@ from triskel.errors import PluginError
 
 
 def plugins() -> None:
-    """List modes, tasks and codecs, those of other packages too, and whose code each is."""
+    """List modes, tasks, codecs and aggregates, of other packages too, and whose code each is."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "name", "what it is", "package", "SHA-256 of its source"):
         table.add_column(heading, overflow="fold")

@@ -184,6 +184,7 @@ class ModeSpec(Generic[O]):
         traits: What it needs and can carry.
         client_keys: Options that may differ by client, as `clients.each.<client>.<mode>.<key>`.
         short_client_keys: Those that may stand right under `clients.each.<client>`.
+        aggregate_key: The option that names an aggregate (`core.aggregate_spec`), if there is one.
         public_key: The option of a built-in mode that may say how many public texts there are, in
             the place of `data.public_count`, as jobs of early versions do.
         problems: What contradicts itself in options; each sentence begins with a key.
@@ -209,6 +210,7 @@ class ModeSpec(Generic[O]):
     traits: Traits = Traits()
     client_keys: tuple[str, ...] = ()
     short_client_keys: tuple[str, ...] = ()
+    aggregate_key: str = ""
     public_key: str = ""
     problems: Callable[[O], Iterator[str]] = _no_problem
     common: Callable[[O], bool] = _always
@@ -232,7 +234,11 @@ class ModeSpec(Generic[O]):
             raise ValueError(
                 f"mode {self.name}: marker must be one of {', '.join(MARKERS)}, got {self.marker!r}"
             )
-        named = {*self.client_keys, *self.short_client_keys, *filter(None, [self.public_key])}
+        named = {
+            *self.client_keys,
+            *self.short_client_keys,
+            *filter(None, [self.public_key, self.aggregate_key]),
+        }
         if strange := sorted(named - self.options.model_fields.keys()):
             raise ValueError(f"mode {self.name} has no option {strange[0]!r}")
 

@@ -1,13 +1,13 @@
-"""Where modes, tasks and codecs are found: built-in ones by these tables, others by entry points.
+"""Where modes, tasks, codecs and aggregates are found: ours by these tables, others by packages.
 
 A package offers a mode with
 
     [project.entry-points."triskel.modes"]
     sign = "own_mode:SPEC"
 
-a task in the group `triskel.tasks`, a codec in `triskel.codecs`. Nothing of it is imported before
-a job, a policy or a user names it, so a package that is broken stops only who does. A built-in name
-always means the built-in thing.
+a task in the group `triskel.tasks`, a codec in `triskel.codecs`, an aggregate in
+`triskel.aggregates`. Nothing of it is imported before a job, a policy or a user names it, so a
+package that is broken stops only who does. A built-in name always means the built-in thing.
 """
 
 import functools
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from triskel.code import source_sha256
+from triskel.core.aggregate_spec import AggregateSpec
 from triskel.core.codec_spec import CodecSpec
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.task_spec import TaskSpec
@@ -155,6 +156,12 @@ MODES: Registry[ModeSpec[Any]] = Registry(
         "split": "triskel.modes.split.spec:SPEC",
     },
 )
+AGGREGATES: Registry[AggregateSpec] = Registry(
+    noun="aggregate",
+    group="triskel.aggregates",
+    kind=AggregateSpec,
+    places={"mean": "triskel.aggregate.spec:MEAN"},
+)
 CODECS: Registry[CodecSpec] = Registry(
     noun="codec",
     group="triskel.codecs",
@@ -174,7 +181,7 @@ TASKS: Registry[TaskSpec] = Registry(
     },
 )
 
-FAMILIES: tuple[Registry[Any], ...] = (MODES, TASKS, CODECS)
+FAMILIES: tuple[Registry[Any], ...] = (MODES, TASKS, CODECS, AGGREGATES)
 
 
 def forget() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
-from triskel.aggregate.mean import MeanTotal
 from triskel.exchange import number
 from triskel.job import Job
 from triskel.types import A, ClientId, Message, Mode, S
@@ -68,7 +67,7 @@ class Fold(Generic[S, A]):
             MessageError: It is not one of this mode, round or model.
         """
         folded = self.mode.add(self.state, self.total, client, update)
-        if not isinstance(folded, MeanTotal):  # no mean by examples
+        if not self.mode.weighted:
             self.total = folded
             return
         self._examples[client] = number(update.facts, "examples", least=1)

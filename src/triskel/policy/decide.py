@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from triskel.core.registry import CODECS, MODES, TASKS, Origin
+from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin
 from triskel.job import Job
 from triskel.policy.budget import Amounts
 from triskel.policy.expected import models_tested
@@ -42,6 +42,7 @@ class Circumstances:
         test_rows: How many it would score models on; none tells nothing of any.
         plugin: Whose code the job's mode is here, where it is of another package and is here.
         task: The same of the job's task.
+        aggregate: The same of the aggregate of the job's mode.
         codecs: The same of codecs of other packages, by name.
         short: Keys of the budget that have no room for the job, as `budget.Spent.short` says.
     """
@@ -57,6 +58,7 @@ class Circumstances:
     test_rows: int | None = None
     plugin: Origin | None = None
     task: Origin | None = None
+    aggregate: Origin | None = None
     codecs: Mapping[str, Origin | None] = field(default_factory=dict[str, "Origin | None"])
     short: tuple[str, ...] = ()
 
@@ -136,6 +138,7 @@ def decide_for_server(policy: Policy, job: Job, circumstances: Circumstances) ->
         *_hours(policy, circumstances),
         *decide_mode(policy, job.mode, circumstances.plugin),
         *decide_task(policy, job.data.task, circumstances.task),
+        *_aggregate(policy, job, circumstances),
         *_model(policy, job, circumstances),
         *_named(policy, job, named),
         *_limits(policy, job, circumstances),
@@ -223,6 +226,22 @@ def decide_foreign(policy: Policy, job: Job, here: Circumstances) -> list[Refusa
     strange = {job.wire.up, job.wire.down} - set(CODECS.ours)
     found = decide_task(policy, job.data.task, here.task)
     return [*found, *_codecs(policy, job, here)] if strange else found
+
+
+def _aggregate(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
+    """Refuse to add up by a package that is not pinned; it is the server alone that adds up."""
+    named = aggregate_in(job)
+    if named is not None and named not in AGGREGATES.ours:
+        yield from _pinned(policy, named, here.aggregate, f"adds up by {_show(named)}")
+
+
+def aggregate_in(job: Job) -> str | None:
+    """Return the aggregate that a job names for its mode, where it names one."""
+    if job.mode not in MODES.loaded():
+        return None
+    spec = MODES.spec(job.mode)
+    found = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
+    return found if isinstance(found, str) else None
 
 
 def _pinned(policy: Policy, name: str, plugin: Origin | None, asks: str) -> list[Refusal]:

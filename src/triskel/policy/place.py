@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from triskel.core.registry import CODECS, MODES, TASKS, Origin, Registry
+from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin, Registry
 from triskel.data.assets import resolve
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, JobError, PluginError
 from triskel.job import Job
 from triskel.message import show
-from triskel.policy.decide import Circumstances, Refusal, decide, decide_mode
+from triskel.policy.decide import Circumstances, Refusal, aggregate_in, decide, decide_mode
 from triskel.policy.draws import files_of, key_of
 from triskel.policy.rules import Policy
 from triskel.policy.weights import Seals, Weights
@@ -142,6 +142,7 @@ def origins_of(job: Job) -> dict[str, Any]:
     return {
         "plugin": origin_of(MODES, job.mode),
         "task": origin_of(TASKS, job.data.task),
+        "aggregate": origin_of(AGGREGATES, named) if (named := aggregate_in(job)) else None,
         "codecs": {name: origin_of(CODECS, name) for name in strange},
     }
 
@@ -154,7 +155,7 @@ def importable(policy: Policy) -> set[str]:
         if not decide_mode(policy, mode, origin_of(MODES, mode))
     }
     found = set(modes)
-    for family in (TASKS, CODECS):
+    for family in (TASKS, CODECS, AGGREGATES):
         here = policy.plugins.keys() & set(family.names()) - set(family.ours)
         found |= {n for n in here if not policy.plugins[n].against(origin_of(family, n))}
     return found

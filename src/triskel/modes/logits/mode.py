@@ -98,6 +98,7 @@ class Logits:
         default_factory=lambda: dict[str, AskStyle](knowledge="barrier")
     )
     in_flight: int = 0
+    weighted: bool = False
 
     @classmethod
     def build(cls, setting: ModeSetting) -> "Logits":
@@ -191,6 +192,11 @@ class Logits:
         same_round(update, state.closed + 1)
         expect(update, kind="update", sections={})
         return total + 1
+
+    def merge(self, state: LogitsState, left: int, right: int) -> int:
+        """Return how many finished in both."""
+        del state
+        return left + right
 
     def close(self, state: LogitsState, total: int) -> LogitsState:
         """Teach the student, where there is one.

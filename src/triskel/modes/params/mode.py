@@ -18,22 +18,33 @@ or labels; but an adapter can reveal texts it was trained on (docs/threats.md).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Generic
 
 from torch import Tensor
 
-from triskel.aggregate.mean import Mean, MeanTotal
+from triskel.aggregate import aggregate_of
+from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import RoundError
 from triskel.evaluate import probe_joined
-from triskel.exchange import adapter_of, adapter_sections, number, same_round
+from triskel.exchange import adapter_of, adapter_sections, number, same_round, sections_of
 from triskel.model.body import Layout
 from triskel.model.train import Where
-from triskel.modes.params.spec import SPEC, ParamsOptions
+from triskel.modes.params.spec import SPEC
 from triskel.setting import ModeSetting
-from triskel.tensors import blend
-from triskel.types import AskStyle, ClientId, ClientState, Message, Talk, Tensors
+from triskel.tensors import flat
+from triskel.types import (
+    A,
+    Aggregate,
+    AskStyle,
+    ClientId,
+    ClientState,
+    ClientUpdate,
+    Message,
+    ServerOptimizer,
+    Talk,
+    Tensors,
+)
 from triskel.worker import Worker
-
-MEAN = Mean()
 
 
 @dataclass(frozen=True)
@@ -42,41 +53,48 @@ class ParamsState:
 
     Attributes:
         adapter: θ, adapter and head.
-        velocity: m, empty while β = 0.
+        moments: What the server's optimiser remembers: m, empty while β = 0.
         closed: Rounds closed so far.
     """
 
     adapter: Tensors
-    velocity: Tensors = field(default_factory=dict[str, Tensor])
+    moments: Tensors = field(default_factory=dict[str, Tensor])
     closed: int = 0
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Generic[A]):
     """Parameter exchange.
 
     Attributes:
-        options: The server's λ and β.
         initial: θ before round 1.
         layout: Which tensors are the head's.
+        aggregate: Makes θ̄ of the θᵢ.
+        optimizer: Takes the server's step.
     """
 
-    options: ParamsOptions
     initial: Tensors
     layout: Layout
+    aggregate: Aggregate[A]
+    optimizer: ServerOptimizer = field(default_factory=Momentum)
     asks: Mapping[str, AskStyle] = field(default_factory=dict[str, AskStyle])
     in_flight: int = 0
+    weighted: bool = True
 
     @classmethod
-    def build(cls, setting: ModeSetting) -> "Params":
+    def build(cls, setting: ModeSetting) -> "Params[Any]":
         """Return the mode of a job."""
-        body = setting.body
-        options = SPEC.of(setting.job)
-        return cls(options=options, initial=body.initial, layout=body.layout)
+        body, options = setting.body, SPEC.of(setting.job)
+        return cls(
+            initial=body.initial,
+            layout=body.layout,
+            aggregate=aggregate_of(options.aggregate),
+            optimizer=Momentum(lr=options.server_lr, momentum=options.server_momentum),
+        )
 
     def start(self) -> ParamsState:
         """Return the server's state before round 1."""
-        return ParamsState(adapter=self.initial)
+        return ParamsState(adapter=self.initial, moments=self.optimizer.start())
 
     def task(self, state: ParamsState, client: ClientId) -> Message:
         """Send θ."""
@@ -111,33 +129,33 @@ class Params:
         del state
         raise RoundError(f"clients {sorted(asks)} asked; parameter exchange has no questions")
 
-    def zero(self, state: ParamsState) -> MeanTotal:
+    def zero(self, state: ParamsState) -> A:
         """Return the total of no updates."""
         del state
-        return MEAN.zero()
+        return self.aggregate.zero()
 
-    def add(
-        self, state: ParamsState, total: MeanTotal, client: ClientId, update: Message
-    ) -> MeanTotal:
+    def add(self, state: ParamsState, total: A, client: ClientId, update: Message) -> A:
         """Fold nᵢ θᵢ in."""
-        del client
         same_round(update, state.closed + 1)
-        theirs = adapter_of(update, state.adapter, self.layout, kind="update")
-        return MEAN.add(total, theirs, number(update.facts, "examples", least=1))
+        before = adapter_sections(state.adapter, self.layout)
+        theirs = ClientUpdate(
+            client=client,
+            sections=sections_of(update, before, kind="update"),
+            weight=number(update.facts, "examples", least=1),
+        )
+        return self.aggregate.add(total, theirs, before)
 
-    def close(self, state: ParamsState, total: MeanTotal) -> ParamsState:
-        """Return θ + λ m; with λ = 1 and β = 0 exactly θ̄."""
-        options = self.options
-        mean = MEAN.value(total)
-        velocity: Tensors = {}
-        if options.server_momentum:
-            velocity = {
-                n: options.server_momentum * state.velocity.get(n, 0 * w) + (mean[n] - w)
-                for n, w in state.adapter.items()
-            }
-            mean = {n: w + velocity[n] for n, w in state.adapter.items()}
-        adapter = blend(state.adapter, mean, options.server_lr)
-        return ParamsState(adapter=adapter, velocity=velocity, closed=state.closed + 1)
+    def merge(self, state: ParamsState, left: A, right: A) -> A:
+        """Return the total of both totals."""
+        del state
+        return self.aggregate.merge(left, right)
+
+    def close(self, state: ParamsState, total: A) -> ParamsState:
+        """Return θ + λ m; with λ = 1, β = 0 and the mean exactly θ̄."""
+        before = adapter_sections(state.adapter, self.layout)
+        mean = flat(self.aggregate.value(total, before))
+        adapter, moments = self.optimizer.step(state.adapter, mean, state.moments)
+        return ParamsState(adapter=adapter, moments=moments, closed=state.closed + 1)
 
     def served(self, state: ParamsState) -> Tensors:
         """Return θ."""

@@ -17,6 +17,10 @@ class ParamsOptions(Options):
     server_momentum: Annotated[
         float, Field(ge=0, lt=1, description="and keeps so much of its last move")
     ] = 0.0
+    aggregate: Annotated[
+        str | None,
+        Field(description="how updates become one; left out: their mean", examples=["mean"]),
+    ] = None
 
 
 def disclosure(_options: ParamsOptions, _task: str) -> Disclosure:
@@ -53,6 +57,7 @@ SPEC = ModeSpec(
     options=ParamsOptions,
     algorithm="triskel.modes.params.mode:Params",
     traits=Traits(linear_in_updates=True),
+    aggregate_key="aggregate",
     disclosure=disclosure,
     payload=payload,
 )

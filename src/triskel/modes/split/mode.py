@@ -26,15 +26,23 @@ approximated (docs/threats.md); labels only where shared; each round its adapter
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from triskel.aggregate.mean import Mean, MeanTotal
+from triskel.aggregate import aggregate_of
 from triskel.data.text import lengths_of
 from triskel.errors import LimitError, MessageError, TrainingError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
-from triskel.exchange import adapter_of, adapter_sections, integers, number, same_round
+from triskel.exchange import (
+    adapter_of,
+    adapter_sections,
+    integers,
+    number,
+    same_round,
+    sections_of,
+)
 from triskel.job import Job
 from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
@@ -71,21 +79,23 @@ from triskel.modes.split.server import (
 from triskel.modes.split.spec import SPEC
 from triskel.rng import derive
 from triskel.setting import ModeSetting
-from triskel.tensors import eval_plan, select
+from triskel.tensors import eval_plan, flat, select
 from triskel.types import (
+    A,
+    Aggregate,
     Ask,
     AskStyle,
     Batch,
     ClientId,
     ClientState,
+    ClientUpdate,
     Message,
     MessageKind,
+    Section,
     Talk,
     Tensors,
 )
 from triskel.worker import Worker
-
-MEAN = Mean()
 
 
 @dataclass(frozen=True)
@@ -108,26 +118,31 @@ class SplitState:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Generic[A]):
     """Split learning.
 
     Attributes:
         job: The cut, the labels, optimiser options.
         body: The server's model, of which it runs the trunk.
+        aggregate: Makes one θ of the clients'.
         meter: The server's account of compute, where one is kept.
     """
 
     job: Job
     body: Body
+    aggregate: Aggregate[A]
     meter: Meter | None = None
+    weighted: bool = True
     asks: Mapping[str, AskStyle] = field(
         default_factory=lambda: dict[str, AskStyle](forward="stream", backward="stream")
     )
 
     @classmethod
-    def build(cls, setting: ModeSetting) -> "Split":
+    def build(cls, setting: ModeSetting) -> "Split[Any]":
         """Return the mode of a job."""
-        return cls(job=setting.job, body=setting.body, meter=setting.meter)
+        job, body = setting.job, setting.body
+        aggregate = aggregate_of(SPEC.of(job).aggregate)
+        return cls(job=job, body=body, meter=setting.meter, aggregate=aggregate)
 
     @property
     def in_flight(self) -> int:
@@ -213,29 +228,35 @@ class Split:
                 answers |= more
         return state, answers
 
-    def zero(self, state: SplitState) -> MeanTotal:
+    def zero(self, state: SplitState) -> A:
         """Return the total of no updates."""
         del state
-        return MEAN.zero()
+        return self.aggregate.zero()
 
-    def add(
-        self, state: SplitState, total: MeanTotal, client: ClientId, update: Message
-    ) -> MeanTotal:
+    def add(self, state: SplitState, total: A, client: ClientId, update: Message) -> A:
         """Fold nᵢ θᵢ in."""
         same_round(update, state.closed + 1)
-        template = select(state.tensors, cut_of(self.job, self.body, client).mine)
-        theirs = adapter_of(update, template, self.body.layout, kind="update")
-        return MEAN.add(total, theirs, number(update.facts, "examples", least=1))
+        mine = select(state.tensors, cut_of(self.job, self.body, client).mine)
+        theirs = ClientUpdate(
+            client=client,
+            sections=sections_of(update, adapter_sections(mine, self.body.layout), kind="update"),
+            weight=number(update.facts, "examples", least=1),
+        )
+        return self.aggregate.add(total, theirs, self._before(state))
 
-    def close(self, state: SplitState, total: MeanTotal) -> SplitState:
+    def merge(self, state: SplitState, left: A, right: A) -> A:
+        """Return the total of both totals."""
+        del state
+        return self.aggregate.merge(left, right)
+
+    def close(self, state: SplitState, total: A) -> SplitState:
         """Average θ; the server's copy counts for the examples of those who do not hold it."""
-        everyone = total.weight
-        for name, tensor in state.tensors.items():
-            rest = everyone - total.held.get(name, 0.0)
-            if rest > 0:
-                total = MEAN.add(total, {name: tensor}, rest)
-        tensors = select(MEAN.value(total), state.tensors)
+        means = flat(self.aggregate.value(total, self._before(state)))
+        tensors = select(means, state.tensors)
         return SplitState(tensors=tensors, moments=state.moments, closed=state.closed + 1)
+
+    def _before(self, state: SplitState) -> dict[str, Section]:
+        return adapter_sections(state.tensors, self.body.layout)
 
     def served(self, state: SplitState) -> Tensors:
         """Return θ and φ: together a whole model."""

@@ -41,6 +41,13 @@ class SplitOptions(Options):
     wave: Annotated[
         Count, Field(description="clients in flight at once, which bounds memory; 0: all")
     ] = 0
+    aggregate: Annotated[
+        str | None,
+        Field(
+            description="how the clients' parts become one; left out: their mean",
+            examples=["mean"],
+        ),
+    ] = None
 
 
 class SplitLimits(Options):
@@ -196,6 +203,7 @@ SPEC = ModeSpec(
     options=SplitOptions,
     algorithm="triskel.modes.split.mode:Split",
     traits=Traits(linear_in_updates=True),
+    aggregate_key="aggregate",
     client_keys=("cut",),
     short_client_keys=("cut",),
     disclosure=disclosure,

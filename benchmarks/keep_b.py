@@ -1,4 +1,4 @@
-"""An aggregate of your own, in a mode in which clients share factor A of LoRA, and keep factor B.
+"""A mode that keeps a state with every client: factor A of LoRA is shared, factor B stays.
 
 One round, with s for the shared tensors (all factors A, and the head):
 
@@ -7,42 +7,35 @@ One round, with s for the shared tensors (all factors A, and the head):
                                                sᵢ ← s;  Bᵢ as it was left in its last round
                                                per batch:  (sᵢ, Bᵢ) ← AdamW(∇ℓ(sᵢ, Bᵢ; batch))
                                                sends sᵢ, nᵢ;  keeps Bᵢ
-    s ← median or mean of the sᵢ
+    s ← Σ nᵢ sᵢ / Σ nᵢ
 
-Sharing A and keeping B is FedSA-LoRA (arXiv:2410.01463); the median is here to show an aggregate.
-
-    python examples/own_aggregate.py             # the demo's model, 50 texts a client
-    python examples/own_aggregate.py rounds=3    # any key of a job
+Sharing A and keeping B is FedSA-LoRA (arXiv:2410.01463). `virtual.py` measures it.
 
 What leaves a client: the trained factors A, the head, and how many examples they rest on.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Generic
 
-import torch
 from torch import Tensor
 
-from triskel.aggregate.mean import Mean
-from triskel.bench import Bench, prepare
-from triskel.engines.local import LocalEngine
+from triskel.bench import Bench
 from triskel.errors import RoundError
 from triskel.evaluate import evaluate, probe_joined
 from triskel.exchange import number, same_round
-from triskel.job import Job, parse
+from triskel.job import Job
 from triskel.message import expect
 from triskel.model.train import Learner, Term, Where, learning_rate
-from triskel.round import Scores, Stage, play, pooled, summary
+from triskel.round import Scores, Stage, pooled
+from triskel.tensors import flat
 from triskel.types import (
     A,
     Aggregate,
     AskStyle,
     ClientId,
     ClientState,
+    ClientUpdate,
     Message,
     Section,
     Talk,
@@ -56,33 +49,6 @@ examples = 50
 test_examples = 50
 """
 OWN = "own"
-
-
-@dataclass(frozen=True)
-class Median:
-    """The middle of each number; one client that sends nonsense cannot move it far.
-
-    It must see every update, so its running total is all of them: `needs_individual_uploads`.
-    """
-
-    def zero(self) -> tuple[Tensors, ...]:
-        """Return the total of no updates."""
-        return ()
-
-    def add(
-        self, total: tuple[Tensors, ...], tensors: Tensors, weight: float
-    ) -> tuple[Tensors, ...]:
-        """Return the total with one client's tensors; a median knows no weights."""
-        del weight
-        return (*total, tensors)
-
-    def merge(self, left: tuple[Tensors, ...], right: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
-        """Return the total of both totals."""
-        return left + right
-
-    def value(self, total: tuple[Tensors, ...]) -> dict[str, Tensor]:
-        """Return the medians."""
-        return {n: torch.stack([one[n] for one in total]).quantile(0.5, dim=0) for n in total[0]}
 
 
 @dataclass(frozen=True)
@@ -113,6 +79,7 @@ class KeepB(Generic[A]):
     aggregate: Aggregate[A]
     asks: Mapping[str, AskStyle] = field(default_factory=dict[str, AskStyle])
     in_flight: int = 0
+    weighted: bool = True
 
     def start(self) -> KeepBState:
         """Return the server's state before round 1."""
@@ -121,8 +88,7 @@ class KeepB(Generic[A]):
     def task(self, state: KeepBState, client: ClientId) -> Message:
         """Send s."""
         del client  # everyone gets the same
-        shared = Section(kind="dense", tensors=state.shared)
-        return Message(kind="task", sections={"shared": shared}, facts={"round": state.closed + 1})
+        return Message(kind="task", sections=_shared(state), facts={"round": state.closed + 1})
 
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Train s and the client's own B together; the server is asked nothing."""
@@ -152,15 +118,22 @@ class KeepB(Generic[A]):
 
     def add(self, state: KeepBState, total: A, client: ClientId, update: Message) -> A:
         """Fold sᵢ in, once it is what this round waits for."""
-        del client
         same_round(update, state.closed + 1)
         expect(update, kind="update", sections={"shared": state.shared})
         weight = number(update.facts, "examples", least=1)
-        return self.aggregate.add(total, update.sections["shared"].tensors, weight)
+        theirs = ClientUpdate(client=client, sections=update.sections, weight=weight)
+        return self.aggregate.add(total, theirs, _shared(state))
+
+    def merge(self, state: KeepBState, left: A, right: A) -> A:
+        """Return the total of both totals."""
+        del state
+        return self.aggregate.merge(left, right)
 
     def close(self, state: KeepBState, total: A) -> KeepBState:
         """Return the state with the new s."""
-        return KeepBState(shared=self.aggregate.value(total), closed=state.closed + 1)
+        return KeepBState(
+            shared=flat(self.aggregate.value(total, _shared(state))), closed=state.closed + 1
+        )
 
     def served(self, state: KeepBState) -> Tensors | None:
         """Return nothing: without a client's B there is no whole model."""
@@ -174,6 +147,10 @@ class KeepB(Generic[A]):
         """Evaluate s with the client's own B on the client's own test share."""
         return probe_joined(worker, _all_of(task, worker, mine)), mine
         yield  # a Talk that asks nothing
+
+
+def _shared(state: KeepBState) -> dict[str, Section]:
+    return {"shared": Section(kind="dense", tensors=state.shared)}
 
 
 def kept(name: str) -> bool:
@@ -208,28 +185,3 @@ def keep_b_stage(bench: Bench, aggregate: Aggregate[Any]) -> Stage[Any, Any]:
         body=body,
         job=bench.job,
     )
-
-
-def main(settings: Sequence[str] = ()) -> None:
-    """Print one line per aggregate: bytes a client sends in a round, and the accuracy reached."""
-    job = parse(JOB, overrides=settings)
-    bench = prepare(job, watch)
-    print(f"{'aggregate':>9} {'up':>12} {'accuracy':>9}")
-    for aggregate in (Mean(), Median()):
-        with TemporaryDirectory() as folder:
-            stage = keep_b_stage(bench, aggregate)
-            outcome = play(stage, LocalEngine(job), folder=Path(folder), watch=watch)
-        found = summary(outcome)
-        up = next(iter(found["rounds"][-1]["clients"].values()))["up"]["message_bytes"]
-        name = type(aggregate).__name__
-        print(f"{name:>9} {up:12,} {found['final']['accuracy']:9.3f}")
-
-
-def watch(event: Mapping[str, Any]) -> None:
-    """Show warnings; every step and message comes by here too."""
-    if event["event"] == "warning":
-        print(event["text"], file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,0 +1,40 @@
+"""What an aggregate is to everybody but who adds up: a value, which imports no torch."""
+
+from dataclasses import dataclass
+
+from triskel.core.mode_spec import NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregateSpec:
+    """One way to make one update of many.
+
+    Attributes:
+        name: Lower-case letters, digits and `_`: what an option such as `params.aggregate` says,
+            the name of the entry point where it is of another package.
+        gloss: In a few words, what it computes.
+        algorithm: `package.module:Class` of a `types.Aggregate`, made without arguments.
+        linear: The result is a linear function of the updates, so that a sum of them is enough
+            (secure aggregation).
+        keeps_updates: It keeps every update until the round closes, as robust rules must: a round
+            takes the memory of all of them, and the server sees each.
+    """
+
+    name: str
+    gloss: str
+    algorithm: str
+    linear: bool = False
+    keeps_updates: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody could name, or what cannot be.
+
+        Raises:
+            ValueError: The name is not what it must be, or a sum is said to keep what it adds.
+        """
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"the name of an aggregate must match {NAME.pattern}, got {self.name!r}"
+            )
+        if self.linear and self.keeps_updates:
+            raise ValueError(f"aggregate {self.name}: a sum need not keep the updates it adds")
