@@ -348,6 +348,8 @@ class Party:
         """Play one round, from the start or from a state; return what it leaves."""
         engine, ledger = engine or self.engine(stage, **options), Ledger()
         mode: Any = self.modes[stage]
+        if state is None:  # what was counted before is of another run
+            engine.counted.clear()
         after = engine.round(
             mode, mode.start() if state is None else state, who, worker=lambda _: nobody(),
             mine={}, keep=lambda _client, _state: None, ledger=ledger, watch=lambda _: None,

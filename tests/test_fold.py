@@ -16,7 +16,7 @@ from triskel.aggregate.mean import Mean
 from triskel.engines.fold import Fold, capped
 from triskel.errors import MessageError
 from triskel.job import parse
-from triskel.types import Message, Mode
+from triskel.types import ClientUpdate, Message, Mode, Section
 
 SIZES = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.integers(1, 2**62), min_size=1
@@ -59,7 +59,10 @@ class Averaging(Mode[Any, Any, Any]):
         if "value" not in update.facts:
             raise MessageError("no value")
         tensors = {"x": torch.tensor([float(update.facts["value"])])}
-        return Mean().add(total, tensors, float(update.facts["examples"]))
+        sections = {"s": Section(kind="dense", tensors=tensors)}
+        weight = float(update.facts["examples"])
+        theirs = ClientUpdate(client="c", sections=sections, weight=weight)
+        return Mean().add(total, theirs, {})
 
 
 def folded(most: float, updates: dict[str, tuple[float, int]]) -> tuple[float, dict[str, float]]:
@@ -68,7 +71,8 @@ def folded(most: float, updates: dict[str, tuple[float, int]]) -> tuple[float, d
     for client, (value, examples) in updates.items():
         fold.add(client, Message(kind="update", facts={"value": value, "examples": examples}))
     total, share = fold.close()
-    return float(Mean().value(total)["x"]), share
+    before = {"s": Section(kind="dense", tensors={"x": torch.zeros(1)})}
+    return float(Mean().value(total, before)["s"].tensors["x"]), share
 
 
 def test_a_client_of_2_to_the_60_examples_does_not_own_the_mean() -> None:

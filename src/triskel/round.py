@@ -85,7 +85,7 @@ class Scores:
     own_texts: ByClient = field(default_factory=dict[ClientId, PerText])
 
 
-def _nothing(_state: object) -> None:
+def _nothing(_state: object, _mine: Mapping[ClientId, ClientState]) -> None:
     """Do nothing at the end."""
 
 
@@ -106,7 +106,7 @@ class Stage(Generic[S, A]):
         body: The model that what the server ends with fits.
         job: The job as this stage plays it.
         everybody: Scores a last state on everybody's texts, where `evaluate` does not.
-        closing: Called with the last state when the last round is over.
+        closing: Called with the last state, and what clients keep, when the last round is over.
         saves: Whether the models it leaves are saved.
         server: The server's account of compute, where it computes.
     """
@@ -119,7 +119,7 @@ class Stage(Generic[S, A]):
     body: Body
     job: Job
     everybody: Callable[[S, Mapping[ClientId, ClientState]], Scores | None] = _none
-    closing: Callable[[S], None] = _nothing
+    closing: Callable[[S, Mapping[ClientId, ClientState]], None] = _nothing
     saves: bool = True
     server: Meter | None = None
 
@@ -167,6 +167,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         state, rows = thaw(state, saved.state), saved.rows
         store = Store(folder / CLIENTS, saved.clients)
         store.sweep(named(folder))
+    store.counted |= counted_in(job, stage.clients, rows)
     seen = {c for r in range(1, len(rows) + 1) for c in _played(job, stage.clients, r)}
     for round_ in range(len(rows) + 1, job.rounds + 1):
         here = _named(watch, stage.name, round_)
@@ -185,6 +186,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             watch=here,
             gone=dropped(job, chosen, round_),
         )
+        store.counted |= dict.fromkeys(set(chosen) - ledger.absent.keys(), round_)
         seconds = time.perf_counter() - start
         row: dict[str, Any] = {"round": round_}
         if job.tested(round_):
@@ -213,6 +215,20 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         store.sweep(named(folder))
         here(_summary(rows[-1]))
     return Outcome(state=state, clients=store, rows=rows, scores=scores)
+
+
+def counted_in(
+    job: Job, clients: Sequence[ClientId], rows: Sequence[Mapping[str, Any]]
+) -> dict[ClientId, int]:
+    """Return the last of these closed rounds that each client counted in.
+
+    Those of a round's cohort counted whom its row does not call absent.
+    """
+    found: dict[ClientId, int] = {}
+    for round_, row in enumerate(rows, 1):
+        there = row.get("clients") or cohort(job, clients, round_)
+        found |= dict.fromkeys(set(there) - set(row.get("absent", ())), round_)
+    return found
 
 
 def dropped(job: Job, cohort_: Sequence[ClientId], round_: int) -> list[ClientId]:

@@ -1,16 +1,16 @@
 """What an algorithm is built from: the job's words for it, its model, the public set, a meter."""
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 from triskel.core.mode_spec import ModeSpec
-from triskel.errors import PluginError
+from triskel.core.registry import MODES, imported
+from triskel.errors import PluginError, RoundError
 from triskel.job import Job
 from triskel.model.body import Body
 from triskel.model.cost import Meter
-from triskel.types import ClientId, Examples, Mode, Watch
+from triskel.types import ClientId, ClientState, Examples, Mode, Watch
 from triskel.worker import Worker
 
 
@@ -53,17 +53,24 @@ def algorithm_of(spec: ModeSpec[Any]) -> Algorithm:
     Raises:
         PluginError: It is not where the spec says.
     """
-    module, _, name = spec.algorithm.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise PluginError(
-            f"the algorithm of mode {spec.name!r} cannot be loaded from {spec.algorithm}: "
-            f"{type(error).__name__}: {error}; mend or remove its package"
-        ) from error
+    found = imported(spec.algorithm, f"the algorithm of mode {spec.name!r}")
     if not isinstance(found, Algorithm):
         raise PluginError(f"{spec.algorithm} of mode {spec.name!r} has no `build(setting)`")
     return found
+
+
+def allowed(mode: str, state: ClientState) -> ClientState:
+    """Return what a client keeps of a round, where its mode says that clients keep something.
+
+    Raises:
+        RoundError: The mode's spec says that they keep nothing.
+    """
+    if (state.groups or state.facts) and not MODES.spec(mode).traits.client_state:
+        raise RoundError(
+            f"clients of mode {mode!r} keep something between rounds, and its spec says that they "
+            "do not: set the trait client_state"
+        )
+    return state
 
 
 def unfit(spec: ModeSpec[Any], setting: ModeSetting) -> str | None:

@@ -145,7 +145,7 @@ def complete(
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
     _record(stage, outcome, bench, found, folder)
-    stage.closing(outcome.state)
+    stage.closing(outcome.state, outcome.clients)
     for name, body, tensors, owner in _left(stage, outcome, bench) if stage.saves else ():
         place = folder / "adapters" / name
         training = _training(stage, bench, found, owner)

@@ -44,6 +44,8 @@ class Store(Mapping[ClientId, ClientState]):
         folder: Where the files are.
         filed: The files that count, by client; those of a checkpoint.
         cache_bytes: What may stay in memory.
+        counted: The round of each client that counted last, wherever its state is: the one that it
+            starts its next round from.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Store(Mapping[ClientId, ClientState]):
         filed: Mapping[ClientId, Filed] | None = None,
         *,
         cache_bytes: int = CACHE_BYTES,
+        counted: Mapping[ClientId, int] | None = None,
     ) -> None:
+        self.counted = dict(counted or {})
         self._folder = folder
         self._filed = dict(filed or {})
         self._room, self._used = cache_bytes, 0

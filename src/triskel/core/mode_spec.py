@@ -33,6 +33,8 @@ class Traits:
         mixed_ranks: Clients may differ in adapter rank.
         mixed_models: Clients may differ in model.
         personal_models: Clients end with models of their own, beside the server's or instead.
+        client_state: Clients keep something between rounds; a mode that says no may keep nothing,
+            and a client whose disk is new can go on.
     """
 
     needs_public_data: bool = False
@@ -41,6 +43,7 @@ class Traits:
     mixed_ranks: bool = False
     mixed_models: bool = False
     personal_models: bool = False
+    client_state: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -225,9 +225,13 @@ class Client:
         return self._called(lambda site: site.hand_over(text({"play": play}, "play")))
 
     @collab.publish
-    def finish(self, stage: object = None) -> Reply:
+    def finish(self, stage: object = None, counted: object = 0) -> Reply:
         """Keep the site's own model of a stage."""
-        return self._called(lambda site: site.finish(text({"stage": stage}, "stage")))
+        return self._called(
+            lambda site: site.finish(
+                text({"stage": stage}, "stage"), whole({"counted": counted}, "counted")
+            )
+        )
 
     @collab.final
     def end(self) -> None:

@@ -4,10 +4,11 @@ The server calls a site:
 
     hello(about)         who are you, may this job run, what do you hold?   again until it is ready,
                          and when it was away
-    begin(order)         play this part, whose task has so many bytes; the site fetches it
+    begin(order)         play this part, whose task has so many bytes, from what the round left that
+                         counted last; the site fetches it
     collect(play)        how far is it? once it is done: what it cost, how large its update is
     hand_over(play)      the update
-    finish(stage)        a stage is over: keep what is yours
+    finish(stage, counted)  a stage is over: keep what is yours of the round counted last
 
 A site calls the server while it plays:
 

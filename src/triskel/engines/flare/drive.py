@@ -39,6 +39,7 @@ class Part:
         round: Counted from 1; of a test, the round that left what is tested.
         what: Which part of the round.
         size: Bytes of its task.
+        counted: The round of this client that counted last; it starts from what that one left.
         task_sha256: Of those bytes, once they are there.
         state: `working`, `done` or `failed`.
         error: Why it failed, as the server may know it.
@@ -55,6 +56,7 @@ class Part:
     round: int
     what: What
     size: int
+    counted: int = 0
     task_sha256: str = ""
     state: str = "working"
     error: str = ""

@@ -49,6 +49,7 @@ from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage
 from triskel.stages import mode_of
+from triskel.store import Store
 from triskel.types import ClientId, ClientState, Event, Watch
 from triskel.untrusted import copied, json_in
 from triskel.worker import Worker
@@ -345,15 +346,15 @@ class Host:
         engine.stage = name
 
         def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401
-            del mine  # it is at the sites
+            engine.counted = _counted(mine)  # what they keep is at the sites
             testers = bench.testers if isinstance(bench, HostBench) else bench.clients
             personal = MODES.spec(name).traits.personal_models
             student = mode.served(state) if personal else None
             return engine.scores(mode, state, testers, bench.body(), student=student)
 
-        def closing(state: Any) -> None:  # noqa: ANN401
+        def closing(state: Any, mine: Mapping[ClientId, ClientState]) -> None:  # noqa: ANN401
             del state
-            self._finish(name)
+            self._finish(name, _counted(mine))
 
         return Stage(
             name=name,
@@ -367,19 +368,20 @@ class Host:
             server=setting.meter,
         )
 
-    def _finish(self, stage: str) -> None:
+    def _finish(self, stage: str, counted: Mapping[ClientId, int]) -> None:
         """Let every site keep the model of its own that the stage leaves it with."""
         for client in sorted(self._peers.keys() & self._present.keys()):
-            if why := self._unfinished(client, stage):
+            if why := self._unfinished(client, stage, counted.get(client, 0)):
                 self._note({"event": "warning", "text": f"{client} at the end of {stage}: {why}"})
 
-    def _unfinished(self, client: ClientId, stage: str) -> str:
+    def _unfinished(self, client: ClientId, stage: str, counted: int) -> str:
         """Tell a site that a stage is over; return why it could not keep its model, or nothing."""
         start = time.monotonic()
         end = start + self._job.federation.patience_s
         while not self._stopped():
             try:
-                reply = self._peers[client].call("finish", patience(), {"stage": stage})
+                told = {"stage": stage, "counted": counted}
+                reply = self._peers[client].call("finish", patience(), told)
                 if text(reply, "state") != "working":
                     return text(reply, "error") if text(reply, "state") == "failed" else ""
                 if time.monotonic() > start + READY_S:
@@ -432,6 +434,11 @@ def _alone(folder: Path) -> Generator[None]:
         yield
     finally:
         lock.release()
+
+
+def _counted(mine: Mapping[ClientId, ClientState]) -> dict[ClientId, int]:
+    """Return which round of each site counted last."""
+    return dict(mine.counted) if isinstance(mine, Store) else {}
 
 
 def _held(bench: Bench) -> dict[str, Any]:

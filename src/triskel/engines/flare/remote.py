@@ -49,6 +49,7 @@ from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.policy.decide import quorum_of
 from triskel.round import Scores, pooled
+from triskel.store import Store
 from triskel.types import A, ClientId, ClientState, Event, Message, Mode, S, Tensors, Watch
 from triskel.worker import Worker
 
@@ -96,6 +97,7 @@ class Remote:
         session: Part of every play's name, so that none is taken for one of a server before.
         crossed: Returns the bytes that came from sites and went to them so far, if it is known.
         examples: Returns how many training examples a site said it holds, if it is known.
+        counted: The round of each site that counted last; it starts from what that one left.
         ledger: Of the last round, into which the test of what it left is booked too.
     """
 
@@ -109,6 +111,7 @@ class Remote:
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     crossed: Callable[[], tuple[int, int] | None] = uncounted
     examples: Callable[[ClientId], int | None] = _untold
+    counted: dict[ClientId, int] = field(default_factory=dict[ClientId, int])
     ledger: Ledger = field(default_factory=Ledger)
 
     # --- a round ------------------------------------------------------------------------------
@@ -133,7 +136,9 @@ class Remote:
             RoundError: Fewer than the quorum were left, or the job was stopped.
             TriskelError: Whatever stopped the server.
         """
-        del worker, mine, keep
+        del worker, keep
+        if isinstance(mine, Store):
+            self.counted = dict(mine.counted)
         if gone:
             raise JobError(
                 "clients.drop_share simulates drop-outs in one process; between organisations "
@@ -141,13 +146,12 @@ class Remote:
             )
         self.ledger = ledger
         wire, shares = Wire(self.job, ledger, watch), Fold(self.job, mode, state, mode.zero(state))
-        folded = 0
+        folded, round_ = list[ClientId](), 0
 
         def fold(client: ClientId, update: Message, spent: Spent) -> None:
-            nonlocal folded
             self._as_told(client, update)
             shares.add(client, update)
-            folded += 1
+            folded.append(client)
             ledger.computed(
                 client, flops=spent.flops, peak_bytes=spent.peak_bytes, seconds=spent.seconds
             )
@@ -159,6 +163,7 @@ class Remote:
             talk = _Talk(self, "work", mode, wire, fold, may_go=may_go, least=enough)
             state = talk.play(state, crew)
             left |= talk.gone
+            round_ = talk.round
         for client, why in sorted(left.items()):
             ledger.left_out(client, why)
             watch({"event": "warning", "text": f"{client} is left out of this round: {why}"})
@@ -168,6 +173,7 @@ class Remote:
             ledger.crossed(up=after[0] - before[0], down=after[1] - before[1])
         total, share = shares.close()
         ledger.weighed(share)
+        self.counted |= dict.fromkeys(folded, round_)
         return mode.close(state, total)
 
     def _as_told(self, client: ClientId, update: Message) -> None:
@@ -247,6 +253,7 @@ class _Talk:
         may_go: How many clients may be lost.
         least: With how many clients the round may close, for sites to hold against their policy.
         sections: What the task holds, where it is not the mode's.
+        round: Which round it is of.
         gone: Clients that were lost, and why.
     """
 
@@ -258,6 +265,7 @@ class _Talk:
     may_go: int
     least: int = 0
     sections: Mapping[str, Any] | None = None
+    round: int = 0
     gone: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
 
     def play(self, state: Any, crew: Sequence[ClientId]) -> Any:  # noqa: ANN401 - any mode's state
@@ -273,7 +281,7 @@ class _Talk:
         packed = _each_packed(self.wire, tasks)
         name = play_of(engine.stage, round_, self.what, engine.session)
         board = Board(name, packed, self._asked, int(engine.job.wire.max_mb * MB))
-        engine.board = board
+        engine.board, self.round = board, round_
         for client in crew:
             self.wire.book(tasks[client], len(packed[client]), client, "down")
             order = {
@@ -283,6 +291,7 @@ class _Talk:
                 "what": self.what,
                 "size": len(packed[client]),
                 "least": self.least,
+                "counted": engine.counted.get(client, 0),
             }
             hand = _Hand(engine, board, client, order)
             threading.Thread(target=hand.follow, name=f"follow-{client}", daemon=True).start()

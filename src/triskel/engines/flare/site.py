@@ -68,7 +68,7 @@ from triskel.policy.place import datasets, decided, importable, origins_of, plac
 from triskel.policy.rounding import rounded
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
-from triskel.setting import unfit
+from triskel.setting import allowed, unfit
 from triskel.sheet import training_of
 from triskel.stages import mode_of
 from triskel.types import Event, Message, Mode
@@ -161,7 +161,9 @@ class Site:
                 "the round may close with fewer clients than this site's policy asks for "
                 "(limits.cohort)"
             )
-        part = Part(text(order, "play"), stage, round_, what, size)
+        most = max(round_ - 1, 0) if what == "work" else round_
+        counted = whole(order, "counted", most=most)
+        part = Part(text(order, "play"), stage, round_, what, size, counted)
         with self._changed:
             if self._part is None or self._part.play != part.play:
                 if part.play in self._begun:  # a call that was on its way for long
@@ -191,7 +193,7 @@ class Site:
                 return {"state": "unknown", "update": b""}
             return {"state": "done", "update": part.update}
 
-    def finish(self, stage: str) -> Reply:
+    def finish(self, stage: str, counted: int) -> Reply:
         """Keep, at the site, the model of its own that a stage leaves it with, if it does.
 
         It is saved once, however often the call is made; while that lasts, the reply is `working`.
@@ -200,7 +202,7 @@ class Site:
             raise MessageError(f"this site plays no {stage!r} in this job")
         with self._changed:
             if stage not in self._saves:
-                self._saves[stage] = self._hand.submit(self._finish, stage)
+                self._saves[stage] = self._hand.submit(self._finish, stage, counted)
             save = self._saves[stage]
         if not wait([save], HOLD_S).done:
             return {"state": "working"}
@@ -427,10 +429,11 @@ class Site:
         kept = Kept(self._home / part.stage, self.name)
         coming = part.round if part.what == "work" else part.round + 1
         worker.meter.returning = kept.took_part_before(coming)
-        mine = kept.before(coming)
+        needed = MODES.spec(part.stage).traits.client_state
+        mine = kept.left_by(part.counted, needed=needed)
         if part.what == "work":
             update, mine = drive.driven(mode.work(task, worker, mine))
-            kept.keep(mine, part.round)
+            kept.keep(allowed(part.stage, mine), part.round, part.counted)
         elif part.what == "probe":
             update, _ = drive.driven(mode.probe(task, worker, mine))
         else:
@@ -453,19 +456,23 @@ class Site:
         if event.get("event") == "step":
             part.tokens += int(event["tokens"])
 
-    def _finish(self, stage: ModeName) -> str:
+    def _finish(self, stage: ModeName, counted: int) -> str:
         """Save what a stage leaves; return why that failed, as the server may know it."""
         try:
-            self._keep_own(stage)
+            self._keep_own(stage, counted)
         except Exception as error:  # noqa: BLE001 - whatever it is stays here
             return self._told(error, stage)
         return ""
 
-    def _keep_own(self, stage: ModeName) -> None:
+    def _keep_own(self, stage: ModeName, counted: int) -> None:
         """Let go of a stage, once the site's own model of it is saved as an adapter folder."""
         bench, mode = self._held, self._modes[stage]
         bench.release()
-        own = mode.own(Kept(self._home / stage, self.name).before(2**31))
+        own = mode.own(
+            Kept(self._home / stage, self.name).left_by(
+                counted, needed=MODES.spec(stage).traits.client_state
+            )
+        )
         if own is None:
             return
         place = self._home / "adapters" / f"{stage}-{safe(self.name)}"

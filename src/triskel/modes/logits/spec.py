@@ -96,7 +96,11 @@ SPEC = ModeSpec(
     options=LogitsOptions,
     algorithm="triskel.modes.logits.mode:Logits",
     traits=Traits(
-        needs_public_data=True, mixed_ranks=True, mixed_models=True, personal_models=True
+        needs_public_data=True,
+        mixed_ranks=True,
+        mixed_models=True,
+        personal_models=True,
+        client_state=True,
     ),
     public_key="public",
     disclosure=disclosure,
