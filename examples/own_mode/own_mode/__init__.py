@@ -14,7 +14,7 @@ class SignOptions(Options):
     step: Annotated[Rate, Field(description="the server moves by so much of the mean")] = 1.0
 
 
-TOLD = Disclosure(  # in the words of the page and the model card
+TOLD = Disclosure(  # words of the page and the model card
     sections={
         "adapter": ("nothing", "the adapter"),
         "head": ("nothing", "the task head"),
@@ -30,8 +30,8 @@ TOLD = Disclosure(  # in the words of the page and the model card
 
 def payload(_options: SignOptions, _epochs: int, sizes: Sizes) -> Payload:
     """Return what a client sends in a round: a bit a number, and a scale a tensor."""
-    bits = sizes.adapter + sizes.head
-    return Payload(floats=sizes.tensors, fixed_bytes=bits // 8 + sizes.tensors)
+    n = sizes.tensors
+    return Payload(floats=n, fixed_bytes=(sizes.adapter + sizes.head) // 8 + n)
 
 
 SPEC = ModeSpec(

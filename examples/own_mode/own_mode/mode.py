@@ -11,7 +11,7 @@ What leaves a client: one bit for each trained number, one scale a tensor, and n
 with a scale (Karimireddy et al. 2019, arXiv:1901.09847, without its error feedback).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from own_mode import SPEC, SignOptions
 from triskel.aggregate.mean import Mean, MeanTotal
@@ -21,10 +21,9 @@ from triskel.message import expect
 from triskel.model.body import Body
 from triskel.model.train import Where
 from triskel.setting import ModeSetting
+from triskel.tensors import blend, flat
 from triskel.types import ClientId, ClientState, ClientUpdate, Message, Mode, Section, Talk, Tensors
 from triskel.worker import Worker
-
-MEAN = Mean()
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Sign(Mode[SignState, MeanTotal, Worker]):
         return Message(kind="task", sections=sections, facts={"round": state.closed + 1})
 
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
-        """Train a copy of θ and send where it went."""
         body = worker.body
         before = adapter_of(task, body.initial, body.layout, kind="task")
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
@@ -69,39 +67,36 @@ class Sign(Mode[SignState, MeanTotal, Worker]):
         return Message(kind="update", sections=sections, facts=facts), mine
 
     def zero(self, state: SignState) -> MeanTotal:
-        return MEAN.zero()
+        return Mean().zero()
 
     def add(
         self, state: SignState, total: MeanTotal, client: ClientId, update: Message
     ) -> MeanTotal:
-        """Fold sᵢ sign(θᵢ - θ) in, once the update is what this round waits for."""
+        """Fold θ + sᵢ sign(θᵢ - θ) in, once the update is what this round waits for."""
         same_round(update, state.closed + 1)
         shapes = {n: tuple(x.shape) for n, x in state.adapter.items()}
-        sections = {"signs": shapes, "scales": dict.fromkeys(shapes, (1,))}
+        wanted = {"signs": shapes, "scales": dict.fromkeys(shapes, (1,))}
         kinds = {"signs": "mask", "scales": "dense"}
-        expect(update, kind="update", sections=sections, kinds=kinds)
-        signs, sizes = (update.sections[name].tensors for name in ("signs", "scales"))
-        moved = {n: sizes[n] * (2 * signs[n].to(sizes[n].dtype) - 1) for n in signs}
-        sections = {"moved": Section(kind="dense", tensors=moved)}
+        expect(update, kind="update", sections=wanted, kinds=kinds)
+        signs, scales = (update.sections[name].tensors for name in wanted)
+        moved = {n: x + scales[n] * (2 * signs[n].float() - 1) for n, x in state.adapter.items()}
+        sections = adapter_sections(moved, self.body.layout)
         weight = number(update.facts, "examples", least=1)
-        theirs = ClientUpdate(client=client, sections=sections, weight=weight)
-        return MEAN.add(total, theirs, {})
+        return Mean().add(total, ClientUpdate(client=client, sections=sections, weight=weight), {})
 
     def merge(self, state: SignState, left: MeanTotal, right: MeanTotal) -> MeanTotal:
-        return MEAN.merge(left, right)
+        return Mean().merge(left, right)
 
     def close(self, state: SignState, total: MeanTotal) -> SignState:
-        """Return θ moved by λ times the mean."""
-        still = Section(kind="dense", tensors={n: 0 * x for n, x in state.adapter.items()})
-        mean = MEAN.value(total, {"moved": still})["moved"].tensors
-        adapter = {n: x + self.options.step * mean[n] for n, x in state.adapter.items()}
-        return replace(state, adapter=adapter, closed=state.closed + 1)
+        """Return θ, moved by λ of the way to the mean."""
+        mean = Mean().value(total, adapter_sections(state.adapter, self.body.layout))
+        adapter = blend(state.adapter, flat(mean), self.options.step)
+        return SignState(adapter, state.closed + 1)
 
     def served(self, state: SignState) -> Tensors:
         return state.adapter
 
     def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
-        """Evaluate θ on the client's own test share."""
         received = adapter_of(task, worker.body.initial, worker.body.layout, kind="task")
         return probe_joined(worker, received), mine
         yield  # a Talk that asks nothing
