@@ -151,6 +151,21 @@ def test_a_killed_run_goes_on_to_the_same_bits(package: Path, tmp_path: Path) ->
         assert hashlib.sha256(whole).digest() == hashlib.sha256(again).digest(), mode
 
 
+def test_its_options_are_swept_like_others(package: Path, tmp_path: Path) -> None:
+    one = job(tmp_path, rounds=1, clients={"partition": "iid", "count": 2})
+    data = one.data.model_copy(update={"validation_share": 0.25})
+    place = tmp_path / "job.toml"
+    place.write_text(to_toml(one.model_copy(update={"data": data})), encoding="utf-8")
+    with plugins.beside(package, "own_mode"):
+        words = ["--set", "sign.step=0.5,2.0", "--modes", "sign", "--out", tmp_path / "swept"]
+        triskel("sweep", place, *words)
+    record = json.loads((tmp_path / "swept" / "sweep.json").read_text())
+    assert [one["set"] for one in record["settings"]] == [{"sign.step": 0.5}, {"sign.step": 2.0}]
+    assert record["winners"]["sign"]["setting"] in {one["name"] for one in record["settings"]}
+    page = (tmp_path / "swept" / "report.html").read_text()
+    assert "#CC79A7" in page
+
+
 # --- with the package gone --------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ def sweep(asked: Sweep, folder: Path, engine: Engines, watch: Watch) -> dict[str
         JobError: A job cannot be judged so, or the folder holds something else.
         CheckpointError: A run folder in it is not what the sweep left.
     """
+    asked = asked.playing()
     record = begun(asked, folder)
     player = Player(engine, watch, lambda: save(folder, record))
     for number, (setting, entry) in enumerate(

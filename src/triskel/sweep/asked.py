@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +41,11 @@ class Sweep:
     def rows(self) -> tuple[str, ...]:
         """What is chosen for: baselines, then modes."""
         return (*self.baselines, *self.modes)
+
+    def playing(self) -> "Sweep":
+        """Return the sweep with a section for each of its modes in every job."""
+        settings = tuple(replace(one, job=one.job.playing(self.modes)) for one in self.settings)
+        return replace(self, job=self.job.playing(self.modes), settings=settings)
 
 
 def read_sweep(folder: Path) -> Sweep:
