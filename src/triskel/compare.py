@@ -147,7 +147,7 @@ def read_run(folder: Path, *, imports: Collection[str] | None = None) -> tuple[J
 
     Args:
         folder: The run.
-        imports: Modes of other packages that may be imported, as `job.parse` has it.
+        imports: What of other packages may be imported, as `job.parse` has it.
 
     Raises:
         CheckpointError: It is not a run folder.

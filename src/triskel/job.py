@@ -28,7 +28,7 @@ from pydantic import (
 
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
-from triskel.core.registry import AGGREGATES, CODECS, FAMILIES, MODES, TASKS, Registry
+from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Registry
 from triskel.errors import JobError
 from triskel.untrusted import TOML_MOST, text_of, toml_of
 
@@ -243,7 +243,7 @@ class Job(Options):
             isinstance(named, str)
             and named not in found
             and named in MODES.names()
-            and not _kept(named, info)
+            and not _kept(MODES, named, info)
         ):
             found[named] = {}
         for spec in MODES.built_in():
@@ -321,11 +321,10 @@ class Job(Options):
         return self.clients.each.get(name, Override())
 
 
-def _kept(key: str, info: Any) -> bool:  # noqa: ANN401 - pydantic's
+def _kept(registry: Registry[Any], name: str, info: Any) -> bool:  # noqa: ANN401 - pydantic's
     """Return whether a name is of what may not be imported, so that it is kept as it is."""
     imports = (info.context or {}).get(IMPORTS)
-    ours = {name for family in FAMILIES for name in family.ours}
-    return imports is not None and key not in ours and key not in imports
+    return imports is not None and name not in registry.ours and registry.key(name) not in imports
 
 
 def _known_name(
@@ -339,7 +338,7 @@ def _known_name(
     Raises:
         ValueError: There is none.
     """
-    if value not in registry.names() and not _kept(value, info):
+    if value not in registry.names() and not _kept(registry, value, info):
         raise ValueError(f"{place}must be one of {', '.join(registry.names())}, got {value!r}")
     return value
 
@@ -347,7 +346,7 @@ def _known_name(
 def _foreign(given: Mapping[str, Any], own: Collection[str], info: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return sections that are kept untyped."""
     apart = {k: v for k, v in given.items() if k not in own and isinstance(v, Mapping)}
-    return {k: v for k, v in apart.items() if _kept(k, info)}
+    return {k: v for k, v in apart.items() if _kept(MODES, k, info)}
 
 
 def _of_mode(name: str) -> type[Options] | None:
@@ -388,7 +387,7 @@ def _one_count(found: dict[str, Any]) -> None:
 
 
 def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
-    yield from _about_data(job.data, may_import=not _kept(job.data.task, info))
+    yield from _about_data(job.data, may_import=not _kept(TASKS, job.data.task, info))
     yield from _about_clients(job)
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
@@ -526,9 +525,9 @@ def parse(
         overrides: `section.key=value` pairs, applied in order.
         where: What errors call it.
         base: The folder that relative paths are relative to; None leaves them.
-        imports: The modes and tasks of other packages that may be imported; what a job says of
-            others is kept as it is, which is enough where these are not played. None: whatever is
-            named.
+        imports: What of other packages may be imported, each as `Registry.key` calls it; what a
+            job says of others is kept as it is, which is enough where these are not played. None:
+            whatever is named.
 
     Raises:
         JobError: The text is not TOML, or does not describe a job that can run.

@@ -109,6 +109,20 @@ def test_a_section_of_a_mode_that_is_not_played_is_not_imported(tmp_path: Path) 
     assert "own_mode" not in sys.modules
 
 
+def test_a_pin_of_a_task_imports_no_mode_of_the_same_name(package: Path, tmp_path: Path) -> None:
+    both = shutil.copytree(package, tmp_path / "both")
+    points = next(both.glob("*.dist-info")) / "entry_points.txt"
+    points.write_text(points.read_text() + "\n[triskel.tasks]\nsign = own_mode:TASK\n")
+    there = house(tmp_path / "house")
+    for name in ("server", *SITES):
+        place = there.root / name / "local" / "policy.toml"
+        place.write_text(place.read_text() + PINNED)
+    with plugins.beside(both, "own_mode"):
+        meeting = Meeting(there, plain(there, "params", more="\n[sign]\nstep = 2.0\n"))
+        assert meeting.play()["done"]
+        assert "own_mode" not in sys.modules
+
+
 def test_a_mode_that_is_not_installed_at_a_site_is_refused_there(
     package: Path, tmp_path: Path
 ) -> None:

@@ -86,6 +86,10 @@ class Registry(Generic[S]):
         """Return every one there is here, built-in ones first; nothing is imported."""
         return (*self.ours, *sorted(_points(self.group).keys() - self.places.keys()))
 
+    def key(self, name: str) -> str:
+        """Return what one is called among those of every family: `mode sign`."""
+        return f"{self.noun} {name}"
+
     def built_in(self) -> tuple[S, ...]:
         """Return those that come with Triskel, in their order."""
         return tuple(self.spec(name) for name in self.ours)

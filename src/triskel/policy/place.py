@@ -148,16 +148,22 @@ def origins_of(job: Job) -> dict[str, Any]:
 
 
 def importable(policy: Policy) -> set[str]:
-    """Return the modes and tasks of other packages that the policy allows, as they are here."""
-    modes = {
-        mode
+    """Return what of other packages the policy allows, as it is here, by `Registry.key`.
+
+    A pin of a task says nothing of a mode of the same name.
+    """
+    found = {
+        MODES.key(mode)
         for mode in set(policy.modes) - set(MODES.ours)
         if not decide_mode(policy, mode, origin_of(MODES, mode))
     }
-    found = set(modes)
     for family in (TASKS, CODECS, AGGREGATES):
         here = policy.plugins.keys() & set(family.names()) - set(family.ours)
-        found |= {n for n in here if not policy.plugins[n].against(origin_of(family, n))}
+        found |= {
+            family.key(name)
+            for name in here
+            if not policy.plugins[name].against(origin_of(family, name))
+        }
     return found
 
 

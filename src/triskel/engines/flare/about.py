@@ -44,8 +44,8 @@ def job_of(spec: Mapping[str, Any], imports: Collection[str]) -> tuple[Job, tupl
 
     Args:
         spec: What was submitted.
-        imports: Modes of other packages that may be imported to read it; what it says of others is
-            left as it is.
+        imports: What of other packages may be imported to read it, each as `Registry.key` calls
+            it; what it says of others is left as it is.
 
     Raises:
         JobError: It is of another version, or is not a job that can run.
@@ -65,7 +65,7 @@ def job_of(spec: Mapping[str, Any], imports: Collection[str]) -> tuple[Job, tupl
     others = sorted(set(asked) - set(MODE_NAMES))
     modes = (*(mode for mode in MODE_NAMES if mode in asked), *others)
     for mode in modes:
-        known = mode in MODE_NAMES or mode in imports
+        known = mode in MODE_NAMES or MODES.key(mode) in imports
         if known and (reason := unsupported(job, mode)):
             raise JobError(f"mode {mode} cannot run this job: {reason}")
     return job, modes
@@ -97,7 +97,7 @@ def own_plugins(job: Job, modes: Sequence[ModeName]) -> dict[str, str]:
     named: list[tuple[Registry[Any], str]] = [(MODES, mode) for mode in modes]
     named += [(TASKS, job.data.task), (CODECS, job.wire.up), (CODECS, job.wire.down)]
     return {
-        f"{registry.noun} {name}": _plugin(registry, name)
+        registry.key(name): _plugin(registry, name)
         for registry, name in named
         if name not in registry.ours
     }
