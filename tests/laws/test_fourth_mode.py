@@ -11,6 +11,7 @@ import runpy
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from triskel import cli
+from triskel.baselines import BASELINES
 from triskel.compare import Request, resume, run
 from triskel.core.registry import MODES
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, PluginError
-from triskel.job import Job, dump, parse, to_toml
+from triskel.job import Job, Override, dump, parse, to_toml
+from triskel.policy.rules import Policy
 
 TESTS = Path(__file__).resolve().parent.parent
 small = SimpleNamespace(**runpy.run_path(str(TESTS / "small.py")))
@@ -285,6 +288,23 @@ def test_two_packages_with_one_name_are_refused_and_a_built_in_name_stays_ours(
             parse('mode = "sign"')
         assert MODES.spec("params").algorithm == "triskel.modes.params.mode:Params"
         assert MODES.origin("params") is None
+
+
+def test_a_mode_cannot_be_called_like_a_key_of_a_job_or_policy_or_like_a_baseline(
+    package: Path, tmp_path: Path
+) -> None:
+    taken = {*Job.model_fields, *Override.model_fields, *Policy.model_fields, *BASELINES}
+    other = shutil.copytree(package, tmp_path / "other")
+    lines = "".join(f"{name} = own_mode:SPEC\n" for name in sorted(taken))
+    points = next(other.glob("*.dist-info")) / "entry_points.txt"
+    points.write_text(f"[triskel.modes]\n{lines}")
+    with plugins.beside(other, "own_mode"):
+        for name in taken:
+            with pytest.raises(PluginError, match=f"may be called '{name}'"):
+                MODES.spec(name)
+            with pytest.raises(PluginError, match=f"may be called '{name}'"):
+                MODES.origin(name)
+        assert "own_mode" not in sys.modules
 
 
 @pytest.mark.usefixtures("installed")

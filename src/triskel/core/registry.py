@@ -65,12 +65,14 @@ class Registry(Generic[S]):
         group: The group of entry points by which packages offer theirs.
         kind: What an entry point must lead to.
         places: Built-in ones: `package.module:attribute` by name, in their order.
+        reserved: Names that would be taken for something else beside them.
     """
 
     noun: str
     group: str
     kind: type[Any]
     places: Mapping[str, str]
+    reserved: frozenset[str] = frozenset()
 
     @property
     def ours(self) -> tuple[str, ...]:
@@ -134,8 +136,14 @@ class Registry(Generic[S]):
         """Return where one of another package is.
 
         Raises:
-            PluginError: There is none of this name, or several packages offer it.
+            PluginError: There is none of this name, several packages offer it, or the name means
+                something else.
         """
+        if name in self.reserved:
+            raise PluginError(
+                f"no {self.noun} of another package may be called {name!r}, which means something "
+                "else in jobs, policies or runs; its package must rename it"
+            )
         points = _points(self.group).get(name, ())
         if not points:
             raise PluginError(
@@ -150,6 +158,14 @@ class Registry(Generic[S]):
         return points[0]
 
 
+RESERVED = frozenset([
+    "adapter", "base", "budget", "central", "clients", "codecs", "data", "datasets", "evaluate",
+    "federation", "flare", "floors", "hours", "leave", "limits", "local", "local_equal", "mode",
+    "model", "models", "modes", "name", "plugins", "privacy", "rank", "rounds", "scores", "seed",
+    "site", "submitters", "train", "wire",
+])  # fmt: skip
+"""Keys of jobs and policies and names of baselines: a mode's section and results stand beside."""
+
 MODES: Registry[ModeSpec[Any]] = Registry(
     noun="mode",
     group="triskel.modes",
@@ -159,6 +175,7 @@ MODES: Registry[ModeSpec[Any]] = Registry(
         "logits": "triskel.modes.logits.spec:SPEC",
         "split": "triskel.modes.split.spec:SPEC",
     },
+    reserved=RESERVED,
 )
 AGGREGATES: Registry[AggregateSpec] = Registry(
     noun="aggregate",
