@@ -307,6 +307,21 @@ def test_a_mode_cannot_be_called_like_a_key_of_a_job_or_policy_or_like_a_baselin
         assert "own_mode" not in sys.modules
 
 
+def test_an_algorithm_outside_the_module_that_a_policy_pins_is_refused(
+    package: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(package, tmp_path / "other")
+    value = other / "own_mode" / "__init__.py"
+    text = value.read_text()
+    assert '"own_mode.mode:Sign"' in text
+    value.write_text(text.replace('"own_mode.mode:Sign"', '"elsewhere.mode:Sign"'))
+    with (
+        plugins.beside(other, "own_mode"),
+        pytest.raises(PluginError, match=r"elsewhere.mode:Sign is outside module 'own_mode'"),
+    ):
+        MODES.spec("sign")
+
+
 @pytest.mark.usefixtures("installed")
 def test_whose_code_it_is_is_listed(package: Path) -> None:
     origin = MODES.origin("sign")

@@ -125,11 +125,10 @@ class Registry(Generic[S]):
             return None
         point = self.point(name)
         dist = point.dist
-        module = point.value.partition(":")[0].partition(".")[0]
         return Origin(
             package=package_of(point),
             version=dist.version if dist is not None else "",
-            sha256=_source_sha256(module, f"{self.noun} {name!r}"),
+            sha256=_source_sha256(_top(point.value), f"{self.noun} {name!r}"),
         )
 
     def point(self, name: str) -> EntryPoint:
@@ -257,7 +256,18 @@ def _loaded(registry: Registry[Any], name: str) -> Named:
     spec = cast("Named", found)
     if spec.name != name:
         raise PluginError(f"{whose}: {place} calls itself {spec.name!r}; both must be one name")
+    top, algorithm = _top(place), getattr(spec, "algorithm", place)
+    if _top(algorithm) not in {top, "triskel"}:
+        raise PluginError(
+            f"{whose}: its algorithm {algorithm} is outside module {top!r}, whose source is what a "
+            "policy pins; move it there"
+        )
     return spec
+
+
+def _top(place: str) -> str:
+    """Return the top-level module of `package.module:attribute`."""
+    return place.partition(":")[0].partition(".")[0]
 
 
 @functools.cache
