@@ -2,13 +2,13 @@
 
 import json
 import runpy
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from opened import listen
 from typer.testing import CliRunner
 
 from triskel import bench, cli
@@ -167,9 +167,6 @@ def test_the_record_is_on_disk_with_a_page_and_run_folders(whole: SimpleNamespac
 
 # --- no test row is read before its winner is known ------------------------------------------
 
-HEARING: list[bool] = []
-"""Not empty while files that are opened are noted; a hook cannot be taken off again."""
-
 
 def write_texts(file: Path, count: int, what: str) -> None:
     """Write texts of which no two are alike."""
@@ -197,8 +194,8 @@ def test_no_test_text_is_read_before_the_ranking_is_written(
         file = tmp_path / "out" / "sweep.json"
         return file.exists() and bool(read(file)["winners"])
 
-    def listen(event: str, args: tuple[Any, ...]) -> None:
-        if HEARING and event == "open" and str(args[0]).endswith("the-tests.csv"):
+    def heard(path: str) -> None:
+        if path.endswith("the-tests.csv"):
             opens.append(ranked_yet())
 
     real = bench.tokenise
@@ -208,10 +205,8 @@ def test_no_test_text_is_read_before_the_ranking_is_written(
         return real(rows, *given, **named)
 
     monkeypatch.setattr(bench, "tokenise", tokenise)
-    sys.addaudithook(listen)
-    HEARING.append(True)
+    listen(monkeypatch, heard)
     played(what, tmp_path / "out")
-    HEARING.clear()
     assert counted[False] == 0
     assert counted[True] == 3 * len(tests), "every winner is tested, once"
     assert opens == ([] if held_out else [True] * 3)

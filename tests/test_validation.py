@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from opened import listen
 
 from triskel import job as jobs
 from triskel.data import sources
@@ -20,16 +19,14 @@ from triskel.data.sources import Dataset
 from triskel.errors import DataError
 
 KINDS = ["iid", "dirichlet", "quantity", "shards", "length", "natural"]
-OPENED: list[str] = []
-"""Files that this process opened, once the hook listens."""
 
 
-def _listen(event: str, args: tuple[Any, ...]) -> None:
-    if event == "open" and isinstance(args[0], str):
-        OPENED.append(args[0])
-
-
-sys.addaudithook(_listen)
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Files that were opened since the test began, or since it cleared the list."""
+    found: list[str] = []
+    listen(monkeypatch, found.append)
+    return found
 
 
 def table(path: Path, rows: int, *, start: int = 0) -> Path:
@@ -158,21 +155,23 @@ def test_other_seeds_hold_out_other_rows(tmp_path: Path) -> None:
     assert set(texts(judged(one))) != set(texts(judged(other)))
 
 
-def test_a_test_file_is_not_opened_when_validation_rows_judge(tmp_path: Path) -> None:
+def test_a_test_file_is_not_opened_when_validation_rows_judge(
+    tmp_path: Path, opened: list[str]
+) -> None:
     train, test = table(tmp_path / "a.csv", 60), table(tmp_path / "the-tests.csv", 20, start=500)
     ours = job(train, 0.25, test=str(test))
-    OPENED.clear()
+    opened.clear()
     found = federate(ours, "validation")
-    assert str(train) in OPENED
-    assert str(test) not in OPENED
+    assert str(train) in opened
+    assert str(test) not in opened
     assert not set(texts(judged(found))) & {f"text {i}" for i in range(500, 520)}
     federate(ours)
-    assert str(test) in OPENED, "the hook hears"
+    assert str(test) in opened, "it would have been heard"
 
 
 @pytest.mark.parametrize("how", ["beside", "folder", "one"])
 def test_no_test_file_of_a_client_is_opened_when_validation_rows_judge(
-    how: str, tmp_path: Path
+    how: str, tmp_path: Path, opened: list[str]
 ) -> None:
     named: dict[str, str] = {}
     for number, name in enumerate(("ann", "bob")):
@@ -184,9 +183,9 @@ def test_no_test_file_of_a_client_is_opened_when_validation_rows_judge(
     if how != "beside":
         named = {"test": str(tmp_path / "tests" / ("ann.csv" if how == "one" else ""))}
     ours = job(tmp_path / "in", 0.25, 'data.classes=["no", "yes"]', source="clients", **named)
-    OPENED.clear()
+    opened.clear()
     found = federate(ours, "validation")
-    assert [p for p in OPENED if ".test." in p or "/tests/" in p] == []
+    assert [p for p in opened if ".test." in p or "/tests/" in p] == []
     assert trained(found) == trained(federate(ours))
 
 
