@@ -17,11 +17,11 @@ import measure
 import torch
 from overhead import quiet
 
-from triskel.bench import prepare
 from triskel.engines.local import joined
 from triskel.job import Train, load
 from triskel.model.body import Body
 from triskel.model.train import Descent, Learner, Term, Where
+from triskel.runner.resources import prepare
 from triskel.types import Batch
 
 WHOLE = ["adapter.blocks=all", "model.compute=fast"]

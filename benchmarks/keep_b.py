@@ -20,14 +20,13 @@ from typing import Any, Generic
 
 from torch import Tensor
 
-from triskel.bench import Bench
 from triskel.errors import RoundError
 from triskel.evaluate import evaluate, probe_joined
 from triskel.exchange import number, same_round
-from triskel.job import Job
 from triskel.message import expect
-from triskel.model.train import Learner, Term, Where, learning_rate
+from triskel.model.train import Term, Where
 from triskel.round import Scores, Stage, pooled
+from triskel.runner.resources import LocalResources
 from triskel.tensors import flat
 from triskel.types import (
     A,
@@ -69,12 +68,10 @@ class KeepB(Generic[A]):
     """Share A, keep B.
 
     Attributes:
-        job: Learning rates and rounds.
         initial: Everything that trains, before round 1.
         aggregate: How the sᵢ become s.
     """
 
-    job: Job
     initial: Tensors
     aggregate: Aggregate[A]
     asks: Mapping[str, AskStyle] = field(default_factory=dict[str, AskStyle])
@@ -92,11 +89,9 @@ class KeepB(Generic[A]):
 
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Train s and the client's own B together; the server is asked nothing."""
-        body, train = worker.body, worker.job.train
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        rate = learning_rate(train, where.round, worker.job.rounds)
-        learner = Learner(body, _all_of(task, worker, mine), train, rate)
-        steps = ([Term(batch)] for batch in worker.batches(where, train.epochs))
+        learner = worker.learner(_all_of(task, worker, mine), where)
+        steps = ([Term(batch)] for batch in worker.batches(where, worker.training.epochs))
         yield from worker.fit(learner, steps, where)
         trained = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         shared = Section(kind="dense", tensors={n: t for n, t in trained.items() if not kept(n)})
@@ -165,23 +160,25 @@ def _all_of(task: Message, worker: Worker, mine: ClientState) -> dict[str, Tenso
     return {**own, **task.sections["shared"].tensors}
 
 
-def keep_b_stage(bench: Bench, aggregate: Aggregate[Any]) -> Stage[Any, Any]:
+def keep_b_stage(resources: LocalResources, aggregate: Aggregate[Any]) -> Stage[Any, Any]:
     """Return the stage: the mode, who takes part, and how a state is scored."""
-    body = bench.body()
+    body = resources.body()
 
     def scores(state: KeepBState, mine: Mapping[ClientId, ClientState]) -> Scores:
         def own(client: ClientId) -> Tensors:
             return {**mine.get(client, ClientState()).groups.get(OWN, body.initial), **state.shared}
 
-        each = ((c, evaluate(body, own(c), bench.share(c).test)) for c in bench.clients)
+        each = (
+            (c, evaluate(body, own(c), resources.tokens.share(c).test)) for c in resources.clients
+        )
         return pooled(each, body.classes)
 
     return Stage(
         name="keep-b",
-        mode=KeepB(job=bench.job, initial=body.initial, aggregate=aggregate),
-        clients=bench.active,
-        worker=bench.worker,
+        mode=KeepB(initial=body.initial, aggregate=aggregate),
+        clients=resources.active(),
+        worker=resources.worker,
         evaluate=scores,
         body=body,
-        job=bench.job,
+        job=resources.job,
     )

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate.mean import Mean
-from triskel.bench import Bench, prepare
 from triskel.data.text import batch_of
-from triskel.job import Job, parse
+from triskel.job import Train, parse
 from triskel.model.train import label_loss
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
+from triskel.runner.resources import LocalResources, prepare
 from triskel.types import Ask, Batch, ClientState, Examples, Message, Tensors
 from triskel.worker import Worker
 
@@ -72,10 +72,9 @@ class Setting:
     batch: int = 16
     epochs: int = 2
 
-    def of(self, job: Job) -> Job:
-        """Return the job with this setting."""
-        train = job.train.model_copy(update={"batch": self.batch, "epochs": self.epochs})
-        return job.model_copy(update={"train": train})
+    def of(self, training: Train) -> Train:
+        """Return how a client trains with this setting."""
+        return training.model_copy(update={"batch": self.batch, "epochs": self.epochs})
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -140,13 +139,13 @@ class Attacker:
     """Knows the model at the start, all texts of the pool and their labels.
 
     Args:
-        bench: The model, and the pool as the training examples of its one client.
+        resources: The model, and the pool as the training examples of its one client.
     """
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.body = bench, bench.body()
-        (self.name,) = bench.active
-        self.worker: Worker = bench.worker(self.name, lambda _event: None)
+    def __init__(self, resources: LocalResources) -> None:
+        self.resources, self.body = resources, resources.body()
+        (self.name,) = resources.active()
+        self.worker: Worker = resources.worker(self.name, lambda _event: None)
         self.pool = self.worker.train
         self._slopes: dict[int, Tensor] = {}
         self._known: dict[str, Tensor] = {}
@@ -156,7 +155,8 @@ class Attacker:
         """Return a client that trains on some rows of the pool."""
         here = self.worker
         return Client(
-            client=here.client, job=setting.of(here.job), body=here.body, meter=here.meter,
+            client=here.client, training=setting.of(here.training), rounds=here.rounds,
+            seed=here.seed, body=here.body, meter=here.meter,
             train=some(self.pool, rows), public=public, test=here.test, watch=here.watch,
         )  # fmt: skip
 
@@ -211,7 +211,8 @@ class Attacker:
     def _likely(self, setting: Setting, rows: Sequence[int], public: Examples) -> Tensor:
         """Return the log-probability that a client gives each public text's label."""
         worker = self.client(setting, rows, public)
-        mode = Logits(server=replace(worker, train=some(self.pool, [])))
+        server, options = replace(worker, train=some(self.pool, [])), self.resources.job.logits
+        mode = Logits(server=server, options=options)
         talk = mode.work(mode.task(mode.start(), self.name), worker, ClientState())
         values = tensors_of(sent(talk))["values"].double()
         labels = torch.tensor(list(public.labels))

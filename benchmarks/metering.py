@@ -15,14 +15,14 @@ from typing import Any
 
 import measure
 
-from triskel.bench import Bench, prepare
 from triskel.data.assets import cache_folder
 from triskel.engines.local import LocalEngine
 from triskel.job import ModeName, load
 from triskel.ledger import Ledger
 from triskel.model.cost import Costs, Meter, Piece
 from triskel.modes.split.cut import cut_of
-from triskel.stages import mode_of
+from triskel.runner.resources import LocalResources, prepare
+from triskel.setting import mode_of
 from triskel.types import Batch
 from triskel.worker import Worker
 
@@ -58,13 +58,23 @@ def quiet(_: object) -> None:
     """Tell nobody."""
 
 
-def played(bench: Bench, mode: ModeName, client: str, *, metered: bool) -> Callable[[], None]:
+def played(
+    resources: LocalResources, mode: ModeName, client: str, *, metered: bool
+) -> Callable[[], None]:
     """Return one round of a mode with one client, as a call."""
-    it, engine, body = mode_of(mode, bench.setting(quiet)), LocalEngine(bench.job), bench.body()
+    it, engine, body = (
+        mode_of(resources.setting(mode, quiet)),
+        LocalEngine(resources.job),
+        resources.body(),
+    )
 
     def worker(name: str) -> Worker:
-        hand = bench.worker(name, quiet)
-        return hand if metered else dataclasses.replace(hand, meter=Null(body, bench.costs(body)))
+        hand = resources.worker(name, quiet)
+        return (
+            hand
+            if metered
+            else dataclasses.replace(hand, meter=Null(body, resources.models.costs(body)))
+        )
 
     def work() -> None:
         engine.round(
@@ -81,11 +91,11 @@ def played(bench: Bench, mode: ModeName, client: str, *, metered: bool) -> Calla
     return work
 
 
-def inside(bench: Bench, mode: ModeName, client: str) -> float:
+def inside(resources: LocalResources, mode: ModeName, client: str) -> float:
     """Return the share of a round that is spent within the meter and the ledger."""
     it, engine, clock, ledger = (
-        mode_of(mode, bench.setting(quiet)),
-        LocalEngine(bench.job),
+        mode_of(resources.setting(mode, quiet)),
+        LocalEngine(resources.job),
         Clock(),
         Ledger(),
     )
@@ -93,7 +103,7 @@ def inside(bench: Bench, mode: ModeName, client: str) -> float:
         setattr(ledger, name, clock.timed(getattr(ledger, name)))
 
     def worker(name: str) -> Worker:
-        hand = bench.worker(name, quiet)
+        hand = resources.worker(name, quiet)
         hand.meter.ran = clock.timed(hand.meter.ran)  # type: ignore[method-assign]
         return hand
 
@@ -106,12 +116,12 @@ def inside(bench: Bench, mode: ModeName, client: str) -> float:
     return clock.seconds / whole
 
 
-def first(bench: Bench, mode: ModeName, client: str) -> Callable[[], None]:
+def first(resources: LocalResources, mode: ModeName, client: str) -> Callable[[], None]:
     """Return the counting of all pieces of a mode, as a call."""
-    body = bench.body()
+    body = resources.body()
     pieces: tuple[Piece, ...] = (Piece("train"),)
     if mode == "split":
-        pieces = cut_of(bench.job, body, client).pieces(body.blocks.count)
+        pieces = cut_of(resources.job, body, client).pieces(body.blocks.count)
 
     def work() -> None:
         costs = Costs(body)
@@ -135,23 +145,23 @@ def main() -> None:
     texts = 16 if chosen.quick else 192
     sets = ["adapter.blocks=all", f"clients.examples={texts}", f"seed={chosen.seed}"]
     sets += [f"model.path={Path(chosen.model).resolve()}"] if chosen.model else []
-    bench = prepare(load(None, [*sets, *chosen.set]), quiet)
+    resources = prepare(load(None, [*sets, *chosen.set]), quiet)
     figures: dict[str, list[float]] = {}
     for mode in MODES:
         works = {
-            "on": played(bench, mode, chosen.client, metered=True),
-            "off": played(bench, mode, chosen.client, metered=False),
+            "on": played(resources, mode, chosen.client, metered=True),
+            "off": played(resources, mode, chosen.client, metered=False),
         }
         times = measure.in_turn(works, times=3 if chosen.quick else 11)
         counting = [
-            measure.seconds(first(bench, mode, chosen.client))
+            measure.seconds(first(resources, mode, chosen.client))
             for _ in range(1 if chosen.quick else 3)
         ]
         figures[f"{mode}_share"] = [r - 1 for r in measure.ratios(times["on"], times["off"])]
-        figures[f"{mode}_inside"] = [inside(bench, mode, chosen.client) for _ in range(3)]
+        figures[f"{mode}_inside"] = [inside(resources, mode, chosen.client) for _ in range(3)]
         figures[f"{mode}_first_s"] = counting
         figures[f"{mode}_first_share"] = [c / min(times["off"]) for c in counting]
-    held = len(bench.share(chosen.client).train)
+    held = len(resources.tokens.share(chosen.client).train)
     measure.report("metering", figures, seed=chosen.seed, out=chosen.out, texts=held)
 
 

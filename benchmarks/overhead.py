@@ -14,7 +14,6 @@ import torch
 import transformers
 
 from triskel.aggregate.mean import Mean
-from triskel.bench import Bench, prepare
 from triskel.data.assets import resolve
 from triskel.engines.local import LocalEngine
 from triskel.job import Job, load
@@ -22,6 +21,7 @@ from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where
 from triskel.modes.params.mode import Params
+from triskel.runner.resources import LocalResources, prepare
 from triskel.types import Batch
 
 
@@ -29,9 +29,9 @@ def quiet(_: object) -> None:
     """Tell nobody."""
 
 
-def ours(bench: Bench, client: str, ledger: Ledger | None = None) -> Any:
+def ours(resources: LocalResources, client: str, ledger: Ledger | None = None) -> Any:
     """Return one round of `params` with one client, as a call."""
-    body, engine = bench.body(), LocalEngine(bench.job)
+    body, engine = resources.body(), LocalEngine(resources.job)
     mode = Params(aggregate=Mean(), initial=body.initial, layout=body.layout)
 
     def work() -> None:
@@ -39,7 +39,7 @@ def ours(bench: Bench, client: str, ledger: Ledger | None = None) -> Any:
             mode,
             mode.start(),
             [client],
-            worker=lambda name: bench.worker(name, quiet),
+            worker=lambda name: resources.worker(name, quiet),
             mine={},
             keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
             ledger=ledger or Ledger(),
@@ -102,13 +102,13 @@ def main() -> None:
     texts = chosen.texts or (64 if chosen.quick else 192)
     sets = ["adapter.blocks=all", f"clients.examples={texts}", f"seed={chosen.seed}", *chosen.set]
     job = load(None, sets)
-    bench = prepare(job, quiet)
-    worker = bench.worker(chosen.client, quiet)
+    resources = prepare(job, quiet)
+    worker = resources.worker(chosen.client, quiet)
     batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))
     tokens = sum(int(b.lengths.sum()) for b in batches)
     works = {
-        "ours": ours(bench, chosen.client),
-        "plain": plain(job, batches, len(bench.federation.classes)),
+        "ours": ours(resources, chosen.client),
+        "plain": plain(job, batches, len(resources.federation.classes)),
     }
     times = measure.in_turn(works, times=3 if chosen.quick else 9)
     figures = {

@@ -14,20 +14,22 @@ import measure
 from overhead import quiet
 
 from triskel.aggregate.mean import Mean
-from triskel.bench import Bench, prepare
 from triskel.engines.local import LocalEngine
 from triskel.job import load
 from triskel.ledger import Ledger
 from triskel.model.prefix import Prefix
 from triskel.modes.params.mode import Params
+from triskel.runner.resources import LocalResources, prepare
 from triskel.types import Event
 
 SHARES = {"half": 2, "quarter": 4}
 
 
-def rounds(bench: Bench, client: str, prefix: Prefix | None, times: int) -> list[float]:
+def rounds(
+    resources: LocalResources, client: str, prefix: Prefix | None, times: int
+) -> list[float]:
     """Play some rounds from the start; return the loss of every step."""
-    body = bench.body()
+    body = resources.body()
     body.prefix = prefix
     mode, losses = (
         Params(aggregate=Mean(), initial=body.initial, layout=body.layout),
@@ -40,11 +42,11 @@ def rounds(bench: Bench, client: str, prefix: Prefix | None, times: int) -> list
 
     state = mode.start()
     for _ in range(times):
-        state = LocalEngine(bench.job).round(
+        state = LocalEngine(resources.job).round(
             mode,
             state,
             [client],
-            worker=lambda name: bench.worker(name, watch),
+            worker=lambda name: resources.worker(name, watch),
             mine={},
             keep=lambda *_: None,
             ledger=Ledger(),
@@ -62,17 +64,19 @@ def main() -> None:
     figures: dict[str, list[float]] = {}
     for name, share in SHARES.items():
         sets = [f"clients.examples={texts}", f"seed={chosen.seed}"]
-        bench = prepare(load(None, sets), quiet)
-        blocks = bench.body().blocks.count
+        resources = prepare(load(None, sets), quiet)
+        blocks = resources.body().blocks.count
         top = -(-blocks // share)
-        bench = prepare(load(None, [*sets, f"adapter.blocks=top:{top}"]), quiet)
+        resources = prepare(load(None, [*sets, f"adapter.blocks=top:{top}"]), quiet)
         kept = Prefix()
-        with_, without = (rounds(bench, chosen.client, p, 3) for p in (kept, None))
-        examples = bench.share(chosen.client).train
+        with_, without = (rounds(resources, chosen.client, p, 3) for p in (kept, None))
+        examples = resources.tokens.share(chosen.client).train
         tokens = sum(len(ids) for ids in examples.ids)
 
-        def work(prefix: Prefix | None, bench: Bench = bench) -> Callable[[], object]:
-            return lambda: rounds(bench, chosen.client, prefix, 1)
+        def work(
+            prefix: Prefix | None, resources: LocalResources = resources
+        ) -> Callable[[], object]:
+            return lambda: rounds(resources, chosen.client, prefix, 1)
 
         works = {"kept": work(kept), "again": work(None)}
         times = measure.in_turn(works, times=3 if chosen.quick else 9)

@@ -22,14 +22,15 @@ import torch
 from overhead import adapted, ours, plain, quiet
 
 import triskel.data.text
-from triskel.bench import prepare
 from triskel.engines.local import LocalEngine
 from triskel.job import DEMO, Job, Model, load, parse
 from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where
 from triskel.rng import stream
-from triskel.stages import everywhere, mode_of
+from triskel.runner.resources import prepare
+from triskel.setting import mode_of
+from triskel.stages import everywhere
 from triskel.types import Examples
 
 WHOLE = "adapter.blocks=all"
@@ -101,15 +102,15 @@ def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
             triskel.data.text.WINDOW = window if name == "fast" else 1
             size = [f"clients.test_examples={TESTED}", f"rounds={rounds}"]
             job = parse(DEMO, overrides=[WHOLE, *sets, *size, f"seed={seed}"])
-            bench = prepare(job, quiet)
-            mode, engine = mode_of("params", bench.setting(quiet)), LocalEngine(job)
+            resources = prepare(job, quiet)
+            mode, engine = mode_of(resources.setting("params", quiet)), LocalEngine(job)
             state = mode.start()
             for _ in range(rounds):
                 state = engine.round(
                     mode,
                     state,
-                    bench.active,
-                    worker=lambda client, bench=bench: bench.worker(client, quiet),
+                    resources.active(),
+                    worker=lambda client, resources=resources: resources.worker(client, quiet),
                     mine={},
                     keep=lambda *_: None,
                     ledger=Ledger(),
@@ -118,7 +119,7 @@ def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
             served = mode.served(state)
             if served is None:
                 raise SystemExit("params serves no model")
-            found[name].append(everywhere(bench, bench.body(), served).pooled.accuracy)
+            found[name].append(everywhere(resources, resources.body(), served).pooled.accuracy)
             print(f"seed {seed}, {name}: accuracy {found[name][-1]:.3f}", flush=True)
     triskel.data.text.WINDOW = window
     return found
@@ -142,18 +143,18 @@ def main() -> None:
     texts = chosen.texts or ((64 if native else 16) if chosen.quick else 192)
     size = [f"clients.examples={texts}", "train.epochs=1"]
     job = load(None, [*size, f"seed={chosen.seed}", WHOLE])
-    bench = prepare(job, quiet)
-    worker = bench.worker(chosen.client, quiet)
+    resources = prepare(job, quiet)
+    worker = resources.worker(chosen.client, quiet)
     batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))
     tokens = sum(int(b.lengths.sum()) for b in batches)
-    classes, body = len(bench.federation.classes), bench.body()
+    classes, body = len(resources.federation.classes), resources.body()
     ledger = Ledger()
-    ours(bench, chosen.client, ledger)()
+    ours(resources, chosen.client, ledger)()
     flops = ledger.rows()[chosen.client]["flops"]
     rates: list[float] = []
     padded = max(b.ids.numel() for b in batches)
     works = {
-        "ours": ours(bench, chosen.client),
+        "ours": ours(resources, chosen.client),
         "usual": usual(job, worker.train, classes, chosen.seed, tokens),
         "best": plain(job, batches, classes),
         "product": lambda: rates.append(product(padded, body.blocks.width, 1536, body.dtype)),

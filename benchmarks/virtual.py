@@ -157,13 +157,13 @@ def child(mode: str, clients: int, rounds: int, seed: int) -> dict[str, float]:
 
 def staged(mode: str, job: Job) -> Stage[Any, Any]:
     """Return the mode on all clients."""
-    from triskel.bench import prepare  # noqa: PLC0415 - in the child only
+    from triskel.runner.resources import prepare  # noqa: PLC0415 - in the child only
 
-    bench = prepare(job, lambda _: None)
+    resources = prepare(job, lambda _: None)
     if mode == "keep-b":
         example = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("keep_b.py"))))
-        return example.keep_b_stage(bench, example.Mean())
-    return stage_of("params", bench, lambda _: None)
+        return example.keep_b_stage(resources, example.Mean())
+    return stage_of("params", resources, lambda _: None)
 
 
 def played(mode: str, clients: int, chosen: argparse.Namespace) -> dict[str, float]:

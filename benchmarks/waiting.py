@@ -16,9 +16,9 @@ from typing import Any
 import measure
 from overhead import quiet
 
-from triskel.bench import prepare
 from triskel.job import load
 from triskel.model.train import Descent, Learner, Term, Where
+from triskel.runner.resources import prepare
 from triskel.threads import BRIEF, SLEEPING, WAITS
 
 WAYS = {"spin": {}, "brief": BRIEF, "sleep": SLEEPING, "one": {"OMP_NUM_THREADS": "1"}}
@@ -29,10 +29,10 @@ CHILD = "--steps"
 def steps(seconds: float) -> float:
     """Return the tokens a second of training steps, taken for some seconds."""
     job = load(None, ["adapter.blocks=all", "model.compute=fast", "clients.examples=64"])
-    bench = prepare(job, quiet)
-    worker = bench.worker(bench.clients[0], quiet)
+    resources = prepare(job, quiet)
+    worker = resources.worker(resources.clients[0], quiet)
     batches = list(islice(worker.batches(Where("probe", 1), 1), 4))
-    learner = Learner(bench.body(), bench.body().initial, job.train, job.train.lr)
+    learner = Learner(resources.body(), resources.body().initial, job.train, job.train.lr)
     tokens, start, step = 0, 0.0, 0
     while not step or time.perf_counter() - start < seconds:
         batch = batches[step % len(batches)]

@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from triskel.bench import prepare
 from triskel.engines.local import LocalEngine
 from triskel.job import parse
 from triskel.round import play, summary
+from triskel.runner.resources import prepare
 from triskel.stages import stage_of
 
 JOB = """
@@ -38,15 +38,15 @@ def main(settings: Sequence[str] = ()) -> None:
     )
     for public in PUBLIC:
         job = parse(JOB, overrides=[*settings, f"logits.public={public}"])
-        bench = prepare(job, watch)
+        resources = prepare(job, watch)
         with TemporaryDirectory() as folder:
-            stage = stage_of("logits", bench, watch)
+            stage = stage_of("logits", resources, watch)
             outcome = play(stage, LocalEngine(job), folder=Path(folder), watch=watch)
         last = summary(outcome)["rounds"][-1]
         cost = next(iter(last["clients"].values()))
         own = last["per_client"].values()
         mean = sum(c["accuracy"] * c["examples"] for c in own) / sum(c["examples"] for c in own)
-        formula = 4 * public * len(bench.federation.classes)
+        formula = 4 * public * len(resources.federation.classes)
         payload, message = cost["up"]["payload_bytes"], cost["up"]["message_bytes"]
         print(
             f"{public:6} {formula:8,} {payload:8,} {message:8,} {cost['flops'] / 1e6:10,.3f} "

@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from triskel.bench import prepare
 from triskel.engines.local import LocalEngine
 from triskel.job import parse
 from triskel.round import play, summary
+from triskel.runner.resources import prepare
 from triskel.stages import stage_of
 from triskel.tensors import numbers
 
@@ -34,14 +34,14 @@ def main(settings: Sequence[str] = ()) -> None:
     for rank in RANKS:
         scale = [f"adapter.rank={rank}", f"adapter.alpha={2 * rank}"]  # alpha / rank stays 2
         job = parse(JOB, overrides=[*settings, *scale])
-        bench = prepare(job, watch)
+        resources = prepare(job, watch)
         with TemporaryDirectory() as folder:
-            stage = stage_of("params", bench, watch)
+            stage = stage_of("params", resources, watch)
             outcome = play(stage, LocalEngine(job), folder=Path(folder), watch=watch)
         found = summary(outcome)
         sent = next(iter(found["rounds"][-1]["clients"].values()))["up"]
         payload, message = sent["payload_bytes"], sent["message_bytes"]
-        formula, score = 4 * numbers(bench.body().initial), found["final"]["accuracy"]
+        formula, score = 4 * numbers(resources.body().initial), found["final"]["accuracy"]
         print(f"{rank:4} {formula:12,} {payload:12,} {message:12,} {score:9.3f}")
 
 

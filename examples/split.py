@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from triskel.bench import prepare
 from triskel.engines.local import LocalEngine
 from triskel.job import parse
 from triskel.round import play, summary
+from triskel.runner.resources import prepare
 from triskel.stages import stage_of
 
 JOB = """
@@ -35,9 +35,9 @@ def main(settings: Sequence[str] = ()) -> None:
     print(f"{'cut':>9} {'up':>12} {'down':>12} {'MFLOPs':>10} {'peak MB':>8} {'accuracy':>9}")
     for low in sorted({1, blocks // 4, blocks // 2} & set(range(1, blocks - 1))):
         job = parse(JOB, overrides=[*settings, f"split.cut=[{low},{blocks - 1}]"])
-        bench = prepare(job, watch)
+        resources = prepare(job, watch)
         with TemporaryDirectory() as folder:
-            stage = stage_of("split", bench, watch)
+            stage = stage_of("split", resources, watch)
             outcome = play(stage, LocalEngine(job), folder=Path(folder), watch=watch)
         last = summary(outcome)["rounds"][-1]
         cost = next(iter(last["clients"].values()))

@@ -22,7 +22,7 @@ from triskel.engines.flare.site import Site
 from triskel.job import MODE_NAMES, Job, load, parse, to_toml
 from triskel.ledger import Ledger
 from triskel.policy.weights import weights
-from triskel.stages import mode_of
+from triskel.setting import mode_of
 
 small = runpy.run_path(str(Path(__file__).parent / "small.py"))
 SITES = ("bank", "clinic", "shop")
@@ -315,8 +315,10 @@ class Party:
             self._between(name, one._server)
         host_ = self.meeting.host
         assert host_._admitted() == ""
-        self.bench = host_._prepared(house_.job, lambda _: None, house_.root / "choices.json")
-        self.modes = {name: mode_of(name, self.bench.setting(lambda _: None)) for name in modes}
+        self.resources = host_._prepared(
+            house_.job, lambda _: None, house_.root / "choices.json", modes=modes
+        )
+        self.modes = {name: mode_of(self.resources.setting(name, lambda _: None)) for name in modes}
 
     def _between(self, name: str, link: Any) -> None:
         real = link.target
@@ -362,7 +364,7 @@ class Party:
         """Test what a round left, or the start."""
         engine, mode = engine or self.engine(stage, **options), self.modes[stage]
         tested = mode.start() if state is None else state
-        return engine.scores(mode, tested, SITES, self.bench.body())
+        return engine.scores(mode, tested, SITES, self.resources.body())
 
     def close(self) -> None:
         for one in self.meeting.sites.values():

@@ -11,8 +11,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from triskel.bench import Bench, prepare
 from triskel.job import Job
+from triskel.runner.resources import LocalResources, prepare
 
 WORDS = [f"w{i}" for i in range(40)]
 LABELS = ("bad", "fair", "good")
@@ -100,7 +100,7 @@ def job(model: Path, rows: Path, *, task: str = "classify", **sections: Mapping[
     return Job.model_validate(raw)
 
 
-def bench(job_: Job) -> Bench:
+def resources(job_: Job) -> LocalResources:
     return prepare(job_, watch)
 
 

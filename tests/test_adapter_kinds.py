@@ -54,7 +54,9 @@ def test_every_kind_runs_in_every_mode(
 
 @pytest.mark.parametrize("kind", ["dora", "loha"])
 def test_products_of_factors_are_a_constant_of_each_pass(kind: str, room: Path) -> None:
-    *_, constant, _ = count(SMALL.bench(job(room, "llama", kind, "classify")).body(), WHOLE).flops
+    *_, constant, _ = count(
+        SMALL.resources(job(room, "llama", kind, "classify")).body(), WHOLE
+    ).flops
     assert constant > 0
-    *_, none, _ = count(SMALL.bench(job(room, "llama", "lora", "classify")).body(), WHOLE).flops
+    *_, none, _ = count(SMALL.resources(job(room, "llama", "lora", "classify")).body(), WHOLE).flops
     assert none == 0

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from triskel.assess import assess
-from triskel.bench import prepare
 from triskel.compare import BASELINES, Request, run
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
@@ -21,6 +20,7 @@ from triskel.errors import CheckpointError, DataError, JobError, ModelError
 from triskel.evaluate import evaluate
 from triskel.export import export_run, read_adapter
 from triskel.job import MODE_NAMES, Job, load
+from triskel.runner.resources import prepare
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 sites = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sites.py"))))
@@ -200,12 +200,12 @@ def test_a_file_without_owners_is_one_part(finished: Path, tmp_path: Path) -> No
 
 def test_a_files_figures_are_those_of_plain_evaluation(finished: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "more.csv", 30)
-    bench = prepare(load(finished / "job.toml", [f"data.test={file}"]), ignore)
+    resources = prepare(load(finished / "job.toml", [f"data.test={file}"]), ignore)
     found = assess(finished, mode="local", data=file, watch=ignore)
     for client in OWNERS:
-        body = bench.body(client)
+        body = resources.body(client)
         tensors = read_adapter(finished / "adapters" / f"local-{client}", body)
-        plain = evaluate(body, tensors, bench.share(client).test)
+        plain = evaluate(body, tensors, resources.tokens.share(client).test)
         assert found["per_client"][client] == {**plain.row(), "examples": plain.count}
 
 

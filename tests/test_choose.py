@@ -14,9 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from triskel import bench as bench_module
 from triskel import threads
-from triskel.bench import prepare
 from triskel.choices import Choices
 from triskel.errors import CheckpointError, ModelError
 from triskel.job import Model
@@ -27,6 +25,8 @@ from triskel.model.choose import FAST, choose, measured
 from triskel.model.cost import Cost, Piece
 from triskel.model.load import dtype_of
 from triskel.model.memo import machine
+from triskel.runner import memory
+from triskel.runner.resources import prepare
 
 here = Path(__file__)
 tiny = SimpleNamespace(**runpy.run_path(str(here.with_name("tiny.py"))))
@@ -322,13 +322,15 @@ def test_activations_are_computed_twice_where_memory_is_short(
     model = small.save_model(tmp_path / "model")
     job = small.job(model, small.save_rows(tmp_path / "rows.csv", 30))
     assert not prepare(job, small.watch).body().choice.recompute
-    monkeypatch.setattr(bench_module, "free_memory", lambda _: 1000.0)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1000.0)
     place = tmp_path / "choices.json"
     first = prepare(job, small.watch, choices=place)
     body = first.body()
     assert body.choice.recompute
     again = prepare(job, small.watch, choices=place)  # as a resumed run finds it
-    bytes_of = [it.costs(it.body())[Piece("train")].bytes_of(4, 12, 4) for it in (first, again)]
+    bytes_of = [
+        it.models.costs(it.body())[Piece("train")].bytes_of(4, 12, 4) for it in (first, again)
+    ]
     assert bytes_of[0] == bytes_of[1]
     never = job.model_copy(update={"model": job.model.model_copy(update={"recompute": "never"})})
     assert not prepare(never, small.watch).body().choice.recompute
@@ -340,9 +342,9 @@ def test_activations_are_computed_twice_on_the_reference_path_too(tmp_path: Path
     costs: list[Cost] = []
     for recompute in ("never", "always"):
         way = job.model.model_copy(update={"recompute": recompute})
-        bench = prepare(job.model_copy(update={"model": way}), small.watch)
-        assert bench.body().choice == Choice(recompute=recompute == "always")
-        costs.append(bench.costs(bench.body())[Piece("train")])
+        resources = prepare(job.model_copy(update={"model": way}), small.watch)
+        assert resources.body().choice == Choice(recompute=recompute == "always")
+        costs.append(resources.models.costs(resources.body())[Piece("train")])
     assert costs[0].flops == costs[1].flops, "what is computed twice is counted once"
     assert costs[1].bytes_of(8, 12, 8) < costs[0].bytes_of(8, 12, 8) / 4
 
@@ -363,14 +365,14 @@ def test_hidden_states_stay_for_the_next_stage_while_there_is_ample_room(
     model, rows = small.save_model(tmp_path / "model"), small.save_rows(tmp_path / "rows.csv", 30)
     job = small.job(model, rows)
     top = job.adapter.model_copy(update={"blocks": "top:1"})
-    bench = prepare(job.model_copy(update={"adapter": top}), small.watch)
-    body, mine = bench.body(), bench.share(bench.clients[0]).train
+    resources = prepare(job.model_copy(update={"adapter": top}), small.watch)
+    body, mine = resources.body(), resources.tokens.share(resources.clients[0]).train
     assert body.prefix is not None
     body.prefix.get(body, mine, [0], body.frozen)
     kept = body.prefix.size
     assert kept > 0
-    bench.forget()
+    resources.forget()
     assert body.prefix.size == kept
-    monkeypatch.setattr(bench_module, "DEPTHS", 10**12)  # the next stage might not fit beside them
-    bench.forget()
+    monkeypatch.setattr(memory, "DEPTHS", 10**12)  # the next stage might not fit beside them
+    resources.forget()
     assert body.prefix.size == 0

@@ -141,8 +141,8 @@ def test_the_figures_of_a_stage_are_those_of_its_rounds(whole: SimpleNamespace) 
 
 def test_the_base_of_a_classification_is_the_most_frequent_class(whole: SimpleNamespace) -> None:
     base = whole.result["baselines"]["base"]
-    bench = SMALL.bench(whole.job)
-    held = bench.federation.clients
+    resources = SMALL.resources(whole.job)
+    held = resources.federation.clients
     seen = [t for h in held.values() for t in h.train.label]
     most = max(sorted(set(seen)), key=seen.count)
     assert base["what"] == f"always {most}"

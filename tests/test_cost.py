@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from triskel.bench import Bench
 from triskel.engines.local import LocalEngine
 from triskel.errors import MeterError
 from triskel.job import DROPPING, Adapter, AdapterKind, Model
@@ -28,7 +27,8 @@ from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST
 from triskel.model.cost import Cost, Costs, Piece, count
 from triskel.model.load import load
-from triskel.stages import mode_of
+from triskel.runner.resources import LocalResources
+from triskel.setting import mode_of
 from triskel.types import Batch
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -232,18 +232,20 @@ def test_sdpa_is_counted_by_its_own_formula(kind: str, bodies: Bodies) -> None:
 # --- over a round -----------------------------------------------------------------------------
 
 
-def bench_of(folder: Callable[[str], Path], kind: str, tmp_path: Path, **sections: Any) -> Bench:
+def bench_of(
+    folder: Callable[[str], Path], kind: str, tmp_path: Path, **sections: Any
+) -> LocalResources:
     rows = SMALL.save_rows(tmp_path / "rows.csv", 40)
-    return SMALL.bench(SMALL.job(folder(kind), rows, **sections))
+    return SMALL.resources(SMALL.job(folder(kind), rows, **sections))
 
 
-def play(bench: Bench, mode: str) -> dict[str, Any]:
-    it, ledger = mode_of(mode, bench.setting(SMALL.watch)), Ledger()
-    LocalEngine(bench.job).round(
+def play(resources: LocalResources, mode: str) -> dict[str, Any]:
+    it, ledger = mode_of(resources.setting(mode, SMALL.watch)), Ledger()
+    LocalEngine(resources.job).round(
         it,
         it.start(),
-        bench.active,
-        worker=lambda c: bench.worker(c, SMALL.watch),
+        resources.active(),
+        worker=lambda c: resources.worker(c, SMALL.watch),
         mine={},
         keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
         ledger=ledger,
@@ -261,12 +263,12 @@ def test_a_round_costs_what_torch_counts_while_it_runs(
     adapter: dict[str, Any] = {"kind": kind, "dropout": 0.1 if kind in DROPPING else 0.0}
     if kind != "ia3":
         adapter["targets"] = ("q_proj", "v_proj")
-    bench = bench_of(
+    resources = bench_of(
         folder, "llama", tmp_path, task=task, adapter=adapter, logits={"student": False}
     )
-    play(bench, mode)  # so that pieces are counted before the count begins
+    play(resources, mode)  # so that pieces are counted before the count begins
     with FlopCounterMode(display=False) as counter:
-        rows = play(bench, mode)
+        rows = play(resources, mode)
     assert sum(r["flops"] for r in rows.values()) == counter.get_total_flops()
     assert len({r["flops"] for r in rows.values()}) > 1
 
@@ -291,13 +293,14 @@ def test_clients_and_server_together_compute_what_torch_counts(
     rows = SMALL.save_rows(tmp_path / "rows.csv", 40)
     job = SMALL.job(folder("llama"), rows, task=task, **{mode: sections})
     plain = job.model.model_copy(update={"compute": "reference"})  # whose products torch knows
-    bench = SMALL.bench(job.model_copy(update={"model": plain}))
-    play(bench, mode)
-    setting, ledger = bench.setting(SMALL.watch), Ledger()
-    it = mode_of(mode, setting)
+    resources = SMALL.resources(job.model_copy(update={"model": plain}))
+    play(resources, mode)
+    setting, ledger = resources.setting(mode, SMALL.watch), Ledger()
+    it = mode_of(setting)
     with cost._Counter() as counter:  # torch's own follows modules, and fails at autograd.grad
-        LocalEngine(bench.job).round(
-            it, it.start(), bench.active, worker=lambda c: bench.worker(c, SMALL.watch), mine={},
+        LocalEngine(resources.job).round(
+            it, it.start(), resources.active(),
+            worker=lambda c: resources.worker(c, SMALL.watch), mine={},
             keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
             ledger=ledger, watch=SMALL.watch,
         )  # fmt: skip
@@ -312,9 +315,9 @@ def test_split_counts_the_clients_part_of_each_padded_batch(
     cut: tuple[int, int], folder: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    bench = bench_of(folder, "llama", tmp_path, split={"cut": cut})
-    shapes: dict[str, list[tuple[int, int, int]]] = {c: [] for c in bench.active}
-    batch_of = type(bench.worker("client-01", SMALL.watch)).batch
+    resources = bench_of(folder, "llama", tmp_path, split={"cut": cut})
+    shapes: dict[str, list[tuple[int, int, int]]] = {c: [] for c in resources.active()}
+    batch_of = type(resources.worker("client-01", SMALL.watch)).batch
 
     def seen(self: Any, examples: Any, rows: Any) -> Batch:
         batch = batch_of(self, examples, rows)
@@ -322,7 +325,7 @@ def test_split_counts_the_clients_part_of_each_padded_batch(
         return batch
 
     monkeypatch.setattr("triskel.worker.Worker.batch", seen)
-    rows = play(bench, "split")
+    rows = play(resources, "split")
     low, high = cut
     pooled = high == L
     for client, row in rows.items():
@@ -341,8 +344,8 @@ def test_split_counts_the_clients_part_of_each_padded_batch(
 def test_a_client_of_split_needs_less_memory_and_compute_than_one_of_params(
     folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    bench = bench_of(folder, "llama", tmp_path)
-    whole, part = play(bench, "params"), play(bench, "split")
+    resources = bench_of(folder, "llama", tmp_path)
+    whole, part = play(resources, "params"), play(resources, "split")
     for client, row in part.items():
         assert 0 < row["peak_client_bytes"] < whole[client]["peak_client_bytes"]
         assert 0 < row["flops"] < whole[client]["flops"]

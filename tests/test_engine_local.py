@@ -130,15 +130,14 @@ def asking(*asks: Any) -> Work:
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Worker:
     room = tmp_path_factory.mktemp("engine")
     job = SMALL.job(SMALL.save_model(room / "model"), SMALL.save_rows(room / "rows.csv", 20))
-    return SMALL.bench(job).worker("client-01", SMALL.watch)
+    return SMALL.resources(job).worker("client-01", SMALL.watch)
 
 
 class Play:
     """One round of a toy."""
 
     def __init__(self, worker: Worker, toy: Toy, **wire: Any) -> None:
-        raw = worker.job.model_dump(exclude_none=True)
-        job = Job.model_validate({**raw, "wire": wire})
+        job = Job.model_validate({"wire": wire})
         self.ledger, self.events, self.toy = Ledger(), list[Any](), toy
         self.engine, self.worker = LocalEngine(job), worker
         self.kept: dict[str, ClientState] = {}

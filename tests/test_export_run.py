@@ -14,7 +14,6 @@ import torch
 import transformers
 
 from triskel import export
-from triskel.bench import prepare
 from triskel.compare import Request, run
 from triskel.data.text import batch_of
 from triskel.engines.local import LocalEngine
@@ -23,6 +22,7 @@ from triskel.export import export_run, read_adapter
 from triskel.job import load
 from triskel.model import peft_folder
 from triskel.model.load import quiet
+from triskel.runner.resources import prepare
 from triskel.sheet import read_sheet
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -68,8 +68,8 @@ def test_what_was_asked_for_is_what_is_copied(
     assert found == tmp_path / "out"
     for name in (peft_folder.CONFIG, peft_folder.WEIGHTS):
         assert (found / name).read_bytes() == (finished / "adapters" / stage / name).read_bytes()
-    bench = prepare(load(finished / "job.toml"), ignore)
-    read_adapter(found, bench.body())
+    resources = prepare(load(finished / "job.toml"), ignore)
+    read_adapter(found, resources.body())
 
 
 def test_the_card_holds_the_figures_of_the_result(finished: Path, tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_a_merged_model_is_whole_and_answers_as_the_run_did(
     asked = {"mode": "logits", "client": "client-01"} if "-" in stage else {}
     export_run(finished, tmp_path / "m", **asked, merge=True, say=said.append)
     assert said[0].startswith(f"merging {stage}")
-    bench = prepare(load(finished / "job.toml"), ignore)
-    body, texts = bench.body(), bench.share("client-01").test
+    resources = prepare(load(finished / "job.toml"), ignore)
+    body, texts = resources.body(), resources.tokens.share("client-01").test
     tensors = read_adapter(finished / "adapters" / stage, body)
     with quiet():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from triskel.bench import Bench
 from triskel.compare import Request, resume, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, LimitError, MessageError, RoundError, TrainingError
@@ -20,7 +19,8 @@ from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
 from triskel.model.train import Descent
-from triskel.stages import mode_of
+from triskel.runner.resources import LocalResources
+from triskel.setting import mode_of
 from triskel.types import Ask, Message, Section
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -38,16 +38,16 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return SMALL.save_rows(tmp_path_factory.mktemp("failures") / "rows.csv", 30)
 
 
-def play(bench: Bench, mode: str, **spoilt: Any) -> dict[str, Any]:
+def play(resources: LocalResources, mode: str, **spoilt: Any) -> dict[str, Any]:
     """Play one round; `spoilt` replaces functions of the mode."""
-    it, ledger = mode_of(mode, bench.setting(SMALL.watch)), Ledger()
+    it, ledger = mode_of(resources.setting(mode, SMALL.watch)), Ledger()
     for name, function in spoilt.items():
         object.__setattr__(it, name, function(getattr(it, name)))
-    LocalEngine(bench.job).round(
+    LocalEngine(resources.job).round(
         it,
         it.start(),
-        bench.active,
-        worker=lambda c: bench.worker(c, SMALL.watch),
+        resources.active(),
+        worker=lambda c: resources.worker(c, SMALL.watch),
         mine={},
         keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
         ledger=ledger,
@@ -77,13 +77,13 @@ def test_a_loss_that_is_none_stops_with_client_round_and_step(
 ) -> None:
     job = SMALL.job(model, rows)  # on the reference path, so one client after the other
     plain = job.model.model_copy(update={"compute": "reference"})
-    bench = SMALL.bench(job.model_copy(update={"model": plain}))
-    first = len(bench.share("client-01").train)
-    steps = -(-first // bench.job.train.batch)
+    resources = SMALL.resources(job.model_copy(update={"model": plain}))
+    first = len(resources.tokens.share("client-01").train)
+    steps = -(-first // resources.job.train.batch)
     poison(monkeypatch, steps + 2 if mode == "params" else 2)
     who, step = ("client-02", 1) if mode == "params" else ("client-01", 1)
     with pytest.raises(TrainingError) as caught:
-        play(bench, mode)
+        play(resources, mode)
     assert str(caught.value) == (
         f"loss became nan at client {who!r}, round 1, train step {step}; lower train.lr, set "
         "train.max_grad_norm = 1, or look for broken rows in that client's data"
@@ -93,7 +93,7 @@ def test_a_loss_that_is_none_stops_with_client_round_and_step(
 def test_a_loss_that_is_none_at_the_servers_head_names_the_client(
     model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = SMALL.bench(SMALL.job(model, rows, split={"labels": "shared", "cut": (1, 3)}))
+    resources = SMALL.resources(SMALL.job(model, rows, split={"labels": "shared", "cut": (1, 3)}))
 
     def poisoned(self: Body, *rest: Any, **more: Any) -> Any:
         found = top(self, *rest, **more)
@@ -102,7 +102,7 @@ def test_a_loss_that_is_none_at_the_servers_head_names_the_client(
     top = Body.top
     monkeypatch.setattr(Body, "top", poisoned)
     with pytest.raises(TrainingError, match=r"^loss became nan at client 'client-0\d', round 1, "):
-        play(bench, "split")
+        play(resources, "split")
 
 
 def test_a_rate_far_too_high_stops_the_run_and_the_run_can_be_resumed(
@@ -139,7 +139,7 @@ def test_a_rate_far_too_high_stops_the_run_and_the_run_can_be_resumed(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_message_that_carries_nan_names_its_client(mode: str, model: Path, rows: Path) -> None:
-    bench = SMALL.bench(SMALL.job(model, rows))
+    resources = SMALL.resources(SMALL.job(model, rows))
 
     def spoil(message: Message) -> Message:
         sections = {
@@ -168,7 +168,7 @@ def test_a_message_that_carries_nan_names_its_client(mode: str, model: Path, row
     with pytest.raises(
         MessageError, match=r"^message from client 'client-02' \((ask|update)\): .*NaN or infinity"
     ):
-        play(bench, mode, work=lying)
+        play(resources, mode, work=lying)
 
 
 # --- limits -----------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def test_a_message_that_carries_nan_names_its_client(mode: str, model: Path, row
 
 @pytest.mark.parametrize("mode", ["params", "split"])
 def test_a_limit_that_is_too_small_names_size_and_limit(mode: str, model: Path, rows: Path) -> None:
-    bench = SMALL.bench(SMALL.job(model, rows, wire={"max_mb": 0.001}))
+    resources = SMALL.resources(SMALL.job(model, rows, wire={"max_mb": 0.001}))
     with pytest.raises(LimitError) as caught:
-        play(bench, mode)
+        play(resources, mode)
     text = str(caught.value)
     assert text.startswith("message to client 'client-01' (task): message has ")
     assert text.endswith(" bytes, the limit is 1000; raise wire.max_mb or choose a smaller codec")
@@ -295,9 +295,9 @@ def test_a_comparison_leaves_strict_modes_that_cannot_run_before_anything_is_wri
 
 
 def test_a_cut_beyond_the_model_is_refused_with_its_depth(model: Path, rows: Path) -> None:
-    bench = SMALL.bench(SMALL.job(model, rows, split={"cut": (1, 9)}))
+    resources = SMALL.resources(SMALL.job(model, rows, split={"cut": (1, 9)}))
     with pytest.raises(JobError) as caught:
-        play(bench, "split")
+        play(resources, "split")
     assert str(caught.value) == (
         "split.cut must be [a, b] with 0 <= a < b <= 3 for this model, got [1, 9]"
     )
@@ -308,7 +308,7 @@ def test_a_cut_beyond_the_model_is_refused_with_its_depth(model: Path, rows: Pat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_update_of_another_round_is_refused(mode: str, model: Path, rows: Path) -> None:
-    it = mode_of(mode, SMALL.bench(SMALL.job(model, rows)).setting(SMALL.watch))
+    it = mode_of(SMALL.resources(SMALL.job(model, rows)).setting(mode, SMALL.watch))
     state = it.start()
     late = Message(kind="update", facts={"round": 3, "examples": 1})
     with pytest.raises(MessageError, match=r"^message belongs to round 3, and round 1 is open$"):
@@ -317,7 +317,7 @@ def test_an_update_of_another_round_is_refused(mode: str, model: Path, rows: Pat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_round_in_which_nobody_finished_has_no_result(mode: str, model: Path, rows: Path) -> None:
-    it = mode_of(mode, SMALL.bench(SMALL.job(model, rows)).setting(SMALL.watch))
+    it = mode_of(SMALL.resources(SMALL.job(model, rows)).setting(mode, SMALL.watch))
     state = it.start()
     with pytest.raises(RoundError, match=r"; every client of the cohort failed$"):
         it.close(state, it.zero(state))
@@ -325,8 +325,8 @@ def test_a_round_in_which_nobody_finished_has_no_result(mode: str, model: Path, 
 
 @pytest.mark.parametrize("count", [0, -2, NAN, "many"])
 def test_an_update_resting_on_no_examples_is_refused(count: Any, model: Path, rows: Path) -> None:
-    bench = SMALL.bench(SMALL.job(model, rows))
-    it = mode_of("params", bench.setting(SMALL.watch))
+    resources = SMALL.resources(SMALL.job(model, rows))
+    it = mode_of(resources.setting("params", SMALL.watch))
     state = it.start()
     task = it.task(state, "client-01")
     update = Message(kind="update", sections=task.sections, facts={"round": 1, "examples": count})
@@ -335,7 +335,7 @@ def test_an_update_resting_on_no_examples_is_refused(count: Any, model: Path, ro
 
 
 def test_a_gradient_for_no_open_batch_is_refused(model: Path, rows: Path) -> None:
-    it = mode_of("split", SMALL.bench(SMALL.job(model, rows)).setting(SMALL.watch))
+    it = mode_of(SMALL.resources(SMALL.job(model, rows)).setting("split", SMALL.watch))
     slope = Section(
         kind="activations", tensors={"values": torch.zeros(2, 16)}, facts={"lengths": [2]}
     )
@@ -356,7 +356,7 @@ def test_waves_of_split_change_trunk_steps_and_neither_bytes_nor_flops(
     """A smaller wave takes more trunk steps on fewer texts each, so losses differ by design."""
     found = {}
     for wave in (0, 1, 2, 3):
-        bench = SMALL.bench(SMALL.job(model, rows, split={"wave": wave}))
+        resources = SMALL.resources(SMALL.job(model, rows, split={"wave": wave}))
         found[wave] = {
             client: (
                 row["up"]["payload_bytes"],
@@ -365,6 +365,6 @@ def test_waves_of_split_change_trunk_steps_and_neither_bytes_nor_flops(
                 row["flops"],
                 row["peak_client_bytes"],
             )
-            for client, row in play(bench, "split").items()
+            for client, row in play(resources, "split").items()
         }
     assert found[0] == found[1] == found[2] == found[3]

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from triskel.bench import Share
 from triskel.data.text import batch_of
 from triskel.model.body import Body, Choice
 from triskel.model.choose import choose
@@ -15,6 +14,7 @@ from triskel.model.prefix import Prefix
 from triskel.model.train import label_loss
 from triskel.room import free_memory
 from triskel.round import play
+from triskel.runner.tokens import Share
 from triskel.stages import stage_of
 from triskel.types import Tensors
 
@@ -74,7 +74,7 @@ def test_every_mode_plays_on_a_gpu(mode: str, path: str, tmp_path: Path) -> None
             name: Share(train=tiny.examples(6, seed=s), test=tiny.examples(3, seed=s + 9))
             for s, name in enumerate(("ann", "bob"))
         }
-        stage = stage_of(mode, tiny.bench(job, body, shares, tiny.examples(4)), tiny.ignore)
+        stage = stage_of(mode, tiny.resources(job, body, shares, tiny.examples(4)), tiny.ignore)
         engine = tiny.LocalEngine(job)
         state = play(stage, engine, folder=tmp_path / device, watch=tiny.ignore).state
         served = stage.mode.served(state)

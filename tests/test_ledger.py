@@ -18,7 +18,6 @@ import torch
 import transformers
 
 from triskel.aggregate.knowledge import dense, top
-from triskel.bench import Bench
 from triskel.engines.local import LocalEngine
 from triskel.exchange import adapter_sections
 from triskel.job import Adapter
@@ -29,7 +28,8 @@ from triskel.model.blocks import Blocks
 from triskel.model.body import Layout
 from triskel.model.cost import Meter
 from triskel.modes.logits.mode import knowledge_message
-from triskel.stages import mode_of
+from triskel.runner.resources import LocalResources
+from triskel.setting import mode_of
 from triskel.types import Message, Section
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -37,7 +37,7 @@ LAYERS, CLASSES, CAP = 3, 3, 12
 
 
 class Room:
-    """A folder with one model, and benches on it."""
+    """A folder with one model, and loads on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,8 +45,8 @@ class Room:
         self.model = SMALL.save_model(folder / "model")
         self.rows = SMALL.save_rows(folder / "rows.csv", 60)
 
-    def bench(self, **sections: Any) -> Bench:
-        return SMALL.bench(SMALL.job(self.model, self.rows, **sections))
+    def resources(self, **sections: Any) -> LocalResources:
+        return SMALL.resources(SMALL.job(self.model, self.rows, **sections))
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +60,17 @@ def _no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "ran", lambda *_, **__: None)
 
 
-def play(bench: Bench, mode: str, rounds: int = 1) -> list[dict[str, Any]]:
+def play(resources: LocalResources, mode: str, rounds: int = 1) -> list[dict[str, Any]]:
     """Return the rows of the ledger, round by round."""
-    it, mine, found = mode_of(mode, bench.setting(SMALL.watch)), {}, []
+    it, mine, found = mode_of(resources.setting(mode, SMALL.watch)), {}, []
     state = it.start()
     for _ in range(rounds):
         ledger = Ledger()
-        state = LocalEngine(bench.job).round(
+        state = LocalEngine(resources.job).round(
             it,
             state,
-            bench.active,
-            worker=lambda c: bench.worker(c, SMALL.watch),
+            resources.active(),
+            worker=lambda c: resources.worker(c, SMALL.watch),
             mine=mine,
             keep=mine.__setitem__,
             ledger=ledger,
@@ -83,10 +83,10 @@ def play(bench: Bench, mode: str, rounds: int = 1) -> list[dict[str, Any]]:
 # --- counted by hand --------------------------------------------------------------------------
 
 
-def words(bench: Bench, client: str) -> list[tuple[int, int]]:
+def words(resources: LocalResources, client: str) -> list[tuple[int, int]]:
     """Return tokens and scored positions of each training text of a client."""
-    rows = bench.federation.clients[client].train
-    if bench.job.data.task == "classify":
+    rows = resources.federation.clients[client].train
+    if resources.job.data.task == "classify":
         return [(min(len(t.split()), CAP), 1) for t in rows.text]
     return [counted(p, r) for p, r in zip(rows.prompt, rows.response, strict=True)]
 
@@ -117,11 +117,11 @@ def totals_of(row: Mapping[str, Any]) -> tuple[int, int]:
 @pytest.mark.parametrize("rank", [1, 2, 5])
 @pytest.mark.parametrize("task", ["classify", "causal"])
 def test_params_exchanges_factors_and_head_up_and_down(task: str, rank: int, room: Room) -> None:
-    bench = room.bench(task=task, adapter={"rank": rank})
+    resources = room.resources(task=task, adapter={"rank": rank})
     size = factors(rank, room.width, LAYERS) + (head(room.width) if task == "classify" else 0)
-    for rows in play(bench, "params", rounds=2):
+    for rows in play(resources, "params", rounds=2):
         assert {c: totals_of(row) for c, row in rows.items()} == dict.fromkeys(
-            bench.clients, (size, size)
+            resources.clients, (size, size)
         )
         for row in rows.values():
             assert row["up"]["messages"] == row["down"]["messages"] == 1
@@ -129,9 +129,9 @@ def test_params_exchanges_factors_and_head_up_and_down(task: str, rank: int, roo
 
 @pytest.mark.parametrize(("blocks", "count"), [("top:2", 2), ("0-0", 1)])
 def test_params_exchanges_only_the_blocks_that_train(blocks: str, count: int, room: Room) -> None:
-    bench = room.bench(adapter={"blocks": blocks})
+    resources = room.resources(adapter={"blocks": blocks})
     size = factors(2, room.width, count) + head(room.width)
-    (rows,) = play(bench, "params")
+    (rows,) = play(resources, "params")
     assert {totals_of(row) for row in rows.values()} == {(size, size)}
 
 
@@ -151,7 +151,7 @@ def test_lora_on_the_attention_of_gpt2_small_has_36864_numbers_a_rank() -> None:
 
 @pytest.mark.parametrize("public", [1, 6, 9])
 def test_logits_exchanges_a_number_for_each_public_text_and_class(public: int, room: Room) -> None:
-    (rows,) = play(room.bench(logits={"public": public}), "logits")
+    (rows,) = play(room.resources(logits={"public": public}), "logits")
     size = public * CLASSES * 4
     for row in rows.values():
         assert totals_of(row) == (size, size)
@@ -162,13 +162,13 @@ def test_logits_exchanges_a_number_for_each_public_text_and_class(public: int, r
 def test_logits_of_a_language_model_are_k_numbers_and_ids_a_token_and_a_tail(
     k: int, room: Room
 ) -> None:
-    bench = room.bench(task="causal", logits={"top_k": k})
-    public = bench.federation.public
+    resources = room.resources(task="causal", logits={"top_k": k})
+    public = resources.federation.public
     scored = sum(counted(p, r)[1] for p, r in zip(public.prompt, public.response, strict=True))
     assert len(public) == 6
     kept = min(k, 46)  # the whole vocabulary at most
     size = scored * kept * (4 + 2) + scored * 4
-    (rows,) = play(bench, "logits")
+    (rows,) = play(resources, "logits")
     assert {totals_of(row) for row in rows.values()} == {(size, size)}
 
 
@@ -190,10 +190,10 @@ def test_ids_of_a_large_vocabulary_travel_in_four_bytes(
         logits={"top_k": 3, "public": 3},
         clients={"count": 1},
     )
-    bench = SMALL.bench(job)
-    public = bench.federation.public
+    resources = SMALL.resources(job)
+    public = resources.federation.public
     scored = sum(counted(p, r)[1] for p, r in zip(public.prompt, public.response, strict=True))
-    (rows,) = play(bench, "logits")
+    (rows,) = play(resources, "logits")
     size = scored * 3 * (4 + each) + scored * 4
     assert {totals_of(row) for row in rows.values()} == {(size, size)}
 
@@ -209,19 +209,21 @@ def test_an_id_takes_two_bytes_up_to_a_vocabulary_of_65536(vocabulary: int, each
 # --- split ------------------------------------------------------------------------------------
 
 
-def split_form(bench: Bench, client: str, width: int, *, shape: str, mine: int) -> tuple[int, int]:
+def split_form(
+    resources: LocalResources, client: str, width: int, *, shape: str, mine: int
+) -> tuple[int, int]:
     """Return bytes up and down of one round.
 
     Args:
-        bench: The job.
+        resources: The job.
         client: Whose.
         width: d.
         shape: What crosses, in letters: `h` hidden states up, `u` the trunk's output down, `U`
             one row of it a text, `g`/`G` its gradient up, `d` the gradient of h down, `l` labels.
         mine: Bytes of the client's own adapter and head.
     """
-    counts = words(bench, client)
-    epochs = bench.job.train.epochs
+    counts = words(resources, client)
+    epochs = resources.job.train.epochs
     tokens, texts = sum(t for t, _ in counts), len(counts)
     scored = sum(s for _, s in counts)
     up = {"h": 4 * tokens * width, "g": 4 * tokens * width, "G": 4 * texts * width}
@@ -268,15 +270,15 @@ def test_split_exchanges_what_crosses_the_cut_and_the_clients_tensors(
     name: str, task: str, room: Room
 ) -> None:
     options, shape, (blocks, with_head) = CUTS[name]
-    bench = room.bench(task=task, **options)
+    resources = room.resources(task=task, **options)
     if task == "causal":
         shape = shape.replace("U", "u").replace("G", "g")
     mine = factors(2, room.width, blocks)
     mine += head(room.width) if with_head and task == "classify" else 0
-    (rows,) = play(bench, "split")
-    assert sorted(rows) == bench.clients
+    (rows,) = play(resources, "split")
+    assert sorted(rows) == resources.clients
     for client, row in rows.items():
-        expected = split_form(bench, client, room.width, shape=shape, mine=mine)
+        expected = split_form(resources, client, room.width, shape=shape, mine=mine)
         assert totals_of(row) == expected, client
 
 
@@ -288,10 +290,10 @@ def test_bytes_of_split_grow_with_epochs_and_rounds_and_not_with_waves(
     few = {"partition": "iid", "count": 3, "examples": 5}
     for wave in (0, 1, 2):
         split = {"cut": (1, 2), "wave": wave}
-        bench = room.bench(task=task, train={"epochs": 2}, split=split, clients=few)
-        for rows in play(bench, "split", rounds=2):
+        resources = room.resources(task=task, train={"epochs": 2}, split=split, clients=few)
+        for rows in play(resources, "split", rounds=2):
             for client, row in rows.items():
-                expected = split_form(bench, client, room.width, shape="hugd", mine=mine)
+                expected = split_form(resources, client, room.width, shape="hugd", mine=mine)
                 assert totals_of(row) == expected, (client, wave)
 
 
@@ -299,8 +301,8 @@ def test_bytes_of_split_do_not_depend_on_the_cut(room: Room) -> None:
     """But for the client's own tensors, as long as something trains on both sides."""
     found = []
     for cut, blocks in (((1, 2), 2), ((2, 3), 2), ((1, 3), 1)):
-        bench = room.bench(task="causal", split={"cut": cut})
-        (rows,) = play(bench, "split")
+        resources = room.resources(task="causal", split={"cut": cut})
+        (rows,) = play(resources, "split")
         mine = factors(2, room.width, blocks)
         found.append({c: [n - mine for n in totals_of(row)] for c, row in rows.items()})
     assert found[0] == found[1] == found[2]
@@ -308,7 +310,7 @@ def test_bytes_of_split_do_not_depend_on_the_cut(room: Room) -> None:
 
 def test_sections_add_up_to_the_payload(room: Room) -> None:
     for mode in ("params", "logits", "split"):
-        (rows,) = play(room.bench(), mode)
+        (rows,) = play(room.resources(), mode)
         for row in rows.values():
             for way in ("up", "down"):
                 parts = [s["payload_bytes"] for s in row[way]["sections"].values()]
@@ -335,7 +337,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Room:
 def test_messages_above_100_kb_are_within_one_percent_of_their_payload(
     mode: str, task: str, wide: Room
 ) -> None:
-    bench = wide.bench(
+    resources = wide.resources(
         task=task,
         adapter={"rank": 64},
         train={"batch": 16, "max_tokens": 60},
@@ -349,12 +351,12 @@ def test_messages_above_100_kb_are_within_one_percent_of_their_payload(
             sizes.append((payload, message_bytes))
             super().sent(client, direction, message, message_bytes)
 
-    it = mode_of(mode, bench.setting(SMALL.watch))
-    LocalEngine(bench.job).round(
+    it = mode_of(resources.setting(mode, SMALL.watch))
+    LocalEngine(resources.job).round(
         it,
         it.start(),
-        bench.active,
-        worker=lambda c: bench.worker(c, SMALL.watch),
+        resources.active(),
+        worker=lambda c: resources.worker(c, SMALL.watch),
         mine={},
         keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
         ledger=Books(),
@@ -464,6 +466,6 @@ def test_no_rounds_cost_nothing() -> None:
 
 def test_the_job_of_these_tests_deals_out_every_row_once(room: Room) -> None:
     """Otherwise sums over clients would prove little."""
-    bench = room.bench()
-    held = [t for h in bench.federation.clients.values() for t in (*h.train.text, *h.test.text)]
-    assert len(held) + bench.job.logits.public == 60
+    resources = room.resources()
+    held = [t for h in resources.federation.clients.values() for t in (*h.train.text, *h.test.text)]
+    assert len(held) + resources.job.logits.public == 60

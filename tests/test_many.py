@@ -237,7 +237,7 @@ def test_clients_scored_together_have_the_scores_they_have_alone(
     task: str, most: int, tmp_path: Path
 ) -> None:
     rows_ = SMALL.save_rows(tmp_path / "rows.csv", 20)
-    body = SMALL.bench(SMALL.job(SMALL.save_model(tmp_path / "m"), rows_, task=task)).body()
+    body = SMALL.resources(SMALL.job(SMALL.save_model(tmp_path / "m"), rows_, task=task)).body()
     held = shares(20, most, task)
     groups = grouped(held)
     assert [c for group in groups for c in group.clients] == list(held)
@@ -256,7 +256,7 @@ def test_a_large_vocabulary_is_scored_some_positions_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows_ = SMALL.save_rows(tmp_path / "rows.csv", 20)
-    body = SMALL.bench(SMALL.job(SMALL.save_model(tmp_path / "m"), rows_, task="causal")).body()
+    body = SMALL.resources(SMALL.job(SMALL.save_model(tmp_path / "m"), rows_, task="causal")).body()
     held = shares(6, 9, "causal")
     leaves, wanted = body.parameters(body.initial), dict[str, tuple[int, int, float]]()
     for client, examples in held.items():  # text by text, all logits at once
@@ -283,7 +283,7 @@ def test_a_large_vocabulary_is_scored_some_positions_at_a_time(
 
 def test_nobody_at_all_is_scored_as_nobody(tmp_path: Path) -> None:
     rows_ = SMALL.save_rows(tmp_path / "rows.csv", 20)
-    body = SMALL.bench(SMALL.job(SMALL.save_model(tmp_path / "m"), rows_)).body()
+    body = SMALL.resources(SMALL.job(SMALL.save_model(tmp_path / "m"), rows_)).body()
     assert grouped({}) == []
     nobody = shares(3, 1, "classify")
     found = dict(evaluate_each(body, body.initial, grouped(nobody)))

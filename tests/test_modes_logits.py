@@ -46,7 +46,8 @@ def federation(
     counts = {"ann": 8, "bob": 5} if counts is None else counts
     workers = [party(n, tiny.examples(k, task, seed=k)) for n, k in counts.items()]
     nothing = tiny.worker("x", job, body, replace(public, ids=(), labels=(), scored=()))
-    return Logits(server=replace(nothing, client="server", public=public)), workers
+    server = replace(nothing, client="server", public=public)
+    return Logits(server=server, options=job.logits), workers
 
 
 def starts(workers: Sequence[Worker], seed: int = 1) -> dict[str, ClientState]:
@@ -182,7 +183,7 @@ def test_predictions_come_in_the_order_of_the_public_set(task: str) -> None:
     lengths = [len(ids) for ids in ann.public.ids]
     assert lengths != sorted(lengths), "batches are sorted by length, and the answer must not be"
     tensors = tiny.random_like(ann.body.initial, 1)
-    known = predict(ann, ann.body.parameters(tensors))
+    known = predict(ann, ann.body.parameters(tensors), ann.job.logits)
     wanted = predictions(tiny.Plain("llama", ann.job, **WIDE).load(tensors), ann.public)
     p = softmax(wanted, 2.0)
     if task == "classify":
@@ -205,7 +206,7 @@ def test_the_student_comes_nearer_to_the_teacher() -> None:
 
     student = tiny.random_like(mode.server.body.initial, 9)
     state, _ = tiny.play(
-        Watched(server=mode.server),
+        Watched(server=mode.server, options=mode.options),
         mode.server.job,
         workers,
         mine=starts(workers),
@@ -304,8 +305,8 @@ def test_labels_of_public_texts_are_never_used() -> None:
     mode, workers = federation()
     told = tiny.relabelled(mode.server.public, [0, 1, 2, 0, 1, 2, 0])
     first = ends(mode, workers)
-    server = replace(mode.server, public=told)
-    again = ends(Logits(server=server), [replace(w, public=told) for w in workers])
+    taught = replace(mode, server=replace(mode.server, public=told))
+    again = ends(taught, [replace(w, public=told) for w in workers])
     assert all(tiny.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
@@ -366,7 +367,7 @@ def test_models_of_one_tokenizer_may_have_heads_of_different_lengths() -> None:
     longer = tiny.body("llama", ann.job, **WIDE, vocab_size=tiny.VOCABULARY + 3)
     padded = longer.blocks.head.weight[tiny.VOCABULARY :]
     padded.copy_(9.0 * padded.sign())  # what is there would win
-    known = predict(replace(ann, body=longer), longer.parameters(longer.initial))
+    known = predict(replace(ann, body=longer), longer.parameters(longer.initial), ann.job.logits)
     assert int(known.ids.max()) < tiny.VOCABULARY
     whole = tiny.model("llama", "causal", **WIDE, vocab_size=tiny.VOCABULARY + 3)
     whole.lm_head.weight.data[tiny.VOCABULARY :] = padded
@@ -384,7 +385,7 @@ def test_models_of_one_tokenizer_may_have_heads_of_different_lengths() -> None:
     for server, client in ((short, longer), (longer, short)):
         workers = [replace(ann, body=client), replace(bob, body=short)]
         state, mine = tiny.play(
-            Logits(server=replace(mode.server, body=server)), mode.server.job, workers
+            replace(mode, server=replace(mode.server, body=server)), mode.server.job, workers
         )
         assert set(mine) == {"ann", "bob"}
         assert not tiny.equal(state.student, server.initial)
@@ -404,7 +405,7 @@ def test_a_pooled_token_is_chosen_by_each_models_own_family() -> None:
     _, (ann, _) = federation()
     bert = replace(ann, body=tiny.body("bert", ann.job, **WIDE))
     tensors = tiny.random_like(bert.body.initial, 1)
-    found = predict(bert, bert.body.parameters(tensors)).values
+    found = predict(bert, bert.body.parameters(tensors), ann.job.logits).values
     wanted = predictions(tiny.Plain("bert", ann.job, **WIDE).load(tensors), ann.public)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
@@ -464,9 +465,9 @@ def test_predictions_are_made_without_dropout() -> None:
     _, (ann, _) = federation(adapter={"dropout": 0.5})
     tensors = ann.body.parameters(tiny.random_like(ann.body.initial, 1))
     ann.body.dropout(None)
-    wanted = predict(ann, tensors).values
+    wanted = predict(ann, tensors, ann.job.logits).values
     ann.body.dropout(1)  # as training leaves it
-    assert torch.equal(predict(ann, tensors).values, wanted)
+    assert torch.equal(predict(ann, tensors, ann.job.logits).values, wanted)
 
 
 @pytest.mark.parametrize("task", ["classify", "causal"])
@@ -475,11 +476,11 @@ def test_predictions_on_a_large_vocabulary_are_made_some_positions_at_a_time(
 ) -> None:
     _, (ann, _) = federation(task)
     tensors = ann.body.parameters(tiny.random_like(ann.body.initial, 1))
-    wanted, sizes = predict(ann, tensors), list[int]()
+    wanted, sizes = predict(ann, tensors, ann.job.logits), list[int]()
     classes = len(ann.body.blocks.head.weight)
     monkeypatch.setattr("triskel.model.body.AT_ONCE", 2 * classes)
     hook = ann.body.blocks.head.register_forward_hook(lambda *x: sizes.append(x[2].numel()))
-    found = predict(ann, tensors)
+    found = predict(ann, tensors, ann.job.logits)
     hook.remove()
     assert torch.allclose(found.values, wanted.values, atol=1e-5)
     if task == "causal":

@@ -188,7 +188,7 @@ class Case:
 
     @property
     def mode(self) -> Split:
-        return self.kind(job=self.workers[0].job, body=self.workers[0].body, aggregate=Mean())
+        return self.kind(setting=tiny.setting("split", self.workers[0]), aggregate=Mean())
 
     def start(self) -> dict[str, Tensor]:
         """Tensors of which no factor is zero."""
@@ -402,14 +402,14 @@ def test_clients_are_joined_while_padding_is_cheap(
     lengths: dict[str, list[int]], groups: list[list[str]]
 ) -> None:
     one = case()
-    cut = split.cut_of(one.mode.job, one.mode.body, "c0")
+    cut = one.mode.cut("c0")
     asks = {c: ask_of(n) for c, n in lengths.items()}
     assert sorted(trunk.group(asks, dict.fromkeys(asks, cut))) == groups
 
 
 def test_only_clients_of_one_cut_are_joined() -> None:
     one = case(cuts=[(1, 3), (0, 3), (1, 4)], counts=(1,) * 3)
-    cuts = {c: split.cut_of(one.mode.job, one.mode.body, c) for c in ("c0", "c1", "c2")}
+    cuts = {c: one.mode.cut(c) for c in ("c0", "c1", "c2")}
     cuts["c3"] = cuts["c0"]
     groups = trunk.group({c: ask_of([5]) for c in cuts}, cuts)
     assert sorted(groups) == [["c0", "c3"], ["c1"], ["c2"]]
@@ -469,7 +469,7 @@ def test_blocks_that_only_some_hold_count_the_server_for_the_others() -> None:
     total = mode.zero(state)
     sent = {}
     for i, worker in enumerate(two.workers):
-        names = split.cut_of(worker.job, worker.body, worker.client).mine
+        names = mode.cut(worker.client).mine
         sent[i] = tiny.random_like({n: state.tensors[n] for n in names}, 20 + i)
         message = Message(
             kind="update",
@@ -630,9 +630,11 @@ def test_it_does_not_matter_whether_parties_share_one_model_in_memory(
     together = two.play().tensors
     wide = {"dtype": torch.float64, "wide": True}
     apart = [replace(w, body=tiny.body("llama", w.job, **wide)) for w in two.workers]
-    server = replace(two.mode, body=tiny.body("llama", two.mode.job, **wide))
+    job = two.workers[0].job
+    own = replace(two.mode.setting, body=tiny.body("llama", job, **wide))
+    server = replace(two.mode, setting=own)
     state = SplitState(tensors=two.start())
-    found, _ = tiny.play(server, two.mode.job, apart, state=state)
+    found, _ = tiny.play(server, job, apart, state=state)
     assert tiny.equal(found.tensors, together)
 
 

@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +12,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from triskel.bench import Bench, Share, prepare
-from triskel.compare import Request, Venue, run
+from triskel.compare import HERE, Request, run
 from triskel.data.text import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.evaluate import BATCH_TOKENS, evaluate
-from triskel.job import Job, Judge
+from triskel.job import Job
 from triskel.model.body import Body, Choice
 from triskel.model.cost import Costs, Piece
 from triskel.model.prefix import Prefix
 from triskel.round import play
+from triskel.runner.resources import LocalResources, prepare
+from triskel.runner.tokens import Share
 from triskel.stages import stage_of
 from triskel.types import Event, Tensors, Watch
 
@@ -176,9 +178,9 @@ def played(job: Any, *, keep: bool, folder: Path, path: str) -> tuple[Tensors, l
         "ann": Share(train=tiny.examples(17), test=tiny.examples(3, seed=3)),
         "bob": Share(train=tiny.examples(15, seed=1), test=tiny.examples(3, seed=4)),
     }
-    bench = tiny.bench(job, body, shares, tiny.examples(4, seed=2))
-    bench.loaded.costs[id(body)] = Costs(body)
-    stage = stage_of(job.mode, bench, tiny.ignore)
+    resources = tiny.resources(job, body, shares, tiny.examples(4, seed=2))
+    resources.models.loaded.costs[id(body)] = Costs(body)
+    stage = stage_of(job.mode, resources, tiny.ignore)
     outcome = play(stage, tiny.LocalEngine(job), folder=folder, watch=tiny.ignore)
     served = stage.mode.served(outcome.state)
     assert served is not None
@@ -289,7 +291,7 @@ def test_a_mode_ends_alike_by_itself_and_after_baselines(path: str, tmp_path: Pa
 def test_what_all_stages_keep_is_within_the_limit(
     models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triskel.bench.MB", 1)
+    monkeypatch.setattr("triskel.runner.memory.MB", 1)
     short: dict[str, Any] = {"longest": 2, "train": {"max_tokens": 2}}  # no text could be longer
     if models > 1:
         short["clients"] = {"each": {"client-02": {"rank": 3}}}
@@ -300,21 +302,21 @@ def test_what_all_stages_keep_is_within_the_limit(
     # a test text is kept as its owner's and by each model that is scored on all of them
     texts = train + (1 + models) * test + models * len(held.public)
     limit = texts * 2 * 16 * 4  # 2 tokens of 16 float32
-    benches, sizes = list[Bench](), list[int]()
+    loads, sizes = list[LocalResources](), list[int]()
 
-    def prepared(job: Job, watch: Watch, choices: Path, *, judge: Judge) -> Bench:
-        benches.append(prepare(job, watch, choices, judge=judge))
-        return benches[-1]
+    def prepared(job: Job, watch: Watch, choices: Path, **named: Any) -> LocalResources:  # noqa: ANN401
+        loads.append(prepare(job, watch, choices, **named))
+        return loads[-1]
 
     def watched(event: Event) -> None:
         assert "cannot be kept" not in event.get("text", "")
-        if event["event"] == "evaluate" and (prefix := benches[-1].body().prefix) is not None:
+        if event["event"] == "evaluate" and (prefix := loads[-1].body().prefix) is not None:
             sizes.append(prefix.size)
 
     for cache in (limit, limit - 1):
         job = small_job(tmp_path / "in", {"cache_mb": cache}, **short)
         here = tmp_path / f"out-{cache}"
-        run(job, Request(), here, LocalEngine(job), watched, Venue(prepare=prepared))
-        assert (benches[-1].body().prefix is not None) is (cache == limit)
+        run(job, Request(), here, LocalEngine(job), watched, replace(HERE, prepare=prepared))
+        assert (loads[-1].body().prefix is not None) is (cache == limit)
     assert 0 < max(sizes) <= limit
-    assert benches[0]._prefix.size == 0, "a stage lets go of what it kept"
+    assert loads[0].memory.hidden.size == 0, "a stage lets go of what it kept"

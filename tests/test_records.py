@@ -16,7 +16,6 @@ from scipy.stats import binomtest
 
 from triskel import records
 from triskel.baselines import flops_of
-from triskel.bench import prepare
 from triskel.compare import Request, resume, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError
@@ -24,6 +23,7 @@ from triskel.evaluate import evaluate
 from triskel.export import read_adapter
 from triskel.folder import safe
 from triskel.metrics import PerText
+from triskel.runner.resources import prepare
 from triskel.summary import amounts, summary
 from triskel.types import Examples
 
@@ -74,13 +74,13 @@ def test_the_texts_of_a_row_add_up_to_its_figures_in_both_columns(
 
 @pytest.mark.parametrize("name", ["params", "split"])
 def test_each_text_by_itself_reaches_what_is_kept_of_it(whole: SimpleNamespace, name: str) -> None:
-    bench = prepare(whole.job, SMALL.watch)
-    body = bench.body()
+    resources = prepare(whole.job, SMALL.watch)
+    body = resources.body()
     tensors = read_adapter(whole.folder / "adapters" / name, body)
     record = records.read(whole.folder, name)
     assert record is not None
     for client, kept in record.by_client("everybody").items():
-        tests = bench.share(client).test
+        tests = resources.tokens.share(client).test
         for place in range(len(tests)):
             alone = Examples(
                 ids=[tests.ids[place]],

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from triskel import bench as bench_module
 from triskel import room
-from triskel.bench import prepare
 from triskel.job import Job, ModeName
 from triskel.model.body import Body, Choice, PathName
 from triskel.model.cost import Costs
 from triskel.room import free_memory, kept
-from triskel.stages import mode_of
+from triskel.runner import memory
+from triskel.runner.resources import prepare
+from triskel.runner.tokens import Share
+from triskel.setting import mode_of
 
 here = Path(__file__)
 tiny = SimpleNamespace(**runpy.run_path(str(here.with_name("tiny.py"))))
@@ -59,18 +60,18 @@ class Held:
 def most_kept(job: Job, body: Body) -> int:
     """Play a round of the job's mode and return the most bytes that were kept at once."""
     shares = {
-        f"client-{i}": bench_module.Share(
+        f"client-{i}": Share(
             train=tiny.examples(TEXTS, seed=i, short=TOKENS, long=TOKENS),
             test=tiny.examples(1, seed=i),
         )
         for i in range(CLIENTS)
     }
     public = tiny.examples(TEXTS, seed=99, short=TOKENS, long=TOKENS)
-    bench = tiny.bench(job, body, shares, public)
-    mode = mode_of(job.mode, bench.setting(tiny.ignore))
+    resources = tiny.resources(job, body, shares, public)
+    mode = mode_of(resources.setting(job.mode, tiny.ignore))
     live = Live(body)
     with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda held: held.tensor):
-        tiny.play(mode, job, [bench.worker(c, tiny.ignore) for c in bench.clients])
+        tiny.play(mode, job, [resources.worker(c, tiny.ignore) for c in resources.clients])
     assert not live.now
     return live.most
 
@@ -117,19 +118,21 @@ def test_a_wave_that_does_not_fit_computes_its_activations_twice(
 
     def recomputes(mode: ModeName, wave: int = 0) -> bool:
         job = made(mode, wave)
-        bench = prepare(job, lambda event: said.append(str(event["text"])))
-        bench.modes = () if mode == "params" else ("params", job.mode)
-        return bench.body().choice.recompute
+        modes = () if mode == "params" else ("params", job.mode)
+        resources = prepare(job, lambda event: said.append(str(event["text"])), modes=modes)
+        return resources.body().choice.recompute
 
-    bench = prepare(made("params"), small.watch)
-    step = kept(bench.body(), bench.costs(bench.body()), bench.job, ["params"], 12)
-    monkeypatch.setattr(bench_module, "free_memory", lambda _: 3 * step)
+    resources = prepare(made("params"), small.watch)
+    step = kept(
+        resources.body(), resources.models.costs(resources.body()), resources.job, ["params"], 12
+    )
+    monkeypatch.setattr(memory, "free_memory", lambda _: 3 * step)
     assert not recomputes("params")
     assert not recomputes("split", wave=1)
     assert not said
     assert recomputes("split")
     assert not any("memory may run out" in text for text in said)
-    monkeypatch.setattr(bench_module, "free_memory", lambda _: 1000.0)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1000.0)
     assert recomputes("split")
     assert any("set split.wave" in text for text in said)
 

@@ -85,14 +85,15 @@ def test_a_share_of_a_cohort_drops_out_and_one_always_stays(
 @pytest.mark.parametrize("mode", ["params", "logits", "split"])
 def test_a_round_with_drop_outs_is_the_round_of_those_who_stay(mode: str, tmp_path: Path) -> None:
     model = SMALL.save_model(tmp_path / "model")
-    bench = SMALL.bench(SMALL.job(model, SMALL.save_rows(tmp_path / "rows.csv", 40)))
-    stage, ledgers, ends = stage_of(mode, bench, SMALL.watch), [Ledger(), Ledger()], []
+    resources = SMALL.resources(SMALL.job(model, SMALL.save_rows(tmp_path / "rows.csv", 40)))
+    stage, ledgers, ends = stage_of(mode, resources, SMALL.watch), [Ledger(), Ledger()], []
     stay, gone = ["client-01", "client-03"], ["client-02"]
-    for ledger, cohort_, away in ((ledgers[0], bench.active, gone), (ledgers[1], stay, [])):
+    for ledger, cohort_, away in ((ledgers[0], resources.active(), gone), (ledgers[1], stay, [])):
         kept: dict[str, ClientState] = {}
-        state = LocalEngine(bench.job).round(
-            stage.mode, stage.mode.start(), cohort_, worker=lambda c: bench.worker(c, SMALL.watch),
-            mine={}, keep=kept.__setitem__, ledger=ledger, watch=SMALL.watch, gone=away,
+        state = LocalEngine(resources.job).round(
+            stage.mode, stage.mode.start(), cohort_,
+            worker=lambda c: resources.worker(c, SMALL.watch), mine={},
+            keep=kept.__setitem__, ledger=ledger, watch=SMALL.watch, gone=away,
         )  # fmt: skip
         ends.append((stage.mode.served(state), kept))
     (one, mine), (other, theirs) = ends
@@ -163,7 +164,7 @@ def score(right: int, count: int) -> Score:
 def body(tmp_path_factory: pytest.TempPathFactory) -> Body:
     room = tmp_path_factory.mktemp("round")
     job = SMALL.job(SMALL.save_model(room / "model"), SMALL.save_rows(room / "rows.csv", 20))
-    return SMALL.bench(job).body()
+    return SMALL.resources(job).body()
 
 
 @pytest.fixture

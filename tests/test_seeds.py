@@ -9,11 +9,11 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from triskel import bench as benches
 from triskel.compare import Request, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError, TrainingError
 from triskel.job import AdapterKind, Job, to_toml
+from triskel.runner import models
 from triskel.seeds import compare_seeds, resume_seeds, seeds_of
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -37,18 +37,18 @@ def job(room: Path, **sections: Any) -> Job:  # noqa: ANN401 - of the job
 @pytest.fixture(scope="module")
 def three(room: Path) -> SimpleNamespace:
     loads: list[object] = []
-    original = benches.load
+    original = models.load
 
     def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it is called
         loads.append(args[0])
         return original(*args, **kwargs)
 
-    benches.load = counted
+    models.load = counted
     try:
         folder = room / "three"
         result = compare_seeds(job(room), ASKED, [4, 0, 7], folder, LocalEngine, SMALL.watch)
     finally:
-        benches.load = original
+        models.load = original
     return SimpleNamespace(folder=folder, result=result, loads=loads)
 
 
@@ -156,7 +156,7 @@ def test_a_model_set_to_another_seed_starts_as_one_that_is_loaded_with_it(
         it = SMALL.job(
             room / family, room / "rows.csv", task=task, seed=seed, adapter=adapter,
         )  # fmt: skip
-        return SMALL.bench(it).body()
+        return SMALL.resources(it).body()
 
     one, other = body(3), body(8)
     one.reseed(8)

@@ -145,15 +145,17 @@ def test_hidden_states_that_sites_keep_are_those_of_one_process(tmp_path: Path) 
     sizes: dict[str, list[int]] = {}
 
     def look(name: str, method: str, _told: Any) -> str:
-        if (bench := meeting.sites[name]._bench) is not None and bench.body().prefix is not None:
-            sizes.setdefault(method, []).append(bench._prefix.size)
+        if (held := meeting.sites[name]._resources) is not None and held.body().prefix is not None:
+            sizes.setdefault(method, []).append(held.memory.hidden.size)
         return ""
 
     meeting = Meeting(there, there.spec(*MODE_NAMES), look)
     assert meeting.play()["done"]
     same(there, MODE_NAMES, result(there))
     assert max(sizes["collect"]) > 0
-    assert {site._bench._prefix.size for site in meeting.sites.values()} == {0}, "stages are over"
+    assert {site._resources.memory.hidden.size for site in meeting.sites.values()} == {0}, (
+        "stages are over"
+    )
 
 
 def test_a_run_that_goes_on_with_fewer_sites_than_it_began_with_says_so(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.kept import Kept
-from triskel.errors import RoundError
+from triskel.errors import CheckpointError, RoundError
 from triskel.message import pack
 from triskel.round import counted_in
 from triskel.store import Store
@@ -214,6 +214,16 @@ def test_who_counted_is_read_from_closed_rounds(party: Any) -> None:
         {"clients": {name: {} for name in sites.SITES}, "absent": {"clinic": "late"}},
         {"sum": {}, "absent": {"bank": "away"}},  # of many clients, whose rows hold sums
     ]
-    found = counted_in(party.bench.job, list(sites.SITES), rows)
+    found = counted_in(party.resources.job, list(sites.SITES), rows)
     assert found == {"bank": 2, "clinic": 3, "shop": 3}
     assert Store(Path("none"), counted={"a": 1}).counted == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rounds": [1]}', '{"rounds": [], "filed": 3}'])
+def test_a_damaged_account_of_what_is_kept_is_refused_with_its_place(
+    text: str, tmp_path: Path
+) -> None:
+    Kept(tmp_path, "bank").keep(ClientState(), 1, 0)
+    (tmp_path / "kept.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"kept\.json is damaged .* submit the job as a new"):
+        Kept(tmp_path, "bank")

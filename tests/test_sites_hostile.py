@@ -933,12 +933,12 @@ def test_what_a_round_and_its_test_send_is_what_the_policy_decided_on(
     there = house(tmp_path, **{"split.labels": f'"{labels}"', "clients.test_examples": "4"})
     party = sites["Party"](there, (stage,))
     try:
-        student = {"student": party.bench.body().initial} if stage == "logits" else {}
+        student = {"student": party.resources.body().initial} if stage == "logits" else {}
         log = tmp_path / "clinic" / "triskel" / "audit.jsonl"
         before = len(list(read(log)))
         state, _ = party.round(stage)
         mode, engine = party.modes[stage], party.engine(stage)
-        engine.scores(mode, mode.start(), SITES, party.bench.body(), **student)
+        engine.scores(mode, mode.start(), SITES, party.resources.body(), **student)
         assert state is not None
         left = [one for one in list(read(log))[before:] if one["what"] == "left"]
         payload = sum(part["bytes"] for one in left for part in one["sections"].values())

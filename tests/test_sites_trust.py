@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from triskel import bench as bench_
 from triskel.engines.flare import site as site_
 from triskel.engines.flare.about import own_code, owned
 from triskel.engines.flare.gate import Gate
@@ -24,6 +23,7 @@ from triskel.modes.params.mode import Params
 from triskel.policy.budget import accounts
 from triskel.policy.chain import read
 from triskel.policy.rounding import near
+from triskel.runner import models
 
 there = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "sites.py")))
 ANNA, RUN, SITES = there.ANNA, there.RUN, there.SITES
@@ -322,7 +322,7 @@ def test_a_model_that_is_changed_while_it_is_loaded_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = there.house(tmp_path)
-    real = bench_.load
+    real = models.load
 
     def loaded(source: str, *rest: Any, **more: Any) -> Any:
         body = real(source, *rest, **more)
@@ -330,7 +330,7 @@ def test_a_model_that_is_changed_while_it_is_loaded_is_not_used(
         place.write_bytes(place.read_bytes())
         return body
 
-    monkeypatch.setattr(bench_, "load", loaded)
+    monkeypatch.setattr(models, "load", loaded)
     reply = hello(house)
     assert (reply["state"], reply["error"]) == (
         "failed", "DataError; the log of site 'bank' says more",
@@ -372,10 +372,10 @@ def test_a_round_that_the_job_does_not_test_is_not_tested(what: str, tmp_path: P
     text = house.text.replace("[federation]", "[evaluate]\nevery = 0\n[federation]")
     party = there.Party(replace(house, text=text), ("params", "logits"))
     try:
-        student = None if what == "probe" else party.bench.body().initial
+        student = None if what == "probe" else party.resources.body().initial
         mode = "params" if what == "probe" else "logits"
         engine, start = party.engine(mode), party.modes[mode].start()
-        body = party.bench.body()
+        body = party.resources.body()
         with pytest.raises(RoundError, match="this job tests no model of round 0"):
             engine.scores(party.modes[mode], start, SITES, body, student=student)
     finally:
@@ -405,7 +405,7 @@ def test_after_a_round_was_played_anew_it_may_be_tested_anew(party: Any) -> None
 def test_a_student_is_tested_once_a_round_too(party: Any) -> None:
     engine, mode = party.engine("logits"), party.modes["logits"]
     state = mode.start()
-    body = party.bench.body()
+    body = party.resources.body()
     one = {n: torch.zeros_like(t) for n, t in body.initial.items()}
     engine.scores(mode, state, SITES, body, student=one)
     engine = party.engine("logits")

@@ -11,7 +11,7 @@ import pytest
 from opened import listen
 from typer.testing import CliRunner
 
-from triskel import bench, cli
+from triskel import cli, resources
 from triskel import sweep as sweeps
 from triskel.assess import assess
 from triskel.compare import Request, read_run, run
@@ -198,13 +198,13 @@ def test_no_test_text_is_read_before_the_ranking_is_written(
         if path.endswith("the-tests.csv"):
             opens.append(ranked_yet())
 
-    real = bench.tokenise
+    real = resources.tokenise
 
     def tokenise(rows: Rows, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as it is called
         counted[ranked_yet()] += len(set(rows.text) & tests)
         return real(rows, *given, **named)
 
-    monkeypatch.setattr(bench, "tokenise", tokenise)
+    monkeypatch.setattr(resources, "tokenise", tokenise)
     listen(monkeypatch, heard)
     played(what, tmp_path / "out")
     assert counted[False] == 0

@@ -5,7 +5,7 @@ model with PEFT's own layers, run by calling it with `input_ids` and `attention_
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
-from triskel.bench import Bench, Share
+from triskel.core.registry import MODES
 from triskel.data.federate import Federation, Holding
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
@@ -25,6 +25,9 @@ from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
 from triskel.model.cost import Cost, Costs
+from triskel.runner.resources import LocalResources
+from triskel.runner.tokens import Share
+from triskel.setting import ModeSetting, options_in
 from triskel.types import Batch, ClientState, Examples, Local, Message
 from triskel.worker import Worker
 
@@ -234,6 +237,32 @@ def ignore(event: Mapping[str, Any]) -> None:
     """Watch nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hired(Worker):
+    """A worker that remembers the job it was made of, for what a test compares it with."""
+
+    job: Job
+
+
+def setting(mode: str, worker: Hired) -> ModeSetting[Any]:
+    """Return what a mode is built from, with a client's model as the server's."""
+    spec = MODES.spec(mode)
+    options, each = options_in(worker.job, spec)
+    return ModeSetting(
+        spec=spec,
+        options=options,
+        each=each,
+        training=worker.training,
+        rounds=worker.rounds,
+        seed=worker.seed,
+        body=worker.body,
+        meter=Free(worker.body).meter(),
+        public=lambda: worker.public,
+        models=lambda: [(worker.client, worker.body)],
+        watch=ignore,
+    )
+
+
 def worker(  # noqa: PLR0913 - what a worker brings
     client: str,
     job: Job,
@@ -244,12 +273,15 @@ def worker(  # noqa: PLR0913 - what a worker brings
     public: Examples | None = None,
     costs: Costs | None = None,
     watch: Callable[[Mapping[str, Any]], None] = ignore,
-) -> Worker:
+) -> Hired:
     """Return a client; what is not given is empty."""
     empty = Examples(ids=(), labels=())
-    return Worker(
+    return Hired(
         client=client,
         job=job,
+        training=job.train,
+        rounds=job.rounds,
+        seed=job.seed,
         body=body,
         train=train,
         test=test or empty,
@@ -259,24 +291,19 @@ def worker(  # noqa: PLR0913 - what a worker brings
     )
 
 
-def bench(
+def resources(
     job: Job, body: Body, shares: Mapping[str, Share], public: Examples | None = None
-) -> Bench:
-    """Return a bench whose tokens were never text."""
+) -> LocalResources:
+    """Return a job, loaded, whose tokens were never text."""
     nothing = Holding(train=Rows(), test=Rows())
     classes = tuple(str(i) for i in range(body.classes))
-    made = Bench(
-        job=job,
-        federation=Federation(
-            clients=dict.fromkeys(shares, nothing), public=Rows(), classes=classes
-        ),
-        watch=ignore,
-    )
-    made._bodies[job.model.path, job.adapter.rank] = body
-    made._shares |= shares
+    held = Federation(clients=dict.fromkeys(shares, nothing), public=Rows(), classes=classes)
+    made = LocalResources.of(job, held, ignore)
+    made.models._bodies[job.model.path, job.adapter.rank] = body
+    made.tokens._shares.update(shares)
     if public is not None:
-        made._public[id(body)] = public
-    made.loaded.costs[id(body)] = Free(body)
+        made.tokens._public[id(body)] = public
+    made.models.loaded.costs[id(body)] = Free(body)
     return made
 
 

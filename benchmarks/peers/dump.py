@@ -13,10 +13,10 @@ from ours import job_of, quiet
 from safetensors.torch import save_file
 from work import ADAPTER
 
-from triskel.bench import prepare
 from triskel.data.assets import resolve
 from triskel.model.peft_folder import padding_token, to_peft
 from triskel.model.train import Where
+from triskel.runner.resources import prepare
 from triskel.types import Examples
 
 
@@ -32,22 +32,22 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     chosen = options.parse_args()
     job = job_of(chosen.model)
-    bench = prepare(job, quiet)
-    body = bench.body()
+    resources = prepare(job, quiet)
+    body = resources.body()
     order: list[dict[str, list[int]]] = []
     for round_ in range(1, job.rounds + 1):
         plans = {
-            c: bench.worker(c, quiet).plan(bench.share(c).train, Where(c, round_), 1)
-            for c in bench.active
+            c: resources.worker(c, quiet).plan(resources.tokens.share(c).train, Where(c, round_), 1)
+            for c in resources.active()
         }
         for batches in plans.values():  # so that consecutive runs of `batch` are the batches
             if any(len(rows) != job.train.batch for rows in batches):
                 raise SystemExit("clients.examples must be a multiple of train.batch")
         order.append({c: [i for rows in batches for i in rows] for c, batches in plans.items()})
-    tests = [bench.share(c).test for c in bench.clients]
+    tests = [resources.tokens.share(c).test for c in resources.clients]
     facts = {
         "model": str(Path(resolve(job.model.path)).resolve()),
-        "classes": len(bench.federation.classes),
+        "classes": len(resources.federation.classes),
         "pad": body.tokenizer.convert_tokens_to_ids(padding_token(body.tokenizer)),
         "rounds": job.rounds,
         "batch": job.train.batch,
@@ -56,7 +56,7 @@ def main() -> None:
     }
     text = {
         "facts": facts,
-        "train": {c: plain(bench.share(c).train) for c in bench.active},
+        "train": {c: plain(resources.tokens.share(c).train) for c in resources.active()},
         "order": order,
         "test": {
             "ids": [row.tolist() for test in tests for row in test.ids],

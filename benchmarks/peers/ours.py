@@ -27,13 +27,13 @@ from typing import Any
 from triskel.loading import loading
 
 with loading():  # as the command line does
-    from triskel.bench import Bench, prepare
     from triskel.engines.local import LocalEngine
     from triskel.exchange import adapter_of, adapter_sections
     from triskel.export import save_adapter
     from triskel.job import Job, parse
     from triskel.modes.params.mode import Params
     from triskel.round import Scores, play, pooled
+    from triskel.runner.resources import LocalResources, prepare
     from triskel.stages import stage_of
     from triskel.types import ClientState, Message, Talk
     from triskel.worker import Worker
@@ -99,9 +99,9 @@ class Idle:
         yield  # a Talk that asks nothing
 
 
-def played(bench: Bench, out: Path, *, idle: bool) -> tuple[Any, Any, Losses]:
+def played(resources: LocalResources, out: Path, *, idle: bool) -> tuple[Any, Any, Losses]:
     """Play the job; return its stage, its outcome, and the loss of every step."""
-    stage = replace(stage_of("params", bench, quiet), evaluate=unscored)
+    stage = replace(stage_of("params", resources, quiet), evaluate=unscored)
     if idle:
         stage = replace(stage, mode=Idle(stage.mode))
 
@@ -114,7 +114,7 @@ def played(bench: Bench, out: Path, *, idle: bool) -> tuple[Any, Any, Losses]:
             (out / "progress").touch()
 
     with TemporaryDirectory() as folder:
-        outcome = play(stage, LocalEngine(bench.job), folder=Path(folder), watch=watch)
+        outcome = play(stage, LocalEngine(resources.job), folder=Path(folder), watch=watch)
     return stage, outcome, losses
 
 
@@ -137,8 +137,8 @@ def main() -> None:
     if chosen.many:
         settings += ['clients.partition="iid"', f"clients.count={chosen.many}"]
         settings += ["clients.examples=1", "clients.test_examples=1"]
-    bench = prepare(job_of(chosen.model, settings), quiet)
-    stage, outcome, losses = played(bench, chosen.out, idle=bool(chosen.many))
+    resources = prepare(job_of(chosen.model, settings), quiet)
+    stage, outcome, losses = played(resources, chosen.out, idle=bool(chosen.many))
     rounds: list[dict[str, Any]] = []
     for row in outcome.rows:
         mine = [] if chosen.many else [losses[row["round"], c] for c in row["clients"]]
@@ -151,7 +151,7 @@ def main() -> None:
             }
         )
     adapter = stage.mode.served(outcome.state)
-    save_adapter(chosen.out, bench.body(), adapter, bench.federation.classes)
+    save_adapter(chosen.out, resources.body(), adapter, resources.federation.classes)
     (chosen.out / "rounds.json").write_text(json.dumps(rounds, indent=1))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from triskel.baselines import local_row
-from triskel.bench import Bench, prepare
 from triskel.catalogue import one_run
 from triskel.compare import read_run
 from triskel.core.registry import TASKS
@@ -29,6 +28,7 @@ from triskel.job import Job, Judge, is_name
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.round import Scores, pooled
+from triskel.runner.resources import LocalResources, prepare
 from triskel.sheet import read_sheet
 from triskel.stages import everywhere, own_everywhere, scored
 from triskel.types import ClientId, Event, Tensors, Watch
@@ -81,18 +81,17 @@ def assess(
             f"the test texts of {run} are at the sites of its federation, and what they scored "
             "there is in its report; --data FILE evaluates on texts that are here"
         )
-    bench = (
+    resources = (
         _without_shares(run, job, stage, watch)
         if away
-        else prepare(job, watch, judge=judge or request.judge)
+        else prepare(job, watch, modes=(), judge=judge or request.judge)  # nothing is trained
     )
-    bench.modes = ()  # nothing is trained
     watch({"event": "stage_start", "stage": stage, "rounds": 0})
     if data is None:
-        found = _local(run, bench) if stage == "local" else _again(run, bench, stage)
+        found = _local(run, resources) if stage == "local" else _again(run, resources, stage)
         found["judge"] = judge or request.judge
     else:
-        found = _on_file(run, bench, stage, data)
+        found = _on_file(run, resources, stage, data)
     watch({"event": "stage_end", "stage": stage, "accuracy": found["accuracy"]})
     return {"mode": stage, **found}
 
@@ -101,8 +100,8 @@ def _with_model(job: Job, **changes: object) -> Job:
     return job.model_copy(update={"model": job.model.model_copy(update=changes)})
 
 
-def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> Bench:
-    """Return the bench of a federation's job: its model, and nobody's texts.
+def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> LocalResources:
+    """Return the resources of a federation's job: its model, and nobody's texts.
 
     Raises:
         ModelError: The model is not here.
@@ -112,17 +111,14 @@ def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> Bench:
     trained = read_sheet(run / ADAPTERS / folder).base
     place = next((one for one in (named, trained) if Path(one).is_dir()), job.model.path)
     classes = job.data.classes if TASKS.spec(job.data.task).head == "classes" else ()
-    bench = Bench(
-        job=_with_model(job, path=place),
-        federation=Federation(clients={}, public=Rows(), classes=classes),
-        watch=watch,
-    )
+    nobodys = Federation(clients={}, public=Rows(), classes=classes)
+    resources = LocalResources.of(_with_model(job, path=place), nobodys, watch, modes=())
     try:
-        bench.body()
+        resources.body()
     except ModelError as error:
         error.add_note(f"`--model DIR` says where {job.model.path} lies on this machine")
         raise
-    return bench
+    return resources
 
 
 def _note(text: str) -> Event:
@@ -145,22 +141,22 @@ def _stage_named(run: Path, mode: str | None, own: str) -> str:
 # --- the run's own test shares ----------------------------------------------------------------
 
 
-def _again(run: Path, bench: Bench, stage: str) -> dict[str, Any]:
+def _again(run: Path, resources: LocalResources, stage: str) -> dict[str, Any]:
     """Run the stage's own evaluation on what it saved."""
-    own = _own(run, bench, stage)
-    shared = _shared(run, bench, stage) if _is_saved(run, stage) else None
-    scores = scored(bench, shared, own.get)
-    everybody = scores if shared is not None else own_everywhere(bench, own.get) or scores
+    own = _own(run, resources, stage)
+    shared = _shared(run, resources, stage) if _is_saved(run, stage) else None
+    scores = scored(resources, shared, own.get)
+    everybody = scores if shared is not None else own_everywhere(resources, own.get) or scores
     return _row(scores, everybody=everybody.pooled, own=scores.own)
 
 
-def _local(run: Path, bench: Bench) -> dict[str, Any]:
+def _local(run: Path, resources: LocalResources) -> dict[str, Any]:
     """Weigh each client's figures on its own share, by the sums of the result's own row."""
     each: dict[str, Any] = {}
-    for client, tensors in _own(run, bench, "local").items():
-        body = bench.body(client)
-        own = evaluate(body, tensors, bench.share(client).test)
-        everybody = everywhere(bench, body, tensors).pooled.row()
+    for client, tensors in _own(run, resources, "local").items():
+        body = resources.body(client)
+        own = evaluate(body, tensors, resources.tokens.share(client).test)
+        everybody = everywhere(resources, body, tensors).pooled.row()
         each[client] = {
             **own.row(),
             "examples": own.count,
@@ -168,40 +164,40 @@ def _local(run: Path, bench: Bench) -> dict[str, Any]:
             "global_accuracy": everybody["accuracy"],
         }
     count = sum(one["examples"] for one in each.values())
-    found = local_row(each, bench.body().classes)
+    found = local_row(each, resources.body().classes)
     return {**found, "examples": count}
 
 
 # --- another file -----------------------------------------------------------------------------
 
 
-def _on_file(run: Path, bench: Bench, stage: str, data: Path) -> dict[str, Any]:
+def _on_file(run: Path, resources: LocalResources, stage: str, data: Path) -> dict[str, Any]:
     """Score on a file; one that is not dealt has no own texts."""
-    parts = _dealt(bench, data)
-    classes, dealt = bench.body().classes, FILE not in parts
+    parts = _dealt(resources, data)
+    classes, dealt = resources.body().classes, FILE not in parts
     own_models, common = _owners(run, stage), _is_saved(run, stage)
     if not own_models:
-        scores = pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
+        scores = pooled(_each_shared(resources, _shared(run, resources, stage), parts), classes)
         return _row(scores, everybody=scores.pooled, own=scores.own if dealt else None)
-    mine = pooled(_each_own(run, bench, stage, parts), classes)
+    mine = pooled(_each_own(run, resources, stage, parts), classes)
     own = mine.own if dealt else None
     if not common:
         return _row(mine, everybody=None if dealt else mine.pooled, own=own)
-    together = pooled(_each_shared(bench, _shared(run, bench, stage), parts), classes)
+    together = pooled(_each_shared(resources, _shared(run, resources, stage), parts), classes)
     return _row(replace(together, each=mine.each), everybody=together.pooled, own=own)
 
 
 def _each_shared(
-    bench: Bench, tensors: Tensors, parts: Mapping[ClientId, Rows]
+    resources: LocalResources, tensors: Tensors, parts: Mapping[ClientId, Rows]
 ) -> dict[ClientId, Score]:
-    return {c: _score(bench, bench.body(), tensors, rows) for c, rows in parts.items()}
+    return {c: _score(resources, resources.body(), tensors, rows) for c, rows in parts.items()}
 
 
 def _each_own(
-    run: Path, bench: Bench, stage: str, parts: Mapping[ClientId, Rows]
+    run: Path, resources: LocalResources, stage: str, parts: Mapping[ClientId, Rows]
 ) -> dict[ClientId, Score]:
     """Score clients' own models: on their part of the file, or all of it where it is not dealt."""
-    own = _own(run, bench, stage)
+    own = _own(run, resources, stage)
     if FILE in parts:
         parts = dict.fromkeys(own, parts[FILE])
     strange = sorted(parts.keys() - own.keys())
@@ -210,17 +206,19 @@ def _each_own(
             f"the file holds rows of {strange[0]!r}, which has no model of its own in this run; "
             f"there are {', '.join(own)}"
         )
-    return {c: _score(bench, bench.body(c), own[c], rows) for c, rows in parts.items()}
+    return {c: _score(resources, resources.body(c), own[c], rows) for c, rows in parts.items()}
 
 
-def _score(bench: Bench, body: Body, tensors: Tensors, rows: Rows) -> Score:
-    classes = bench.federation.classes
-    return evaluate(body, tensors, tokenise(rows, body.tokenizer, job=bench.job, classes=classes))
+def _score(resources: LocalResources, body: Body, tensors: Tensors, rows: Rows) -> Score:
+    classes = resources.federation.classes
+    return evaluate(
+        body, tensors, tokenise(rows, body.tokenizer, job=resources.job, classes=classes)
+    )
 
 
-def _dealt(bench: Bench, data: Path) -> dict[ClientId, Rows]:
+def _dealt(resources: LocalResources, data: Path) -> dict[ClientId, Rows]:
     """Return a file's rows by client, where a column says whose they are."""
-    job = bench.job
+    job = resources.job
     columns = load(data)
     wanted = dict(columns_of(job, labelled=True))
     for role in ("group", "label"):
@@ -230,7 +228,7 @@ def _dealt(bench: Bench, data: Path) -> dict[ClientId, Rows]:
     rows = select(columns, wanted, where=f"data file {data}")
     if job.partition != "natural" or not rows.group:
         return {FILE: rows}
-    held = bench.federation.clients.items()
+    held = resources.federation.clients.items()
     owner = {g: c for c, h in held for part in (h.train, h.test) for g in set(part.group)}
     return {owner.get(key, key): rows.take(mine) for (key,), mine in rows.strata("group").items()}
 
@@ -238,8 +236,8 @@ def _dealt(bench: Bench, data: Path) -> dict[ClientId, Rows]:
 # --- what was saved ---------------------------------------------------------------------------
 
 
-def _shared(run: Path, bench: Bench, stage: str) -> Tensors:
-    return read_adapter(run / ADAPTERS / stage, bench.body())
+def _shared(run: Path, resources: LocalResources, stage: str) -> Tensors:
+    return read_adapter(run / ADAPTERS / stage, resources.body())
 
 
 def _is_saved(run: Path, stage: str) -> bool:
@@ -252,12 +250,12 @@ def _owners(run: Path, stage: str) -> set[str]:
     return {owner for kind, owner in saved(run).values() if kind == stage and owner is not None}
 
 
-def _own(run: Path, bench: Bench, stage: str) -> dict[ClientId, Tensors]:
+def _own(run: Path, resources: LocalResources, stage: str) -> dict[ClientId, Tensors]:
     """Return the tensors of every client that has a model of its own."""
     owners = _owners(run, stage)
     return {
-        client: read_adapter(run / ADAPTERS / f"{stage}-{safe(client)}", bench.body(client))
-        for client in bench.clients
+        client: read_adapter(run / ADAPTERS / f"{stage}-{safe(client)}", resources.body(client))
+        for client in resources.clients
         if safe(client) in owners
     }
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triskel import records
-from triskel.bench import Bench
 from triskel.data.text import task_of
 from triskel.folder import safe
 from triskel.metrics import LARGEST_LOG, PerText
 from triskel.model.train import Where
 from triskel.round import Engine, pooled
+from triskel.runner.resources import LocalResources
 from triskel.stages import alone, central, complete, everywhere
 from triskel.types import ClientId, Watch
 from triskel.worker import WHOLE
@@ -30,19 +30,19 @@ MORE = 1.1
 
 
 def baseline(
-    name: BaselineName, bench: Bench, engine: Engine, folder: Path, watch: Watch
+    name: BaselineName, resources: LocalResources, engine: Engine, folder: Path, watch: Watch
 ) -> dict[str, Any]:
     """Return how a baseline that needs no other result stands in a result."""
     if name == "base":
-        return _base(bench, folder, watch)
+        return _base(resources, folder, watch)
     if name == "central":
-        found = complete(central(bench), bench, engine, folder, watch)
+        found = complete(central(resources), resources, engine, folder, watch)
         return {**found["final"], "per_client": found["rounds"][-1]["per_client"], **found}
-    return _alone(bench, engine, folder, watch, kind="local", rounds={})
+    return _alone(resources, engine, folder, watch, kind="local", rounds={})
 
 
 def equal_compute(
-    result: Mapping[str, Any], bench: Bench, engine: Engine, folder: Path, watch: Watch
+    result: Mapping[str, Any], resources: LocalResources, engine: Engine, folder: Path, watch: Watch
 ) -> dict[str, Any] | str:
     """Return each client alone for as many rounds as the FLOPs of the costliest mode allow.
 
@@ -52,7 +52,7 @@ def equal_compute(
 
     Args:
         result: The run's result, with `local` and the modes.
-        bench: The job, loaded.
+        resources: The job, loaded.
         engine: Plays the rounds.
         folder: The run folder.
         watch: Told what happens.
@@ -67,14 +67,14 @@ def equal_compute(
     if share < MORE:
         return f"no mode computes {MORE} times what clients compute alone"
     each = flops_of(result["modes"][mode]["rounds"])
-    rounds = {c: _rounds(bench, c, each.get(c, share * own[c])) for c in own}
-    row = _alone(bench, engine, folder, watch, kind="local_equal", rounds=rounds)
+    rounds = {c: _rounds(resources, c, each.get(c, share * own[c])) for c in own}
+    row = _alone(resources, engine, folder, watch, kind="local_equal", rounds=rounds)
     return {"mode": mode, "rounds_each": rounds, **row}
 
 
-def _rounds(bench: Bench, client: ClientId, flops: float) -> int:
+def _rounds(resources: LocalResources, client: ClientId, flops: float) -> int:
     """Return in how many rounds a client alone computes so much, counted batch by batch."""
-    stage, number, spent = alone(bench, client), 0, 0
+    stage, number, spent = alone(resources, client), 0, 0
     while spent < flops:
         number += 1
         worker = stage.worker(client, lambda _: None)
@@ -95,7 +95,7 @@ def flops_of(rows: Sequence[Mapping[str, Any]]) -> dict[ClientId, int]:
 
 
 def _alone(
-    bench: Bench,
+    resources: LocalResources,
     engine: Engine,
     folder: Path,
     watch: Watch,
@@ -104,12 +104,12 @@ def _alone(
     rounds: Mapping[ClientId, int],
 ) -> dict[str, Any]:
     """Train every client alone, and return the row of all."""
-    watch({"event": "stage_start", "stage": kind, "rounds": bench.job.rounds})
+    watch({"event": "stage_start", "stage": kind, "rounds": resources.job.rounds})
     each: dict[str, Any] = {}
     seconds = 0.0
-    for client in bench.active:
-        stage = alone(bench, client, kind=kind, rounds=rounds.get(client))
-        found = complete(stage, bench, engine, folder, watch)
+    for client in resources.active():
+        stage = alone(resources, client, kind=kind, rounds=rounds.get(client))
+        found = complete(stage, resources, engine, folder, watch)
         own = found["rounds"][-1]["per_client"][client]
         everybody = found["final"]["everybody"]
         each[client] = {
@@ -119,17 +119,17 @@ def _alone(
             "flops": found["totals"]["client_flops"],
         }
         seconds += found["totals"]["seconds"]
-    _record(bench, folder, kind)
-    row = {**local_row(each, bench.body().classes), "seconds": seconds}
+    _record(resources, folder, kind)
+    row = {**local_row(each, resources.body().classes), "seconds": seconds}
     watch({"event": "stage_end", "stage": kind, "accuracy": row["accuracy"]})
     return row
 
 
-def _record(bench: Bench, folder: Path, kind: str) -> None:
+def _record(resources: LocalResources, folder: Path, kind: str) -> None:
     """Write what clients alone reach on each text: their own, and the mean over models on all."""
-    tests, own = bench.tests(bench.body()), dict[ClientId, PerText]()
+    tests, own = resources.tokens.tests(resources.body()), dict[ClientId, PerText]()
     models: list[records.ByClient] = []
-    for client in bench.active:
+    for client in resources.active():
         kept = records.read(folder, safe(f"{kind}:{client}"))
         if kept is None:
             return
@@ -168,21 +168,23 @@ def local_row(each: Mapping[ClientId, Mapping[str, Any]], classes: int) -> dict[
     }
 
 
-def _base(bench: Bench, folder: Path, watch: Watch) -> dict[str, Any]:
+def _base(resources: LocalResources, folder: Path, watch: Watch) -> dict[str, Any]:
     """Score no training at all: the majority class, or the model as it came."""
     watch({"event": "stage_start", "stage": "base", "rounds": 0})
-    body = bench.body()
-    train = {client: bench.share(client).train for client in bench.clients}
-    tests = {client: bench.share(client).test for client in bench.clients}
-    known = task_of(bench.job.data.task).untrained(train, tests, bench.federation.classes)
+    body = resources.body()
+    train = {client: resources.tokens.share(client).train for client in resources.clients}
+    tests = {client: resources.tokens.share(client).test for client in resources.clients}
+    known = task_of(resources.job.data.task).untrained(train, tests, resources.federation.classes)
     if known is not None:
         found, what = known
         scores = pooled(found, body.classes)
     else:
-        scores, what = everywhere(bench, body, body.initial), "zero-shot"
+        scores, what = everywhere(resources, body, body.initial), "zero-shot"
     texts = scores.own_texts
     records.write(
-        folder, "base", records.gathered(bench.tests(body), {"everybody": texts, "own": texts})
+        folder,
+        "base",
+        records.gathered(resources.tokens.tests(body), {"everybody": texts, "own": texts}),
     )
     figures = scores.pooled.row()
     watch({"event": "stage_end", "stage": "base", "accuracy": figures["accuracy"]})

@@ -14,22 +14,21 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Generic, NoReturn, TypeVar, get_args
 
 from triskel import __version__
 from triskel.about import about_of, task_about
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
-from triskel.bench import Bench, prepare
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
 from triskel.core.registry import CODECS, MODES
-from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
 from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
 from triskel.owned import alone
 from triskel.records import COLUMNS, DROPS
 from triskel.round import Engine, Stage
+from triskel.runner.resources import Resources, prepare
 from triskel.setting import unfit
 from triskel.stages import complete, stage_of
 from triskel.types import ClientId, Event, Watch
@@ -39,6 +38,7 @@ UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
 """What a kill can leave before a run is one that can be resumed."""
 
 
+R = TypeVar("R", bound=Resources)
 EVERY: tuple[BaselineName, ...] = get_args(BaselineName)
 JUDGES: tuple[Judge, ...] = get_args(Judge)
 
@@ -68,26 +68,39 @@ class Request:
         return {**lists, "strict": self.strict, "judge": self.judge, **more}
 
 
-def _described(bench: Bench) -> dict[str, Any]:
-    return describe(bench.federation)
+def _apart(*_given: object) -> NoReturn:
+    raise JobError("baselines need everybody's texts in one place; ask for modes only")
+
+
+@dataclass(frozen=True)
+class Baselines(Generic[R]):
+    """What a federation is measured against, where everybody's texts are in one place.
+
+    Attributes:
+        play: Plays one that needs no other result.
+        equal_compute: Plays clients alone for as many FLOPs as the costliest mode takes.
+    """
+
+    play: Callable[[BaselineName, R, Engine, Path, Watch], dict[str, Any]]
+    equal_compute: Callable[[Mapping[str, Any], R, Engine, Path, Watch], dict[str, Any] | str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Venue:
+class Venue(Generic[R]):
     """Where a job is played: in one process, or between organisations.
 
     Attributes:
-        prepare: Reads what the job needs here, called as `bench.prepare`.
+        prepare: Reads what the job needs here, called as `runner.resources.prepare`.
         stage: What a mode is here.
-        data: Says who holds what, as far as it is known here.
+        baselines: What a federation is measured against here; refused where it cannot be.
     """
 
-    prepare: Callable[..., Bench] = prepare
-    stage: Callable[[ModeName, Bench, Watch], Stage[Any, Any]] = stage_of
-    data: Callable[[Bench], dict[str, Any]] = _described
+    prepare: Callable[..., R]
+    stage: Callable[[ModeName, R, Watch], Stage[Any, Any]]
+    baselines: Baselines[R] = Baselines(_apart, _apart)
 
 
-HERE = Venue()
+HERE = Venue(prepare=prepare, stage=stage_of, baselines=Baselines(baseline, equal_compute))
 
 
 def run(
@@ -96,7 +109,7 @@ def run(
     folder: Path,
     engine: Engine,
     watch: Watch,
-    venue: Venue = HERE,
+    venue: Venue[Any] = HERE,
 ) -> dict[str, Any]:
     """Play a job in a new run folder, and return its result.
 
@@ -130,7 +143,7 @@ def used(folder: Path, text: str) -> bool:
 
 
 def resume(
-    folder: Path, engine: Callable[[Job], Engine], watch: Watch, venue: Venue = HERE
+    folder: Path, engine: Callable[[Job], Engine], watch: Watch, venue: Venue[Any] = HERE
 ) -> dict[str, Any]:
     """Go on with a run folder from its last checkpoint, and return its result.
 
@@ -195,16 +208,17 @@ def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Re
 
 
 def _run(
-    job: Job, request: Request, folder: Path, engine: Engine, watch: Watch, venue: Venue
+    job: Job, request: Request, folder: Path, engine: Engine, watch: Watch, venue: Venue[Any]
 ) -> dict[str, Any]:
     start = time.perf_counter()
     with alone(), Log(folder / "events.jsonl", watch) as told:
-        bench = venue.prepare(job, told, folder / "choices.json", judge=request.judge)
-        bench.modes = request.modes
+        resources: Resources = venue.prepare(
+            job, told, folder / "choices.json", modes=request.modes, judge=request.judge
+        )
         for codec in (job.wire.up, job.wire.down):
             CODECS.spec(codec)  # what arrives may name no other
-        _somebody(bench)
-        skipped = _skipped(bench, request)
+        _somebody(resources)
+        skipped = _skipped(resources, request, told)
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))
             raise JobError(f"mode {mode} cannot run this job: {reason}")
@@ -215,17 +229,17 @@ def _run(
             "about": {mode: about_of(job, mode) for mode in request.modes},
             "task": task_about(job),
             "request": request.asked(),
-            "environment": environment(bench),
-            "data": venue.data(bench),
+            "environment": environment(resources.body()),
+            "data": resources.described(),
             "baselines": {},
             "skipped": skipped,
             "modes": {},
         }
-        for text in _warnings(bench, skipped):
+        for text in _warnings(resources, skipped):
             told({"event": "warning", "text": text})
-        told(_opening(bench, request, skipped))
-        bench.count()
-        _play(result, bench, request, engine, folder, told, venue)
+        told(_opening(resources, request, skipped))
+        resources.count()
+        _play(result, resources, request, engine, folder, told, venue)
         from triskel.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
 
         result |= amounts([result], [folder])
@@ -239,80 +253,79 @@ def _run(
 
 def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
     result: dict[str, Any],
-    bench: Bench,
+    resources: Resources,
     request: Request,
     engine: Engine,
     folder: Path,
     told: Watch,
-    venue: Venue,
+    venue: Venue[Any],
 ) -> None:
     """Play every stage, and write the result after each."""
 
     def keep(part: str, name: str, row: dict[str, Any]) -> None:
-        bench.forget()
+        resources.forget()
         result[part][name] = row
         save(folder, result)
 
     for name in request.baselines:
         if name != "local_equal":  # as costly as the costliest mode, so it runs after the modes
-            keep("baselines", name, baseline(name, bench, engine, folder, told))
+            keep("baselines", name, venue.baselines.play(name, resources, engine, folder, told))
     for name in request.modes:
         if name not in result["skipped"]:
-            stage = venue.stage(name, bench, told)
-            keep("modes", name, complete(stage, bench, engine, folder, told))
+            stage = venue.stage(name, resources, told)
+            keep("modes", name, complete(stage, resources, engine, folder, told))
     for name in request.modes if request.drop_share else ():
         if name not in result["skipped"]:
             result.setdefault("robustness", {})
-            keep("robustness", name, _with_drop_outs(name, request, bench, engine, folder, told))
+            stage = _with_drop_outs(venue.stage(name, resources, told), request)
+            final = complete(stage, resources, engine, folder, told)["final"]
+            both = {column: final[column] for column in COLUMNS}
+            keep("robustness", name, {"drop_share": request.drop_share, **both})
     if "local_equal" in request.baselines:
-        row = equal_compute(result, bench, engine, folder, told)
+        row = venue.baselines.equal_compute(result, resources, engine, folder, told)
         if isinstance(row, str):
             result["skipped"]["local_equal"] = row
         else:
             keep("baselines", "local_equal", row)
 
 
-def _with_drop_outs(
-    name: ModeName, request: Request, bench: Bench, engine: Engine, folder: Path, told: Watch
-) -> dict[str, Any]:
-    """Play a mode with drop-outs, and return what it reaches."""
-    clients = bench.job.clients.model_copy(update={"drop_share": request.drop_share})
-    shaky = replace(bench, job=bench.job.model_copy(update={"clients": clients}))
-    stage = replace(stage_of(name, shaky, told), name=f"{name}{DROPS}", saves=False)
-    final = complete(stage, shaky, engine, folder, told)["final"]
-    both = {column: final[column] for column in COLUMNS}
-    return {"drop_share": request.drop_share, **both}
+def _with_drop_outs(stage: Stage[Any, Any], request: Request) -> Stage[Any, Any]:
+    """Return a mode's stage in which clients drop out, and which leaves no model."""
+    clients = stage.job.clients.model_copy(update={"drop_share": request.drop_share})
+    shaky = stage.job.model_copy(update={"clients": clients})
+    return replace(stage, name=f"{stage.name}{DROPS}", job=shaky, saves=False)
 
 
-def _warnings(bench: Bench, skipped: Mapping[str, str]) -> Iterator[str]:
-    if idle := sorted(set(bench.clients) - set(bench.active)):
+def _warnings(resources: Resources, skipped: Mapping[str, str]) -> Iterator[str]:
+    if idle := sorted(set(resources.clients) - set(resources.active())):
         yield _idle(idle)
     for mode, reason in skipped.items():
         yield f"{mode} is skipped: {reason}"
 
 
-def _somebody(bench: Bench) -> None:
+def _somebody(resources: Resources) -> None:
     """Refuse a job in which nobody can train.
 
     Raises:
         DataError: No client holds a training example.
     """
-    if bench.active:
+    if resources.active():
         return
-    if rows := sum(len(held.train) for held in bench.federation.clients.values()):
+    if rows := sum(len(held.train) for held in resources.federation.clients.values()):
         raise DataError(
             f"none of {rows} training rows has a token of its response within train.max_tokens = "
-            f"{bench.job.train.max_tokens}; raise it, or look at what the tokenizer makes of them"
+            f"{resources.job.train.max_tokens}; raise it, or look at what the tokenizer makes of "
+            "them"
         )
     raise DataError("no client holds a training example; look at clients.partition")
 
 
-def _skipped(bench: Bench, request: Request) -> dict[str, str]:
+def _skipped(resources: Resources, request: Request, watch: Watch) -> dict[str, str]:
     found: dict[str, str] = {}
     for mode in request.modes:
-        reason = unsupported(bench.job, mode)
+        reason = unsupported(resources.job, mode)
         if reason is None:
-            reason = unfit(MODES.spec(mode), bench.setting(bench.watch))
+            reason = unfit(resources.setting(mode, watch))
         if reason is not None:
             found[mode] = reason
     return found
@@ -323,29 +336,29 @@ def _idle(clients: Sequence[ClientId]) -> str:
     return f"{len(clients)} clients hold no training example and never take part: {names}"
 
 
-def _opening(bench: Bench, request: Request, skipped: Mapping[str, str]) -> Event:
+def _opening(resources: Resources, request: Request, skipped: Mapping[str, str]) -> Event:
     before = [name for name in request.baselines if name != "local_equal"]
     after = ["local_equal"] if {"local", "local_equal"} <= {*request.baselines} else []
     stages = [*before, *(m for m in request.modes if m not in skipped), *after]
     return {
         "event": "run_start",
         "stages": stages,
-        "clients": bench.clients,
-        "rounds": bench.job.rounds,
-        "examples": sum(len(held.train) for held in bench.federation.clients.values()),
-        "work": {stage: _work(bench, stage, request.modes) for stage in stages},
+        "clients": resources.clients,
+        "rounds": resources.job.rounds,
+        "examples": sum(len(held.train) for held in resources.federation.clients.values()),
+        "work": {stage: _work(resources, stage, request.modes) for stage in stages},
     }
 
 
-def _work(bench: Bench, stage: str, modes: Sequence[ModeName]) -> int:
+def _work(resources: Resources, stage: str, modes: Sequence[ModeName]) -> int:
     """Return about how many tokens a stage trains on, for an estimate of the time left."""
-    job = bench.job
+    job = resources.job
     if stage == "base":
         return 0
-    private = sum(bench.work(bench.active).values()) * job.train.epochs
+    private = sum(resources.epoch_tokens().values()) * job.train.epochs
     # clients alone at equal FLOPs compute as much as the costliest mode
     played = modes if stage == "local_equal" else [stage] if stage in modes else []
     specs = [MODES.spec(mode) for mode in played]
     passes = max((spec.public_passes(spec.of(job)) for spec in specs), default=0)
-    public = sum(len(ids) for ids in bench.public(bench.body()).ids) if passes else 0
-    return job.rounds * (private + int(len(bench.active) * public * passes))
+    public = resources.public_tokens() if passes else 0
+    return job.rounds * (private + int(len(resources.active()) * public * passes))

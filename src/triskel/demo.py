@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from triskel.bench import prepare
 from triskel.job import DEMO, Job, blocks_of, parse
 from triskel.model.train import Descent, Learner, Term, Where
+from triskel.runner.resources import prepare
 from triskel.types import Watch
 
 BUDGET_S = 450.0
@@ -162,12 +162,12 @@ def timed(watch: Watch, job: Job | None = None) -> float:
         watch: Told what is fetched or found out on the way.
         job: Whose steps; the first rung's where none is given.
     """
-    bench = prepare(job or LADDER[0].job(), watch)
-    body, client = bench.body(), bench.clients[0]
+    resources = prepare(job or LADDER[0].job(), watch)
+    body, client = resources.body(), resources.clients[0]
     body.prefix = None  # a step of the first epoch, in which nothing is at hand yet
-    worker = bench.worker(client, watch)
-    learner = Learner(body, body.initial, bench.job.train, bench.job.train.lr)
-    trained = len(blocks_of(bench.job.adapter.blocks, body.blocks.count))
+    worker = resources.worker(client, watch)
+    learner = Learner(body, body.initial, resources.job.train, resources.job.train.lr)
+    trained = len(blocks_of(resources.job.adapter.blocks, body.blocks.count))
     found: list[float] = []
     for step, batch in enumerate(worker.batches(Where(client, 1), 1)):
         one = Descent(learner, [Term(batch)], Where(client, 1), step, 0)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.errors import TriskelError
+from triskel.model.body import Body
 from triskel.model.load import versions
 from triskel.owned import private
 from triskel.types import Event, Watch
@@ -83,9 +83,8 @@ def save(folder: Path, result: Mapping[str, Any]) -> None:
     write_text(folder / "result.json", json.dumps(result, indent=1))
 
 
-def environment(bench: Bench) -> dict[str, Any]:
+def environment(body: Body) -> dict[str, Any]:
     """Return what a result depends on beside the job."""
-    body = bench.body()
     return {
         "python": platform.python_version(),
         **versions(),

@@ -27,7 +27,7 @@ from triskel.report.links import LINKS, Link
 from triskel.report.links import seconds as on_link
 from triskel.rng import stream
 from triskel.store import Store
-from triskel.types import A, ClientId, ClientState, Fact, Mode, S, Watch
+from triskel.types import A, ClientId, ClientState, Examples, Fact, Mode, S, Watch
 from triskel.worker import Worker
 
 
@@ -93,6 +93,11 @@ def _none(_state: object, _mine: Mapping[ClientId, ClientState]) -> None:
     """Know of no other figures for everybody's texts."""
 
 
+def _no_texts(_body: Body) -> Mapping[ClientId, Examples]:
+    """Hold no test text."""
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[S, A]):
     """One mode on one set of clients.
@@ -106,6 +111,8 @@ class Stage(Generic[S, A]):
         body: The model that what the server ends with fits.
         job: The job as this stage plays it.
         everybody: Scores a last state on everybody's texts, where `evaluate` does not.
+        tests: Returns the test texts that scores are of, as a model's tokens; none where these are
+            at sites.
         closing: Called with the last state, and what clients keep, when the last round is over.
         saves: Whether the models it leaves are saved.
         server: The server's account of compute, where it computes.
@@ -119,6 +126,7 @@ class Stage(Generic[S, A]):
     body: Body
     job: Job
     everybody: Callable[[S, Mapping[ClientId, ClientState]], Scores | None] = _none
+    tests: Callable[[Body], Mapping[ClientId, Examples]] = _no_texts
     closing: Callable[[S, Mapping[ClientId, ClientState]], None] = _nothing
     saves: bool = True
     server: Meter | None = None

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel import __version__
-from triskel.bench import Loaded, prepare
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
 from triskel.compare import HERE, Request, read_run, resume, run, used
@@ -28,6 +27,8 @@ from triskel.folder import save
 from triskel.job import Job, dump, to_toml
 from triskel.report.page import write_report
 from triskel.round import Engine
+from triskel.runner.models import Loaded
+from triskel.runner.resources import prepare
 from triskel.types import Watch
 from triskel.untrusted import json_in
 

@@ -1,25 +1,37 @@
-"""What an algorithm is built from: the job's words for it, its model, the public set, a meter."""
+"""What an algorithm is built from: its options, how it trains, its model, the public set, a meter.
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+A mode never sees the job: what it needs of it is here, and nothing that belongs to others.
+"""
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+
+from triskel.aggregate import aggregate_of
 from triskel.core.mode_spec import ModeSpec
+from triskel.core.options import Options
 from triskel.core.registry import MODES, imported
 from triskel.errors import PluginError, RoundError
-from triskel.job import Job
+from triskel.job import Job, Train
 from triskel.model.body import Body
 from triskel.model.cost import Meter
-from triskel.types import ClientId, ClientState, Examples, Mode, Watch
+from triskel.types import Aggregate, ClientId, ClientState, Examples, Mode, Watch
 from triskel.worker import Worker
+
+O = TypeVar("O", bound=Options)  # noqa: E741 - options
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModeSetting:
+class ModeSetting(Generic[O]):
     """All that a mode is built from, at the server and at every site.
 
     Attributes:
-        job: The job.
+        spec: Which mode.
+        options: Its section of the job.
+        each: That section as clients have it whose options differ.
+        training: How clients train.
+        rounds: How many rounds there are.
+        seed: The job's seed, of all randomness.
         body: The server's model.
         meter: The server's account of compute.
         public: Returns the public set as the server's tokens.
@@ -27,12 +39,33 @@ class ModeSetting:
         watch: Told of the server's own training steps.
     """
 
-    job: Job
+    spec: ModeSpec[Any]
+    options: O
+    each: Mapping[ClientId, O] = field(default_factory=dict[ClientId, O])
+    training: Train
+    rounds: int
+    seed: int
     body: Body
     meter: Meter
     public: Callable[[], Examples]
     models: Callable[[], Iterable[tuple[ClientId, Body]]]
     watch: Watch
+
+    def of(self, client: ClientId) -> O:
+        """Return the options as a client has them."""
+        return self.each.get(client, self.options)
+
+    @property
+    def aggregate(self) -> Aggregate[Any]:
+        """What makes one of many updates: the one that the options name, or the mean."""
+        key = self.spec.aggregate_key
+        return aggregate_of(cast("str | None", getattr(self.options, key)) if key else None)
+
+
+def options_in(job: Job, spec: ModeSpec[O]) -> tuple[O, dict[ClientId, O]]:
+    """Return a mode's options in a job, and those of clients that have others."""
+    differ = [client for client, own in sorted(job.clients.each.items()) if own.of(spec)]
+    return spec.of(job), {client: spec.of(job, client) for client in differ}
 
 
 @runtime_checkable
@@ -42,7 +75,7 @@ class Algorithm(Protocol):
     `unfit` returns why the mode cannot be played on these models and texts, or None.
     """
 
-    def build(self, setting: ModeSetting) -> Mode[Any, Any, Worker]:
+    def build(self, setting: ModeSetting[Any]) -> Mode[Any, Any, Worker]:
         """Return the mode."""
         ...
 
@@ -73,7 +106,12 @@ def allowed(mode: str, state: ClientState) -> ClientState:
     return state
 
 
-def unfit(spec: ModeSpec[Any], setting: ModeSetting) -> str | None:
+def mode_of(setting: ModeSetting[Any]) -> Mode[Any, Any, Worker]:
+    """Return the mode that a setting is of."""
+    return algorithm_of(setting.spec).build(setting)
+
+
+def unfit(setting: ModeSetting[Any]) -> str | None:
     """Return why a mode cannot be played on these models and texts, or None if it can."""
-    judge = getattr(algorithm_of(spec), "unfit", None)
+    judge = getattr(algorithm_of(setting.spec), "unfit", None)
     return None if judge is None else cast("str | None", judge(setting))

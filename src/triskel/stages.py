@@ -14,9 +14,7 @@ from typing import Any, cast
 from triskel import records
 from triskel.about import about_of
 from triskel.aggregate.mean import Mean
-from triskel.bench import Bench
 from triskel.checkpoint import write_text
-from triskel.core.registry import MODES
 from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
 from triskel.folder import safe, stamped
@@ -25,9 +23,10 @@ from triskel.metrics import Score, merge
 from triskel.model.body import Body
 from triskel.modes.params.mode import Params, ParamsState
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
-from triskel.setting import ModeSetting, algorithm_of
+from triskel.runner.resources import LocalResources, Resources
+from triskel.setting import mode_of
 from triskel.sheet import BASELINES, NOTHING, Training, training_of
-from triskel.types import ClientId, ClientState, Mode, Tensors, Watch
+from triskel.types import ClientId, ClientState, Tensors, Watch
 from triskel.untrusted import json_in
 from triskel.worker import Worker
 
@@ -35,54 +34,50 @@ EVERYONE = "everyone"
 """The one client of the `central` baseline."""
 
 
-def mode_of(name: ModeName, setting: ModeSetting) -> Mode[Any, Any, Worker]:
-    """Return a mode by its name, built for a job."""
-    return algorithm_of(MODES.spec(name)).build(setting)
-
-
-def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
+def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[Any, Any]:
     """Return a mode on all clients that hold training examples."""
-    setting = bench.setting(stamped(watch, name))
-    mode = mode_of(name, setting)
+    setting = resources.setting(name, stamped(watch, name))
+    mode = mode_of(setting)
 
     def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
-        return scored(bench, mode.served(state), lambda c: mode.own(mine.get(c, ClientState())))
+        return scored(resources, mode.served(state), lambda c: mode.own(mine.get(c, ClientState())))
 
     def everybody(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores | None:  # noqa: ANN401 - any mode's
         if mode.served(state) is not None:
             return None
-        return own_everywhere(bench, lambda c: mode.own(mine.get(c, ClientState())))
+        return own_everywhere(resources, lambda c: mode.own(mine.get(c, ClientState())))
 
     return Stage(
         name=name,
         mode=mode,
-        clients=bench.active,
-        worker=bench.worker,
+        clients=resources.active(),
+        worker=resources.worker,
         evaluate=scores,
-        body=bench.body(),
-        job=bench.job,
+        body=resources.body(),
+        job=resources.job,
         everybody=everybody,
+        tests=resources.tokens.tests,
         server=setting.meter,
     )
 
 
 def alone(
-    bench: Bench, client: ClientId, *, kind: str = "local", rounds: int | None = None
+    resources: LocalResources, client: ClientId, *, kind: str = "local", rounds: int | None = None
 ) -> Stage[Any, Any]:
     """Return `params` with one client of the federation only, scored on its own test share.
 
     Args:
-        bench: The job, loaded.
+        resources: The job, loaded.
         client: Who trains.
         kind: What the stage is called before the client's name.
         rounds: How many rounds it trains, where these are not the job's.
     """
-    body, share = bench.body(client), bench.share(client)
-    job = bench.job.model_copy(update={"rounds": rounds or bench.job.rounds})
+    body, share = resources.body(client), resources.tokens.share(client)
+    job = resources.job.model_copy(update={"rounds": rounds or resources.job.rounds})
     mode = _plain(body)
 
     def worker(who: ClientId, told: Watch) -> Worker:
-        return bench.hand(who, body, share, told, job)
+        return resources.worker_with(who, body, share, told, job.rounds)
 
     def scores(state: ParamsState, mine: Mapping[ClientId, ClientState]) -> Scores:
         del mine  # the one client keeps nothing
@@ -90,7 +85,7 @@ def alone(
 
     def everybody(state: ParamsState, mine: Mapping[ClientId, ClientState]) -> Scores:
         del mine
-        return everywhere(bench, body, mode.served(state))
+        return everywhere(resources, body, mode.served(state))
 
     return Stage(
         name=f"{kind}:{client}",
@@ -101,21 +96,22 @@ def alone(
         body=body,
         job=job,
         everybody=everybody,
+        tests=resources.tokens.tests,
         saves=kind == "local",
     )
 
 
-def central(bench: Bench) -> Stage[Any, Any]:
+def central(resources: LocalResources) -> Stage[Any, Any]:
     """Return `params` with one client that holds everybody's examples, scored on every share."""
-    body, share = bench.body(), bench.pooled()
+    body, share = resources.body(), resources.tokens.pooled()
     mode = _plain(body)
 
     def worker(who: ClientId, told: Watch) -> Worker:
-        return bench.hand(who, body, share, told)
+        return resources.worker_with(who, body, share, told)
 
     def scores(state: ParamsState, mine: Mapping[ClientId, ClientState]) -> Scores:
         del mine  # the one client keeps nothing
-        return everywhere(bench, body, mode.served(state))
+        return everywhere(resources, body, mode.served(state))
 
     return Stage(
         name="central",
@@ -124,7 +120,8 @@ def central(bench: Bench) -> Stage[Any, Any]:
         worker=worker,
         evaluate=scores,
         body=body,
-        job=bench.job,
+        job=resources.job,
+        tests=resources.tokens.tests,
     )
 
 
@@ -134,7 +131,7 @@ def _plain(body: Body) -> Params[Any]:
 
 
 def complete(
-    stage: Stage[Any, Any], bench: Bench, engine: Engine, folder: Path, watch: Watch
+    stage: Stage[Any, Any], resources: Resources, engine: Engine, folder: Path, watch: Watch
 ) -> dict[str, Any]:
     """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
     here = folder / "stages" / safe(stage.name)
@@ -144,12 +141,12 @@ def complete(
     watch({"event": "stage_start", "stage": stage.name, "rounds": stage.job.rounds})
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
-    _record(stage, outcome, bench, found, folder)
+    _record(stage, outcome, found, folder)
     stage.closing(outcome.state, outcome.clients)
-    for name, body, tensors, owner in _left(stage, outcome, bench) if stage.saves else ():
+    for name, body, tensors, owner in _left(stage, outcome, resources) if stage.saves else ():
         place = folder / "adapters" / name
-        training = _training(stage, bench, found, owner)
-        task, classes = bench.job.data.task, bench.federation.classes
+        training = _training(stage, resources, found, owner)
+        task, classes = resources.job.data.task, resources.federation.classes
         save_adapter(place, body, tensors, classes, training, task=task)
     write_text(done, json.dumps(found))
     seconds = found["totals"]["seconds"]
@@ -160,7 +157,6 @@ def complete(
 def _record(
     stage: Stage[Any, Any],
     outcome: Outcome[Any],
-    bench: Bench,
     found: dict[str, Any],
     folder: Path,
 ) -> None:
@@ -171,53 +167,55 @@ def _record(
     found["final"]["everybody"] = everybody.pooled.row()
     if everybody.everybody_texts or scores.own_texts:  # a client alone may have no text of its own
         columns = {"everybody": everybody.everybody_texts, "own": scores.own_texts}
-        records.write(
-            folder, safe(stage.name), records.gathered(bench.tests(bench.body()), columns)
-        )
+        tests = stage.tests(stage.body)
+        records.write(folder, safe(stage.name), records.gathered(tests, columns))
 
 
-def everywhere(bench: Bench, body: Body, tensors: Tensors) -> Scores:
+def everywhere(resources: LocalResources, body: Body, tensors: Tensors) -> Scores:
     """Score one model on every client's own test share."""
-    return pooled(evaluate_each(body, tensors, bench.groups(body)), body.classes)
+    return pooled(evaluate_each(body, tensors, resources.tokens.groups(body)), body.classes)
 
 
 def scored(
-    bench: Bench, served: Tensors | None, own_of: Callable[[ClientId], Tensors | None]
+    resources: LocalResources, served: Tensors | None, own_of: Callable[[ClientId], Tensors | None]
 ) -> Scores:
     """Score the server's model on all shares, and clients' own models on their own.
 
     Args:
-        bench: The job, loaded.
+        resources: The job, loaded.
         served: The server's model, where it has one.
         own_of: Returns a client's own model, or None where it has none (yet).
     """
-    together = None if served is None else everywhere(bench, bench.body(), served)
-    if together is not None and all(own_of(client) is None for client in bench.clients):
+    together = None if served is None else everywhere(resources, resources.body(), served)
+    if together is not None and all(own_of(client) is None for client in resources.clients):
         return together
-    own = pooled(_own_scores(bench, own_of), bench.body().classes)
+    own = pooled(_own_scores(resources, own_of), resources.body().classes)
     if together is None:
         return replace(own, everybody_texts={})
     return replace(own, pooled=together.pooled, everybody_texts=together.everybody_texts)
 
 
 def _own_scores(
-    bench: Bench, own_of: Callable[[ClientId], Tensors | None]
+    resources: LocalResources, own_of: Callable[[ClientId], Tensors | None]
 ) -> Iterator[tuple[ClientId, Score]]:
     """Score clients' own models, of which one is in memory at a time."""
-    for client in bench.clients:
-        own, body = own_of(client), bench.body(client)
-        yield client, evaluate(body, body.initial if own is None else own, bench.share(client).test)
+    for client in resources.clients:
+        own, body = own_of(client), resources.body(client)
+        test = resources.tokens.share(client).test
+        yield client, evaluate(body, body.initial if own is None else own, test)
 
 
-def own_everywhere(bench: Bench, own_of: Callable[[ClientId], Tensors | None]) -> Scores | None:
+def own_everywhere(
+    resources: LocalResources, own_of: Callable[[ClientId], Tensors | None]
+) -> Scores | None:
     """Score every client's own model on everybody's texts, and return the mean over the models."""
-    if len(bench.active) > EACH:
+    if len(resources.active()) > EACH:
         return None
     found: list[Scores] = []
-    for client in bench.active:
+    for client in resources.active():
         own = own_of(client)
         if own is not None:
-            found.append(everywhere(bench, bench.body(client), own))
+            found.append(everywhere(resources, resources.body(client), own))
     return averaged(found) if found else None
 
 
@@ -235,7 +233,7 @@ def averaged(models: Sequence[Scores]) -> Scores:
 
 
 def _left(
-    stage: Stage[Any, Any], outcome: Outcome[Any], bench: Bench
+    stage: Stage[Any, Any], outcome: Outcome[Any], resources: Resources
 ) -> Iterator[tuple[str, Body, Tensors, ClientId | None]]:
     """Return the models a stage leaves, one at a time, and whose own each is."""
     name, served = safe(stage.name), stage.mode.served(outcome.state)
@@ -244,11 +242,11 @@ def _left(
     for client in outcome.clients:
         own = stage.mode.own(outcome.clients[client])
         if own is not None:
-            yield f"{name}-{safe(client)}", bench.body(client), own, client
+            yield f"{name}-{safe(client)}", resources.body(client), own, client
 
 
 def _training(
-    stage: Stage[Any, Any], bench: Bench, found: Mapping[str, Any], owner: ClientId | None
+    stage: Stage[Any, Any], resources: Resources, found: Mapping[str, Any], owner: ClientId | None
 ) -> Training:
     """Return what the model card says of how an adapter came about.
 
@@ -258,14 +256,14 @@ def _training(
     totals = found["totals"]
     alone_ = kind in BASELINES
     return training_of(
-        bench.job,
+        resources.job,
         kind,
-        clients=len(bench.active) if kind != "local" else 1,
+        clients=len(resources.active()) if kind != "local" else 1,
         scores=found["final"] if owner is None else found["rounds"][-1]["per_client"][owner],
         own=owner is not None or kind == "local",
-        judge=bench.judge,
+        judge=resources.judge,
         traffic=None
         if alone_
         else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),
-        about=NOTHING if alone_ else about_of(bench.job, kind),
+        about=NOTHING if alone_ else about_of(resources.job, kind),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from triskel.data.text import batch_of, lengths_of, plan
-from triskel.job import Job
+from triskel.job import Train
 from triskel.model.body import Body
 from triskel.model.cost import Meter, Piece
 from triskel.model.train import Learner, Term, Where, fit, learning_rate
@@ -21,7 +21,9 @@ class Worker:
 
     Attributes:
         client: Who this is.
-        job: What is to be done.
+        training: How it trains.
+        rounds: How many rounds there are.
+        seed: The job's seed.
         body: The client's model; in a simulation many clients share one.
         train: Its training examples; they never leave it whole.
         test: Its own test share.
@@ -31,7 +33,9 @@ class Worker:
     """
 
     client: ClientId
-    job: Job
+    training: Train
+    rounds: int
+    seed: int
     body: Body
     train: Examples
     test: Examples
@@ -41,9 +45,9 @@ class Worker:
 
     def plan(self, examples: Examples, where: Where, epochs: int) -> list[list[int]]:
         """Return which examples go together; a function of seed, client, round and phase."""
-        job, lengths = self.job, lengths_of(examples)
+        lengths, batch = lengths_of(examples), self.training.batch
         plans = [
-            plan(lengths, batch=job.train.batch, seed=job.seed, path=(*where.path(epoch), "plan"))
+            plan(lengths, batch=batch, seed=self.seed, path=(*where.path(epoch), "plan"))
             for epoch in range(epochs)
         ]
         return [rows for one in plans for rows in one]
@@ -58,7 +62,12 @@ class Worker:
 
     def dropout(self, where: Where, step: int) -> None:
         """Switch the adapter's dropout on for one step, from the step's own stream."""
-        self.body.dropout(derive(self.job.seed, *where.path(step)))
+        self.body.dropout(derive(self.seed, *where.path(step)))
+
+    def learner(self, tensors: Tensors, where: Where) -> Learner:
+        """Return a copy of these tensors to be trained as the round of this step has it."""
+        rate = learning_rate(self.training, where.round, self.rounds)
+        return Learner(self.body, tensors, self.training, rate)
 
     def train_on(
         self, tensors: Tensors, where: Where
@@ -68,12 +77,9 @@ class Worker:
         Returns:
             The learner, whose `parameters` are the trained copy, and the mean loss of its steps.
         """
-        train = self.job.train
-        learner = Learner(
-            self.body, tensors, train, learning_rate(train, where.round, self.job.rounds)
-        )
+        learner = self.learner(tensors, where)
         loss_ = self.body.objective.loss
-        steps = ([Term(batch, loss_)] for batch in self.batches(where, train.epochs))
+        steps = ([Term(batch, loss_)] for batch in self.batches(where, self.training.epochs))
         loss = yield from self.fit(learner, steps, where)
         return learner, loss
 
@@ -87,7 +93,7 @@ class Worker:
                 self.meter.ran(term.batch, WHOLE, training=learner.parameters)
             self.told(where, terms[0].batch, loss)
 
-        loss = yield from fit(learner, work, seed=self.job.seed, where=where, after=after)
+        loss = yield from fit(learner, work, seed=self.seed, where=where, after=after)
         self.body.dropout(None)
         return loss
 

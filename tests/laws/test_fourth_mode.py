@@ -87,7 +87,7 @@ def test_its_server_moves_by_the_mean_of_scaled_signs(tmp_path: Path) -> None:
     one = job(tmp_path, rounds=1, clients={"count": 1, "partition": "iid"}, sign={"step": 0.5})
     request = Request(modes=("params", "sign"), baselines=())
     run(one, request, tmp_path / "run", LocalEngine(one), small.watch)
-    start = small.bench(one).body()
+    start = small.resources(one).body()
     trained, moved = (
         load_file(tmp_path / "run" / "adapters" / mode / "adapter_model.safetensors")
         for mode in ("params", "sign")

@@ -28,8 +28,10 @@ from triskel.worker import Worker
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent.with_name("tiny.py"))))
 MAKERS: Mapping[ModeName, Callable[[Worker], Any]] = {
     "params": lambda w: Params(w.body.initial, w.body.layout, aggregate=Mean()),
-    "logits": lambda w: Logits(server=replace(w, client="server", train=tiny.examples(0))),
-    "split": lambda w: Split(job=w.job, body=w.body, aggregate=Mean()),
+    "logits": lambda w: Logits(
+        server=replace(w, client="server", train=tiny.examples(0)), options=w.job.logits
+    ),
+    "split": lambda w: Split(setting=tiny.setting("split", w), aggregate=Mean()),
 }
 CASES = [(name, task) for name in MAKERS for task in ("classify", "causal")]
 each = pytest.mark.parametrize(("name", "task"), CASES)

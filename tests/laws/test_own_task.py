@@ -75,11 +75,11 @@ def finished(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("installed")
 def test_every_token_of_the_last_word_is_a_target_and_no_other(tmp_path: Path) -> None:
     one = job(tmp_path)
-    bench = small.bench(one)
-    share = bench.share("client-01")
+    resources = small.resources(one)
+    share = resources.tokens.share("client-01")
     words = [ids.tolist() for ids in share.train.ids]
-    held = bench.federation.clients["client-01"].train.text
-    vocabulary = bench.body().tokenizer.get_vocab()
+    held = resources.federation.clients["client-01"].train.text
+    vocabulary = resources.body().tokenizer.get_vocab()
     for text, ids, scored in zip(held, words, share.train.scored, strict=True):
         assert ids == [vocabulary[word] for word in text.split()]
         assert scored.tolist() == [False] * (len(ids) - 1) + [True]
@@ -89,8 +89,8 @@ def test_every_token_of_the_last_word_is_a_target_and_no_other(tmp_path: Path) -
 def test_what_is_made_small_is_the_tasks_own_loss_in_every_mode(tmp_path: Path) -> None:
     """The first step's loss of a client, computed by hand from the start of the model."""
     one = job(tmp_path, rounds=1, logits={"mix": 0.0})
-    bench = small.bench(one)
-    body, share = bench.body(), bench.share("client-01")
+    resources = small.resources(one)
+    body, share = resources.body(), resources.tokens.share("client-01")
     losses: dict[str, float] = {}
 
     def watch(event: Any) -> None:
@@ -98,7 +98,7 @@ def test_what_is_made_small_is_the_tasks_own_loss_in_every_mode(tmp_path: Path) 
             losses.setdefault(event["stage"], event["loss"])
 
     run(one, Request(modes=ALL, baselines=()), tmp_path / "run", LocalEngine(one), watch)
-    worker = bench.worker("client-01", small.watch)
+    worker = resources.worker("client-01", small.watch)
     rows = worker.plan(share.train, Where("client-01", 1), 1)[0]
     batch = batch_of(share.train, rows, pool="last")
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_what_it_needs_and_does_not_read_is_refused_in_its_own_words(tmp_path: P
     one = job(tmp_path)
     told = parse(to_toml(one), overrides=['data.classes=["a", "b"]'])
     with pytest.raises(DataError, match=r"data\.classes is given and is not read for last_word"):
-        small.bench(told)
+        small.resources(told)
 
 
 def test_a_task_that_is_not_here_is_refused_and_ours_are_named() -> None:

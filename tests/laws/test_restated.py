@@ -8,6 +8,7 @@ and to 1e-5 in float32.
 
 import runpy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -18,8 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from triskel.bench import Bench, Share
-from triskel.compare import Request, Venue, run
+from triskel.compare import HERE, Request, run
 from triskel.engines import wire as wire_
 from triskel.engines.local import LocalEngine
 from triskel.job import Job, dump
@@ -29,6 +29,8 @@ from triskel.model.prefix import Prefix
 from triskel.model.train import Where
 from triskel.modes.split import mode as split
 from triskel.round import cohort
+from triskel.runner.resources import LocalResources
+from triskel.runner.tokens import Share
 from triskel.types import ClientId, Examples
 from triskel.worker import Worker
 
@@ -65,9 +67,11 @@ def case(name: str, *given: Mapping[str, Any], **options: Any) -> Any:  # noqa: 
     return pytest.param({"name": name, "tables": tables, **options}, id=name)
 
 
-def server_of(bench: Bench) -> Worker:
+def server_of(resources: LocalResources) -> Worker:
     """The server as a worker: its model and the public set, nothing private."""
-    return bench.hand("server", bench.body(), Share(train=NONE, test=NONE), tiny.ignore)
+    return resources.worker_with(
+        "server", resources.body(), Share(train=NONE, test=NONE), tiny.ignore
+    )
 
 
 def merged(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,12 +133,12 @@ def table(examples: Examples) -> dict[str, Any]:
     return {part: list(getattr(examples, part)) for part in parts}
 
 
-def planned(worker: Worker, rounds: int) -> Iterator[tuple[Any, list[list[int]]]]:
+def planned(worker: Worker, job: Job) -> Iterator[tuple[Any, list[list[int]]]]:
     """Which texts go together in which step of a party, by client, round and phase."""
-    for round_ in range(1, rounds + 1):
+    for round_ in range(1, job.rounds + 1):
         here = worker.client, round_
-        yield (*here, "train"), worker.plan(worker.train, Where(*here), worker.job.train.epochs)
-        taught = worker.plan(worker.public, Where(*here, "distil"), worker.job.logits.epochs)
+        yield (*here, "train"), worker.plan(worker.train, Where(*here), job.train.epochs)
+        taught = worker.plan(worker.public, Where(*here, "distil"), job.logits.epochs)
         yield (*here, "distil"), taught
         again: list[list[int]] = []
         for epoch in count():
@@ -157,7 +161,7 @@ def shares_of(task: str, longest: Sequence[int]) -> dict[ClientId, Share]:
     }
 
 
-def bench_of(job: Job, how: Mapping[str, Any], options: Mapping[str, Any]) -> Bench:
+def bench_of(job: Job, how: Mapping[str, Any], options: Mapping[str, Any]) -> LocalResources:
     """The job, loaded: a body that computes as the case says, and texts."""
     body = tiny.body(how.get("family", "llama"), job, **options)
     body.tokenizer = tiny.tokenizer([f"w{i}" for i in range(3, tiny.VOCABULARY)])
@@ -167,14 +171,14 @@ def bench_of(job: Job, how: Mapping[str, Any], options: Mapping[str, Any]) -> Be
     path, join = how.get("path", "reference"), how.get("join", 512)
     body.use(Choice(path=path, join=join, recompute=how.get("recompute", False)))
     shares = shares_of(job.data.task, how.get("longest", SHORT))
-    bench = tiny.bench(job, body, shares, tiny.examples(5, job.data.task, seed=50))
+    resources = tiny.resources(job, body, shares, tiny.examples(5, job.data.task, seed=50))
     if how.get("counted") or NET.asked_for():
-        bench.loaded.costs[id(body)] = Costs(body, None, lambda _: None)
+        resources.models.loaded.costs[id(body)] = Costs(body, None, lambda _: None)
     else:
-        bench.loaded.costs[id(body)].know = lambda _: None
+        resources.models.loaded.costs[id(body)].know = lambda _: None
     if how.get("kept"):
         body.prefix = Prefix()
-    return bench
+    return resources
 
 
 def same(mode: str, how: Mapping[str, Any], folder: Path) -> SimpleNamespace:
@@ -182,25 +186,25 @@ def same(mode: str, how: Mapping[str, Any], folder: Path) -> SimpleNamespace:
     family, dtype = how.get("family", "llama"), how.get("dtype", "float64")
     job = job_of(mode, how["tables"], family)
     options = {"dtype": getattr(torch, dtype), "wide": dtype == "float64"}
-    bench = bench_of(job, how, options)
+    resources = bench_of(job, how, options)
     events: list[Any] = []
     result = run(
         job, Request(modes=(mode,), baselines=()), folder, LocalEngine(job), events.append,
-        Venue(prepare=lambda *_, **__: bench),
+        replace(HERE, prepare=lambda *_, **__: resources),
     )["modes"][mode]  # fmt: skip
-    body, clients = bench.body(), list(SIZES)
-    workers = [bench.worker(c, tiny.ignore) for c in clients] + [server_of(bench)]
+    body, clients = resources.body(), list(SIZES)
+    workers = [resources.worker(c, tiny.ignore) for c in clients] + [server_of(resources)]
     data = {
-        "train": {c: table(bench.share(c).train) for c in clients},
-        "test": {c: table(bench.share(c).test) for c in clients},
-        "public": table(bench.public(body)),
+        "train": {c: table(resources.tokens.share(c).train) for c in clients},
+        "test": {c: table(resources.tokens.share(c).test) for c in clients},
+        "public": table(resources.tokens.public(body)),
     }
     wanted = PLAY[mode](
         dump(job),
         tiny.model(family, job.data.task, **options),
         dict(body.initial),
         data,
-        {where: plan for w in workers for where, plan in planned(w, job.rounds)},
+        {where: plan for w in workers for where, plan in planned(w, job)},
         {round_: cohort(job, clients, round_) for round_ in range(1, job.rounds + 1)},
         **({"words": body.vocabulary} if mode == "logits" else {}),
     )
@@ -209,7 +213,7 @@ def same(mode: str, how: Mapping[str, Any], folder: Path) -> SimpleNamespace:
         assert body.prefix.size > 0
     if (place := NET.asked_for()) is not None:
         NET.note(place, f"{mode} {how['name']}", folder, result, events, SENT)
-    return SimpleNamespace(bench=bench, folder=folder)
+    return SimpleNamespace(resources=resources, folder=folder)
 
 
 SENT: list[bytes] = []

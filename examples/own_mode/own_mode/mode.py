@@ -13,7 +13,7 @@ with a scale (Karimireddy et al. 2019, arXiv:1901.09847, without its error feedb
 
 from dataclasses import dataclass
 
-from own_mode import SPEC, SignOptions
+from own_mode import SignOptions
 from triskel.aggregate.mean import Mean, MeanTotal
 from triskel.evaluate import probe_joined
 from triskel.exchange import adapter_of, adapter_sections, number, same_round
@@ -42,8 +42,8 @@ class Sign(Mode[SignState, MeanTotal, Worker]):
     body: Body
 
     @classmethod
-    def build(cls, setting: ModeSetting) -> "Sign":
-        return cls(options=SPEC.of(setting.job), body=setting.body)
+    def build(cls, setting: ModeSetting[SignOptions]) -> "Sign":
+        return cls(options=setting.options, body=setting.body)
 
     def start(self) -> SignState:
         return SignState(self.body.initial)

@@ -18,14 +18,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
 from triskel.core.registry import MODES
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, own_code, own_plugins, owned, run_of
 from triskel.engines.flare.calls import Lost, Peer, patience, text
-from triskel.engines.flare.present import HostBench, Met, Present, met_in, who
+from triskel.engines.flare.present import Met, Present, ServerResources, met_in, who
 from triskel.engines.flare.remote import PING_S, Remote, nobody, uncounted
 from triskel.errors import (
     CheckpointError,
@@ -48,7 +47,9 @@ from triskel.policy.place import datasets, importable, origins_of, placed, weigh
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage
-from triskel.stages import mode_of
+from triskel.runner.resources import models_of
+from triskel.runner.tokens import Tokens
+from triskel.setting import mode_of
 from triskel.store import Store
 from triskel.types import ClientId, ClientState, Event, Watch
 from triskel.untrusted import copied, json_in
@@ -308,7 +309,7 @@ class Host:
             examples=self._examples,
         )
         self.engine = engine
-        venue = Venue(prepare=self._prepared, stage=self._stage, data=_held)
+        venue = Venue(prepare=self._prepared, stage=self._stage)
         request = Request(modes=self._modes, baselines=(), strict=True)
         if (folder / "request.json").exists():
             if read_run(folder) != (self._job, request):
@@ -325,32 +326,41 @@ class Host:
         one = self._present.get(client)
         return None if one is None else one.examples
 
-    def _prepared(self, job: Job, watch: Watch, choices: Path, *, judge: Judge = "test") -> Bench:
+    def _prepared(
+        self,
+        job: Job,
+        watch: Watch,
+        choices: Path,
+        *,
+        modes: Sequence[ModeName],
+        judge: Judge = "test",
+    ) -> ServerResources:
         if judge != "test":
             raise JobError("sites score models on their test rows; ask for no other")
-        return HostBench(
-            job=placed(job, self._policy_file),
-            federation=federate_none(job, self._present, datasets(self._policy)),
-            watch=watch,
-            choices=choices,
+        federation = federate_none(job, self._present, datasets(self._policy))
+        job = placed(job, self._policy_file)
+        models = models_of(job, federation, watch, modes=modes, choices=choices, seals=self._seals)
+        return ServerResources(
+            job=job,
+            federation=federation,
+            models=models,
+            tokens=Tokens(job=job, federation=federation, models=models),
             present=self._present,
-            seals=self._seals,
         )
 
-    def _stage(self, name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
+    def _stage(self, name: ModeName, resources: ServerResources, watch: Watch) -> Stage[Any, Any]:
         """Return a mode whose clients are the sites."""
-        setting, engine = bench.setting(stamped(watch, name)), self.engine
-        mode = mode_of(name, setting)
+        setting, engine = resources.setting(name, stamped(watch, name)), self.engine
+        mode = mode_of(setting)
         if engine is None:
             raise RoundError("a stage needs the engine that plays it")
         engine.stage = name
 
         def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401
             engine.counted = _counted(mine)  # what they keep is at the sites
-            testers = bench.testers if isinstance(bench, HostBench) else bench.clients
             personal = MODES.spec(name).traits.personal_models
             student = mode.served(state) if personal else None
-            return engine.scores(mode, state, testers, bench.body(), student=student)
+            return engine.scores(mode, state, resources.testers, resources.body(), student=student)
 
         def closing(state: Any, mine: Mapping[ClientId, ClientState]) -> None:  # noqa: ANN401
             del state
@@ -359,11 +369,11 @@ class Host:
         return Stage(
             name=name,
             mode=mode,
-            clients=bench.active,
+            clients=resources.active(),
             worker=_nobody,
             evaluate=scores,
-            body=bench.body(),
-            job=bench.job,
+            body=resources.body(),
+            job=resources.job,
             closing=closing,
             server=setting.meter,
         )
@@ -439,12 +449,6 @@ def _alone(folder: Path) -> Generator[None]:
 def _counted(mine: Mapping[ClientId, ClientState]) -> dict[ClientId, int]:
     """Return which round of each site counted last."""
     return dict(mine.counted) if isinstance(mine, Store) else {}
-
-
-def _held(bench: Bench) -> dict[str, Any]:
-    if not isinstance(bench, HostBench):
-        raise RoundError("a server's bench knows what its sites hold")
-    return bench.held()
 
 
 def _nobody(client: ClientId, watch: Watch) -> Worker:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from triskel.checkpoint import KEPT, Filed, write_text
-from triskel.errors import RoundError
+from triskel.errors import CheckpointError, RoundError
 from triskel.store import Store
 from triskel.types import ClientId, ClientState
 from triskel.untrusted import json_in
@@ -22,17 +22,26 @@ class Kept:
     Args:
         folder: The stage's folder at the site.
         client: Whose it is.
+
+    Raises:
+        CheckpointError: The file that says what is kept is damaged.
     """
 
     def __init__(self, folder: Path, client: ClientId) -> None:
         self._folder, self._client = folder, client
         self._index = folder / "kept.json"
         known: Any = {"rounds": [], "filed": {}, "counted": []}
-        if self._index.exists():
-            known = json_in(self._index)
-        self._rounds: list[int] = known["rounds"]
-        self._counted: list[int] = known.get("counted", [])
-        self._filed: dict[int, str | None] = {int(r): s for r, s in known["filed"].items()}
+        try:
+            if self._index.exists():
+                known = json_in(self._index)
+            self._rounds: list[int] = known["rounds"]
+            self._counted: list[int] = known.get("counted", [])
+            self._filed: dict[int, str | None] = {int(r): s for r, s in known["filed"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self._index} is damaged and does not say what rounds left: {error}; put it "
+                "back, or delete this run's folder at the site and submit the job as a new run"
+            ) from error
 
     def took_part_before(self, round_: int) -> bool:
         """Return whether the site took part in a round before this one."""

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 
 from triskel.about import about_of
-from triskel.bench import Bench
 from triskel.core.registry import CODECS, MODES
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import (
@@ -68,9 +67,9 @@ from triskel.policy.place import datasets, decided, importable, origins_of, plac
 from triskel.policy.rounding import rounded
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
-from triskel.setting import allowed, unfit
+from triskel.runner.resources import LocalResources
+from triskel.setting import allowed, mode_of, unfit
 from triskel.sheet import training_of
-from triskel.stages import mode_of
 from triskel.types import Event, Message, Mode
 from triskel.worker import Worker
 
@@ -130,7 +129,7 @@ class Site:
         self._policy, self._policy_sha256, self._clients = Policy(), "", 0
         self._job = Job()
         self._modes: dict[str, Mode[Any, Any, Worker]] = {}
-        self._bench: Bench | None = None
+        self._resources: LocalResources | None = None
 
     # --- what the server calls ----------------------------------------------------------------
 
@@ -269,17 +268,16 @@ class Site:
         if refused := self._written("read", first):
             return refused
         self._spent.job()
-        bench = self._read()  # only now is anything of the site read
-        bench.modes = modes
+        resources = self._read(modes)  # only now is anything of the site read
         for codec in (self._job.wire.up, self._job.wire.down):
             CODECS.spec(codec)  # what arrives may name no other
-        settings = {mode: bench.setting(self._noted) for mode in modes}
-        for mode, setting in settings.items():
-            if strange := unfit(MODES.spec(mode), setting):
+        settings = {mode: resources.setting(mode, self._noted) for mode in modes}
+        for setting in settings.values():
+            if strange := unfit(setting):
                 raise JobError(strange)
-        held = sizes_of(bench, self.name)
+        held = sizes_of(resources, self.name)
         sizes = [round_bytes(job, held, self.name) for job in jobs]
-        share = bench.share(self.name)
+        share = resources.tokens.share(self.name)
         rows = (len(share.train), len(share.test))
         second = [
             (job, self._decided(job, size=size, rows=rows))
@@ -290,11 +288,11 @@ class Site:
         facts = {
             "examples": len(share.train),
             "tests": len(share.test),
-            "tokens": bench.work([self.name])[self.name],
+            "tokens": resources.epoch_tokens().get(self.name, 0),
         }
         self._audit.told(facts)
         self._facts = facts  # from here on they may be told
-        bench.count()
+        resources.count()
         self._gate = Gate(
             self._audit,
             self._job.wire.up,
@@ -302,7 +300,7 @@ class Site:
             self._spent,
             self._policy.leave,
         )
-        self._modes = {mode: mode_of(mode, setting) for mode, setting in settings.items()}
+        self._modes = {mode: mode_of(setting) for mode, setting in settings.items()}
         return ""
 
     def _at_the_door(self) -> list[Refusal]:
@@ -382,25 +380,26 @@ class Site:
         asked = asked_of(jobs)
         return tuple(self._spent.short(asked)) if self._spent is not None else ()
 
-    def _read(self) -> Bench:
+    def _read(self, modes: Sequence[ModeName]) -> LocalResources:
         """Read the site's data, and what its model needs to be loaded."""
         self._home.mkdir(parents=True, exist_ok=True)
         draws = Draws(self._root / "triskel", self._files)
         named = datasets(self._policy)
-        self._bench = Bench(
-            job=placed(self._job, self._policy_file, self.name),
-            federation=federate_own(self._job, self.name, named, draws.seed),
-            watch=self._noted,
+        self._resources = LocalResources.of(
+            placed(self._job, self._policy_file, self.name),
+            federate_own(self._job, self.name, named, draws.seed),
+            self._noted,
+            modes=modes,
             choices=self._home / "choices.json",
             seals=self._seals,
         )
-        return self._bench
+        return self._resources
 
     @property
-    def _held(self) -> Bench:
-        if self._bench is None:
+    def _held(self) -> LocalResources:
+        if self._resources is None:
             raise RoundError(f"site {self.name!r} has not read its data")
-        return self._bench
+        return self._resources
 
     # --- a part of a play ---------------------------------------------------------------------
 
@@ -417,7 +416,7 @@ class Site:
             self._changed.notify_all()
 
     def _played(self, part: Part) -> None:
-        bench, mode = self._held, self._modes[part.stage]
+        resources, mode = self._held, self._modes[part.stage]
         if part.what != "work" and not self._job.tested(part.round):
             raise RoundError(f"this job tests no model of round {part.round} (evaluate.every)")
         drive = Drive(part, self.name, self._server, self._gate, self._most)
@@ -425,7 +424,7 @@ class Site:
             self._spent.take("rounds" if part.what == "work" else "scores")
         task = drive.task()
         Answered(self._home / part.stage).take(part.round, part.what, part.task_sha256)
-        worker = bench.worker(self.name, lambda event: self._step(part, event))
+        worker = resources.worker(self.name, lambda event: self._step(part, event))
         kept = Kept(self._home / part.stage, self.name)
         coming = part.round if part.what == "work" else part.round + 1
         worker.meter.returning = kept.took_part_before(coming)
@@ -437,16 +436,16 @@ class Site:
         elif part.what == "probe":
             update, _ = drive.driven(mode.probe(task, worker, mine))
         else:
-            update = self._student(bench, task)
-        told = rounded(update, self._policy.scores, bench.body(self.name).classes)
+            update = self._student(resources, task)
+        told = rounded(update, self._policy.scores, resources.body(self.name).classes)
         part.update = drive.leaving(told)
         part.flops, part.peak_bytes = worker.meter.flops, worker.meter.peak_bytes
 
-    def _student(self, bench: Bench, task: Message) -> Message:
+    def _student(self, resources: LocalResources, task: Message) -> Message:
         """Test the server's own model, where this site runs that model too."""
-        body = bench.body()
+        body = resources.body()
         tensors = adapter_of(task, body.initial, body.layout, kind="evaluate")
-        return score_message(evaluate(body, tensors, bench.tests(body)[self.name]))
+        return score_message(evaluate(body, tensors, resources.tokens.tests(body)[self.name]))
 
     @property
     def _most(self) -> int:
@@ -466,8 +465,8 @@ class Site:
 
     def _keep_own(self, stage: ModeName, counted: int) -> None:
         """Let go of a stage, once the site's own model of it is saved as an adapter folder."""
-        bench, mode = self._held, self._modes[stage]
-        bench.release()
+        resources, mode = self._held, self._modes[stage]
+        resources.memory.release()
         own = mode.own(
             Kept(self._home / stage, self.name).left_by(
                 counted, needed=MODES.spec(stage).traits.client_state
@@ -480,8 +479,8 @@ class Site:
         training = training_of(
             self._job, stage, clients=self._clients, scores={}, own=True, about=about
         )
-        task, classes = self._job.data.task, bench.federation.classes
-        save_adapter(place, bench.body(self.name), own, classes, training, task=task)
+        task, classes = self._job.data.task, resources.federation.classes
+        save_adapter(place, resources.body(self.name), own, classes, training, task=task)
         LOGGER.info("the site's own model of %s is in %s", stage, place)
 
     # --- words --------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """What one client of a job would send in a round, from its model and its own examples."""
 
-from triskel.bench import Bench
 from triskel.core.mode_spec import Sizes
 from triskel.data.text import lengths_of
+from triskel.runner.resources import LocalResources
 from triskel.tensors import select
 from triskel.types import ClientId
 
 
-def sizes_of(bench: Bench, client: ClientId) -> Sizes:
+def sizes_of(resources: LocalResources, client: ClientId) -> Sizes:
     """Return what the closed forms of modes need of a client."""
-    body, share = bench.body(client), bench.share(client)
+    body, share = resources.body(client), resources.tokens.share(client)
     count, layout, train = body.blocks.count, body.layout, share.train
 
     def numbers(low: int, high: int, *, head: bool = False) -> int:
@@ -17,13 +17,13 @@ def sizes_of(bench: Bench, client: ClientId) -> Sizes:
         return sum(t.numel() for t in select(body.initial, names).values())
 
     blocks = [numbers(i, i + 1) for i in range(count)]
-    public = bench.public(body)
+    public = resources.tokens.public(body)
     return Sizes(
         blocks=blocks,
         head=numbers(0, count, head=True) - sum(blocks),
         tensors=len(body.initial),
         texts=len(train),
-        tokens=bench.work([client])[client],
+        tokens=resources.epoch_tokens().get(client, 0),
         labels=len(train) if body.classes else sum(int(s.sum()) for s in train.scored),
         tests=len(share.test),
         tested=sum(lengths_of(share.test)),

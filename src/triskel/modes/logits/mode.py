@@ -42,8 +42,8 @@ from triskel.exchange import number, same_round
 from triskel.message import expect
 from triskel.model.body import Parameters
 from triskel.model.cost import Piece
-from triskel.model.train import Learner, Term, Where, alone, learning_rate
-from triskel.modes.logits.spec import NARROW_IDS, SPEC, LogitsOptions
+from triskel.model.train import Learner, Term, Where, alone
+from triskel.modes.logits.spec import NARROW_IDS, LogitsOptions
 from triskel.setting import ModeSetting
 from triskel.tensors import eval_plan, wide
 from triskel.types import (
@@ -91,9 +91,11 @@ class Logits:
 
     Attributes:
         server: The server as a worker: its model and the public set; it has no private examples.
+        options: What the job says of this mode.
     """
 
     server: Worker
+    options: LogitsOptions
     asks: Mapping[str, AskStyle] = field(
         default_factory=lambda: dict[str, AskStyle](knowledge="barrier")
     )
@@ -101,12 +103,14 @@ class Logits:
     weighted: bool = False
 
     @classmethod
-    def build(cls, setting: ModeSetting) -> "Logits":
-        """Return the mode of a job, its server a worker with nothing private."""
+    def build(cls, setting: ModeSetting[LogitsOptions]) -> "Logits":
+        """Return the mode, its server a worker with nothing private."""
         nothing = Examples(ids=(), labels=())
         server = Worker(
             client=SERVER,
-            job=setting.job,
+            training=setting.training,
+            rounds=setting.rounds,
+            seed=setting.seed,
             body=setting.body,
             train=nothing,
             test=nothing,
@@ -114,23 +118,18 @@ class Logits:
             meter=setting.meter,
             watch=setting.watch,
         )
-        return cls(server=server)
+        return cls(server=server, options=setting.options)
 
     @staticmethod
-    def unfit(setting: ModeSetting) -> str | None:
+    def unfit(setting: ModeSetting[Any]) -> str | None:
         """Return why these models cannot teach each other with these texts, or None if they can."""
         if not len(setting.public()):
             return (
                 "no public text is left to predict on: within train.max_tokens = "
-                f"{setting.job.train.max_tokens} none has a token of its response; raise it, or "
+                f"{setting.training.max_tokens} none has a token of its response; raise it, or "
                 "give shorter public texts"
             )
         return None if setting.body.classes else _other_tokens(setting)
-
-    @property
-    def options(self) -> LogitsOptions:
-        """What the job says of this mode."""
-        return SPEC.of(self.server.job)
 
     def start(self) -> LogitsState:
         """Return the server's state before round 1."""
@@ -144,7 +143,7 @@ class Logits:
 
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Train alone, ask once (predictions up, teacher down), learn from the teacher."""
-        body, options = worker.body, SPEC.of(worker.job)
+        body, options = worker.body, self.options
         expect(task, kind="task", sections={})
         if int(number(task.facts, "public")) != len(worker.public):
             raise MessageError(
@@ -153,13 +152,13 @@ class Logits:
             )
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         learner, loss = yield from worker.train_on(mine.groups.get(OWN, body.initial), where)
-        known = predict(worker, learner.parameters)
+        known = predict(worker, learner.parameters, options)
         answer = yield Ask(knowledge_message(known, "ask", where.round))
         if not isinstance(answer, Message):
             raise RoundError("an ask was answered with nothing")
         same_round(answer, where.round)
         teacher = read_knowledge(answer, known, kind="answer")
-        learner = yield from distil(worker, learner.parameters, teacher, where, mix=options.mix)
+        learner = yield from distil(worker, learner.parameters, teacher, where, options)
         own = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         update = Message(
             kind="update",
@@ -209,7 +208,7 @@ class Logits:
         student = state.student
         if self.options.student:
             where = Where(self.server.client, state.closed + 1)
-            learner = alone(distil(self.server, student, state.teacher, where, mix=1.0))
+            learner = alone(distil(self.server, student, state.teacher, where, self.options))
             student = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         return LogitsState(student=student, closed=state.closed + 1)
 
@@ -243,7 +242,7 @@ class Logits:
         )
 
 
-def _other_tokens(setting: ModeSetting) -> str | None:
+def _other_tokens(setting: ModeSetting[Any]) -> str | None:
     """Return why predictions on tokens cannot be compared, or None when they can."""
     ours = setting.body
     known = ours.tokenizer.get_vocab()
@@ -286,15 +285,14 @@ def distil_loss(
 
 
 def distil(
-    worker: Worker, tensors: Tensors, teacher: Knowledge, where: Where, *, mix: float
+    worker: Worker, tensors: Tensors, teacher: Knowledge, where: Where, options: LogitsOptions
 ) -> Generator[Local, Any, Learner]:
-    """Learn from the teacher on the public set; keep to private labels by 1 - mix."""
-    job, public, options = worker.job, worker.public, SPEC.of(worker.job)
+    """Learn from the teacher on the public set; keep to private labels, if any, by 1 - mix."""
+    public, mix = worker.public, options.mix if len(worker.train) else 1.0
     where = replace(where, phase="distil")
-    rate = learning_rate(job.train, where.round, job.rounds)
-    learner = Learner(worker.body, tensors, job.train, rate)
+    learner = worker.learner(tensors, where)
     own = worker.body.objective.loss
-    rehearsal = _rehearsal(worker, where) if mix < 1 and len(worker.train) else None
+    rehearsal = _rehearsal(worker, where) if mix < 1 else None
 
     def steps() -> Iterator[list[Term]]:
         for rows in worker.plan(public, where, options.epochs):
@@ -313,9 +311,9 @@ def distil(
     return learner
 
 
-def predict(worker: Worker, parameters: Parameters) -> Knowledge:
+def predict(worker: Worker, parameters: Parameters, options: LogitsOptions) -> Knowledge:
     """Return what these parameters predict on the public set, in its order."""
-    body, public, options = worker.body, worker.public, SPEC.of(worker.job)
+    body, public = worker.body, worker.public
     body.dropout(None)
     found: dict[int, Knowledge] = {}
     for rows in eval_plan(lengths_of(public), tokens=PREDICT_TOKENS):

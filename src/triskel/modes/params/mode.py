@@ -22,14 +22,13 @@ from typing import Any, Generic
 
 from torch import Tensor
 
-from triskel.aggregate import aggregate_of
 from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import RoundError
 from triskel.evaluate import probe_joined
 from triskel.exchange import adapter_of, adapter_sections, number, same_round, sections_of
 from triskel.model.body import Layout
 from triskel.model.train import Where
-from triskel.modes.params.spec import SPEC
+from triskel.modes.params.spec import ParamsOptions
 from triskel.setting import ModeSetting
 from triskel.tensors import flat
 from triskel.types import (
@@ -82,13 +81,13 @@ class Params(Generic[A]):
     weighted: bool = True
 
     @classmethod
-    def build(cls, setting: ModeSetting) -> "Params[Any]":
-        """Return the mode of a job."""
-        body, options = setting.body, SPEC.of(setting.job)
+    def build(cls, setting: ModeSetting[ParamsOptions]) -> "Params[Any]":
+        """Return the mode."""
+        body, options = setting.body, setting.options
         return cls(
             initial=body.initial,
             layout=body.layout,
-            aggregate=aggregate_of(options.aggregate),
+            aggregate=setting.aggregate,
             optimizer=Momentum(lr=options.server_lr, momentum=options.server_momentum),
         )
 

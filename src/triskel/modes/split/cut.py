@@ -13,11 +13,10 @@ from torch import Tensor
 
 from triskel.errors import JobError, MessageError
 from triskel.exchange import integers
-from triskel.job import Job
 from triskel.message import expect
 from triskel.model.body import Body
 from triskel.model.cost import Piece
-from triskel.modes.split.spec import SPEC, default_cut
+from triskel.modes.split.spec import SplitOptions, default_cut
 from triskel.tensors import indices, padded, ragged
 from triskel.types import Batch, ClientId, Message, MessageKind, Section
 
@@ -62,14 +61,13 @@ class Cut:
         return bottom, Piece("top", low=self.high, rows=rows, slope=self.inside)
 
 
-def cut_of(job: Job, body: Body, client: ClientId) -> Cut:
-    """Return where `client`'s model is divided.
+def cut_of(options: SplitOptions, body: Body) -> Cut:
+    """Return where a client's model is divided, of its options.
 
     Raises:
         JobError: The cut leaves the server no block, or is beyond the model.
     """
     count, layout = body.blocks.count, body.layout
-    options = SPEC.of(job, client)
     shared = options.labels == "shared"
     low, high = options.cut or default_cut(count)
     high = count if shared else high

@@ -31,7 +31,6 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from triskel.aggregate import aggregate_of
 from triskel.data.text import lengths_of
 from triskel.errors import LimitError, MessageError, TrainingError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
@@ -43,13 +42,11 @@ from triskel.exchange import (
     same_round,
     sections_of,
 )
-from triskel.job import Job
+from triskel.job import Train
 from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
 from triskel.model.body import Body, Parameters
-from triskel.model.cost import Meter
 from triskel.model.train import (
-    Learner,
     Moments,
     Where,
     adamw_step,
@@ -76,7 +73,7 @@ from triskel.modes.split.server import (
     shares_in,
     summed,
 )
-from triskel.modes.split.spec import SPEC
+from triskel.modes.split.spec import SplitOptions
 from triskel.rng import derive
 from triskel.setting import ModeSetting
 from triskel.tensors import eval_plan, flat, select
@@ -122,32 +119,36 @@ class Split(Generic[A]):
     """Split learning.
 
     Attributes:
-        job: The cut, the labels, optimiser options.
-        body: The server's model, of which it runs the trunk.
+        setting: The cut, the labels, optimiser options; the server's model, of which it runs the
+            trunk, and its account of compute.
         aggregate: Makes one θ of the clients'.
-        meter: The server's account of compute, where one is kept.
     """
 
-    job: Job
-    body: Body
+    setting: ModeSetting[SplitOptions]
     aggregate: Aggregate[A]
-    meter: Meter | None = None
     weighted: bool = True
     asks: Mapping[str, AskStyle] = field(
         default_factory=lambda: dict[str, AskStyle](forward="stream", backward="stream")
     )
 
     @classmethod
-    def build(cls, setting: ModeSetting) -> "Split[Any]":
-        """Return the mode of a job."""
-        job, body = setting.job, setting.body
-        aggregate = aggregate_of(SPEC.of(job).aggregate)
-        return cls(job=job, body=body, meter=setting.meter, aggregate=aggregate)
+    def build(cls, setting: ModeSetting[SplitOptions]) -> "Split[Any]":
+        """Return the mode."""
+        return cls(setting=setting, aggregate=setting.aggregate)
+
+    @property
+    def body(self) -> Body:
+        """The server's model."""
+        return self.setting.body
 
     @property
     def in_flight(self) -> int:
         """How many clients are in a wave: `split.wave`."""
-        return SPEC.of(self.job).wave
+        return self.setting.options.wave
+
+    def cut(self, client: ClientId) -> Cut:
+        """Return where a client's model is divided."""
+        return cut_of(self.setting.of(client), self.body)
 
     def start(self) -> SplitState:
         """Return the server's state before round 1."""
@@ -155,7 +156,7 @@ class Split(Generic[A]):
 
     def task(self, state: SplitState, client: ClientId) -> Message:
         """Send θ and the cut; φ stays."""
-        cut = cut_of(self.job, self.body, client)
+        cut = self.cut(client)
         return Message(
             kind="task",
             sections=adapter_sections(select(state.tensors, cut.mine), self.body.layout),
@@ -164,14 +165,13 @@ class Split(Generic[A]):
 
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Run the client's blocks batch by batch; ask the server for what lies between."""
-        body, train = worker.body, worker.job.train
-        cut, sent = _opened(task, worker)
+        body, cut = worker.body, cut_of(self.setting.of(worker.client), worker.body)
+        sent = _opened(task, worker, cut)
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        rate = learning_rate(train, where.round, worker.job.rounds)
-        learner = Learner(body, sent, train, rate)
+        learner = worker.learner(sent, where)
         parameters = learner.parameters
         total, steps = 0.0, 0
-        for step, batch in enumerate(worker.batches(where, train.epochs)):
+        for step, batch in enumerate(worker.batches(where, worker.training.epochs)):
             worker.dropout(where, step)
             h = body.bottom(parameters, batch, cut.low)
             answer = received((yield Ask(ask_forward(h, batch, cut, where, step, body))), where)
@@ -212,11 +212,11 @@ class Split(Generic[A]):
         self, state: SplitState, asks: Mapping[ClientId, Message]
     ) -> tuple[SplitState, Mapping[ClientId, Message]]:
         """Answer one wave: all forwards, or all backwards and one trunk step."""
-        cuts = {c: cut_of(self.job, self.body, c) for c in sorted(asks)}
+        cuts = {c: self.cut(c) for c in sorted(asks)}
         parts: dict[str, dict[ClientId, Message]] = {}
         for client, cut in cuts.items():
             same_round(asks[client], state.closed + 1)
-            _moderate(asks[client], self.job)
+            _moderate(asks[client], self.setting.training)
             parts.setdefault(wanted(asks[client], client, cut), {})[client] = asks[client]
         answers: dict[ClientId, Message] = {}
         for what, answered in (
@@ -236,7 +236,7 @@ class Split(Generic[A]):
     def add(self, state: SplitState, total: A, client: ClientId, update: Message) -> A:
         """Fold nᵢ θᵢ in."""
         same_round(update, state.closed + 1)
-        mine = select(state.tensors, cut_of(self.job, self.body, client).mine)
+        mine = select(state.tensors, self.cut(client).mine)
         theirs = ClientUpdate(
             client=client,
             sections=sections_of(update, adapter_sections(mine, self.body.layout), kind="update"),
@@ -268,7 +268,8 @@ class Split(Generic[A]):
     def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Evaluate on the client's own test share, the trunk running at the server."""
         body = worker.body
-        cut, sent = _opened(task, worker)
+        cut = cut_of(self.setting.of(worker.client), worker.body)
+        sent = _opened(task, worker, cut)
         parameters = body.parameters(sent)
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         body.dropout(None)
@@ -321,7 +322,7 @@ class Split(Generic[A]):
         """Switch the trunk's dropout on from a stream named by round, clients and their steps."""
         steps = [f"{c}:{int(number(a.facts, 'step'))}" for c, a in asks.items()]
         path = ("round", state.closed + 1, "trunk", *steps)
-        self.body.dropout(derive(self.job.seed, *path) if on else None)
+        self.body.dropout(derive(self.setting.seed, *path) if on else None)
 
     def _backward(
         self, state: SplitState, asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]
@@ -384,16 +385,14 @@ class Split(Generic[A]):
         self, lengths: Sequence[int], cut: Cut, shared: Mapping[ClientId, Message] | None = None
     ) -> None:
         """Account for a joined batch, forward and back; `shared` are its asks that bring labels."""
-        if self.meter is None:
-            return
         asks = (shared or {}).values()
         scored = sum(len(ask.sections["labels"].tensors["labels"]) for ask in asks)
-        self.meter.computed(cut.server_piece, len(lengths), max(lengths), scored)
+        self.setting.meter.computed(cut.server_piece, len(lengths), max(lengths), scored)
 
     def _stepped(self, state: SplitState, slopes: Tensors) -> SplitState:
         """Take one AdamW step of φ."""
-        train = self.job.train
-        rate = learning_rate(train, state.closed + 1, self.job.rounds)
+        train = self.setting.training
+        rate = learning_rate(train, state.closed + 1, self.setting.rounds)
         slopes = {n: s.cpu() for n, s in clipped(slopes, train).items()}
         for name, slope in slopes.items():
             if not is_finite(slope.square().sum()):  # as Adam will square it
@@ -405,7 +404,7 @@ class Split(Generic[A]):
         return replace(state, tensors=tensors, moments=moments)
 
 
-def _moderate(ask: Message, job: Job) -> None:
+def _moderate(ask: Message, training: Train) -> None:
     """Refuse a batch that no client of this job has, before memory is taken for it.
 
     Clients share a graph: where one's numbers overflow, the others' gradients are lost as well.
@@ -416,9 +415,9 @@ def _moderate(ask: Message, job: Job) -> None:
             raise LimitError(f"section {name!r} has numbers too large to be squared")
     if ask.topic != "forward":
         return
-    lengths, most = lengths_in(ask), job.train.max_tokens
+    lengths, most = lengths_in(ask), training.max_tokens
     longest = max(lengths)
-    texts = job.train.batch if ask.kind == "ask" else max(1, BATCH_TOKENS // longest)
+    texts = training.batch if ask.kind == "ask" else max(1, BATCH_TOKENS // longest)
     if longest > most or len(lengths) > texts:
         raise LimitError(
             f"a batch has {len(lengths)} texts of up to {longest} tokens, the job's has at most "
@@ -426,16 +425,15 @@ def _moderate(ask: Message, job: Job) -> None:
         )
 
 
-def _opened(task: Message, worker: Worker) -> tuple[Cut, dict[str, Tensor]]:
-    """Return the cut and the client's tensors, once the server's cut is the client's own."""
-    cut = cut_of(worker.job, worker.body, worker.client)
+def _opened(task: Message, worker: Worker, cut: Cut) -> dict[str, Tensor]:
+    """Return the client's tensors, once the server's cut is the client's own."""
     if integers(task.facts, "cut") != [cut.low, cut.high] or task.facts.get("shared") != cut.shared:
         raise MessageError(
             f"the server cuts at {task.facts.get('cut')} and client {worker.client!r} at "
             f"{[cut.low, cut.high]}; both need the same job"
         )
     template = select(worker.body.initial, cut.mine)
-    return cut, adapter_of(task, template, worker.body.layout, kind="task")
+    return adapter_of(task, template, worker.body.layout, kind="task")
 
 
 def _top(parameters: Parameters, u: Tensor, batch: Batch, cut: Cut, body: Body) -> Tensor:

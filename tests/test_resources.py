@@ -1,4 +1,4 @@
-"""The bench: one model in memory for everybody, texts tokenised once, and who holds what."""
+"""The resources: one model in memory for everybody, texts tokenised once, and who holds what."""
 
 # ruff: noqa: ANN401 - stand-ins take whatever they are handed
 
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from triskel import bench as bench_module
-from triskel.bench import Bench, concatenated
-from triskel.core.registry import MODES
+from triskel.data.tokens import concatenated
 from triskel.errors import JobError
 from triskel.model.cost import Piece
 from triskel.modes.logits.mode import Logits
+from triskel.runner import tokens as tokens_module
+from triskel.runner.resources import LocalResources
 from triskel.setting import unfit
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -24,15 +24,15 @@ SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench")
+    folder = tmp_path_factory.mktemp("resources")
     SMALL.save_model(folder / "llama")
     SMALL.save_model(folder / "gpt2", "gpt2")
     SMALL.save_rows(folder / "rows.csv", 40)
     return folder
 
 
-def bench_of(room: Path, **sections: Any) -> Bench:
-    return SMALL.bench(SMALL.job(room / "llama", room / "rows.csv", **sections))
+def bench_of(room: Path, **sections: Any) -> LocalResources:
+    return SMALL.resources(SMALL.job(room / "llama", room / "rows.csv", **sections))
 
 
 EACH: Mapping[str, Any] = {
@@ -61,65 +61,67 @@ def test_a_hundred_clients_share_one_base(room: Path) -> None:
 
 def test_texts_are_tokenised_once(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = bench_module.tokenise
+    real = tokens_module.tokenise
 
     def counting(rows: Any, *rest: Any, **more: Any) -> Any:
         calls.append(len(rows))
         return real(rows, *rest, **more)
 
-    monkeypatch.setattr(bench_module, "tokenise", counting)
+    monkeypatch.setattr(tokens_module, "tokenise", counting)
     it = bench_of(room)
     for _ in range(2):
         for client in it.clients:
             it.worker(client, SMALL.watch)
-        it.pooled()
-        it.public(it.body())
+        it.tokens.pooled()
+        it.tokens.public(it.body())
     assert sum(calls) == 40, "training, test and public rows, each once"
 
 
 def test_workers_hold_their_own_examples_and_a_fresh_meter(room: Path) -> None:
     it = bench_of(room)
     one, two = it.worker("client-01", SMALL.watch), it.worker("client-01", SMALL.watch)
-    assert one.train is two.train is it.share("client-01").train
+    assert one.train is two.train is it.tokens.share("client-01").train
     one.meter.flops = 7
     assert two.meter.flops == 0
     assert one.client == "client-01"
-    assert one.public is it.public(it.body())
+    assert one.public is it.tokens.public(it.body())
 
 
 def test_meters_share_what_pieces_cost(room: Path) -> None:
     it = bench_of(room)
     body = it.body()
-    assert it.costs(body) is it.costs(body)
-    cost = it.costs(body)[Piece("forward")]
+    assert it.models.costs(body) is it.models.costs(body)
+    cost = it.models.costs(body)[Piece("forward")]
     assert it.worker("client-01", SMALL.watch).meter._costs[Piece("forward")] is cost
 
 
 def test_the_pool_is_everybodys_examples_in_the_order_of_names(room: Path) -> None:
     it = bench_of(room)
-    pool = it.pooled()
-    wanted = [ids for c in it.clients for ids in it.share(c).train.ids]
+    pool = it.tokens.pooled()
+    wanted = [ids for c in it.clients for ids in it.tokens.share(c).train.ids]
     assert len(pool.train) == len(wanted)
     assert all(torch.equal(a, b) for a, b in zip(pool.train.ids, wanted, strict=True))
-    assert list(pool.train.labels) == [x for c in it.clients for x in it.share(c).train.labels]
-    assert len(pool.test) == sum(len(it.share(c).test) for c in it.clients)
+    assert list(pool.train.labels) == [
+        x for c in it.clients for x in it.tokens.share(c).train.labels
+    ]
+    assert len(pool.test) == sum(len(it.tokens.share(c).test) for c in it.clients)
 
 
 def test_a_causal_pool_keeps_its_targets(room: Path) -> None:
     it = bench_of(room, task="causal")
-    pool = it.pooled().train
+    pool = it.tokens.pooled().train
     assert len(pool.scored) == len(pool.ids)
     again = concatenated([pool, pool])
     assert len(again) == len(again.scored) == 2 * len(pool)
 
 
-def untaught(bench: Bench) -> str | None:
-    return unfit(MODES.spec("logits"), bench.setting(SMALL.watch))
+def untaught(resources: LocalResources) -> str | None:
+    return unfit(resources.setting("logits", SMALL.watch))
 
 
 def test_the_server_has_nothing_private(room: Path) -> None:
     it = bench_of(room)
-    server = Logits.build(it.setting(SMALL.watch)).server
+    server = Logits.build(it.setting("logits", SMALL.watch)).server
     assert len(server.train) == len(server.test) == 0
     assert len(server.public) == 6
     assert set(server.public.labels) == {-1}, "labels of public texts are unknown"
@@ -180,7 +182,7 @@ def test_texts_beyond_the_positions_of_a_model_are_refused_as_it_is_loaded(
     room: Path, kind: str, most: int | None
 ) -> None:
     job = SMALL.job(room / kind, room / "rows.csv", train={"max_tokens": 129})
-    it = SMALL.bench(job)
+    it = SMALL.resources(job)
     if most is None:
         assert it.body().blocks.positions is None
         return
@@ -191,13 +193,13 @@ def test_texts_beyond_the_positions_of_a_model_are_refused_as_it_is_loaded(
         f"--set train.max_tokens={most}"
     )
     fits = SMALL.job(room / kind, room / "rows.csv", train={"max_tokens": most})
-    assert SMALL.bench(fits).body().blocks.positions == most
+    assert SMALL.resources(fits).body().blocks.positions == most
 
 
 def test_work_is_tokens_of_one_epoch(room: Path) -> None:
     it = bench_of(room)
     held = it.federation.clients
-    assert it.work(it.clients) == {
+    assert it.epoch_tokens() == {
         c: sum(min(len(t.split()), 12) for t in held[c].train.text) for c in it.clients
     }
 
@@ -214,11 +216,11 @@ def test_clients_without_training_examples_are_not_active(room: Path, tmp_path: 
         clients={"partition": "natural", "by": "place"},
         logits={"public": 2},
     )
-    assert (it.clients, it.active) == (["north", "south"], ["north"])
+    assert (it.clients, it.active()) == (["north", "south"], ["north"])
 
 
 def test_no_server_is_loaded_for_a_client_with_its_own_model(room: Path) -> None:
     """Only what is used is loaded."""
     it = bench_of(room, clients={"each": {"client-01": {"model": str(room / "gpt2")}}})
     it.body("client-01")
-    assert [Path(path).name for path, _ in it._bodies] == ["gpt2"]
+    assert [Path(path).name for path, _ in it.models._bodies] == ["gpt2"]

@@ -1,0 +1,1 @@
+"""What a run is made of: a job, loaded; rounds; stages; comparisons."""
