@@ -20,7 +20,8 @@ from triskel.data.assets import cache_folder
 from triskel.engines.local import LocalEngine
 from triskel.job import ModeName, load
 from triskel.ledger import Ledger
-from triskel.model.cost import Costs, Meter, Piece
+from triskel.model.flops import Piece
+from triskel.model.meter import Costs, Meter
 from triskel.modes.split.cut import cut_of
 from triskel.stages import mode_of
 from triskel.types import Batch

@@ -15,7 +15,7 @@ from triskel import bench as bench_module
 from triskel.bench import Bench, concatenated
 from triskel.core.registry import MODES
 from triskel.errors import JobError
-from triskel.model.cost import Piece
+from triskel.model.flops import Piece
 from triskel.modes.logits.mode import Logits
 from triskel.setting import unfit
 

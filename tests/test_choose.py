@@ -24,7 +24,7 @@ from triskel.model import choose as choosing
 from triskel.model import load as loading
 from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST, choose, measured
-from triskel.model.cost import Cost, Piece
+from triskel.model.flops import Cost, Piece
 from triskel.model.load import dtype_of
 from triskel.model.memo import machine
 

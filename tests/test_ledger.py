@@ -27,7 +27,7 @@ from triskel.message import pack, payload_bytes
 from triskel.model.adapters import insert
 from triskel.model.blocks import Blocks
 from triskel.model.body import Layout
-from triskel.model.cost import Meter
+from triskel.model.meter import Meter
 from triskel.modes.logits.mode import knowledge_message
 from triskel.stages import mode_of
 from triskel.types import Message, Section

@@ -18,7 +18,8 @@ from triskel.engines.local import LocalEngine
 from triskel.evaluate import BATCH_TOKENS, evaluate
 from triskel.job import Job, Judge
 from triskel.model.body import Body, Choice
-from triskel.model.cost import Costs, Piece
+from triskel.model.flops import Piece
+from triskel.model.meter import Costs
 from triskel.model.prefix import Prefix
 from triskel.round import play
 from triskel.stages import stage_of

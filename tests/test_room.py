@@ -15,7 +15,7 @@ from triskel import room
 from triskel.bench import prepare
 from triskel.job import Job, ModeName
 from triskel.model.body import Body, Choice, PathName
-from triskel.model.cost import Costs
+from triskel.model.meter import Costs
 from triskel.room import free_memory, kept
 from triskel.stages import mode_of
 

@@ -24,7 +24,8 @@ from triskel.engines.local import LocalEngine
 from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
-from triskel.model.cost import Cost, Costs
+from triskel.model.flops import Cost
+from triskel.model.meter import Costs
 from triskel.types import Batch, ClientState, Examples, Local, Message
 from triskel.worker import Worker
 

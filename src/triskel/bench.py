@@ -23,8 +23,8 @@ from triskel.evaluate import Group, grouped
 from triskel.job import Job, Judge, Model, ModeName
 from triskel.model.body import Body, Choice
 from triskel.model.choose import choose
-from triskel.model.cost import Costs
 from triskel.model.load import load
+from triskel.model.meter import Costs
 from triskel.model.prefix import Prefix
 from triskel.policy.weights import Seals
 from triskel.room import ROOM, free_memory, kept

@@ -21,7 +21,7 @@ from triskel.job import Job
 from triskel.ledger import Account, Ledger, costs, totals
 from triskel.metrics import PerText, Score, empty, merge
 from triskel.model.body import Body
-from triskel.model.cost import Meter
+from triskel.model.meter import Meter
 from triskel.records import ByClient
 from triskel.report.links import LINKS, Link
 from triskel.report.links import seconds as on_link

@@ -9,7 +9,7 @@ from triskel.core.registry import MODES, imported
 from triskel.errors import PluginError, RoundError
 from triskel.job import Job
 from triskel.model.body import Body
-from triskel.model.cost import Meter
+from triskel.model.meter import Meter
 from triskel.types import ClientId, ClientState, Examples, Mode, Watch
 from triskel.worker import Worker
 

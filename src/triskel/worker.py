@@ -7,7 +7,8 @@ from typing import Any
 from triskel.data.text import batch_of, lengths_of, plan
 from triskel.job import Job
 from triskel.model.body import Body
-from triskel.model.cost import Meter, Piece
+from triskel.model.flops import Piece
+from triskel.model.meter import Meter
 from triskel.model.train import Learner, Term, Where, fit, learning_rate
 from triskel.rng import derive
 from triskel.types import Batch, ClientId, Examples, Local, Tensors, Watch

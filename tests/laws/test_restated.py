@@ -24,7 +24,7 @@ from triskel.engines import wire as wire_
 from triskel.engines.local import LocalEngine
 from triskel.job import Job, dump
 from triskel.model.body import Choice
-from triskel.model.cost import Costs
+from triskel.model.meter import Costs
 from triskel.model.prefix import Prefix
 from triskel.model.train import Where
 from triskel.modes.split import mode as split

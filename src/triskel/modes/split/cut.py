@@ -16,7 +16,7 @@ from triskel.exchange import integers
 from triskel.job import Job
 from triskel.message import expect
 from triskel.model.body import Body
-from triskel.model.cost import Piece
+from triskel.model.flops import Piece
 from triskel.modes.split.spec import SPEC, default_cut
 from triskel.tensors import indices, padded, ragged
 from triskel.types import Batch, ClientId, Message, MessageKind, Section

@@ -47,7 +47,7 @@ from triskel.job import Job
 from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
 from triskel.model.body import Body, Parameters
-from triskel.model.cost import Meter
+from triskel.model.meter import Meter
 from triskel.model.train import (
     Learner,
     Moments,
