@@ -26,8 +26,8 @@ from triskel.ledger import Ledger, totals
 from triskel.message import pack, payload_bytes
 from triskel.model.adapters import insert
 from triskel.model.blocks import Blocks
-from triskel.model.body import Layout
 from triskel.model.meter import Meter
+from triskel.model.slots import Layout
 from triskel.modes.logits.mode import knowledge_message
 from triskel.stages import mode_of
 from triskel.types import Message, Section
