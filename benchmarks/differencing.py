@@ -32,8 +32,10 @@ from triskel.errors import LimitError
 from triskel.job import Job, parse
 from triskel.metrics import Score
 from triskel.policy.budget import Spent
-from triskel.policy.decide import Circumstances, asked_of, decide
+from triskel.policy.decide import decide
 from triskel.policy.draws import Draws, key_of
+from triskel.policy.limits import asked_of
+from triskel.policy.refusal import Circumstances
 from triskel.policy.rounding import rounded_score
 from triskel.policy.rules import Policy
 from triskel.policy.rules import parse as policy_of

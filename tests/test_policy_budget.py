@@ -16,8 +16,8 @@ from triskel.errors import DataError, LimitError
 from triskel.job import Job, parse
 from triskel.policy.budget import FILE, Spent, accounts, lines
 from triskel.policy.chain import AuditError
-from triskel.policy.decide import asked_of
 from triskel.policy.draws import Draws, files_of, key_of
+from triskel.policy.limits import asked_of
 from triskel.policy.rules import Budget
 from triskel.policy.rules import parse as policy_of
 

@@ -50,8 +50,10 @@ def site_check(
     ] = None,
 ) -> None:
     """Say whether a job may run at a site, or everything that the policy has against it."""
-    from triskel.policy.decide import MB, Circumstances, wanted
+    from triskel.policy.decide import wanted
+    from triskel.policy.limits import MB
     from triskel.policy.place import decided, importable
+    from triskel.policy.refusal import Circumstances
     from triskel.policy.rules import held_to, unsaid
     from triskel.policy.rules import load as load_policy
 

@@ -37,14 +37,10 @@ from triskel.errors import (
 from triskel.folder import stamped
 from triskel.job import Job, Judge, ModeName
 from triskel.policy.chain import now
-from triskel.policy.decide import (
-    Circumstances,
-    Refusal,
-    decide_for_server,
-    decide_who_and_when,
-    quorum_of,
-)
+from triskel.policy.decide import decide_for_server, decide_who_and_when
+from triskel.policy.limits import quorum_of
 from triskel.policy.place import datasets, importable, origins_of, placed, weights_of
+from triskel.policy.refusal import Circumstances, Refusal
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage

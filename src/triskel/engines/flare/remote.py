@@ -47,7 +47,7 @@ from triskel.ledger import Ledger
 from triskel.message import show
 from triskel.metrics import Score
 from triskel.model.body import Body
-from triskel.policy.decide import quorum_of
+from triskel.policy.limits import quorum_of
 from triskel.round import Scores, pooled
 from triskel.store import Store
 from triskel.types import A, ClientId, ClientState, Event, Message, Mode, S, Tensors, Watch

@@ -53,18 +53,13 @@ from triskel.message import show
 from triskel.policy.audit import Audit
 from triskel.policy.budget import Spent
 from triskel.policy.chain import AuditError, now
-from triskel.policy.decide import (
-    MB,
-    Circumstances,
-    Refusal,
-    asked_of,
-    decide_foreign,
-    decide_mode,
-    decide_who_and_when,
-)
+from triskel.policy.decide import decide_who_and_when
 from triskel.policy.draws import Draws, files_of
 from triskel.policy.expected import round_bytes
+from triskel.policy.foreign import decide_foreign, decide_mode
+from triskel.policy.limits import MB, asked_of
 from triskel.policy.place import datasets, decided, importable, origins_of, placed
+from triskel.policy.refusal import Circumstances, Refusal
 from triskel.policy.rounding import rounded
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
