@@ -35,10 +35,10 @@ from triskel.policy.budget import Spent
 from triskel.policy.decide import decide
 from triskel.policy.draws import Draws, key_of
 from triskel.policy.limits import asked_of
+from triskel.policy.read import parse as policy_of
 from triskel.policy.refusal import Circumstances
 from triskel.policy.rounding import rounded_score
 from triskel.policy.rules import Policy
-from triskel.policy.rules import parse as policy_of
 
 CANDIDATES, ROWS = 200, 400
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)

@@ -37,7 +37,7 @@ from triskel.job import load as load_job
 from triskel.job import parse, to_toml
 from triskel.policy.chain import Chain
 from triskel.policy.chain import read as read_log
-from triskel.policy.rules import load as load_policy
+from triskel.policy.read import load as load_policy
 from triskel.policy.template import TEMPLATE
 from triskel.policy.weights import weights
 from triskel.records import read as read_record

@@ -20,7 +20,7 @@ from triskel.federation import distributed, follow, job, kits, nodes, provision,
 from triskel.federation.harden import authorization, harden, settle, weakness
 from triskel.federation.provision import Plan
 from triskel.job import parse
-from triskel.policy.rules import load as load_policy
+from triskel.policy.read import load as load_policy
 from triskel.report import conclusions
 from triskel.report.reading import read as read_result
 

@@ -25,8 +25,9 @@ from triskel.message import pack
 from triskel.policy.decide import decide, decide_who_and_when, wanted
 from triskel.policy.expected import Sizes, round_bytes
 from triskel.policy.limits import cohort_of
+from triskel.policy.read import SECTIONS, PolicyError, load, parse
 from triskel.policy.refusal import Circumstances
-from triskel.policy.rules import SECTIONS, Hours, Policy, PolicyError, load, parse
+from triskel.policy.rules import Hours, Policy
 from triskel.policy.template import TEMPLATE
 from triskel.policy.weights import weights
 from triskel.round import cohort

@@ -18,8 +18,8 @@ from triskel.policy.budget import FILE, Spent, accounts, lines
 from triskel.policy.chain import AuditError
 from triskel.policy.draws import Draws, files_of, key_of
 from triskel.policy.limits import asked_of
+from triskel.policy.read import parse as policy_of
 from triskel.policy.rules import Budget
-from triskel.policy.rules import parse as policy_of
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 

@@ -53,9 +53,9 @@ def site_check(
     from triskel.policy.decide import wanted
     from triskel.policy.limits import MB
     from triskel.policy.place import decided, importable
+    from triskel.policy.read import load as load_policy
     from triskel.policy.refusal import Circumstances
     from triskel.policy.rules import held_to, unsaid
-    from triskel.policy.rules import load as load_policy
 
     rules, _ = load_policy(policy)
     may = importable(rules)  # nothing else of what a job names runs here
@@ -107,7 +107,7 @@ def site_budget(
 ) -> None:
     """Say what all jobs together had of each file of a dataset, and of how much."""
     from triskel.policy.budget import lines
-    from triskel.policy.rules import load as load_policy
+    from triskel.policy.read import load as load_policy
 
     rules, _ = load_policy(policy)
     kept = policy.resolve().parent.parent / "triskel"

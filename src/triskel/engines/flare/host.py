@@ -40,8 +40,9 @@ from triskel.policy.chain import now
 from triskel.policy.decide import decide_for_server, decide_who_and_when
 from triskel.policy.limits import quorum_of
 from triskel.policy.place import datasets, importable, origins_of, placed, weights_of
+from triskel.policy.read import load
 from triskel.policy.refusal import Circumstances, Refusal
-from triskel.policy.rules import Policy, load, unsaid
+from triskel.policy.rules import Policy, unsaid
 from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage
 from triskel.stages import mode_of

@@ -59,9 +59,10 @@ from triskel.policy.expected import round_bytes
 from triskel.policy.foreign import decide_foreign, decide_mode
 from triskel.policy.limits import MB, asked_of
 from triskel.policy.place import datasets, decided, importable, origins_of, placed
+from triskel.policy.read import load
 from triskel.policy.refusal import Circumstances, Refusal
 from triskel.policy.rounding import rounded
-from triskel.policy.rules import Policy, load, unsaid
+from triskel.policy.rules import Policy, unsaid
 from triskel.policy.weights import Seals
 from triskel.setting import allowed, unfit
 from triskel.sheet import training_of
