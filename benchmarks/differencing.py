@@ -26,10 +26,11 @@ from statistics import NormalDist
 import measure
 import numpy as np
 
+from triskel.config.job import Job
+from triskel.config.read import parse
 from triskel.data.federate import federate_own
 from triskel.data.sources import Dataset
 from triskel.errors import LimitError
-from triskel.job import Job, parse
 from triskel.metrics import Score
 from triskel.policy.budget import Spent
 from triskel.policy.decide import decide

@@ -21,10 +21,10 @@ from typing import Any, Generic
 from torch import Tensor
 
 from triskel.bench import Bench
+from triskel.config.job import Job
 from triskel.errors import RoundError
 from triskel.evaluate import evaluate, probe_joined
 from triskel.exchange import number, same_round
-from triskel.job import Job
 from triskel.message import expect
 from triskel.model.train import Learner, Term, Where, learning_rate
 from triskel.round import Scores, Stage, pooled

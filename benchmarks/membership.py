@@ -28,8 +28,9 @@ from torch import Tensor
 
 from triskel.aggregate.mean import Mean
 from triskel.bench import Bench, prepare
+from triskel.config.job import Job
+from triskel.config.read import parse
 from triskel.data.text import batch_of
-from triskel.job import Job, parse
 from triskel.model.train import label_loss
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params

@@ -16,9 +16,10 @@ from typing import Any
 import measure
 
 from triskel.bench import Bench, prepare
+from triskel.config.job import ModeName
+from triskel.config.read import load
 from triskel.data.assets import cache_folder
 from triskel.engines.local import LocalEngine
-from triskel.job import ModeName, load
 from triskel.ledger import Ledger
 from triskel.model.flops import Piece
 from triskel.model.meter import Costs, Meter

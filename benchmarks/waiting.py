@@ -17,7 +17,7 @@ import measure
 from overhead import quiet
 
 from triskel.bench import prepare
-from triskel.job import load
+from triskel.config.read import load
 from triskel.model.train import Descent, Learner, Term, Where
 from triskel.threads import BRIEF, SLEEPING, WAITS
 

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from triskel.bench import prepare
+from triskel.config.read import parse
 from triskel.engines.local import LocalEngine
-from triskel.job import parse
 from triskel.round import play, summary
 from triskel.stages import stage_of
 from triskel.tensors import numbers

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from triskel.bench import Bench, prepare
-from triskel.job import Job
+from triskel.config.job import Job
 
 WORDS = [f"w{i}" for i in range(40)]
 LABELS = ("bad", "fair", "good")

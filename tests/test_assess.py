@@ -15,12 +15,13 @@ import pytest
 from triskel.assess import assess
 from triskel.bench import prepare
 from triskel.compare import BASELINES, Request, run
+from triskel.config.job import MODE_NAMES, Job
+from triskel.config.read import load
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError, ModelError
 from triskel.evaluate import evaluate
 from triskel.export import export_run, read_adapter
-from triskel.job import MODE_NAMES, Job, load
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 sites = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sites.py"))))

@@ -23,12 +23,14 @@ from typer.testing import CliRunner
 
 from triskel import cli, compare, demo, live, seeds
 from triskel.cli import options, output, training
+from triskel.config.job import Job, ModeName
+from triskel.config.read import dump, load, parse, to_toml
+from triskel.config.sections import Override
+from triskel.config.template import text as template
 from triskel.core.registry import MODES
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
-from triskel.job import Job, ModeName, Override, dump, load, parse, to_toml
 from triskel.report import conclusions
-from triskel.template import text as template
 
 RUNNER = CliRunner()
 COMMANDS = ["compare", "run", "report", "export", "evaluate", "init"]

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from triskel.bench import Bench
+from triskel.config.sections import DROPPING, Adapter, AdapterKind, Model
 from triskel.engines.local import LocalEngine
 from triskel.errors import MeterError
-from triskel.job import DROPPING, Adapter, AdapterKind, Model
 from triskel.ledger import Ledger
 from triskel.model import flops, meter
 from triskel.model.body import Body, Choice

@@ -14,9 +14,9 @@ import torch
 
 from triskel.bench import Bench
 from triskel.compare import Request, resume, run
+from triskel.config.job import Job
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, LimitError, MessageError, RoundError, TrainingError
-from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
 from triskel.model.train import Descent

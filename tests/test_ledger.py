@@ -19,9 +19,9 @@ import transformers
 
 from triskel.aggregate.knowledge import dense, top
 from triskel.bench import Bench
+from triskel.config.sections import Adapter
 from triskel.engines.local import LocalEngine
 from triskel.exchange import adapter_sections
-from triskel.job import Adapter
 from triskel.ledger import Ledger, totals
 from triskel.message import pack, payload_bytes
 from triskel.model.adapters import insert

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from triskel.config.job import Job
+from triskel.config.read import parse as parse_job
 from triskel.core.registry import MODES
 from triskel.errors import DataError
-from triskel.job import Job
-from triskel.job import parse as parse_job
 from triskel.ledger import Ledger
 from triskel.message import pack
 from triskel.policy.decide import decide, decide_who_and_when, wanted

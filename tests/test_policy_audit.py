@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from triskel import cli
 from triskel.codec import encode
+from triskel.config.job import Job
 from triskel.errors import DataError
-from triskel.job import Job
 from triskel.message import pack
 from triskel.policy import chain
 from triskel.policy.audit import Audit

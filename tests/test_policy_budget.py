@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from triskel.config.job import Job
+from triskel.config.read import parse
 from triskel.data.federate import federate_own
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, LimitError
-from triskel.job import Job, parse
 from triskel.policy.budget import FILE, Spent, accounts, lines
 from triskel.policy.chain import AuditError
 from triskel.policy.draws import Draws, files_of, key_of

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from triskel.bench import Bench, Share, prepare
 from triskel.compare import Request, Venue, run
+from triskel.config.job import Job
+from triskel.config.sections import Judge
 from triskel.data.text import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.evaluate import BATCH_TOKENS, evaluate
-from triskel.job import Job, Judge
 from triskel.model.body import Body, Choice
 from triskel.model.flops import Piece
 from triskel.model.meter import Costs

@@ -13,7 +13,7 @@ from torch import Tensor
 from triskel import bench as bench_module
 from triskel import room
 from triskel.bench import prepare
-from triskel.job import Job, ModeName
+from triskel.config.job import Job, ModeName
 from triskel.model.body import Body, Choice, PathName
 from triskel.model.meter import Costs
 from triskel.room import free_memory, kept

@@ -11,9 +11,11 @@ import torch
 
 from triskel import bench as benches
 from triskel.compare import Request, run
+from triskel.config.job import Job
+from triskel.config.read import to_toml
+from triskel.config.sections import AdapterKind
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError, TrainingError
-from triskel.job import AdapterKind, Job, to_toml
 from triskel.seeds import compare_seeds, resume_seeds, seeds_of
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))

@@ -18,10 +18,10 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
 from triskel.bench import Bench, Share
+from triskel.config.job import Job
 from triskel.data.federate import Federation, Holding
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
-from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
 from triskel.model.flops import Cost

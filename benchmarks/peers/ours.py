@@ -28,10 +28,11 @@ from triskel.loading import loading
 
 with loading():  # as the command line does
     from triskel.bench import Bench, prepare
+    from triskel.config.job import Job
+    from triskel.config.read import parse
     from triskel.engines.local import LocalEngine
     from triskel.exchange import adapter_of, adapter_sections
     from triskel.export import save_adapter
-    from triskel.job import Job, parse
     from triskel.modes.params.mode import Params
     from triskel.round import Scores, play, pooled
     from triskel.stages import stage_of

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from triskel.choices import Choices
+from triskel.config.job import Job, ModeName
+from triskel.config.sections import Judge, Model
 from triskel.core.registry import TASKS
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.federate import Federation, federate
@@ -20,7 +22,6 @@ from triskel.data.text import task_of, tokenise
 from triskel.data.tokens import concatenated
 from triskel.errors import JobError
 from triskel.evaluate import Group, grouped
-from triskel.job import Job, Judge, Model, ModeName
 from triskel.model.body import Body, Choice
 from triskel.model.choose import choose
 from triskel.model.load import load

@@ -16,8 +16,8 @@ from typing import Any, Generic, Protocol, cast, runtime_checkable
 import torch
 
 from triskel.checkpoint import Saved, freeze, named, read, thaw, write, write_text
+from triskel.config.job import Job
 from triskel.errors import RoundError
-from triskel.job import Job
 from triskel.ledger import Account, Ledger, costs, totals
 from triskel.metrics import PerText, Score, empty, merge
 from triskel.model.body import Body

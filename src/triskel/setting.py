@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
+from triskel.config.job import Job
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.registry import MODES, imported
 from triskel.errors import PluginError, RoundError
-from triskel.job import Job
 from triskel.model.body import Body
 from triskel.model.meter import Meter
 from triskel.types import ClientId, ClientState, Examples, Mode, Watch

@@ -4,8 +4,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triskel.config.job import Job
 from triskel.data.text import batch_of, lengths_of, plan
-from triskel.job import Job
 from triskel.model.body import Body
 from triskel.model.flops import Piece
 from triskel.model.meter import Meter

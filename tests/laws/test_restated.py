@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 
 from triskel.bench import Bench, Share
 from triskel.compare import Request, Venue, run
+from triskel.config.job import Job
+from triskel.config.read import dump
 from triskel.engines import wire as wire_
 from triskel.engines.local import LocalEngine
-from triskel.job import Job, dump
 from triskel.model.body import Choice
 from triskel.model.meter import Costs
 from triskel.model.prefix import Prefix

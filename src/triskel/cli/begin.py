@@ -24,7 +24,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a job file that holds every key, its default and what it means."""
-    from triskel.template import text
+    from triskel.config.template import text
 
     write_text(file, text(mode or ()), force=force)
     echo(f"{file} holds the demo's job; edit it, then run `triskel compare {file}`")

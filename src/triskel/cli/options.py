@@ -9,9 +9,9 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from triskel.cli.output import safe_name
+from triskel.config.job import MODE_NAMES, ModeName
 from triskel.core.registry import MODES
 from triskel.errors import JobError
-from triskel.job import MODE_NAMES, ModeName
 
 Name = TypeVar("Name", bound=str)
 Row = TypeVar("Row", bound=str)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from triskel.cli.output import write_text
+from triskel.config.read import load, parse
 from triskel.errors import JobError
-from triskel.job import load, parse
 from triskel.terminal import echo
 
 app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")

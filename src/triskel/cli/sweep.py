@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from triskel.cli.options import next_folder, rows_in
 from triskel.cli.output import Event, Watch, console_for
+from triskel.config.job import MODE_NAMES
 from triskel.errors import JobError, TriskelError
 from triskel.grid import settings_of
-from triskel.job import MODE_NAMES
 from triskel.loading import loading
 
 CHOOSING: tuple[Literal["local", "central"], ...] = ("local", "central")

@@ -24,9 +24,10 @@ from triskel.cli.options import (
 )
 from triskel.cli.output import Event, Watch, conclude, console_for
 from triskel.cli.torch_import import settle_threads
+from triskel.config.job import MODE_NAMES, Job, ModeName
+from triskel.config.read import load
 from triskel.core.registry import MODES
 from triskel.errors import JobError, TriskelError
-from triskel.job import MODE_NAMES, Job, ModeName, load
 from triskel.loading import loading
 from triskel.terminal import echo
 

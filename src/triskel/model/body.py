@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from triskel.config.sections import Adapter
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
-from triskel.job import Adapter
 from triskel.model.adapters import insert, without_adapter
 from triskel.model.blocks import Blocks
 from triskel.model.fast import Crew, FastBlocks, Parameters, why_not

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from triskel.job import Adapter
+from triskel.config.sections import Adapter
 from triskel.model.adapters import is_lowrank, scale_of
 from triskel.model.blocks import Blocks
 from triskel.model.kernels import LowRank, attend, flash_attention, norm, swiglu

@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from triskel.config.sections import Adapter
 from triskel.errors import ModelError
-from triskel.job import Adapter
 from triskel.model.adapters import scale_of
 from triskel.model.blocks import Blocks
 from triskel.types import Tensors

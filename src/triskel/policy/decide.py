@@ -11,8 +11,8 @@ code it may run is in `foreign`, how much it may ask for in `limits`.
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 
+from triskel.config.job import Job
 from triskel.core.registry import MODES, TASKS
-from triskel.job import Job
 from triskel.policy.foreign import (
     decide_aggregate,
     decide_codecs,

@@ -6,8 +6,8 @@ anything of another package is imported, by the names and by whose they are on t
 
 from collections.abc import Iterator
 
+from triskel.config.job import Job
 from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin
-from triskel.job import Job
 from triskel.policy.refusal import Circumstances, Refusal, listed, show
 from triskel.policy.rules import Policy
 

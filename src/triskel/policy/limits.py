@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from triskel.job import Job
+from triskel.config.job import Job
 from triskel.policy.budget import Amounts
 from triskel.policy.expected import models_tested
 from triskel.policy.refusal import Circumstances, Refusal

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from triskel.config.job import Job
 from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin, Registry
 from triskel.data.assets import resolve
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, JobError, PluginError
-from triskel.job import Job
 from triskel.message import show
 from triskel.policy.decide import decide
 from triskel.policy.draws import files_of, key_of

@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
+from triskel.config.job import Job, ModeName
+from triskel.config.sections import Judge
 from triskel.core.registry import MODES
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, own_code, own_plugins, owned, run_of
@@ -35,7 +37,6 @@ from triskel.errors import (
     TriskelError,
 )
 from triskel.folder import stamped
-from triskel.job import Job, Judge, ModeName
 from triskel.policy.chain import now
 from triskel.policy.decide import decide_for_server, decide_who_and_when
 from triskel.policy.limits import quorum_of

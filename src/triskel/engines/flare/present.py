@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from triskel.bench import Bench
+from triskel.config.job import Job, ModeName
 from triskel.engines.flare.about import other_code, other_plugins
 from triskel.engines.flare.calls import Reply, text, whole
 from triskel.errors import MessageError
-from triskel.job import Job, ModeName
 from triskel.model.body import Body
 from triskel.types import ClientId
 

@@ -19,6 +19,7 @@ import torch
 
 from triskel.about import about_of
 from triskel.bench import Bench
+from triskel.config.job import Job, ModeName
 from triskel.core.registry import CODECS, MODES
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import (
@@ -48,7 +49,6 @@ from triskel.evaluate import evaluate, score_message
 from triskel.exchange import adapter_of
 from triskel.export import save_adapter
 from triskel.folder import safe
-from triskel.job import Job, ModeName
 from triskel.message import show
 from triskel.policy.audit import Audit
 from triskel.policy.budget import Spent

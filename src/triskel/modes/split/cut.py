@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triskel.config.job import Job
 from triskel.errors import JobError, MessageError
 from triskel.exchange import integers
-from triskel.job import Job
 from triskel.message import expect
 from triskel.model.body import Body
 from triskel.model.flops import Piece

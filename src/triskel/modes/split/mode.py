@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate import aggregate_of
+from triskel.config.job import Job
 from triskel.data.text import lengths_of
 from triskel.errors import LimitError, MessageError, TrainingError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
@@ -43,7 +44,6 @@ from triskel.exchange import (
     same_round,
     sections_of,
 )
-from triskel.job import Job
 from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
 from triskel.model.body import Body, Parameters
