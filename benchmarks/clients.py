@@ -17,8 +17,9 @@ import measure
 import torch
 from overhead import quiet
 
+from triskel.config.read import load
+from triskel.config.sections import Train
 from triskel.engines.local import joined
-from triskel.job import Train, load
 from triskel.model.body import Body
 from triskel.model.train import Descent, Learner, Term, Where
 from triskel.runner.resources import prepare

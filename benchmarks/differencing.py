@@ -26,17 +26,20 @@ from statistics import NormalDist
 import measure
 import numpy as np
 
+from triskel.config.job import Job
+from triskel.config.read import parse
 from triskel.data.federate import federate_own
 from triskel.data.sources import Dataset
 from triskel.errors import LimitError
-from triskel.job import Job, parse
 from triskel.metrics import Score
 from triskel.policy.budget import Spent
-from triskel.policy.decide import Circumstances, asked_of, decide
+from triskel.policy.decide import decide
 from triskel.policy.draws import Draws, key_of
+from triskel.policy.limits import asked_of
+from triskel.policy.read import parse as policy_of
+from triskel.policy.refusal import Circumstances
 from triskel.policy.rounding import rounded_score
 from triskel.policy.rules import Policy
-from triskel.policy.rules import parse as policy_of
 
 CANDIDATES, ROWS = 200, 400
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import measure
 from field import SITES, Field, same, started, tiny
 
-from triskel.job import MODE_NAMES, ModeName
+from triskel.config.job import MODE_NAMES, ModeName
 
 KINDS = ("site job", "site node", "server job", "server node")
 ROUNDS, EACH = 24, 5

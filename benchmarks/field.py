@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from triskel.compare import Request, run
+from triskel.config.job import ModeName
+from triskel.config.read import load
 from triskel.engines.local import LocalEngine
 from triskel.federation import kits, nodes
-from triskel.job import ModeName, load
 
 ROOT = Path(__file__).parent.parent
 SITES = runpy.run_path(str(ROOT / "tests" / "sites.py"))

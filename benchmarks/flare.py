@@ -34,9 +34,10 @@ import torch
 from field import SITES, Field, rounds, started, tiny
 
 from triskel.compare import Request, run
+from triskel.config.job import ModeName
+from triskel.config.read import load
 from triskel.engines.local import LocalEngine
 from triskel.federation import kits
-from triskel.job import ModeName, load
 
 WIDTH, TOKENS = 512, 30
 LARGEST = 1 << 30

@@ -27,9 +27,10 @@ import torch
 from field import SITES, Field, started
 
 from triskel.compare import Request, run
+from triskel.config.job import MODE_NAMES
+from triskel.config.read import load
 from triskel.data.assets import folder
 from triskel.engines.local import LocalEngine
-from triskel.job import MODE_NAMES, load
 from triskel.policy.weights import weights
 
 MODEL = "smollm2-135m"

@@ -29,15 +29,15 @@ from safetensors.torch import save
 
 from triskel.catalogue import entry_of
 from triskel.compare import read_run
+from triskel.config.read import load as load_job
+from triskel.config.read import parse, to_toml
 from triskel.errors import TriskelError
 from triskel.export import adapter_copied
 from triskel.federation.distributed import request_of, signed_in
 from triskel.federation.pack import unpack
-from triskel.job import load as load_job
-from triskel.job import parse, to_toml
 from triskel.policy.chain import Chain
 from triskel.policy.chain import read as read_log
-from triskel.policy.rules import load as load_policy
+from triskel.policy.read import load as load_policy
 from triskel.policy.template import TEMPLATE
 from triskel.policy.weights import weights
 from triskel.records import read as read_record

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate.mean import Mean
+from triskel.config.read import parse
+from triskel.config.sections import Train
 from triskel.data.text import batch_of
-from triskel.job import Train, parse
 from triskel.model.train import label_loss
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params

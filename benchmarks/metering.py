@@ -15,11 +15,13 @@ from typing import Any
 
 import measure
 
+from triskel.config.job import ModeName
+from triskel.config.read import load
 from triskel.data.assets import cache_folder
 from triskel.engines.local import LocalEngine
-from triskel.job import ModeName, load
 from triskel.ledger import Ledger
-from triskel.model.cost import Costs, Meter, Piece
+from triskel.model.flops import Piece
+from triskel.model.meter import Costs, Meter
 from triskel.modes.split.cut import cut_of
 from triskel.runner.resources import LocalResources, prepare
 from triskel.setting import mode_of

@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from triskel.aggregate.mean import Mean
+from triskel.config.job import Job
+from triskel.config.read import load
 from triskel.data.assets import resolve
 from triskel.engines.local import LocalEngine
-from triskel.job import Job, load
 from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where

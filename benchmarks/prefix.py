@@ -14,8 +14,8 @@ import measure
 from overhead import quiet
 
 from triskel.aggregate.mean import Mean
+from triskel.config.read import load
 from triskel.engines.local import LocalEngine
-from triskel.job import load
 from triskel.ledger import Ledger
 from triskel.model.prefix import Prefix
 from triskel.modes.params.mode import Params

@@ -15,7 +15,7 @@ import measure
 from overhead import quiet
 
 from triskel import demo
-from triskel.job import Model
+from triskel.config.sections import Model
 from triskel.model.load import dtype_of
 
 AVX2 = {

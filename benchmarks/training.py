@@ -22,8 +22,10 @@ import torch
 from overhead import adapted, ours, plain, quiet
 
 import triskel.data.text
+from triskel.config.job import Job
+from triskel.config.read import DEMO, load, parse
+from triskel.config.sections import Model
 from triskel.engines.local import LocalEngine
-from triskel.job import DEMO, Job, Model, load, parse
 from triskel.ledger import Ledger
 from triskel.model.load import dtype_of
 from triskel.model.train import Where

@@ -29,8 +29,8 @@ with loading():  # as the command line does
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from triskel.compare import Request, run
+    from triskel.config.job import Job
     from triskel.engines.local import LocalEngine
-    from triskel.job import Job
     from triskel.ledger import Ledger
     from triskel.round import Stage, play
     from triskel.stages import stage_of

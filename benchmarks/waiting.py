@@ -16,7 +16,7 @@ from typing import Any
 import measure
 from overhead import quiet
 
-from triskel.job import load
+from triskel.config.read import load
 from triskel.model.train import Descent, Learner, Term, Where
 from triskel.runner.resources import prepare
 from triskel.threads import BRIEF, SLEEPING, WAITS

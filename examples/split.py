@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from triskel.config.read import parse
 from triskel.engines.local import LocalEngine
-from triskel.job import parse
 from triskel.round import play, summary
 from triskel.runner.resources import prepare
 from triskel.stages import stage_of

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from triskel.config.job import MODE_NAMES, Job
+from triskel.config.read import load, parse, to_toml
 from triskel.engines import flare
 from triskel.engines.flare import board, calls, drive, host, remote, site
 from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.host import Host
 from triskel.engines.flare.remote import Remote
 from triskel.engines.flare.site import Site
-from triskel.job import MODE_NAMES, Job, load, parse, to_toml
 from triskel.ledger import Ledger
 from triskel.policy.weights import weights
 from triskel.setting import mode_of

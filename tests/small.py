@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from triskel.job import Job
+from triskel.config.job import Job
 from triskel.runner.resources import LocalResources, prepare
 
 WORDS = [f"w{i}" for i in range(40)]

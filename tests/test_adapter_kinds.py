@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from triskel.compare import Request, run
+from triskel.config.job import MODE_NAMES, Job
+from triskel.config.sections import AdapterKind
 from triskel.engines.local import LocalEngine
-from triskel.job import MODE_NAMES, AdapterKind, Job
-from triskel.model.cost import count
+from triskel.model.flops import count
 from triskel.worker import WHOLE
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))

@@ -14,12 +14,13 @@ import pytest
 
 from triskel.assess import assess
 from triskel.compare import BASELINES, Request, run
+from triskel.config.job import MODE_NAMES, Job
+from triskel.config.read import load
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError, ModelError
 from triskel.evaluate import evaluate
 from triskel.export import export_run, read_adapter
-from triskel.job import MODE_NAMES, Job, load
 from triskel.runner.resources import prepare
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))

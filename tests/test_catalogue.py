@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from triskel import cli
 from triskel.catalogue import Entry, Unreadable, below, differing, entry_of, kind_of, one_run
+from triskel.config.job import Job
+from triskel.config.read import dump, load, to_toml
 from triskel.errors import CheckpointError, JobError
-from triskel.job import Job, dump, load, to_toml
 
 FIGURE = {"accuracy": 0.5, "macro_f1": 0.4, "loss": 1.0}
 

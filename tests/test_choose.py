@@ -16,13 +16,13 @@ import torch
 
 from triskel import threads
 from triskel.choices import Choices
+from triskel.config.sections import Model
 from triskel.errors import CheckpointError, ModelError
-from triskel.job import Model
 from triskel.model import choose as choosing
 from triskel.model import load as loading
 from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST, choose, measured
-from triskel.model.cost import Cost, Piece
+from triskel.model.flops import Cost, Piece
 from triskel.model.load import dtype_of
 from triskel.model.memo import machine
 from triskel.runner import memory
@@ -158,7 +158,7 @@ def test_bfloat16_that_a_gpu_emulates_is_not_chosen(monkeypatch: pytest.MonkeyPa
 ASK = """
 import json, os, sys
 from pathlib import Path
-from triskel.job import Model
+from triskel.config.sections import Model
 from triskel.model import load
 
 # torch reads the variables once in a process, and not before it is asked: each case is a child's.

@@ -22,13 +22,15 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from triskel import cli, compare, demo, live, seeds
-from triskel.cli import output
+from triskel.cli import options, output, training
+from triskel.config.job import Job, ModeName
+from triskel.config.read import dump, load, parse, to_toml
+from triskel.config.sections import Override
+from triskel.config.template import text as template
 from triskel.core.registry import MODES
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
-from triskel.job import Job, ModeName, Override, dump, load, parse, to_toml
 from triskel.report import conclusions
-from triskel.template import text as template
 
 RUNNER = CliRunner()
 COMMANDS = ["compare", "run", "report", "export", "evaluate", "init"]
@@ -154,7 +156,7 @@ def test_other_libraries_are_kept_quiet(monkeypatch: pytest.MonkeyPatch, *, debu
         warned.extend(caught)
         raise JobError("no")
 
-    monkeypatch.setattr(cli, "load", advises)
+    monkeypatch.setattr(training, "load", advises)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         triskel(*(["--debug"] if debug else []), "compare", "--set", "rounds=2")
@@ -276,7 +278,7 @@ def test_a_surprise_is_one_sentence_and_a_traceback_on_request(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by [zero]\nmore")
 
-    monkeypatch.setattr(cli, "load", broken)
+    monkeypatch.setattr(training, "load", broken)
     said = refusal("compare", "--set", "rounds=2", code=1)
     assert said == "ZeroDivisionError: by [zero]; run again with --debug for the traceback"
     code, _, said = triskel("--debug", "compare", "--set", "rounds=2")
@@ -289,7 +291,7 @@ def test_an_error_with_no_words_still_has_a_name(monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(cli, "load", broken)
+    monkeypatch.setattr(training, "load", broken)
     assert refusal("compare", "--set", "rounds=2", code=1).startswith("AssertionError: no message;")
 
 
@@ -342,9 +344,9 @@ def test_the_demo_plays_the_seeds_of_its_rung_and_names_it(
 def test_the_next_folder_is_above_all_that_are_there() -> None:
     for name in ("job-9", "job-10", "job-x", "other-99", "job-11-copy"):
         Path("runs", name).mkdir(parents=True)
-    assert cli._next_folder("job") == Path("runs/job-11")
-    assert cli._next_folder("../a b/..") == Path("runs/a-b-1")
-    assert cli._next_folder("..") == Path("runs/run-1")
+    assert options.next_folder("job") == Path("runs/job-11")
+    assert options.next_folder("../a b/..") == Path("runs/a-b-1")
+    assert options.next_folder("..") == Path("runs/run-1")
 
 
 def test_options_reach_the_run(played: Played) -> None:
@@ -462,7 +464,7 @@ def test_a_request_to_end_is_an_interruption(monkeypatch: pytest.MonkeyPatch) ->
     def ends(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(cli, "load", ends)
+    monkeypatch.setattr(training, "load", ends)
     monkeypatch.setattr(sys, "argv", ["triskel", "compare", "job.toml"])
     try:
         with pytest.raises(SystemExit) as stop:
@@ -487,7 +489,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 def test_names_are_those_of_compare() -> None:
-    assert cli.BASELINE_NAMES == compare.BASELINES
+    assert options.BASELINE_NAMES == compare.BASELINES
 
 
 # --- After a run ------------------------------------------------------------------------------
@@ -702,8 +704,8 @@ def test_assets_are_fetched(
 
 
 def test_modes_complete() -> None:
-    assert cli._mode_names() == ["params", "logits", "split"]
-    assert cli._trained_names() == [*cli._mode_names(), "central", "local"]
+    assert options.mode_names() == ["params", "logits", "split"]
+    assert options.trained_names() == [*options.mode_names(), "central", "local"]
 
 
 def test_the_application_is_a_plain_typer_one() -> None:

@@ -10,7 +10,8 @@ from triskel import cli
 from triskel.cli import site as commands
 from triskel.policy.budget import Spent
 from triskel.policy.chain import Chain
-from triskel.policy.rules import Budget, Policy, load
+from triskel.policy.read import load
+from triskel.policy.rules import Budget, Policy
 from triskel.policy.template import TEMPLATE
 from triskel.policy.weights import weights as weights_of
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from triskel.codec import decode, encode
 from triskel.codec.quantise import from_int4, from_int8, to_int4, to_int8
+from triskel.config.sections import CodecName
 from triskel.errors import CodecError, MessageError
-from triskel.job import CodecName
 from triskel.message import pack, unpack
 from triskel.types import Facts, Message, Section
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from triskel.compare import Request, read_run, run
+from triskel.config.job import Job
+from triskel.config.read import dump, parse
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, safe
-from triskel.job import Job, dump, parse
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 BASELINES = ("base", "local", "central", "local_equal")

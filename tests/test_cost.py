@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from triskel.config.sections import DROPPING, Adapter, AdapterKind, Model
 from triskel.engines.local import LocalEngine
 from triskel.errors import MeterError
-from triskel.job import DROPPING, Adapter, AdapterKind, Model
 from triskel.ledger import Ledger
-from triskel.model import cost
+from triskel.model import flops, meter
 from triskel.model.body import Body, Choice
 from triskel.model.choose import FAST
-from triskel.model.cost import Cost, Costs, Piece, count
+from triskel.model.flops import Cost, Piece, count
 from triskel.model.load import load
+from triskel.model.meter import Costs
 from triskel.runner.resources import LocalResources
 from triskel.setting import mode_of
 from triskel.types import Batch
@@ -297,7 +298,7 @@ def test_clients_and_server_together_compute_what_torch_counts(
     play(resources, mode)
     setting, ledger = resources.setting(mode, SMALL.watch), Ledger()
     it = mode_of(setting)
-    with cost._Counter() as counter:  # torch's own follows modules, and fails at autograd.grad
+    with flops._Counter() as counter:  # torch's own follows modules, and fails at autograd.grad
         LocalEngine(resources.job).round(
             it, it.start(), resources.active(),
             worker=lambda c: resources.worker(c, SMALL.watch), mine={},
@@ -468,11 +469,11 @@ def test_a_count_that_took_long_is_remembered_for_this_model_and_code_only(
     def asked(of: Body = body, what: Piece = piece) -> Cost:
         return Costs(of, tmp_path, pytest.fail)[what]
 
-    monkeypatch.setattr(cost, "count", counting)
-    monkeypatch.setattr(cost, "WORTH_KEEPING_S", 60.0)
+    monkeypatch.setattr(meter, "count", counting)
+    monkeypatch.setattr(meter, "WORTH_KEEPING_S", 60.0)
     asked()
     assert not (tmp_path / "costs").exists(), "what is counted soon is not worth a file"
-    monkeypatch.setattr(cost, "WORTH_KEEPING_S", 0.0)
+    monkeypatch.setattr(meter, "WORTH_KEEPING_S", 0.0)
     wanted, counted[:] = asked(), []
     assert asked() == wanted == count(body, piece)
     assert not counted
@@ -495,7 +496,7 @@ def test_a_count_that_took_long_is_remembered_for_this_model_and_code_only(
         now = "sdpa" if config._attn_implementation == "eager" else "eager"
         other.setattr(config, "_attn_implementation", now)
         asked()
-    monkeypatch.setattr(cost, "code_sha256", lambda: "of another version")
+    monkeypatch.setattr(meter, "code_sha256", lambda: "of another version")
     asked()
     assert len(counted) == 5, "another piece, task, path, attention and version are counted anew"
     (tmp_path / "file").write_text("no folder")
@@ -587,7 +588,7 @@ def test_a_cost_that_is_no_polynomial_of_its_shape_raises(llama: Body) -> None:
 
 
 def test_every_kernel_of_attention_that_torch_leaves_at_zero_is_registered() -> None:
-    names = {str(packet) for packet in cost._registry().keys() - flop_registry.keys()}
+    names = {str(packet) for packet in flops._registry().keys() - flop_registry.keys()}
     assert names == {
         "aten._scaled_dot_product_flash_attention_for_cpu",
         "aten._scaled_dot_product_flash_attention_for_cpu_backward",
@@ -601,8 +602,8 @@ def test_each_piece_is_counted_once(bodies: Bodies, monkeypatch: pytest.MonkeyPa
         calls.append(piece)
         return real(body, piece)
 
-    real = cost.count
-    monkeypatch.setattr(cost, "count", counting)
+    real = flops.count
+    monkeypatch.setattr(meter, "count", counting)
     costs = Costs(bodies("llama"))
     assert costs[Piece("forward")] is costs[Piece("forward")]
     assert calls == [Piece("forward")]

@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 import pytest
 
-from triskel import job as jobs
+from triskel.config import read as jobs
+from triskel.config.job import MODE_NAMES, Job
 from triskel.data import assets
 from triskel.data.federate import Federation, describe, federate
 from triskel.data.sources import read
@@ -30,7 +31,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def job(path: Path, *overrides: str, count: int = 6, **data: str) -> jobs.Job:
+def job(path: Path, *overrides: str, count: int = 6, **data: str) -> Job:
     keys: Mapping[str, str] = {
         "source": "csv",
         "text": "t",
@@ -67,7 +68,7 @@ def test_every_row_is_held_once_by_somebody(tmp_path: Path, kind: str) -> None:
 
 def test_all_modes_train_on_the_same_rows(tmp_path: Path) -> None:
     file = csv(tmp_path / "a.csv", 60)
-    found = [federate(job(file, f"mode={mode}")) for mode in jobs.MODE_NAMES]
+    found = [federate(job(file, f"mode={mode}")) for mode in MODE_NAMES]
     assert found[0] == found[1] == found[2]
 
 
@@ -232,7 +233,7 @@ def test_a_file_named_like_another_format_is_refused(tmp_path: Path) -> None:
 # --- One file per client ----------------------------------------------------------------------
 
 
-def clients_job(folder: Path, *overrides: str, **data: str) -> jobs.Job:
+def clients_job(folder: Path, *overrides: str, **data: str) -> Job:
     keys = ['data.classes=["no", "yes"]', *overrides]
     return job(folder, *keys, count=2, source="clients", **data)
 
@@ -381,7 +382,7 @@ def hub(folder: Path) -> str:
     return str(folder)
 
 
-def hub_job(path: str, *overrides: str, **data: str) -> jobs.Job:
+def hub_job(path: str, *overrides: str, **data: str) -> Job:
     keys = {"source": "hub", "hub": path, "train": "", **data}
     return job(Path(), *overrides, count=6, **keys)
 

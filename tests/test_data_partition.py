@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triskel import job as jobs
+from triskel.config import read as jobs
+from triskel.config.job import Job
+from triskel.config.sections import Partition
 from triskel.data.holdout import apportion, hold_out, public_from
 from triskel.data.partition import LENGTH_BINS, client_names, dirichlet, partition, slugs
 from triskel.data.rows import Rows
 from triskel.errors import DataError
 
-DEALT: tuple[jobs.Partition, ...] = ("iid", "dirichlet", "quantity", "shards", "length")
+DEALT: tuple[Partition, ...] = ("iid", "dirichlet", "quantity", "shards", "length")
 
 
-def job(kind: str, *, seed: int = 0, **clients: float) -> jobs.Job:
+def job(kind: str, *, seed: int = 0, **clients: float) -> Job:
     options = "\n".join(f"{key} = {value}" for key, value in clients.items())
     return jobs.parse(
         f'seed = {seed}\n[data]\nsource = "csv"\ntrain = "x"\ntext = "t"\nlabel = "l"\n'
@@ -40,7 +42,7 @@ def rows(n: int, labels: int = 4) -> Rows:
     seed=st.integers(0, 3),
 )
 def test_every_row_has_exactly_one_client(
-    kind: jobs.Partition, n: int, m: int, count: int, alpha: float, seed: int
+    kind: Partition, n: int, m: int, count: int, alpha: float, seed: int
 ) -> None:
     train, test = rows(n), rows(m)
     if not n and kind in {"dirichlet", "shards", "length"}:
@@ -56,7 +58,7 @@ def test_every_row_has_exactly_one_client(
 
 
 @pytest.mark.parametrize("kind", DEALT)
-def test_another_seed_deals_otherwise(kind: jobs.Partition) -> None:
+def test_another_seed_deals_otherwise(kind: Partition) -> None:
     dealt = [partition(job(kind, seed=seed), rows(200), rows(50)) for seed in (0, 1)]
     assert dealt[0] != dealt[1]
 
@@ -68,7 +70,7 @@ def test_iid_sizes_differ_by_at_most_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dirichlet", "shards"])
-def test_a_client_s_test_share_follows_its_training_share(kind: jobs.Partition) -> None:
+def test_a_client_s_test_share_follows_its_training_share(kind: Partition) -> None:
     train = rows(8000)
     shares = partition(job(kind, count=5, alpha=0.3), train, train)
     for share in shares.values():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from triskel import job as jobs
+from triskel.config import read as jobs
+from triskel.config.job import Job
 from triskel.data import assets as shelf
 from triskel.data.federate import describe, federate
 from triskel.data.rows import Rows
@@ -15,12 +16,12 @@ from triskel.data.text import batch_of, lengths_of, plan, tokenise
 from triskel.tensors import eval_plan
 
 
-def parse(data: dict[str, str], *overrides: str) -> jobs.Job:
+def parse(data: dict[str, str], *overrides: str) -> Job:
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in data.items())
     return jobs.parse(f"[data]\n{lines}", overrides=overrides)
 
 
-def banking(folder: Path, *overrides: str) -> jobs.Job:
+def banking(folder: Path, *overrides: str) -> Job:
     data = {
         "source": "csv",
         "text": "text",
@@ -105,7 +106,7 @@ def test_running_text_is_scored_whole(shared_data: Path, shared_models: Path, na
 
 @pytest.mark.asset
 def test_the_opinions_are_those_that_were_published(assets: Path) -> None:
-    table = describe(federate(jobs.Job()))
+    table = describe(federate(Job()))
     assert assets
     assert {name: sum(c["labels"].values()) for name, c in table["clients"].items()} == {
         "editorials": 5_190 - 1_038 - 50,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from triskel import job as jobs
+from triskel.config import read as jobs
+from triskel.config.job import Job
 from triskel.data.rows import Rows
 from triskel.data.text import (
     WINDOW,
@@ -75,7 +76,7 @@ def pieces(*, end: bool = True, start: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def job(task: str, *, max_tokens: int = 64, template: str = "", text: bool = False) -> jobs.Job:
+def job(task: str, *, max_tokens: int = 64, template: str = "", text: bool = False) -> Job:
     columns = (
         'text = "t"\nlabel = "l"'
         if task == "classify"

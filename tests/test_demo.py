@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triskel import demo
+from triskel.config.read import load
 from triskel.demo import BUDGET_S, LADDER, Rung, choose
-from triskel.job import load
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 speeds = st.floats(min_value=1e-9, max_value=1e-2)

@@ -139,7 +139,7 @@ def test_a_python_block_runs_by_itself(
 def test_a_toml_block_is_a_job(block: Block) -> None:
     tomllib.loads(block.text)
     if "fragment" not in block.words:
-        job = importlib.import_module("triskel.job")
+        job = importlib.import_module("triskel.config.read")
         job.parse(block.text, where=block.where)
 
 

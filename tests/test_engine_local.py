@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from triskel.aggregate.mean import Mean
+from triskel.config.job import Job
 from triskel.engines.local import LocalEngine
 from triskel.engines.wire import alike
 from triskel.errors import LimitError, MessageError, RoundError, TrainingError
-from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.message import pack
 from triskel.model.body import Choice

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from triskel.config.job import Job
+from triskel.config.sections import Clients, Override
 from triskel.core.registry import MODES
-from triskel.job import Clients, Job, Override
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = [f"w{i}" for i in range(30)]

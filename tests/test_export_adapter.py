@@ -16,10 +16,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from triskel import card, sheet
+from triskel.config.sections import Adapter, Model
 from triskel.data.text import batch_of
 from triskel.errors import CheckpointError, ModelError
 from triskel.export import read_adapter, save_adapter
-from triskel.job import Adapter, Model
 from triskel.model import peft_folder
 from triskel.model.body import Body
 from triskel.model.load import load, quiet

@@ -15,11 +15,11 @@ import transformers
 
 from triskel import export
 from triskel.compare import Request, run
+from triskel.config.read import load
 from triskel.data.text import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError
 from triskel.export import export_run, read_adapter
-from triskel.job import load
 from triskel.model import peft_folder
 from triskel.model.load import quiet
 from triskel.runner.resources import prepare

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from triskel.compare import Request, resume, run
+from triskel.config.job import Job
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, LimitError, MessageError, RoundError, TrainingError
-from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
 from triskel.model.train import Descent

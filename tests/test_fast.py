@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from triskel.config.sections import Train
 from triskel.data.text import batch_of
 from triskel.errors import ModelError, TrainingError
-from triskel.job import Train
 from triskel.model.body import Body, Choice
 from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.model.train import Descent, Learner, Term, Where, label_loss

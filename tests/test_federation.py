@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from triskel import cli
+from triskel.config.read import parse
 from triskel.errors import FederationError, JobError
 from triskel.federation import distributed, follow, job, kits, nodes, provision, record
 from triskel.federation.harden import authorization, harden, settle, weakness
 from triskel.federation.provision import Plan
-from triskel.job import parse
-from triskel.policy.rules import load as load_policy
+from triskel.policy.read import load as load_policy
 from triskel.report import conclusions
 from triskel.report.reading import read as read_result
 

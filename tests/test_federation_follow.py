@@ -10,12 +10,12 @@ import pytest
 from nvflare.apis.utils.job_submit_token import validate_submit_token
 from nvflare.fuel.flare_api.api_spec import SubmitTokenConflict
 
+from triskel.config.read import parse
 from triskel.errors import FederationError, JobError
 from triskel.federation import follow, job, record
 from triskel.federation.follow import Line
 from triskel.federation.kits import Kit
 from triskel.federation.session import Session, UnreachableError
-from triskel.job import parse
 
 JOB = """
 name = "tickets"

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from triskel import cli
+from triskel.config.job import MODE_NAMES
 from triskel.federation import follow
-from triskel.job import MODE_NAMES
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 flares = runpy.run_path(str(Path(__file__).parent / "flares.py"))

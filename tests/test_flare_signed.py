@@ -16,6 +16,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from nvflare.lighter.utils import load_private_key_file, sign_folders
 
+from triskel.config.read import parse
 from triskel.engines import flare
 from triskel.engines.flare.about import owned
 from triskel.engines.flare.signed import SEEN, admit_once, not_revoked, signer_of
@@ -25,7 +26,6 @@ from triskel.federation.authority import revoke
 from triskel.federation.distributed import approve, ask, found, join, request_of
 from triskel.federation.job import request, write
 from triskel.federation.provision import Plan
-from triskel.job import parse
 
 NOW = datetime.now(UTC)
 JOB = parse(

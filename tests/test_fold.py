@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triskel.aggregate.mean import Mean
+from triskel.config.read import parse
 from triskel.engines.fold import Fold, capped
 from triskel.errors import MessageError
-from triskel.job import parse
 from triskel.types import ClientUpdate, Message, Mode, Section
 
 SIZES = st.dictionaries(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triskel.config.read import load
 from triskel.errors import JobError
 from triskel.grid import LONGEST, settings_of, values_of
-from triskel.job import load
 
 VALUES = st.one_of(
     st.integers(-9, 9).map(str),

@@ -12,20 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from triskel.config.job import MODE_NAMES, Job, unsupported
+from triskel.config.read import DEMO, dump, load, parse, to_toml
+from triskel.config.sections import ANY_DEPTH, blocks_of
 from triskel.core.registry import MODES
 from triskel.errors import JobError
-from triskel.job import (
-    ANY_DEPTH,
-    DEMO,
-    MODE_NAMES,
-    Job,
-    blocks_of,
-    dump,
-    load,
-    parse,
-    to_toml,
-    unsupported,
-)
 from triskel.modes.split.spec import default_cut
 
 CSV = """

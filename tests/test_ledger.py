@@ -18,15 +18,15 @@ import torch
 import transformers
 
 from triskel.aggregate.knowledge import dense, top
+from triskel.config.sections import Adapter
 from triskel.engines.local import LocalEngine
 from triskel.exchange import adapter_sections
-from triskel.job import Adapter
 from triskel.ledger import Ledger, totals
 from triskel.message import pack, payload_bytes
 from triskel.model.adapters import insert
 from triskel.model.blocks import Blocks
-from triskel.model.body import Layout
-from triskel.model.cost import Meter
+from triskel.model.meter import Meter
+from triskel.model.slots import Layout
 from triskel.modes.logits.mode import knowledge_message
 from triskel.runner.resources import LocalResources
 from triskel.setting import mode_of

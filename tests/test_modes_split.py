@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate.mean import Mean
+from triskel.config.sections import Train
 from triskel.errors import JobError, MessageError, TrainingError
-from triskel.job import Train
 from triskel.ledger import Ledger
 from triskel.message import pack
 from triskel.model import train

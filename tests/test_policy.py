@@ -16,21 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from triskel.config.job import Job
+from triskel.config.read import parse as parse_job
 from triskel.core.registry import MODES
 from triskel.errors import DataError
-from triskel.job import Job
-from triskel.job import parse as parse_job
 from triskel.ledger import Ledger
 from triskel.message import pack
-from triskel.policy.decide import (
-    Circumstances,
-    cohort_of,
-    decide,
-    decide_who_and_when,
-    wanted,
-)
+from triskel.policy.decide import decide, decide_who_and_when, wanted
 from triskel.policy.expected import Sizes, round_bytes
-from triskel.policy.rules import SECTIONS, Hours, Policy, PolicyError, load, parse
+from triskel.policy.limits import cohort_of
+from triskel.policy.read import SECTIONS, PolicyError, load, parse
+from triskel.policy.refusal import Circumstances
+from triskel.policy.rules import Hours, Policy
 from triskel.policy.template import TEMPLATE
 from triskel.policy.weights import weights
 from triskel.round import cohort

@@ -22,14 +22,14 @@ from typer.testing import CliRunner
 
 from triskel import cli
 from triskel.codec import encode
+from triskel.config.job import Job
 from triskel.errors import DataError
-from triskel.job import Job
 from triskel.message import pack
 from triskel.policy import chain
 from triskel.policy.audit import Audit
 from triskel.policy.chain import AuditError, Chain, read
-from triskel.policy.decide import Refusal
 from triskel.policy.listing import line_of
+from triskel.policy.refusal import Refusal
 from triskel.types import Message, Section
 
 NOON = datetime(2026, 11, 16, 12, tzinfo=UTC)

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from triskel.config.job import Job
+from triskel.config.read import parse
 from triskel.data.federate import federate_own
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, LimitError
-from triskel.job import Job, parse
 from triskel.policy.budget import FILE, Spent, accounts, lines
 from triskel.policy.chain import AuditError
-from triskel.policy.decide import asked_of
 from triskel.policy.draws import Draws, files_of, key_of
+from triskel.policy.limits import asked_of
+from triskel.policy.read import parse as policy_of
 from triskel.policy.rules import Budget
-from triskel.policy.rules import parse as policy_of
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 

@@ -8,7 +8,7 @@ import pytest
 from triskel.errors import DataError, JobError
 from triskel.policy import place
 from triskel.policy.place import MODELS, datasets, model_folder, models_of, placed, weights_of
-from triskel.policy.rules import load
+from triskel.policy.read import load
 from triskel.policy.weights import weights
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from triskel import cli
+from triskel.config.sections import Adapter, Model
 from triskel.errors import DataError
-from triskel.job import Adapter, Model
 from triskel.model.load import load
 from triskel.policy.weights import NAMED, Seals, Weights, weights
 

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from triskel.compare import HERE, Request, run
+from triskel.config.job import Job
 from triskel.data.text import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.evaluate import BATCH_TOKENS, evaluate
-from triskel.job import Job
 from triskel.model.body import Body, Choice
-from triskel.model.cost import Costs, Piece
+from triskel.model.flops import Piece
+from triskel.model.meter import Costs
 from triskel.model.prefix import Prefix
 from triskel.round import play
 from triskel.runner.resources import LocalResources, prepare

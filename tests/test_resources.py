@@ -13,7 +13,7 @@ import torch
 
 from triskel.data.tokens import concatenated
 from triskel.errors import JobError
-from triskel.model.cost import Piece
+from triskel.model.flops import Piece
 from triskel.modes.logits.mode import Logits
 from triskel.runner import tokens as tokens_module
 from triskel.runner.resources import LocalResources

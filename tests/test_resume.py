@@ -116,8 +116,8 @@ def child(line: Mapping[str, Any]) -> None:
     import torch  # noqa: PLC0415 - in the child only
 
     from triskel.compare import Request, resume, run  # noqa: PLC0415 - in the child only
+    from triskel.config.read import load  # noqa: PLC0415 - in the child only
     from triskel.engines.local import LocalEngine  # noqa: PLC0415 - in the child only
-    from triskel.job import load  # noqa: PLC0415 - in the child only
 
     torch.set_num_threads(1)
     point, folder = Points(line), Path(line["folder"])
@@ -210,7 +210,7 @@ class Case:
     """A job, and what it comes to when nobody disturbs it."""
 
     def __init__(self, room: Path, server: Server, task: str) -> None:
-        from triskel.job import to_toml  # noqa: PLC0415 - after the environment is set
+        from triskel.config.read import to_toml  # noqa: PLC0415 - after the environment is set
 
         job = SMALL.job(
             SMALL.save_model(room / "model"),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from triskel import room
-from triskel.job import Job, ModeName
+from triskel.config.job import Job, ModeName
 from triskel.model.body import Body, Choice, PathName
-from triskel.model.cost import Costs
+from triskel.model.meter import Costs
 from triskel.room import free_memory, kept
 from triskel.runner import memory
 from triskel.runner.resources import prepare

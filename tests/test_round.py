@@ -17,9 +17,10 @@ from torch import Tensor
 
 from triskel.aggregate.mean import Mean
 from triskel.checkpoint import read
+from triskel.config.job import Job
+from triskel.config.sections import Evaluate
 from triskel.engines.local import LocalEngine
 from triskel.errors import RoundError, TrainingError
-from triskel.job import Evaluate, Job
 from triskel.ledger import Ledger
 from triskel.metrics import Score
 from triskel.model.body import Body

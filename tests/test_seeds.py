@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from triskel.compare import Request, run
+from triskel.config.job import Job
+from triskel.config.read import to_toml
+from triskel.config.sections import AdapterKind
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError, TrainingError
-from triskel.job import AdapterKind, Job, to_toml
 from triskel.runner import models
 from triskel.seeds import compare_seeds, resume_seeds, seeds_of
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from triskel.compare import Request, run
+from triskel.config.job import MODE_NAMES, ModeName
 from triskel.engines.local import LocalEngine
-from triskel.job import MODE_NAMES, ModeName
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
 House, Meeting, house = sites["House"], sites["Meeting"], sites["house"]

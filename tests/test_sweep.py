@@ -15,13 +15,14 @@ from triskel import cli, resources
 from triskel import sweep as sweeps
 from triskel.assess import assess
 from triskel.compare import Request, read_run, run
+from triskel.config.job import Job
+from triskel.config.read import to_toml
 from triskel.data.federate import federate
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError, MeterError
 from triskel.export import export_run
 from triskel.grid import settings_of
-from triskel.job import Job, to_toml
 from triskel.report.columns import columns
 from triskel.sweep import Sweep, ranked, read_sweep, setting
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.adamw import adamw
 
+from triskel.config.sections import Train
 from triskel.errors import TrainingError
-from triskel.job import Train
 from triskel.model.body import Body, Choice
 from triskel.model.train import (
     Learner,

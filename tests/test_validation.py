@@ -11,12 +11,14 @@ import pytest
 import torch
 from opened import listen
 
-from triskel import job as jobs
+from triskel.config import read as jobs
+from triskel.config.job import Job
+from triskel.config.sections import Data
 from triskel.data import sources
 from triskel.data.federate import Federation, describe, federate, federate_own
 from triskel.data.rows import Rows
 from triskel.data.sources import Dataset
-from triskel.errors import DataError
+from triskel.errors import DataError, JobError
 
 KINDS = ["iid", "dirichlet", "quantity", "shards", "length", "natural"]
 
@@ -39,14 +41,14 @@ def table(path: Path, rows: int, *, start: int = 0) -> Path:
     return path
 
 
-def job(train: Path, share: float, *overrides: str, **data: str) -> jobs.Job:
+def job(train: Path, share: float, *overrides: str, **data: str) -> Job:
     keys = {"source": "csv", "text": "t", "label": "l", "train": str(train), **data}
     lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     text = "\n".join(["[data]", *lines, f"validation_share = {share}", "[logits]", "public = 6"])
     return jobs.parse(text, overrides=overrides)
 
 
-def dealt(train: Path, share: float, kind: str, *overrides: str, **data: str) -> jobs.Job:
+def dealt(train: Path, share: float, kind: str, *overrides: str, **data: str) -> Job:
     by = ["clients.by=w"] if kind == "natural" else []
     return job(train, share, f"clients.partition={kind}", *by, *overrides, **data)
 
@@ -134,7 +136,7 @@ def test_test_rows_that_are_held_out_are_dropped_where_they_are_read(tmp_path: P
     assert without.train == with_tests.train
 
 
-def _without_share(ours: jobs.Job) -> jobs.Data:
+def _without_share(ours: Job) -> Data:
     return ours.data.model_copy(update={"validation_share": 0.0})
 
 
@@ -194,7 +196,7 @@ def test_a_split_of_tests_is_not_loaded_when_validation_rows_judge(
 ) -> None:
     loaded: list[str] = []
 
-    def columns(_job: jobs.Job, split: str, wanted: object) -> Mapping[str, list[str]]:
+    def columns(_job: Job, split: str, wanted: object) -> Mapping[str, list[str]]:
         del wanted
         loaded.append(split)
         return {"t": [f"text {i}" for i in range(60)], "l": ["no", "yes"] * 30}
@@ -226,7 +228,7 @@ def test_a_share_that_no_client_can_spare_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
 def test_a_share_outside_of_zero_to_one_is_refused(share: float) -> None:
-    with pytest.raises(jobs.JobError, match=r"data\.validation_share"):
+    with pytest.raises(JobError, match=r"data\.validation_share"):
         jobs.parse(f"[data]\nvalidation_share = {share}")
 
 

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
+from triskel.config.job import Job
 from triskel.core.registry import MODES
 from triskel.data.federate import Federation, Holding
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
-from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.body import Body
-from triskel.model.cost import Cost, Costs
+from triskel.model.flops import Cost
+from triskel.model.meter import Costs
 from triskel.runner.resources import LocalResources
 from triskel.runner.tokens import Share
 from triskel.setting import ModeSetting, options_in

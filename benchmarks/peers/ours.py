@@ -24,13 +24,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from triskel.config.job import Job
+from triskel.config.read import parse
 from triskel.loading import loading
 
 with loading():  # as the command line does
     from triskel.engines.local import LocalEngine
     from triskel.exchange import adapter_of, adapter_sections
     from triskel.export import save_adapter
-    from triskel.job import Job, parse
     from triskel.modes.params.mode import Params
     from triskel.round import Scores, play, pooled
     from triskel.runner.resources import LocalResources, prepare

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from triskel.config.job import Job
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.registry import MODES, TASKS
-from triskel.job import Job
 
 
 def about_of(job: Job, mode: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 from triskel.baselines import local_row
 from triskel.catalogue import one_run
 from triskel.compare import read_run
+from triskel.config.job import Job
+from triskel.config.sections import Judge, is_name
 from triskel.core.registry import TASKS
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation
@@ -24,7 +26,6 @@ from triskel.errors import DataError, JobError, ModelError
 from triskel.evaluate import evaluate
 from triskel.export import ADAPTERS, read_adapter, saved
 from triskel.folder import safe
-from triskel.job import Job, Judge, is_name
 from triskel.metrics import Score
 from triskel.model.body import Body
 from triskel.round import Scores, pooled

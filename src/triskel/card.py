@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from triskel.config.sections import called
 from triskel.data.assets import ASSETS
-from triskel.job import called
 from triskel.sheet import Sheet, Training, asset_of
 
 CARD = "README.md"

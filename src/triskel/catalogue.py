@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from triskel.config.read import dump, parse
 from triskel.errors import CheckpointError, JobError, TriskelError
-from triskel.job import dump, parse
 from triskel.report.columns import COLUMNS, Column, columns, ranked_by
 from triskel.untrusted import TOML_MOST, json_in, json_of, plain, text_of
 

@@ -15,9 +15,9 @@ import torch
 
 from triskel import evaluate
 from triskel.checkpoint import write_text
+from triskel.config.sections import Model
 from triskel.core.registry import MODES
 from triskel.errors import CheckpointError, ModelError
-from triskel.job import Model
 from triskel.model import fast, train
 from triskel.model.body import Body, Choice
 from triskel.model.load import device_of

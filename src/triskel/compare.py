@@ -21,10 +21,12 @@ from triskel.about import about_of, task_about
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
+from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
+from triskel.config.read import dump, parse, to_toml
+from triskel.config.sections import Judge
 from triskel.core.registry import CODECS, MODES
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.folder import Log, environment, save
-from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
 from triskel.owned import alone
 from triskel.records import COLUMNS, DROPS
 from triskel.round import Engine, Stage

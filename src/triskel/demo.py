@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from triskel.job import DEMO, Job, blocks_of, parse
+from triskel.config.job import Job
+from triskel.config.read import DEMO, parse
+from triskel.config.sections import blocks_of
 from triskel.model.train import Descent, Learner, Term, Where
 from triskel.runner.resources import prepare
 from triskel.types import Watch

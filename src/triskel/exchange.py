@@ -6,7 +6,7 @@ from torch import Tensor
 
 from triskel.errors import MessageError
 from triskel.message import expect
-from triskel.model.body import Layout
+from triskel.model.slots import Layout
 from triskel.tensors import flat
 from triskel.types import Message, MessageKind, Section, Tensors
 

@@ -21,10 +21,12 @@ from triskel import __version__
 from triskel.about import about_in
 from triskel.card import CARD, card
 from triskel.catalogue import one_run
+from triskel.config.job import Job
+from triskel.config.read import dump, parse
+from triskel.config.sections import is_name
 from triskel.core.registry import TASKS
 from triskel.data.assets import resolve
 from triskel.errors import CheckpointError, JobError, ModelError
-from triskel.job import Job, dump, is_name, parse
 from triskel.model import peft_folder
 from triskel.model.body import Body
 from triskel.report.conclusions import better_off

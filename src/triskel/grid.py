@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from triskel.config.job import Job
+from triskel.config.read import load, setting_of
 from triskel.errors import JobError
-from triskel.job import Job, load, setting_of
 
 LONGEST = 100
 """Characters of a name; a longer one is cut and told apart by a hash."""

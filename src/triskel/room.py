@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from triskel.config.job import Job, ModeName
 from triskel.core.mode_spec import Memory
 from triskel.core.registry import MODES
-from triskel.job import Job, ModeName
 from triskel.model.body import Body
-from triskel.model.cost import Costs, Piece
+from triskel.model.flops import Piece
+from triskel.model.meter import Costs
 from triskel.model.train import MOST
 
 ROOM = 0.6

@@ -16,12 +16,12 @@ from typing import Any, Generic, Protocol, cast, runtime_checkable
 import torch
 
 from triskel.checkpoint import Saved, freeze, named, read, thaw, write, write_text
+from triskel.config.job import Job
 from triskel.errors import RoundError
-from triskel.job import Job
 from triskel.ledger import Account, Ledger, costs, totals
 from triskel.metrics import PerText, Score, empty, merge
 from triskel.model.body import Body
-from triskel.model.cost import Meter
+from triskel.model.meter import Meter
 from triskel.records import ByClient
 from triskel.report.links import LINKS, Link
 from triskel.report.links import seconds as on_link

@@ -22,9 +22,10 @@ from triskel import __version__
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
 from triskel.compare import HERE, Request, read_run, resume, run, used
+from triskel.config.job import Job
+from triskel.config.read import dump, to_toml
 from triskel.errors import CheckpointError, JobError
 from triskel.folder import save
-from triskel.job import Job, dump, to_toml
 from triskel.report.page import write_report
 from triskel.round import Engine
 from triskel.runner.models import Loaded

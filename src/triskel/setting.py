@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from triskel.aggregate import aggregate_of
+from triskel.config.job import Job
+from triskel.config.sections import Train
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options
 from triskel.core.registry import MODES, imported
 from triskel.errors import PluginError, RoundError
-from triskel.job import Job, Train
 from triskel.model.body import Body
-from triskel.model.cost import Meter
+from triskel.model.meter import Meter
 from triskel.types import Aggregate, ClientId, ClientState, Examples, Mode, Watch
 from triskel.worker import Worker
 

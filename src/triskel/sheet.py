@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from triskel.config.job import Job
+from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
 from triskel.data.assets import ASSETS, cache_folder
 from triskel.errors import CheckpointError
-from triskel.job import Job, Judge
 from triskel.untrusted import json_in
 
 SCHEMA = 1

@@ -15,10 +15,10 @@ from triskel import records
 from triskel.about import about_of
 from triskel.aggregate.mean import Mean
 from triskel.checkpoint import write_text
+from triskel.config.job import ModeName
 from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
 from triskel.folder import safe, stamped
-from triskel.job import ModeName
 from triskel.metrics import Score, merge
 from triskel.model.body import Body
 from triskel.modes.params.mode import Params, ParamsState

@@ -4,10 +4,11 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triskel.config.sections import Train
 from triskel.data.text import batch_of, lengths_of, plan
-from triskel.job import Train
 from triskel.model.body import Body
-from triskel.model.cost import Meter, Piece
+from triskel.model.flops import Piece
+from triskel.model.meter import Meter
 from triskel.model.train import Learner, Term, Where, fit, learning_rate
 from triskel.rng import derive
 from triskel.types import Batch, ClientId, Examples, Local, Tensors, Watch

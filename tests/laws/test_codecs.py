@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from triskel.codec import decode, encode
+from triskel.config.sections import CodecName
 from triskel.core.registry import CODECS
 from triskel.errors import CodecError
-from triskel.job import CodecName
 from triskel.message import pack, payload_bytes, section_bytes, unpack
 from triskel.types import Facts, Message, Section
 

@@ -26,10 +26,12 @@ from typer.testing import CliRunner
 from triskel import cli
 from triskel.baselines import BASELINES
 from triskel.compare import Request, resume, run
+from triskel.config.job import Job
+from triskel.config.read import dump, parse, to_toml
+from triskel.config.sections import Override
 from triskel.core.registry import MODES
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, PluginError
-from triskel.job import Job, Override, dump, parse, to_toml
 from triskel.policy.rules import Policy
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -246,7 +248,8 @@ def test_its_options_are_typed_and_the_nearest_key_is_named() -> None:
 
 def test_nothing_of_it_is_imported_before_it_is_named(package: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom triskel.core.registry import MODES\nfrom triskel.job import parse\n"
+        "import sys\nfrom triskel.config.read import parse\n"
+        "from triskel.core.registry import MODES\n"
         "assert 'sign' in MODES.names()\nMODES.origin('sign')\nparse('mode = \"split\"')\n"
         "assert 'own_mode' not in sys.modules\n"
         "parse('mode = \"sign\"')\nassert 'own_mode' in sys.modules\n"

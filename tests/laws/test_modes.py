@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate.mean import Mean
+from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
 from triskel.core.registry import MODES
 from triskel.errors import MessageError, TriskelError
 from triskel.evaluate import evaluate, score_of
-from triskel.job import MODE_NAMES, Job, ModeName, unsupported
 from triskel.message import pack, unpack
 from triskel.metrics import Score
 from triskel.modes.logits.mode import Logits

@@ -19,9 +19,9 @@ from torch import Tensor
 from triskel.aggregate import aggregate_of
 from triskel.aggregate.mean import Mean
 from triskel.compare import Request, resume, run
+from triskel.config.read import parse
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, RoundError
-from triskel.job import parse
 from triskel.types import ClientUpdate, Section
 
 TESTS = Path(__file__).resolve().parent.parent

@@ -14,11 +14,11 @@ import torch
 
 from triskel.codec import decode, encode
 from triskel.compare import Request, run
+from triskel.config.read import parse
 from triskel.core.mode_spec import Sizes
 from triskel.core.registry import CODECS
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, MessageError
-from triskel.job import parse
 from triskel.message import pack, unpack
 from triskel.policy.expected import round_bytes
 from triskel.types import Message, Section

@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 
 from triskel import cli
 from triskel.compare import Request, resume, run
+from triskel.config.job import Job
+from triskel.config.read import parse, to_toml
 from triskel.core.registry import TASKS
 from triskel.data.text import batch_of, task_of
 from triskel.engines.local import LocalEngine
 from triskel.errors import DataError, JobError
-from triskel.job import Job, parse, to_toml
 from triskel.model.train import Where
 
 TESTS = Path(__file__).resolve().parent.parent

@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import load_file
 
 from triskel.compare import HERE, Request, run
+from triskel.config.job import Job
+from triskel.config.read import dump
 from triskel.engines import wire as wire_
 from triskel.engines.local import LocalEngine
-from triskel.job import Job, dump
 from triskel.model.body import Choice
-from triskel.model.cost import Costs
+from triskel.model.meter import Costs
 from triskel.model.prefix import Prefix
 from triskel.model.train import Where
 from triskel.modes.split import mode as split

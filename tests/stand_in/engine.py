@@ -11,7 +11,7 @@ from typing import Any
 
 from nvflare.collab import CollabCallError, collab
 
-from triskel.job import parse
+from triskel.config.read import parse
 
 
 class Client:

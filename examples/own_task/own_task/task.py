@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from triskel.config.sections import Data
 from triskel.data.rows import Rows
 from triskel.data.text import Task
 from triskel.data.tokens import Ragged
-from triskel.job import Data
 from triskel.objective import Objective
 from triskel.types import Batch, Examples
 

@@ -1,18 +1,68 @@
-"""What several commands take: names in a list, and the next free run folder."""
+"""What several commands take: options, names in a list, and the next free run folder."""
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
+
+import typer
 
 from triskel.cli.output import safe_name
+from triskel.config.job import MODE_NAMES, ModeName
 from triskel.core.registry import MODES
 from triskel.errors import JobError
-from triskel.job import ModeName
 
 Name = TypeVar("Name", bound=str)
 Row = TypeVar("Row", bound=str)
+# `baselines` loads torch, so its names are said again here
+BaselineName = Literal["base", "local", "central", "local_equal"]
+BASELINE_NAMES: tuple[BaselineName, ...] = ("base", "local", "central", "local_equal")
+
+
+def mode_names() -> list[str]:
+    """Return the modes that there are, for a shell that completes one."""
+    return list(MODES.names())
+
+
+def trained_names() -> list[str]:
+    """Return what may have been trained, for a shell that completes one."""
+    return [*MODES.names(), "central", "local"]
+
+
+SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SETTING)]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run.", show_default="runs/NAME-N, next free", metavar="DIR"),
+]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Folder of a run.", show_default=False, exists=True, file_okay=False
+    ),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        help=f"One of {', '.join(MODE_NAMES)}; the job's own when left out.",
+        autocompletion=mode_names,
+    ),
+]
+Trained = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help="A mode, central or local; may be left out where there is one.",
+        autocompletion=trained_names,
+    ),
+]
+Baselines = Annotated[
+    str,
+    typer.Option(
+        help=f"Which baselines, separated by commas: {', '.join(BASELINE_NAMES)}; or none."
+    ),
+]
 
 
 def names_in(

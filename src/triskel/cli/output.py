@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from rich.markup import escape
 from triskel.errors import JobError
 from triskel.terminal import Plain
 
+# `types` loads torch, so what is needed of it is said again here
+Event = Mapping[str, Any]
+Watch = Callable[[Event], None]
 PIPE_WIDTH = 160
 """Characters in a line of output that no terminal bounds."""
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from triskel.cli.output import write_text
+from triskel.config.read import load, parse
 from triskel.errors import JobError
-from triskel.job import load, parse
 from triskel.terminal import echo
 
 app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
@@ -50,10 +50,12 @@ def site_check(
     ] = None,
 ) -> None:
     """Say whether a job may run at a site, or everything that the policy has against it."""
-    from triskel.policy.decide import MB, Circumstances, wanted
+    from triskel.policy.decide import wanted
+    from triskel.policy.limits import MB
     from triskel.policy.place import decided, importable
+    from triskel.policy.read import load as load_policy
+    from triskel.policy.refusal import Circumstances
     from triskel.policy.rules import held_to, unsaid
-    from triskel.policy.rules import load as load_policy
 
     rules, _ = load_policy(policy)
     may = importable(rules)  # nothing else of what a job names runs here
@@ -105,7 +107,7 @@ def site_budget(
 ) -> None:
     """Say what all jobs together had of each file of a dataset, and of how much."""
     from triskel.policy.budget import lines
-    from triskel.policy.rules import load as load_policy
+    from triskel.policy.read import load as load_policy
 
     rules, _ = load_policy(policy)
     kept = policy.resolve().parent.parent / "triskel"

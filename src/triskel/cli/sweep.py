@@ -9,14 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from triskel.cli.options import next_folder, rows_in
-from triskel.cli.output import console_for
+from triskel.cli.output import Event, Watch, console_for
+from triskel.config.job import MODE_NAMES
 from triskel.errors import JobError, TriskelError
 from triskel.grid import settings_of
-from triskel.job import MODE_NAMES
 from triskel.loading import loading
 
-Event = Mapping[str, Any]
-Watch = Callable[[Event], None]
 CHOOSING: tuple[Literal["local", "central"], ...] = ("local", "central")
 """Baselines that have something to choose."""
 ALL_MODES = ",".join(MODE_NAMES)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from triskel.codec.protocol import Codec
+from triskel.config.sections import CodecName
 from triskel.core.codec_spec import CodecSpec
 from triskel.core.registry import CODECS, imported
 from triskel.errors import CodecError, MessageError, PluginError
-from triskel.job import CodecName
 from triskel.message import DTYPE_NAMES, DTYPES, check_section, show
 from triskel.types import Fact, Message, Section, Tensors
 

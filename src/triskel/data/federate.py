@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from triskel.config.job import Job
+from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
 from triskel.data.rows import Rows
 from triskel.data.sources import Dataset, named_public, read, read_own
 from triskel.errors import DataError
-from triskel.job import Job, Judge
 from triskel.types import ClientId
 
 UNSHARED = (

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from triskel.config.job import Job
 from triskel.data.holdout import shuffled
 from triskel.data.rows import Rows
 from triskel.errors import DataError
-from triskel.job import Job
 from triskel.rng import derive
 from triskel.types import ClientId
 

@@ -13,13 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from triskel.config.job import Job
 from triskel.core.registry import TASKS
 from triskel.data import assets
 from triskel.data.files import FORMATS, Columns, Role, load, select
 from triskel.data.holdout import hold_out, shuffled
 from triskel.data.rows import Rows, Table, join
 from triskel.errors import DataError
-from triskel.job import Job
 
 TEST_SUFFIX = ".test"
 

@@ -7,11 +7,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from triskel.config.job import Job
+from triskel.config.sections import Data
 from triskel.core.registry import TASKS, imported
 from triskel.data.holdout import permutation
 from triskel.data.rows import Rows
 from triskel.errors import PluginError
-from triskel.job import Data, Job
 from triskel.metrics import Score
 from triskel.objective import Objective
 from triskel.rng import stream

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
+from triskel.config.job import Job
 from triskel.exchange import number
-from triskel.job import Job
 from triskel.types import A, ClientId, Message, Mode, S
 from triskel.worker import Worker
 

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from triskel.config.job import Job
 from triskel.engines.fold import Fold
 from triskel.engines.wave import crews, due
 from triskel.engines.wire import Wire
 from triskel.errors import RoundError
-from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.model.train import IN_FLIGHT
 from triskel.types import (

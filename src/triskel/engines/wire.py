@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from triskel.codec import decode, encode
+from triskel.config.job import Job
 from triskel.errors import MessageError
-from triskel.job import Job
 from triskel.ledger import Direction, Ledger
 from triskel.message import pack, unpack
 from triskel.types import ClientId, Message, Watch

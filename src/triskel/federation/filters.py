@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from triskel.errors import JobError
 from triskel.federation.kits import Kit, read_json
-from triskel.policy.rules import load
+from triskel.policy.read import load
 
 KINDS = ("task_data_filters", "task_result_filters")
 FILES = ("privacy.json", "resources.json")

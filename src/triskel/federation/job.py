@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from triskel.config.job import Job, ModeName, unsupported
+from triskel.config.read import load, parse, to_toml
+from triskel.config.sections import is_name
 from triskel.core.registry import MODES, TASKS
 from triskel.errors import JobError
 from triskel.federation.harden import CLIENT_CLASS, CONTROLLER, EXECUTOR, SERVER_CLASS
-from triskel.job import Job, ModeName, is_name, load, parse, to_toml, unsupported
 
 SCHEMA = 1
 SYNC_S = 60
@@ -69,7 +71,7 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 def unfit(job: Job) -> str | None:
     """Return why a federation cannot run a job in its mode, or None when it can.
 
-    >>> from triskel.job import parse
+    >>> from triskel.config.read import parse
     >>> unfit(parse("rounds = 1"))
     'data.source must be "clients", got "opinions"; each site brings a dataset of its own'
     """

@@ -20,8 +20,8 @@ from peft.utils.constants import (
 )
 from torch import Tensor, nn
 
+from triskel.config.sections import Adapter, blocks_of
 from triskel.errors import ModelError
-from triskel.job import Adapter, blocks_of
 from triskel.model.blocks import Blocks
 from triskel.rng import derive, stream
 from triskel.tensors import wide

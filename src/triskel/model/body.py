@@ -9,11 +9,11 @@ Blocks run on one of two paths. `reference` is the library's own code, block by 
 pass (`together`). A new body is on the reference path; `use` switches.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from triskel.config.sections import Adapter
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
-from triskel.job import Adapter
-from triskel.model.adapters import insert, scale_of, without_adapter
+from triskel.model.adapters import insert, without_adapter
 from triskel.model.blocks import Blocks
 from triskel.model.fast import Crew, FastBlocks, Parameters, why_not
 from triskel.model.prefix import Prefix
+from triskel.model.slots import layout_of, leaves_of, values_in
 from triskel.model.vocabulary import vocabulary_losses
 from triskel.objective import Objective
 from triskel.tensors import wide
@@ -37,26 +38,6 @@ AT_ONCE = 1 << 24
 """Logits that are made at once where only scores or the largest are wanted."""
 
 PathName = Literal["reference", "fast"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which trainable tensor belongs where.
-
-    Attributes:
-        head: Names of the task head's tensors.
-        block: Block of every adapter tensor.
-        scale: What a product of low-rank factors is multiplied by.
-    """
-
-    head: tuple[str, ...]
-    block: Mapping[str, int]
-    scale: float
-
-    def within(self, low: int, high: int, *, head: bool = False) -> list[str]:
-        """Return names of tensors in blocks [low, high), and of the head where asked."""
-        inside = [name for name, block in self.block.items() if low <= block < high]
-        return inside + (list(self.head) if head else [])
 
 
 @dataclass(frozen=True)
@@ -130,8 +111,8 @@ class Body:
             m for n, m in model.named_modules() if "lora_dropout" in n and isinstance(m, nn.Dropout)
         ]
         self.seed = seed
-        self.initial: Tensors = _values(self._slots)
-        self.layout = self._layout()
+        self.initial: Tensors = values_in(self._slots)
+        self.layout = layout_of(self._slots, self.blocks, adapter)
         self.frozen = min(self.layout.block.values(), default=self.blocks.count)
         self.choice = Choice()
         self.prefix: Prefix | None = None
@@ -141,7 +122,7 @@ class Body:
         """Start from what a body that is loaded with this seed starts from; the base stays."""
         if seed != self.seed:
             bare = Blocks(without_adapter(self.blocks.model), self.ends)
-            self.seed, self.initial = seed, _values(insert(bare, self.adapter, seed=seed))
+            self.seed, self.initial = seed, values_in(insert(bare, self.adapter, seed=seed))
 
     def use(self, choice: Choice) -> None:
         """Compute this way from here on.
@@ -158,17 +139,6 @@ class Body:
     def _known(self) -> int:
         last = max(self.tokenizer.get_vocab().values())
         return min(last + 1, int(self.blocks.config.vocab_size))
-
-    def _layout(self) -> Layout:
-        head = tuple(n for n in self._slots if n.startswith(f"{self.blocks.head_name}."))
-        prefix = f"{self.blocks.family.blocks}."
-        return Layout(
-            head=head,
-            block={
-                n: int(n.removeprefix(prefix).split(".")[0]) for n in self._slots if n not in head
-            },
-            scale=scale_of(self.adapter),
-        )
 
     @property
     def device(self) -> torch.device:
@@ -188,20 +158,7 @@ class Body:
         Raises:
             ModelError: A name or shape is not this body's.
         """
-        dtype, device, leaves = wide(self.dtype), self.device, dict[str, nn.Parameter]()
-        for name, tensor in tensors.items():
-            expected = self.initial.get(name)
-            if expected is None or expected.shape != tensor.shape:
-                shape = None if expected is None else tuple(expected.shape)
-                raise ModelError(
-                    f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit this model, "
-                    f"which has {shape}"
-                )
-            copy = tensor.detach().to(
-                device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format
-            )
-            leaves[name] = nn.Parameter(copy)
-        return leaves
+        return leaves_of(tensors, like=self.initial, dtype=wide(self.dtype), device=self.device)
 
     def pooled_column(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Return which token of each text stands for all of it."""
@@ -403,11 +360,3 @@ class Body:
         finally:
             for module in self._dropouts:
                 module.train(before)
-
-
-def _values(slots: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor]:
-    """Return copies of what lies in slots."""
-    return {
-        name: cast("Tensor", getattr(owner, attribute)).detach().clone().cpu()
-        for name, (owner, attribute) in slots.items()
-    }

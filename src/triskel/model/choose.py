@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from triskel.code import code_sha256
-from triskel.job import Train
+from triskel.config.sections import Train
 from triskel.model.body import Body, Choice
 from triskel.model.fast import why_not
 from triskel.model.memo import place_of, recalled, remember

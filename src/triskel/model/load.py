@@ -13,9 +13,9 @@ import torch
 import transformers
 from torch import nn
 
+from triskel.config.sections import Adapter, Model
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
-from triskel.job import Adapter, Model
 from triskel.model.blocks import family_of
 from triskel.model.body import Body
 

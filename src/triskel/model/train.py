@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from triskel.config.sections import Train
 from triskel.errors import TrainingError
-from triskel.job import Train
 from triskel.model.body import Body
 from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.objective import Loss, label_loss

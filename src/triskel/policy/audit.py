@@ -12,10 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from triskel.job import Job, to_toml
+from triskel.config.job import Job
+from triskel.config.read import to_toml
 from triskel.message import DTYPE_NAMES, section_bytes
 from triskel.policy.chain import Chain, now
-from triskel.policy.decide import Refusal
+from triskel.policy.refusal import Refusal
 from triskel.types import Message, Section
 
 LONGEST = 200

@@ -5,9 +5,9 @@ bytes, 2 under `bf16` and `fp16`, and 8 under `raw` in a float64 model. `int8` a
 4 as well, since what their scales take depends on shapes.
 """
 
+from triskel.config.job import Job
 from triskel.core.mode_spec import Sizes
 from triskel.core.registry import CODECS, MODES
-from triskel.job import Job
 
 A_COUNT = 8
 """Bytes of a number in the table of classes by predicted classes."""

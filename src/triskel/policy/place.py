@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from triskel.config.job import Job
 from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin, Registry
 from triskel.data.assets import resolve
 from triskel.data.sources import Dataset
 from triskel.errors import DataError, JobError, PluginError
-from triskel.job import Job
 from triskel.message import show
-from triskel.policy.decide import Circumstances, Refusal, aggregate_in, decide, decide_mode
+from triskel.policy.decide import decide
 from triskel.policy.draws import files_of, key_of
+from triskel.policy.foreign import aggregate_in, decide_mode
+from triskel.policy.refusal import Circumstances, Refusal
 from triskel.policy.rules import Policy
 from triskel.policy.weights import Seals, Weights
 

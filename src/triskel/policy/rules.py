@@ -1,16 +1,13 @@
-"""The site's policy as a file: what an organisation lets a job do with its data, typed and checked.
+"""The site's policy: what an organisation lets a job do with its data, typed and checked.
 
-A policy is a TOML file that belongs to the site and never travels. What it does not name, it does
-not allow: an empty policy refuses every job. `decide` holds a job against it.
+A policy belongs to the site and never travels; `read` has it from a file. What it does not name, it
+does not allow: an empty policy refuses every job. `decide` holds a job against it.
 """
 
-import difflib
-import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import time
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, cast
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -29,8 +26,7 @@ from pydantic.types import Strict
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options, typed
 from triskel.core.registry import CODECS, MODES, Origin, Registry
-from triskel.errors import PluginError, TriskelError
-from triskel.untrusted import TOML_MOST, data_of, toml_of
+from triskel.errors import PluginError
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -41,12 +37,6 @@ Step = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Least = Annotated[int, Strict(), Field(ge=1)]
 Count = Annotated[int, Strict(), Field(ge=0)]
 Name = Annotated[StrictStr, Field(min_length=1)]
-
-
-class PolicyError(TriskelError):
-    """A policy file cannot be read, or does not say what it means."""
-
-    exit_code = 2
 
 
 def _clock(value: object) -> object:
@@ -286,7 +276,7 @@ STRICT: Mapping[str, type[BaseModel]] = {"floors": Floors, "scores": ScoresOut, 
 def unsaid(policy: Policy) -> str:
     """Return a line with the strict values that hold since the policy does not name them.
 
-    >>> unsaid(parse("floors.train = 20"))[:58]
+    >>> unsaid(Policy(floors=Floors(train=20)))[:58]
     'not in this policy, so the strict values hold: floors.test'
     """
     found: list[str] = []
@@ -320,96 +310,3 @@ def held_to(policy: Policy) -> list[str]:
         most, day = getattr(budget, key), getattr(budget, f"{key}_day")
         found.append(f"budget.{key}: of a dataset {most:g} {what}, {day:g} a day")
     return found
-
-
-# --- Reading ----------------------------------------------------------------------------------
-
-
-def load(path: Path) -> tuple[Policy, str]:
-    """Read a policy file; relative paths of datasets are relative to its folder.
-
-    Returns:
-        The policy, and the SHA-256 of the file as it was read, for the audit log.
-
-    Raises:
-        PolicyError: The file is missing, is not TOML, or is not a policy.
-    """
-    try:
-        data = data_of(path.resolve(), most=TOML_MOST)
-        text = data.decode("utf-8")
-    except FileNotFoundError:
-        raise PolicyError(
-            f"policy file {path} does not exist; `triskel site init` writes one"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"policy file {path} is not UTF-8 text: {error.reason}") from error
-    except OSError as error:
-        raise PolicyError(f"policy file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise PolicyError(f"policy file {path} cannot be read: {error}") from error
-    policy = parse(text, where=str(path))
-    base = path.resolve().parent
-    rooted = {
-        name: dataset.model_copy(update={"paths": tuple(str(base / p) for p in dataset.paths)})
-        for name, dataset in policy.datasets.items()
-    }
-    return policy.model_copy(update={"datasets": rooted}), hashlib.sha256(data).hexdigest()
-
-
-def parse(text: str, *, where: str = "policy") -> Policy:
-    """Read a policy from TOML text.
-
-    >>> parse('modes = ["params"]').modes
-    ('params',)
-
-    Raises:
-        PolicyError: The text is not TOML, or is not a policy.
-    """
-    try:
-        raw = toml_of(text)
-    except ValueError as error:
-        raise PolicyError(f"{where} is not valid TOML: {error}") from error
-    try:
-        return Policy.model_validate(raw)
-    except ValidationError as error:
-        raise PolicyError(f"{where}: {_sentence(error)}") from error
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    key, text = ".".join(place), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        known = _known(place[:-1])
-        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
-    if first["type"] == "missing":
-        return f"{key} is missing; give it, or leave {'.'.join(place[:-1])} out"
-    if first["type"] == "value_error":
-        return f"{key} {text}"
-    return f"{key}: {text[0].lower()}{text[1:]}, got {first.get('input')!r}"
-
-
-SECTIONS: Mapping[str, type[BaseModel]] = {
-    "leave": Leave,
-    "plugins": Pin,
-    "limits": Limits,
-    "floors": Floors,
-    "scores": ScoresOut,
-    "budget": Budget,
-    "flare": Flare,
-    "privacy": Privacy,
-    "hours": Hours,
-    "datasets": Dataset,
-}
-"""Every table of a policy whose keys are fixed; a dataset stands under its name."""
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def _known(place: Sequence[str]) -> list[str]:
-    if not place:
-        return sorted({*Policy.model_fields, *(s.name for s in MODES.built_in() if s.limits)})
-    part = SECTIONS.get(place[0]) or MODES.spec(place[0]).limits
-    return sorted(part.model_fields if part else ())

@@ -23,27 +23,8 @@ def labels(result: Result) -> Figure:
         order.sort(key=lambda c: -holdings[c].train)
     counts = shown_labels(result)
     wide = -(-len(order) // COLUMNS)
-    palette = (*LABELS[: len(counts)],) if len(counts) <= len(LABELS) else (*LABELS, OTHER)
-    data: list[Json] = []
-    for colour, (name, per) in zip(palette, counts.items(), strict=True):
-        runs = [order[i : i + wide] for i in range(0, len(order), wide)]
-        places: list[int] = list(range(len(runs)))
-        values: list[float] = [sum(per.get(c, 0) for c in run) / len(run) for run in runs]
-        across = {"x": places, "y": values} if many else {"y": places, "x": values}
-        data.append(
-            {
-                "type": "bar",
-                "orientation": "v" if many else "h",
-                "name": label(name, 22),
-                "marker": {"color": colour},
-                "hovertext": [
-                    f"{_called(run)}<br>{label(name)}: {v:,.4g}"
-                    for run, v in zip(runs, values, strict=True)
-                ],
-                "hoverinfo": "text",
-                **across,
-            }
-        )
+    runs = [order[i : i + wide] for i in range(0, len(order), wide)]
+    data = _bars(counts, runs, upright=many)
     amount: Json = {"title": titled("training examples"), "nticks": 6}
     if many:
         names: Json = {
@@ -73,6 +54,33 @@ def labels(result: Result) -> Figure:
         height=height,
         legend=len(counts) > 1,
     )
+
+
+def _bars(
+    counts: Mapping[str, Mapping[str, int]], runs: Sequence[Sequence[str]], *, upright: bool
+) -> list[Json]:
+    """Return the bars of each label: one for each run of clients, their mean."""
+    palette = (*LABELS[: len(counts)],) if len(counts) <= len(LABELS) else (*LABELS, OTHER)
+    data: list[Json] = []
+    for colour, (name, per) in zip(palette, counts.items(), strict=True):
+        places: list[int] = list(range(len(runs)))
+        values: list[float] = [sum(per.get(c, 0) for c in run) / len(run) for run in runs]
+        across = {"x": places, "y": values} if upright else {"y": places, "x": values}
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "v" if upright else "h",
+                "name": label(name, 22),
+                "marker": {"color": colour},
+                "hovertext": [
+                    f"{_called(run)}<br>{label(name)}: {v:,.4g}"
+                    for run, v in zip(runs, values, strict=True)
+                ],
+                "hoverinfo": "text",
+                **across,
+            }
+        )
+    return data
 
 
 def _called(run: Sequence[str]) -> str:

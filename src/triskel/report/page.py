@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
+from triskel.config.sections import called
 from triskel.errors import CheckpointError
-from triskel.job import called
 from triskel.report import particulars, sections, units
 from triskel.report.comparisons import readings_section
 from triskel.report.figures import draw

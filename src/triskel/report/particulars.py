@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import tomli_w
 
+from triskel.config.sections import is_name
 from triskel.core.registry import MODES
-from triskel.job import is_name
 from triskel.report import units
 from triskel.report.cells import rows
 from triskel.report.holdings import shown_labels

@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from triskel.config.job import Job, ModeName
 from triskel.data.federate import Federation
-from triskel.job import Job, ModeName
 from triskel.model.body import Body
-from triskel.model.cost import Costs
+from triskel.model.meter import Costs
 from triskel.model.prefix import Prefix
 from triskel.room import ROOM, free_memory, kept
 

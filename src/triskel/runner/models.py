@@ -6,16 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from triskel.choices import Choices
+from triskel.config.job import Job, ModeName
+from triskel.config.sections import Model
 from triskel.core.registry import TASKS
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.rows import Rows
 from triskel.data.text import task_of
 from triskel.errors import JobError
-from triskel.job import Job, Model, ModeName
 from triskel.model.body import Body, Choice
 from triskel.model.choose import choose
-from triskel.model.cost import Costs
 from triskel.model.load import load
+from triskel.model.meter import Costs
 from triskel.policy.weights import Seals
 from triskel.runner.memory import Memory, model_of
 from triskel.types import ClientId, Examples

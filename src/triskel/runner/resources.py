@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from triskel.config.job import Job, ModeName
+from triskel.config.sections import Judge
 from triskel.core.registry import MODES
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation, describe, federate
-from triskel.job import Job, Judge, ModeName
 from triskel.model.body import Body
 from triskel.policy.weights import Seals
 from triskel.runner.memory import Memory

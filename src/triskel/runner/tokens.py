@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from triskel.config.job import Job
 from triskel.data.federate import Federation
 from triskel.data.rows import Rows
 from triskel.data.text import tokenise
 from triskel.data.tokens import concatenated
 from triskel.evaluate import Group, grouped
-from triskel.job import Job
 from triskel.model.body import Body
 from triskel.runner.models import Models
 from triskel.types import ClientId, Examples

@@ -11,11 +11,12 @@ from triskel import __version__
 from triskel.about import about_of
 from triskel.baselines import BaselineName
 from triskel.checkpoint import write_text
+from triskel.config.job import MODE_NAMES, Job, ModeName
+from triskel.config.read import dump, parse, to_toml
 from triskel.core.registry import TASKS
 from triskel.data.federate import UNSHARED
 from triskel.errors import CheckpointError, JobError
 from triskel.grid import Setting
-from triskel.job import MODE_NAMES, Job, ModeName, dump, parse, to_toml
 from triskel.untrusted import TOML_MOST, json_in, text_of
 
 RECORD = "sweep.json"

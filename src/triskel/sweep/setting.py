@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from triskel.checkpoint import write_text
 from triskel.compare import Request, read_run, resume, run
+from triskel.config.job import Job
 from triskel.errors import CheckpointError, TrainingError, TriskelError
 from triskel.grid import Setting
-from triskel.job import Job
 from triskel.report.columns import columns
 from triskel.round import Engine
 from triskel.sweep.asked import Sweep, digest_of

@@ -13,9 +13,9 @@ from rich.markup import escape
 from triskel.cli.federation.arguments import As, Folder, Number, Out, Sites, Supervise
 from triskel.cli.federation.nodes import sentence
 from triskel.cli.output import conclude, console_for, safe_name
+from triskel.config.job import ModeName
 from triskel.core.registry import MODES
 from triskel.errors import CheckpointError, FederationError, JobError
-from triskel.job import ModeName
 from triskel.terminal import clean, echo
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import Any
 
 import triskel
 from triskel.code import code_sha256
+from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
+from triskel.config.read import parse
 from triskel.core.mode_spec import NAME
 from triskel.core.registry import CODECS, MODES, TASKS, Registry
 from triskel.engines.flare.calls import text
 from triskel.errors import JobError, PluginError
-from triskel.job import MODE_NAMES, Job, ModeName, parse, unsupported
 from triskel.message import show
 
 SCHEMA = 1

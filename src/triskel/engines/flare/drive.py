@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import cast
 
 from triskel.codec import decode
+from triskel.config.job import ModeName
 from triskel.engines.flare.calls import Lost, Peer, What, blob, patience, text
 from triskel.engines.flare.gate import Gate
 from triskel.errors import MessageError, RoundError
-from triskel.job import ModeName
 from triskel.message import unpack
 from triskel.types import ClientId, ClientState, Local, Message, Post, Take, Talk
 

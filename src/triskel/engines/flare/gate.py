@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from triskel.codec import encode
+from triskel.config.sections import CodecName
 from triskel.errors import LimitError
-from triskel.job import CodecName
 from triskel.message import pack, show
 from triskel.policy.audit import Audit
 from triskel.policy.budget import Spent
-from triskel.policy.decide import MB
+from triskel.policy.limits import MB
 from triskel.policy.rules import Leave
 from triskel.types import Message
 

@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
+from triskel.config.job import Job, ModeName
+from triskel.config.sections import Judge
 from triskel.core.registry import MODES
 from triskel.data.federate import federate_none
 from triskel.engines.flare.about import job_of, own_code, own_plugins, owned, run_of
@@ -34,17 +36,13 @@ from triskel.errors import (
     TriskelError,
 )
 from triskel.folder import stamped
-from triskel.job import Job, Judge, ModeName
 from triskel.policy.chain import now
-from triskel.policy.decide import (
-    Circumstances,
-    Refusal,
-    decide_for_server,
-    decide_who_and_when,
-    quorum_of,
-)
+from triskel.policy.decide import decide_for_server, decide_who_and_when
+from triskel.policy.limits import quorum_of
 from triskel.policy.place import datasets, importable, origins_of, placed, weights_of
-from triskel.policy.rules import Policy, load, unsaid
+from triskel.policy.read import load
+from triskel.policy.refusal import Circumstances, Refusal
+from triskel.policy.rules import Policy, unsaid
 from triskel.policy.weights import Seals
 from triskel.round import Scores, Stage
 from triskel.runner.resources import models_of

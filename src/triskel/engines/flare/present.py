@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from triskel.config.job import Job, ModeName
+from triskel.config.sections import Judge
 from triskel.data.federate import Federation
 from triskel.engines.flare.about import other_code, other_plugins
 from triskel.engines.flare.calls import Reply, text, whole
 from triskel.errors import MessageError
-from triskel.job import Job, Judge, ModeName
 from triskel.model.body import Body
 from triskel.runner.models import Models
 from triskel.runner.resources import setting_of

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from triskel.config.job import Job
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import (
     HOLD_S,
@@ -42,12 +43,11 @@ from triskel.engines.wire import MB, Wire, alike
 from triskel.errors import JobError, MessageError, RoundError, TriskelError
 from triskel.evaluate import score_of
 from triskel.exchange import adapter_sections
-from triskel.job import Job
 from triskel.ledger import Ledger
 from triskel.message import show
 from triskel.metrics import Score
 from triskel.model.body import Body
-from triskel.policy.decide import quorum_of
+from triskel.policy.limits import quorum_of
 from triskel.round import Scores, pooled
 from triskel.store import Store
 from triskel.types import A, ClientId, ClientState, Event, Message, Mode, S, Tensors, Watch

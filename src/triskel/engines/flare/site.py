@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from triskel.about import about_of
+from triskel.config.job import Job, ModeName
 from triskel.core.registry import CODECS, MODES
 from triskel.data.federate import federate_own
 from triskel.engines.flare.about import (
@@ -47,25 +48,20 @@ from triskel.evaluate import evaluate, score_message
 from triskel.exchange import adapter_of
 from triskel.export import save_adapter
 from triskel.folder import safe
-from triskel.job import Job, ModeName
 from triskel.message import show
 from triskel.policy.audit import Audit
 from triskel.policy.budget import Spent
 from triskel.policy.chain import AuditError, now
-from triskel.policy.decide import (
-    MB,
-    Circumstances,
-    Refusal,
-    asked_of,
-    decide_foreign,
-    decide_mode,
-    decide_who_and_when,
-)
+from triskel.policy.decide import decide_who_and_when
 from triskel.policy.draws import Draws, files_of
 from triskel.policy.expected import round_bytes
+from triskel.policy.foreign import decide_foreign, decide_mode
+from triskel.policy.limits import MB, asked_of
 from triskel.policy.place import datasets, decided, importable, origins_of, placed
+from triskel.policy.read import load
+from triskel.policy.refusal import Circumstances, Refusal
 from triskel.policy.rounding import rounded
-from triskel.policy.rules import Policy, load, unsaid
+from triskel.policy.rules import Policy, unsaid
 from triskel.policy.weights import Seals
 from triskel.runner.resources import LocalResources
 from triskel.setting import allowed, mode_of, unfit

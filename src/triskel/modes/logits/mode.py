@@ -41,7 +41,7 @@ from triskel.evaluate import probe_joined
 from triskel.exchange import number, same_round
 from triskel.message import expect
 from triskel.model.body import Parameters
-from triskel.model.cost import Piece
+from triskel.model.flops import Piece
 from triskel.model.train import Learner, Term, Where, alone
 from triskel.modes.logits.spec import NARROW_IDS, LogitsOptions
 from triskel.setting import ModeSetting

@@ -26,7 +26,7 @@ from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import RoundError
 from triskel.evaluate import probe_joined
 from triskel.exchange import adapter_of, adapter_sections, number, same_round, sections_of
-from triskel.model.body import Layout
+from triskel.model.slots import Layout
 from triskel.model.train import Where
 from triskel.modes.params.spec import ParamsOptions
 from triskel.setting import ModeSetting

@@ -15,7 +15,7 @@ from triskel.errors import JobError, MessageError
 from triskel.exchange import integers
 from triskel.message import expect
 from triskel.model.body import Body
-from triskel.model.cost import Piece
+from triskel.model.flops import Piece
 from triskel.modes.split.spec import SplitOptions, default_cut
 from triskel.tensors import indices, padded, ragged
 from triskel.types import Batch, ClientId, Message, MessageKind, Section

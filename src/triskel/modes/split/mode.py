@@ -31,6 +31,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
+from triskel.config.sections import Train
 from triskel.data.text import lengths_of
 from triskel.errors import LimitError, MessageError, TrainingError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
@@ -42,7 +43,6 @@ from triskel.exchange import (
     same_round,
     sections_of,
 )
-from triskel.job import Train
 from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
 from triskel.model.body import Body, Parameters

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from triskel.config.sections import Data
 from triskel.data.rows import Rows
 from triskel.data.text import Task
 from triskel.data.tokens import Ragged
 from triskel.errors import DataError
-from triskel.job import Data
 from triskel.tasks.causal.spec import PLAIN
 from triskel.types import Examples
 

@@ -11,11 +11,11 @@ from typing import cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from triskel.config.sections import Data
 from triskel.data.rows import Rows
 from triskel.data.text import Task
 from triskel.data.tokens import Ragged
 from triskel.errors import DataError
-from triskel.job import Data
 from triskel.metrics import Score, Tally
 from triskel.types import ClientId, Examples
 

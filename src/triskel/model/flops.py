@@ -1,4 +1,4 @@
-"""What a piece of work costs a client: FLOPs and memory, counted once, then evaluated.
+"""What a stretch of a model costs: FLOPs and memory, counted on tiny shapes, as polynomials.
 
 torch's own formulas count the real model on a few tiny shapes. A batch of B rows padded to T
 tokens with S scored positions costs
@@ -16,13 +16,11 @@ fused attention keeps no scores.
 
 import math
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -30,10 +28,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from triskel.code import code_sha256
 from triskel.errors import MeterError
-from triskel.model.body import Body, Choice, Parameters
-from triskel.model.memo import place_of, recalled, remember
+from triskel.model.body import Body, Choice
 from triskel.types import Batch
 
 PieceKind = Literal["train", "forward", "bottom", "trunk", "top"]
@@ -43,10 +39,6 @@ SHAPES = ((2, 3, 2), (2, 5, 2), (2, 8, 2), (3, 5, 3), (2, 5, 3), (3, 4, 4), (3, 
 more rows do not."""
 Shape = tuple[int, int, int]
 Flops = tuple[int, int, int, int, int, int]
-WORTH_KEEPING_S = 0.1
-"""A count that took longer than this is remembered."""
-ADAM_BYTES = 8
-GRADIENT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -100,162 +92,16 @@ class Cost:
 
     def bytes_of(self, rows: int, tokens: int, scored: int) -> int:
         """Return bytes kept for the backward pass of a batch."""
-        return _bytes_of(self.saved, rows, tokens, scored)
+        return bytes_of(self.saved, rows, tokens, scored)
+
+    @property
+    def row(self) -> dict[str, list[int] | list[str]]:
+        """The cost as JSON values, which `cost_in` reads back."""
+        return {"flops": list(self.flops), "saved": [str(x) for x in self.saved]}
 
 
-class Meter:
-    """One client's account of compute, for one round.
-
-    Where the body keeps hidden states below the first block that trains, a batch costs all of its
-    blocks when a text of it runs for the first time at this client, and only those above from then
-    on: also where this process kept nothing, as a run that was killed and resumed.
-
-    Attributes:
-        flops: FLOPs so far.
-        tokens: Padded tokens trained on so far.
-        peak_bytes: Largest sum of weights, gradients, optimiser state and saved activations.
-        returning: Whether the client took part in an earlier round, so has run all its texts.
-    """
-
-    def __init__(self, body: Body, costs: "Costs") -> None:
-        """Start at zero."""
-        self._body = body
-        self._costs = costs
-        self.flops = 0
-        self.tokens = 0
-        self.peak_bytes = 0
-        self.returning = False
-        self._seen: set[tuple[int, int]] = set()
-
-    def ran(self, batch: Batch, *pieces: Piece, training: Parameters | None = None) -> None:
-        """Account for pieces that ran on a batch and were in memory together.
-
-        Args:
-            batch: The batch, as padded.
-            pieces: What ran.
-            training: The tensors an optimiser holds state for meanwhile.
-        """
-        rows, tokens = batch.ids.shape
-        scored = len(batch.rows)
-        saved = 0
-        pieces = self._left(batch, pieces)
-        for piece in pieces:
-            self.computed(piece, rows, tokens, scored)
-            saved += self._costs.bytes_of(piece, rows, tokens, scored)
-        trained = sum(p.numel() for p in (training or {}).values())
-        self.tokens += rows * tokens if training else 0
-        held = self._costs.resident(pieces) + trained * (GRADIENT_BYTES + ADAM_BYTES) + saved
-        self.peak_bytes = max(self.peak_bytes, held)
-
-    def computed(self, piece: Piece, rows: int, tokens: int, scored: int) -> None:
-        """Account for the FLOPs alone of a piece on a batch of this shape."""
-        self.flops += self._costs[piece].of(rows, tokens, scored)
-
-    def _left(self, batch: Batch, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-        """Return what of these pieces is not at hand from earlier."""
-        body = self._body
-        if body.prefix is None or not body.frozen or batch.examples is None:
-            return pieces
-        texts = {(id(batch.examples), index) for index in batch.indices}
-        known = self.returning or texts <= self._seen
-        self._seen |= texts
-        left = [piece.beyond(body.frozen) for piece in pieces] if known else pieces
-        return tuple(piece for piece in left if piece is not None)
-
-
-class Costs(Mapping[Piece, Cost]):
-    """The costs of one body's pieces, each counted at first use.
-
-    Args:
-        body: Whose pieces.
-        cache: The cache folder: a count that took long is there for the next process that runs the
-            same model, adapter and code. None remembers nothing.
-        say: Told where that cannot be written.
-    """
-
-    def __init__(
-        self, body: Body, cache: Path | None = None, say: Callable[[str], None] = print
-    ) -> None:
-        self._body, self._cache, self._say = body, cache, say
-        self._known: dict[Piece, Cost] = {}
-        self._resident: dict[tuple[Piece, ...], int] = {}
-        self._flashed: dict[Piece, tuple[Fraction, ...]] = {}
-
-    def __getitem__(self, piece: Piece) -> Cost:
-        """Return the cost of a piece."""
-        self.know(piece)
-        return self._known[piece]
-
-    def __iter__(self) -> Any:
-        """Iterate over the pieces counted so far."""
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        """Return how many pieces were counted so far."""
-        return len(self._known)
-
-    def know(self, piece: Piece) -> None:
-        """Count a piece now rather than in the middle of a round."""
-        if piece in self._known:
-            return
-        if self._cache is None:
-            self._known[piece] = count(self._body, piece)
-            return
-        about = (repr(self._body.choice), repr(self._body.layout), repr(piece), code_sha256())
-        place = place_of(self._cache / "costs", self._body, *about)
-        cost, start = _cost_of(recalled(place)), time.perf_counter()
-        if cost is None:
-            cost = count(self._body, piece)
-            if time.perf_counter() - start > WORTH_KEEPING_S:
-                row = {"flops": cost.flops, "saved": [str(x) for x in cost.saved]}
-                remember(place, row, self._say)
-        self._known[piece] = cost
-
-    def bytes_of(self, piece: Piece, rows: int, tokens: int, scored: int) -> int:
-        """Return bytes kept for the backward pass of a batch, by the attention of its length."""
-        if tokens not in self._lengths:
-            return self[piece].bytes_of(rows, tokens, scored)
-        if piece not in self._flashed:
-            shapes = _shapes(self._body)
-            flash = replace(self._body.choice, flash=1)
-            self._flashed[piece] = _fitted(shapes, _kept(self._body, piece, shapes, flash))
-        return _bytes_of(self._flashed[piece], rows, tokens, scored)
-
-    @cached_property
-    def _lengths(self) -> range:
-        """Tokens of the texts whose scores the library's fused kernel never keeps."""
-        choice, blocks = self._body.choice, self._body.blocks
-        if choice.path == "reference":
-            return range(0)
-        window = min(blocks.window(index, sys.maxsize - 1) for index in range(blocks.count))
-        return range(choice.flash, window + 1)
-
-    def meter(self) -> Meter:
-        """Return a client's account, at zero."""
-        return Meter(self._body, self)
-
-    def resident(self, pieces: tuple[Piece, ...]) -> int:
-        """Return bytes of the weights these pieces need, shared ones counted once."""
-        if pieces not in self._resident:
-            self._resident[pieces] = self._weigh(pieces)
-        return self._resident[pieces]
-
-    def _weigh(self, pieces: tuple[Piece, ...]) -> int:
-        modules: list[nn.Module] = []
-        blocks = self._body.blocks
-        for piece in pieces:
-            high = piece.high if piece.kind in {"bottom", "trunk"} else blocks.count
-            modules += list(blocks.list[piece.low : high])
-            if piece.kind not in {"trunk", "top"} and not piece.low:
-                modules.append(_embeddings(self._body))
-            if piece.kind not in {"bottom", "trunk"}:
-                modules += [m for m in (blocks.norm, blocks.pooler, blocks.head) if m is not None]
-        weights = {p.data_ptr(): p.nbytes for m in modules for p in m.parameters()}
-        return sum(weights.values())
-
-
-def _cost_of(row: Any) -> Cost | None:
-    """Return a cost as `Costs` remembered it; None for anything else."""
+def cost_in(row: Any) -> Cost | None:
+    """Return a cost as `Cost.row` wrote it; None for anything else."""
     try:
         flops, saved = [int(x) for x in row["flops"]], [Fraction(x) for x in row["saved"]]
     except (TypeError, ValueError, KeyError):
@@ -274,11 +120,11 @@ def count(body: Body, piece: Piece) -> Cost:
     seen = _measured(body, piece, shapes, Choice())
     points = {shape: flops for shape, (flops, _) in zip(shapes, seen, strict=True)}
     solved = _solve([_flop_terms(*s) for s in points], [Fraction(f) for f in points.values()])
-    held = [size for _, size in seen]
     if chosen.path == "fast" or chosen.recompute:
-        held = _kept(body, piece, shapes, replace(chosen, flash=sys.maxsize))
-    flops = tuple(int(c) for c in solved)
-    cost = Cost(cast("Flops", flops), _fitted(shapes, held))
+        saved = saved_in(body, piece, replace(chosen, flash=sys.maxsize))
+    else:
+        saved = _fitted(shapes, [size for _, size in seen])
+    cost = Cost(cast("Flops", tuple(int(c) for c in solved)), saved)
     for shape, counted in points.items():
         if cost.of(*shape) != counted:
             raise MeterError(
@@ -305,15 +151,18 @@ def _measured(
         body.use(before)
 
 
-def _kept(body: Body, piece: Piece, shapes: Sequence[Shape], way: Choice) -> list[int]:
-    return [size for _, size in _measured(body, piece, shapes, way)]
+def saved_in(body: Body, piece: Piece, way: Choice) -> tuple[Fraction, ...]:
+    """Return the polynomial of bytes kept for the backward pass when a body computes this way."""
+    shapes = _shapes(body)
+    return _fitted(shapes, [size for _, size in _measured(body, piece, shapes, way)])
 
 
 def _fitted(shapes: Sequence[Shape], sizes: Sequence[int]) -> tuple[Fraction, ...]:
     return _solve([_saved_terms(*s) for s in shapes], [Fraction(b) for b in sizes])
 
 
-def _bytes_of(saved: Sequence[Fraction], rows: int, tokens: int, scored: int) -> int:
+def bytes_of(saved: Sequence[Fraction], rows: int, tokens: int, scored: int) -> int:
+    """Return what a polynomial of bytes comes to for a batch."""
     terms = _saved_terms(rows, tokens, scored)
     return max(0, math.ceil(sum(c * t for c, t in zip(saved, terms, strict=True))))
 
@@ -409,16 +258,6 @@ def _forward(
     with torch.set_grad_enabled(trains):
         out = body.top(parameters, h, batch, low) if low else body.logits(parameters, batch)
     return out, trains
-
-
-def _embeddings(body: Body) -> nn.Module:
-    model = body.blocks.model
-    base = getattr(model, "bert", None) or getattr(model, "roberta", None)
-    if base is not None:
-        return base.embeddings
-    if hasattr(model, "transformer"):
-        return nn.ModuleList([model.transformer.wte, model.transformer.wpe])
-    return model.get_input_embeddings()
 
 
 def _same(tensor: Tensor) -> Tensor:

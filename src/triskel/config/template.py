@@ -9,11 +9,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from triskel.config.read import load
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options
 from triskel.core.registry import MODES
-from triskel.job import load
-from triskel.report.units import joined
 
 COLUMN = 29
 """Where comments begin."""
@@ -169,7 +168,8 @@ def text(more: Sequence[str] = ()) -> str:
     """
     demo = load(None)
     specs = [*MODES.built_in(), *(MODES.spec(m) for m in more if m not in MODES.ours)]
-    names = joined([spec.name for spec in specs], "or")
+    *first, last = (spec.name for spec in specs)
+    names = f"{', '.join(first)} or {last}"
     mode = f"mode = {json.dumps(MODES.default)}"
     sections = ("\n".join(section(s.name, s.gloss, s.options, s.of(demo))) for s in specs)
     parts = {

@@ -1,0 +1,89 @@
+"""Where the tensors that train lie in a base model: the slots of its adapter and of its head.
+
+A slot is a module and the name of its attribute that holds a tensor. Tensors are known by the names
+of their slots, in the model and wherever they travel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from triskel.config.sections import Adapter
+from triskel.errors import ModelError
+from triskel.model.adapters import scale_of
+from triskel.model.blocks import Blocks
+from triskel.types import Tensors
+
+Slots = Mapping[str, tuple[nn.Module, str]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which trainable tensor belongs where.
+
+    Attributes:
+        head: Names of the task head's tensors.
+        block: Block of every adapter tensor.
+        scale: What a product of low-rank factors is multiplied by.
+    """
+
+    head: tuple[str, ...]
+    block: Mapping[str, int]
+    scale: float
+
+    def within(self, low: int, high: int, *, head: bool = False) -> list[str]:
+        """Return names of tensors in blocks [low, high), and of the head where asked."""
+        inside = [name for name, block in self.block.items() if low <= block < high]
+        return inside + (list(self.head) if head else [])
+
+
+def layout_of(slots: Slots, blocks: Blocks, adapter: Adapter) -> Layout:
+    """Return which tensor belongs where, by the names of the slots."""
+    head = tuple(n for n in slots if n.startswith(f"{blocks.head_name}."))
+    prefix = f"{blocks.family.blocks}."
+    return Layout(
+        head=head,
+        block={n: int(n.removeprefix(prefix).split(".")[0]) for n in slots if n not in head},
+        scale=scale_of(adapter),
+    )
+
+
+def values_in(slots: Slots) -> dict[str, Tensor]:
+    """Return copies of what lies in slots."""
+    return {
+        name: cast("Tensor", getattr(owner, attribute)).detach().clone().cpu()
+        for name, (owner, attribute) in slots.items()
+    }
+
+
+def leaves_of(
+    tensors: Tensors, *, like: Tensors, dtype: torch.dtype, device: torch.device
+) -> dict[str, nn.Parameter]:
+    """Return copies of tensors that autograd can differentiate by.
+
+    Args:
+        tensors: Values by slot.
+        like: A tensor for every slot there is, of the shape that it takes.
+        dtype: Of the copies.
+        device: Where they are.
+
+    Raises:
+        ModelError: There is no such slot, or it takes another shape.
+    """
+    leaves = dict[str, nn.Parameter]()
+    for name, tensor in tensors.items():
+        expected = like.get(name)
+        if expected is None or expected.shape != tensor.shape:
+            shape = None if expected is None else tuple(expected.shape)
+            raise ModelError(
+                f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit this model, "
+                f"which has {shape}"
+            )
+        copy = tensor.detach().to(
+            device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format
+        )
+        leaves[name] = nn.Parameter(copy)
+    return leaves
