@@ -11,7 +11,7 @@ import pytest
 from opened import listen
 from typer.testing import CliRunner
 
-from triskel import cli, resources
+from triskel import cli
 from triskel import sweep as sweeps
 from triskel.assess import assess
 from triskel.compare import Request, read_run, run
@@ -24,6 +24,7 @@ from triskel.errors import CheckpointError, JobError, MeterError
 from triskel.export import export_run
 from triskel.grid import settings_of
 from triskel.report.columns import columns
+from triskel.runner import tokens
 from triskel.sweep import Sweep, ranked, read_sweep, setting
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
@@ -199,13 +200,13 @@ def test_no_test_text_is_read_before_the_ranking_is_written(
         if path.endswith("the-tests.csv"):
             opens.append(ranked_yet())
 
-    real = resources.tokenise
+    real = tokens.tokenise
 
     def tokenise(rows: Rows, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as it is called
         counted[ranked_yet()] += len(set(rows.text) & tests)
         return real(rows, *given, **named)
 
-    monkeypatch.setattr(resources, "tokenise", tokenise)
+    monkeypatch.setattr(tokens, "tokenise", tokenise)
     listen(monkeypatch, heard)
     played(what, tmp_path / "out")
     assert counted[False] == 0
