@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.adamw import adamw
 
+from triskel.conversation import alone
 from triskel.errors import TrainingError
 from triskel.job import Train
 from triskel.model.body import Body, Choice
@@ -22,7 +23,6 @@ from triskel.model.train import (
     Term,
     Where,
     adamw_step,
-    alone,
     clip,
     clipped,
     finite,
