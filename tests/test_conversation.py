@@ -556,16 +556,17 @@ def ended(talk: Any) -> Any:
 
 
 def test_a_conversation_says_what_is_open_and_up_to_where_all_is_answered() -> None:
-    one = ended(posting(["s1", "s2", "s3"], (2, 0))())
+    one = ended(posting(["s1", "s2", "s3", "s4"], (2, 0))())
     assert one.answered_up_to == 0
-    for ticket in (1, 2, 3):
+    for ticket in (1, 2, 3, 4):
         sent = one.step()
         assert isinstance(sent, Sent)
         assert (sent.ticket, sent.waits, sent.ask.facts["what"]) == (ticket, False, f"s{ticket}")
     assert one.step() is None
-    assert (one.waits_for, one.open, one.answered_up_to) == (3, {1, 2, 3}, 0)
+    assert (one.waits_for, one.open, one.answered_up_to) == (3, {1, 2, 3, 4}, 0)
     answer = Message(kind="answer", facts={"told": "x"})
     one.answer(1, answer)
+    one.answer(4, answer)
     assert (one.answered_up_to, one.step()) == (1, None)
     one.answer(3, answer)
     assert one.answered_up_to == 1
@@ -575,7 +576,7 @@ def test_a_conversation_says_what_is_open_and_up_to_where_all_is_answered() -> N
         one.hand_over()
     one.answer(2, answer)
     assert one.answers == {}, "nobody can take it any more"
-    assert one.answered_up_to == 3
+    assert one.answered_up_to == 4
     assert one.hand_over()[0].facts["heard"] == ["x", "x"]
     with pytest.raises(RoundError, match=r"^client 'ann' has not finished"):
         one.hand_over()
@@ -612,6 +613,9 @@ def test_own_work_and_steps_count_as_time_and_waiting_does_not() -> None:
         time.sleep(0.05)
         yield Local(Sleeps(0.05))
         yield Ask(ask("s1"))
+        assert (yield Local(Sleeps(0.0))) is None, "a piece of work has no reply"
+        assert (yield Post(ask("s2"))) == 2
+        assert (yield Local(Sleeps(0.0))) is None
         time.sleep(0.05)
         return done()
 
@@ -623,7 +627,9 @@ def test_own_work_and_steps_count_as_time_and_waiting_does_not() -> None:
     assert isinstance(one.step(), Sent)
     time.sleep(0.5)
     one.answer(1, Message(kind="answer"))
-    assert one.step() is None
+    while one.step() is not None:
+        pass
+    assert one.over
     assert 0.15 <= one.seconds < 0.5
 
 
