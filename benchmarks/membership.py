@@ -18,9 +18,8 @@ train on that text alone, which no policy lets happen: the floor is 50 rows.
 """
 
 import random
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import measure
 import torch
@@ -29,12 +28,13 @@ from torch import Tensor
 from triskel.aggregate.mean import Mean
 from triskel.config.read import parse
 from triskel.config.sections import Train
+from triskel.conversation import Conversation, Sent
 from triskel.data.text import batch_of
 from triskel.model.train import label_loss
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
 from triskel.runner.resources import LocalResources, prepare
-from triskel.types import Ask, Batch, ClientState, Examples, Message, Tensors
+from triskel.types import Batch, ClientId, ClientState, Examples, Message, Talk, Tensors
 from triskel.worker import Worker
 
 CANDIDATES, OWN, MODELS = 200, 400, 4
@@ -121,14 +121,16 @@ class Client(Worker):
         return super().batch(examples, rows)
 
 
-def sent(talk: Generator[Any, Any, tuple[Message, ClientState]]) -> Message:
+def sent(talk: Talk, client: ClientId) -> Message:
     """Drive a client to the first message that leaves it."""
-    try:
-        while not isinstance(step := next(talk), Ask):
-            step.work.run()
-    except StopIteration as end:
-        return end.value[0]
-    return step.ask
+    one = Conversation(client, talk)
+    while not one.finished:
+        step = one.step()
+        if isinstance(step, Sent):
+            return step.ask
+        if step is not None:
+            one.do(step)
+    return one.hand_over()[0]
 
 
 def tensors_of(message: Message) -> Tensors:
@@ -175,7 +177,7 @@ class Attacker:
         mode = Params(aggregate=Mean(), initial=self.body.initial, layout=self.body.layout)
         start = mode.start()
         talk = mode.work(mode.task(start, self.name), worker, ClientState())
-        update, before = tensors_of(sent(talk)), tensors_of(mode.task(start, self.name))
+        update, before = tensors_of(sent(talk, self.name)), tensors_of(mode.task(start, self.name))
         moved = torch.cat([(update[n] - before[n]).flatten().double() for n in sorted(before)])
         slopes = torch.stack([self._slope(row) for row in pool])
         slopes = slopes / slopes.norm(dim=1, keepdim=True).clamp(min=1e-12)
@@ -215,7 +217,7 @@ class Attacker:
         server, options = replace(worker, train=some(self.pool, [])), self.resources.job.logits
         mode = Logits(server=server, options=options)
         talk = mode.work(mode.task(mode.start(), self.name), worker, ClientState())
-        values = tensors_of(sent(talk))["values"].double()
+        values = tensors_of(sent(talk, self.name))["values"].double()
         labels = torch.tensor(list(public.labels))
         return torch.log_softmax(values, dim=1).gather(1, labels[:, None])[:, 0]
 

@@ -16,7 +16,7 @@ from typing import Any
 from triskel.config.job import MODE_NAMES, Job
 from triskel.config.read import load, parse, to_toml
 from triskel.engines import flare
-from triskel.engines.flare import board, calls, drive, host, remote, site
+from triskel.engines.flare import board, calls, drive, follow, host, play, site
 from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.host import Host
 from triskel.engines.flare.remote import Remote
@@ -282,11 +282,11 @@ class Meeting:
 
 def hurry(patch: Any) -> None:
     """Let no call and no pause last long."""
-    for module in (board, calls, site, remote):
+    for module in (board, calls, site, follow):
         patch.setattr(module, "HOLD_S", 0.3)
-    for module in (host, remote, drive):
+    for module in (host, follow, drive):
         patch.setattr(module, "AGAIN_S", 0.01)
-    patch.setattr(remote, "TURN_S", 0.05)
+    patch.setattr(play, "TURN_S", 0.05)
 
 
 def nobody() -> Any:

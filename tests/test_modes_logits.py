@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from triskel.aggregate.knowledge import Knowledge, dense, top
+from triskel.conversation import alone
 from triskel.data.text import batch_of
 from triskel.errors import MessageError, RoundError, TrainingError
 from triskel.ledger import Ledger
 from triskel.model.train import Where
 from triskel.modes.logits.mode import Logits, LogitsState, distil_loss, predict
-from triskel.types import Ask, ClientState, Examples, Message
+from triskel.types import ClientState, Examples, Message
 from triskel.worker import Worker
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
@@ -429,9 +430,7 @@ def test_the_answer_is_the_average_the_job_names(name: str) -> None:
     mine, asks = starts(workers), {}
     for worker in workers:
         talk = mode.work(mode.task(mode.start(), worker.client), worker, mine[worker.client])
-        step = tiny.until_ask(talk)
-        assert isinstance(step, Ask)
-        asks[worker.client] = step.ask
+        asks[worker.client] = tiny.until_ask(tiny.opened(talk))
     z = [asks[c].sections["knowledge"].tensors["values"].double() for c in ("ann", "bob")]
     p = [softmax(x, 2.0) for x in z]
     if name == "logits":
@@ -497,13 +496,13 @@ def test_a_client_with_another_public_set_is_told() -> None:
     mode, (ann, _) = federation()
     short = replace(ann, public=tiny.examples(3))
     with pytest.raises(MessageError, match=r"7 public texts and client 'ann' holds 3"):
-        tiny.until_ask(mode.work(mode.task(mode.start(), "ann"), short, ClientState()))
+        alone(mode.work(mode.task(mode.start(), "ann"), short, ClientState()))
 
 
 def asked(mode: Logits, worker: Worker) -> Message:
-    step = tiny.until_ask(mode.work(mode.task(mode.start(), worker.client), worker, ClientState()))
-    assert isinstance(step, Ask)
-    return step.ask
+    talk = mode.work(mode.task(mode.start(), worker.client), worker, ClientState())
+    found: Message = tiny.until_ask(tiny.opened(talk))
+    return found
 
 
 def changed(message: Message, name: str, value: object, *, fact: bool = False) -> Message:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from triskel import conversation
 from triskel.aggregate.mean import Mean
 from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import MessageError
@@ -56,7 +57,7 @@ def trained(worker: Worker, start: Tensors, round_: int = 1) -> dict[str, torch.
 def update(worker: Worker, state: ParamsState) -> Message:
     """What a client answers to the task of this state."""
     mode = server(worker)
-    return tiny.end(mode.work(mode.task(state, worker.client), worker, ClientState()))[0]
+    return conversation.alone(mode.work(mode.task(state, worker.client), worker, ClientState()))[0]
 
 
 def sent(message: Message) -> dict[str, torch.Tensor]:
@@ -275,4 +276,4 @@ def test_factors_of_another_scale_are_refused(facts: dict[str, float]) -> None:
     other = replace(message.sections["adapter"], facts=facts)
     lying = replace(message, sections={**message.sections, "adapter": other})
     with pytest.raises(MessageError, match=r"'adapter' is lowrank with .*expected lowrank with"):
-        next(mode.work(lying, ann, ClientState()))
+        conversation.alone(mode.work(lying, ann, ClientState()))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from triskel.aggregate.mean import Mean
 from triskel.config.sections import Train
+from triskel.conversation import alone
 from triskel.errors import JobError, MessageError, TrainingError
 from triskel.ledger import Ledger
 from triskel.message import pack
@@ -22,7 +23,7 @@ from triskel.model.train import Where
 from triskel.modes.split import mode as split
 from triskel.modes.split import server as trunk
 from triskel.modes.split.mode import Split, SplitState
-from triskel.types import Ask, Batch, ClientState, Examples, Message
+from triskel.types import Batch, ClientState, Examples, Message
 from triskel.worker import Worker
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
@@ -418,10 +419,13 @@ def test_only_clients_of_one_cut_are_joined() -> None:
 def test_clients_of_one_joined_batch_may_come_back_one_by_one(traced: Traced) -> None:
     two = case(cuts=[(1, 3)] * 2, counts=(3, 3))
     mode, state = two.mode, SplitState(tensors=two.start())
-    talks = {w.client: mode.work(mode.task(state, w.client), w, ClientState()) for w in two.workers}
-    state, answers = mode.answer(state, {c: tiny.until_ask(talk).ask for c, talk in talks.items()})
+    talks = {
+        w.client: tiny.opened(mode.work(mode.task(state, w.client), w, ClientState()))
+        for w in two.workers
+    }
+    state, answers = mode.answer(state, {c: tiny.until_ask(talk) for c, talk in talks.items()})
     assert len(set(map(id, state.graphs.values()))) == 1
-    back = {c: tiny.until_ask(talk, answers[c]).ask for c, talk in talks.items()}
+    back = {c: tiny.until_ask(talk, answers[c]) for c, talk in talks.items()}
     for client, ask in back.items():
         state, _ = mode.answer(state, {client: ask})
     for steps, worker in zip(traced.server, two.workers, strict=True):
@@ -573,9 +577,9 @@ def first_ask(one: Case, train: Examples) -> bytes:
     worker = replace(one.workers[0], train=train)
     mode = one.mode
     state = SplitState(tensors=one.start())
-    step = tiny.until_ask(mode.work(mode.task(state, "c0"), worker, ClientState()))
-    assert isinstance(step, Ask)
-    return pack(step.ask)
+    return pack(
+        tiny.until_ask(tiny.opened(mode.work(mode.task(state, "c0"), worker, ClientState())))
+    )
 
 
 def test_private_labels_leave_no_trace_in_what_goes_up_first() -> None:
@@ -649,7 +653,7 @@ def test_a_server_that_cuts_elsewhere_is_refused() -> None:
     one, other = case(cuts=[(1, 3)]), case(cuts=[(2, 3)])
     task = other.mode.task(other.mode.start(), "c0")
     with pytest.raises(MessageError, match=r"server cuts at .*2, 3.*both need the same job"):
-        tiny.until_ask(one.mode.work(task, one.workers[0], ClientState()))
+        alone(one.mode.work(task, one.workers[0], ClientState()))
 
 
 def test_with_shared_labels_only_the_first_number_of_a_cut_counts() -> None:
@@ -669,10 +673,9 @@ def changed(ask: Message, section: str, **facts: object) -> Message:
 
 def opened(one: Case) -> tuple[Message, Any]:
     """The first ask of a client, and its talk."""
-    talk = one.mode.work(one.mode.task(one.mode.start(), "c0"), one.workers[0], ClientState())
-    step = tiny.until_ask(talk)
-    assert isinstance(step, Ask)
-    return step.ask, talk
+    task = one.mode.task(one.mode.start(), "c0")
+    talk = tiny.opened(one.mode.work(task, one.workers[0], ClientState()))
+    return tiny.until_ask(talk), talk
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [-1, 2], None, "ab", [True], [1.0]])
@@ -692,7 +695,7 @@ def test_other_texts_than_were_asked_about_are_refused() -> None:
     with pytest.raises(MessageError, match="other text lengths"):
         tiny.until_ask(talk, changed(answers["c0"], "activations", lengths=other))
     _, talk = opened(one)
-    back = tiny.until_ask(talk, answers["c0"]).ask
+    back = tiny.until_ask(talk, answers["c0"])
     with pytest.raises(MessageError, match="other text lengths"):
         one.mode.answer(state, {"c0": changed(back, "gradient", lengths=other)})
 

@@ -605,6 +605,7 @@ def test_a_client_has_a_bounded_number_of_bytes_open() -> None:
     assert "more than 100 bytes" in ask(there, "a", 2, taken=0, data=b"x" * 41)["gone"]
     there = board("a")
     ask(there, "a", 1, taken=0, data=b"x" * 60, waits=True)
+    assert list(there.due(STREAM, None)) == ["a"]
     there.deliver({"a": b"answer"})
     assert ask(there, "a", 2, data=b"x" * 100) == {"later": True}
 
@@ -624,6 +625,7 @@ def test_a_client_holds_one_call_of_the_server_however_often_it_asks() -> None:
         while len(replies) < 7 and time.monotonic() - start < 10:
             time.sleep(0.01)
         assert replies == [{"later": True}] * 7
+        assert list(there.due(STREAM, 0.0)) == ["a"]
         there.deliver({"a": b"answer"})
         for one in waiting:
             one.join(10)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.adamw import adamw
 
 from triskel.config.sections import Train
+from triskel.conversation import alone
 from triskel.errors import TrainingError
 from triskel.model.body import Body, Choice
 from triskel.model.train import (
@@ -22,7 +23,6 @@ from triskel.model.train import (
     Term,
     Where,
     adamw_step,
-    alone,
     clip,
     clipped,
     finite,

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
 from triskel.config.job import Job
+from triskel.conversation import Conversation, Sent
 from triskel.core.registry import MODES
 from triskel.data.federate import Federation, Holding
 from triskel.data.rows import Rows
@@ -29,7 +30,7 @@ from triskel.model.meter import Costs
 from triskel.runner.resources import LocalResources
 from triskel.runner.tokens import Share
 from triskel.setting import ModeSetting, options_in
-from triskel.types import Batch, ClientState, Examples, Local, Message
+from triskel.types import Batch, ClientId, ClientState, Examples, Message, Talk
 from triskel.worker import Worker
 
 VOCABULARY, CLASSES, WINDOW, LAYERS = 37, 3, 4, 4
@@ -337,22 +338,25 @@ def play(  # noqa: PLR0913 - what a round is made of
     return state, kept
 
 
-def end(talk: Any) -> tuple[Message, ClientState]:  # noqa: ANN401 - a generator
-    """Return what a talk that asks nothing returns."""
-    try:
-        step = until_ask(talk)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError(f"this talk asks: {step}")
+def opened(talk: Talk, client: ClientId = "ann") -> Conversation[tuple[Message, ClientState]]:
+    """Return a talk as whoever drives it has it."""
+    return Conversation(client, talk)
 
 
-def until_ask(talk: Any, reply: Any = None) -> Any:  # noqa: ANN401 - a generator, and what it yields
-    """Return the next step of a talk that is not its own work; that is run one by one."""
-    step = talk.send(reply)
-    while isinstance(step, Local):
-        step.work.run()
-        step = talk.send(None)
-    return step
+def until_ask(talk: Conversation[Any], reply: Message | None = None) -> Message:
+    """Return what a client asks next, its own work run one by one.
+
+    Args:
+        talk: Of the client.
+        reply: The answer to what it asked last, where it waits for one.
+    """
+    if reply is not None:
+        assert talk.waits_for is not None
+        talk.answer(talk.waits_for, reply)
+    while not isinstance(step := talk.step(), Sent):
+        assert step is not None, "it asks no more"
+        talk.do(step)
+    return step.ask
 
 
 # --- the plain thing --------------------------------------------------------------------------

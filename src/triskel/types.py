@@ -85,14 +85,17 @@ class ClientState:
 
 @dataclass(frozen=True)
 class Post:
-    """Send an ask and go on at once; the engine sends back a ticket (an int)."""
+    """Send an ask and go on at once; the engine sends back a ticket (an int).
+
+    It is answered whether or not the answer is taken.
+    """
 
     ask: Message
 
 
 @dataclass(frozen=True)
 class Take:
-    """Wait for the answer to the ask that `ticket` stands for."""
+    """Wait for the answer to the ask that `ticket` stands for; once, and in any order."""
 
     ticket: int
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from triskel.aggregate.mean import Mean
 from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
+from triskel.conversation import Sent, alone
 from triskel.core.registry import MODES
+from triskel.engines.wave import due
 from triskel.errors import MessageError, TriskelError
 from triskel.evaluate import evaluate, score_of
 from triskel.message import pack, unpack
@@ -22,7 +24,7 @@ from triskel.metrics import Score
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
 from triskel.modes.split.mode import Split
-from triskel.types import Ask, ClientState, Message, Mode, Section
+from triskel.types import ClientState, Message, Mode, Section
 from triskel.worker import Worker
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent.with_name("tiny.py"))))
@@ -83,32 +85,36 @@ def drive(
     carry: Callable[[Message], Message] = same,
     probe: bool = False,
 ) -> Seen:
-    """One round without an engine: waves of everybody who asks, then the updates in order."""
-    seen, replies = Seen(), dict[str, Any]()
+    """One round without an engine: waves of what is due, then the updates in order."""
+    seen = Seen()
     seen.tasks = {w.client: carry(mode.task(state, w.client)) for w in workers}
     begin = mode.probe if probe else mode.work
     talks = {
-        w.client: begin(seen.tasks[w.client], w, (mine or {}).get(w.client, ClientState()))
+        w.client: tiny.opened(
+            begin(seen.tasks[w.client], w, (mine or {}).get(w.client, ClientState())), w.client
+        )
         for w in workers
     }
+    asked: dict[str, dict[int, Message]] = {client: {} for client in talks}
     while talks:
-        asks: dict[str, Message] = {}
         for client, talk in list(talks.items()):
-            try:
-                step = tiny.until_ask(talk, replies.pop(client, None))
-            except StopIteration as end:
-                update, seen.kept[client] = end.value
+            while (step := talk.step()) is not None:
+                if isinstance(step, Sent):
+                    asked[client][step.ticket] = carry(step.ask)
+                else:
+                    talk.do(step)
+            if talk.finished:
+                update, seen.kept[client] = talk.hand_over()
                 seen.updates[client] = carry(update)
                 del talks[client]
-                continue
-            assert isinstance(step, Ask)
-            asks[client] = carry(step.ask)
-        if asks:
+        if turn := due(mode.asks, asked, talks.keys()):
             seen.before.append(state)
+            asks = {client: asked[client].pop(ticket) for client, ticket in turn.items()}
             state, answers = mode.answer(state, asks)
             seen.asks.append(asks)
-            replies = {c: carry(m) for c, m in answers.items()}
-            seen.answers.append(dict(replies))
+            seen.answers.append({c: carry(m) for c, m in answers.items()})
+            for client, message in seen.answers[-1].items():
+                talks[client].answer(turn[client], message)
     seen.open = state
     if not probe:
         total = mode.zero(state)
@@ -250,7 +256,7 @@ def test_messages_of_another_round_are_refused(name: str, task: str) -> None:
 def test_an_answer_of_another_round_is_refused(name: str, labels: str) -> None:
     mode, workers = built(name, split={"cut": (1, 3), "labels": labels})
     seen = drive(mode, mode.start(), workers)
-    talk = mode.work(seen.tasks["ann"], workers[0], ClientState())
+    talk = tiny.opened(mode.work(seen.tasks["ann"], workers[0], ClientState()))
     tiny.until_ask(talk)
     answer = seen.answers[0]["ann"]
     with pytest.raises(MessageError, match="belongs to round 2"):
@@ -350,7 +356,7 @@ def test_damaged_answers_are_refused(name: str, task: str) -> None:
             continue
         topics.add(answers["ann"].topic)
         for what, message in damaged(answers["ann"]):
-            talk = mode.work(seen.tasks["ann"], workers[0], ClientState())
+            talk = tiny.opened(mode.work(seen.tasks["ann"], workers[0], ClientState()))
             tiny.until_ask(talk)
             for earlier in range(step):
                 tiny.until_ask(talk, seen.answers[earlier]["ann"])
@@ -368,7 +374,7 @@ def test_a_message_of_another_kind_is_no_update(name: str, task: str, kind: str)
             mode.add(seen.open, mode.zero(seen.open), "ann", lying)
     if kind != "task":
         with pytest.raises(MessageError):
-            tiny.end(mode.work(replace(seen.tasks["ann"], kind=kind), workers[0], ClientState()))  # type: ignore[arg-type]
+            alone(mode.work(replace(seen.tasks["ann"], kind=kind), workers[0], ClientState()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -471,7 +477,7 @@ def test_no_test_texts_score_nothing_and_more_right_than_asked_is_no_score() -> 
 def test_an_ask_that_is_answered_with_nothing_ends_the_talk(name: str, labels: str) -> None:
     mode, workers = built(name, split={"cut": (1, 3), "labels": labels})
     talk = mode.work(mode.task(mode.start(), "ann"), workers[0], ClientState())
-    tiny.until_ask(talk)
+    tiny.until_ask(tiny.opened(talk))
     with pytest.raises(TriskelError, match="answered with nothing"):
         talk.send(None)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from triskel.config.job import Job
+from triskel.conversation import Conversation, Sent
 from triskel.engines.fold import Fold
 from triskel.engines.wave import crews, due
 from triskel.engines.wire import Wire
@@ -18,16 +19,11 @@ from triskel.ledger import Ledger
 from triskel.model.train import IN_FLIGHT
 from triskel.types import (
     A,
-    Ask,
     ClientId,
     ClientState,
-    Local,
     Message,
     Mode,
-    Post,
-    Reply,
     S,
-    Talk,
     Watch,
     Work,
 )
@@ -38,19 +34,23 @@ DROPPED = "it dropped out, as clients.drop_share has it"
 
 @dataclass
 class _Line:
-    """One client's open talk."""
+    """One client in flight: its half of the round, and what of it lies at the server.
+
+    Attributes:
+        worker: What it brings.
+        talk: Its half.
+        asks: What it asked and has no answer to yet, by ticket, as it arrived.
+        work: A piece of its own work that may run together with others'.
+        update: What it ended with, as it arrived, once all it asked is answered.
+        mine: What it keeps.
+    """
 
     worker: Worker
-    talk: Talk
-    reply: Reply = None
-    asked: dict[int, Message] = field(default_factory=dict[int, Message])
-    answered: dict[int, Message] = field(default_factory=dict[int, Message])
-    wanted: int = -1
-    tickets: int = 0
+    talk: Conversation[tuple[Message, ClientState]]
+    asks: dict[int, Message] = field(default_factory=dict[int, Message])
     work: Work | None = None
     update: Message | None = None
     mine: ClientState | None = None
-    seconds: float = 0.0
 
 
 def labour(lines: Mapping[ClientId, _Line]) -> bool:
@@ -64,7 +64,7 @@ def labour(lines: Mapping[ClientId, _Line]) -> bool:
         whole = sum(waiting[c].size for c in clients)
         for client in clients:
             lines[client].work = None
-            lines[client].seconds += seconds * waiting[client].size / max(whole, 1)
+            lines[client].talk.seconds += seconds * waiting[client].size / max(whole, 1)
     return bool(waiting)
 
 
@@ -139,9 +139,9 @@ class LocalEngine:
                     raise RoundError(f"client {client!r} ended without an update")
                 fold.add(client, line.update)
                 keep(client, line.mine)
-                meter = line.worker.meter
+                meter, seconds = line.worker.meter, line.talk.seconds
                 ledger.computed(
-                    client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=line.seconds
+                    client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=seconds
                 )
 
         for crew in crews(mode, sorted(cohort), free=IN_FLIGHT):
@@ -153,13 +153,13 @@ class LocalEngine:
                 hand = worker(client)
                 task = wire.carry(mode.task(state, client), client, "down")
                 talk = mode.work(task, hand, mine.get(client, ClientState()))
-                lines[client] = _Line(worker=hand, talk=talk)
+                lines[client] = _Line(hand, Conversation(client, talk))
                 if not mode.asks:
-                    _advance(lines[client], client, wire)
+                    _advance(lines[client], wire)
                     settle()
             while any(line.update is None for line in lines.values()):
                 for client in sorted(lines):
-                    _advance(lines[client], client, wire)
+                    _advance(lines[client], wire)
                 if not labour(lines):
                     state = self._wave(mode, state, lines, wire)
             settle()
@@ -174,53 +174,31 @@ class LocalEngine:
         lines: Mapping[ClientId, _Line],
         wire: Wire,
     ) -> S:
-        """Answer each client's oldest ask."""
-        asks = {c: line.asked[min(line.asked)] for c, line in sorted(lines.items()) if line.asked}
-        asks = due(mode.asks, asks, live=[c for c, x in lines.items() if x.update is None])
-        if not asks:
+        """Answer what is due, of each client one ask."""
+        live = [client for client, line in lines.items() if line.update is None]
+        turn = due(mode.asks, {c: line.asks for c, line in sorted(lines.items())}, live)
+        if not turn:
             return state
+        asks = {client: lines[client].asks.pop(ticket) for client, ticket in turn.items()}
         state, answers = mode.answer(state, asks)
         if missing := sorted(asks.keys() - answers.keys()):
             raise RoundError(f"the server left client {missing[0]!r} without an answer")
-        for client in asks:
-            line = lines[client]
-            ticket = min(line.asked)
-            del line.asked[ticket]
-            line.answered[ticket] = wire.carry(answers[client], client, "down")
+        for client, ticket in turn.items():
+            answer = wire.carry(answers[client], client, "down")
+            lines[client].talk.answer(ticket, answer)
         return state
 
 
-def _advance(line: _Line, client: ClientId, wire: Wire) -> None:
+def _advance(line: _Line, wire: Wire) -> None:
     """Run a client until it waits for an answer, could work with others, or is done."""
-    while line.update is None and line.work is None:
-        if line.wanted >= 0:
-            if line.wanted not in line.answered:
-                return
-            line.reply = line.answered.pop(line.wanted)
-            line.wanted = -1
-        start = time.perf_counter()
-        try:
-            step = line.talk.send(line.reply)
-        except StopIteration as end:
-            line.seconds += time.perf_counter() - start
-            update, line.mine = end.value
-            line.update = wire.carry(update, client, "up")
-            return
-        if isinstance(step, Local):
-            line.reply = None
-            if step.work.kind is None:
-                step.work.run()
-            else:
-                line.work = step.work
-        line.seconds += time.perf_counter() - start
-        if isinstance(step, Local):
-            continue
-        if isinstance(step, Ask | Post):
-            line.tickets += 1
-            line.asked[line.tickets] = wire.carry(step.ask, client, "up")
-            line.reply = line.tickets if isinstance(step, Post) else None
-            line.wanted = line.tickets if isinstance(step, Ask) else -1
+    talk = line.talk
+    while line.work is None and (step := talk.step()) is not None:
+        if isinstance(step, Sent):
+            line.asks[step.ticket] = wire.carry(step.ask, talk.client, "up")
+        elif step.kind is None:
+            talk.do(step)
         else:
-            if step.ticket not in line.asked and step.ticket not in line.answered:
-                raise RoundError(f"client {client!r} waits for ticket {step.ticket}, never given")
-            line.wanted = step.ticket
+            line.work = step
+    if line.update is None and talk.finished:
+        update, line.mine = talk.hand_over()
+        line.update = wire.carry(update, talk.client, "up")

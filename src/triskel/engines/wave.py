@@ -1,25 +1,45 @@
 """Who is in flight together, and whose asks are answered now; the same rules for every engine."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from triskel.types import AskStyle, ClientId, Message, Mode
 
 
 def due(
-    styles: Mapping[str, AskStyle], asks: Mapping[ClientId, Message], live: Sequence[ClientId]
-) -> dict[ClientId, Message]:
-    """Return the asks to answer now: streams at once, a barrier when all live clients are at it."""
-    waiting = {c for c, ask in asks.items() if styles.get(ask.topic) == "barrier"}
-    if waiting >= set(live):
-        return dict(asks)
-    return {c: ask for c, ask in asks.items() if c not in waiting}
+    styles: Mapping[str, AskStyle],
+    asks: Mapping[ClientId, Mapping[int, Message]],
+    live: Collection[ClientId],
+) -> dict[ClientId, int]:
+    """Return which open ask of each client is answered now, by its ticket; of some clients none.
+
+    When all live clients have asked at a barrier, it is answered: the oldest such ask of each,
+    together and with no others. Until then each client's oldest ask of a stream is, whatever it
+    asked at a barrier before; so neither kind waits for the other.
+
+    Args:
+        styles: How each topic is answered.
+        asks: Every client's asks without an answer, by ticket.
+        live: Clients that may still ask, or wait for answers.
+    """
+    barriers, streams = dict[ClientId, int](), dict[ClientId, int]()
+    for client, some in asks.items():
+        for ticket in sorted(some):
+            barrier = styles.get(some[ticket].topic) == "barrier"
+            (barriers if barrier else streams).setdefault(client, ticket)
+    return barriers if barriers.keys() >= set(live) else streams
 
 
 def crews(
     mode: Mode[Any, Any, Any], cohort: Sequence[ClientId], *, free: int
 ) -> Iterator[Sequence[ClientId]]:
-    """Return who is in flight together: `free` where nobody asks, all where all must have."""
+    """Return who is in flight together, which is the mode's to say where its clients ask.
+
+    Args:
+        mode: Bounds it by `in_flight`, unless a barrier waits for everybody.
+        cohort: Who takes part.
+        free: How many at a time where nobody asks, and the order of computing is free.
+    """
     size = free
     if mode.asks:
         barrier = "barrier" in mode.asks.values()

@@ -7,7 +7,7 @@ at zero in every round, as a client that may sit rounds out keeps none.
 import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from triskel.objective import Loss, label_loss
 from triskel.rng import derive
 from triskel.types import Batch, Local, Tensors, Work
 
-R = TypeVar("R")
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 IN_FLIGHT = 16
@@ -342,16 +341,6 @@ def fit(
         if after is not None:
             after(terms, one.value)
     return total / max(steps, 1)
-
-
-def alone(talk: Generator[Local, Any, R]) -> R:
-    """Run every piece of work by itself, and return what the generator returns."""
-    while True:
-        try:
-            step = next(talk)
-        except StopIteration as end:
-            return cast("R", end.value)
-        step.work.run()
 
 
 def clip(parameters: Mapping[str, nn.Parameter], train: Train) -> None:

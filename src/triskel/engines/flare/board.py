@@ -10,13 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from triskel.engines.flare.calls import HOLD_S, Reply, Spent
+from triskel.engines.flare.calls import AHEAD, HOLD_S, Reply, Spent
 from triskel.engines.wave import due
 from triskel.errors import TriskelError
 from triskel.types import AskStyle, ClientId, Message
-
-AHEAD = 16
-"""Asks that a client may have open at a time."""
 
 
 @dataclass
@@ -29,6 +26,7 @@ class Line:
         answered: Answers that the client did not say it has, packed.
         tickets: How many asks came.
         waits: The ticket that the client cannot go on without.
+        turn: The ticket of the ask that is being answered.
         calls: How many calls waited here; only the last one does, so that a client holds one thread
             of the server however often it calls.
         update: How it ended, packed.
@@ -43,6 +41,7 @@ class Line:
     answered: dict[int, bytes] = field(default_factory=dict[int, bytes])
     tickets: int = 0
     waits: int | None = None
+    turn: int | None = None
     calls: int = 0
     update: bytes | None = None
     spent: Spent | None = None
@@ -51,9 +50,19 @@ class Line:
     tokens: int = 0
 
     @property
-    def open(self) -> bool:
-        """Whether the client is still at it."""
+    def at_it(self) -> bool:
+        """Whether the client has yet to say how it ends."""
         return self.update is None and not self.gone
+
+    @property
+    def open(self) -> bool:
+        """Whether its part is not over: it is still at it, or asks of it have no answer."""
+        return self.at_it or bool(self.asked)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the client does nothing until an ask of it is answered."""
+        return self.waits in self.asked or not self.at_it
 
 
 class Board:
@@ -123,7 +132,7 @@ class Board:
         with self._changed:
             if wrong:
                 self._leave(client, wrong)
-            elif message is not None and line.open and ticket == line.tickets + 1:
+            elif message is not None and line.at_it and ticket == line.tickets + 1:
                 line.tickets = ticket
                 line.asked[ticket] = message, len(data)
                 self._first = self._first or time.monotonic()
@@ -169,7 +178,7 @@ class Board:
     # --- what the one who runs the mode calls -------------------------------------------------
 
     def due(self, styles: Mapping[str, AskStyle], window_s: float | None) -> dict[str, Message]:
-        """Return the oldest ask of each client that is to be answered now.
+        """Return the ask of each client that is to be answered now; of some clients none.
 
         Args:
             styles: How each topic is answered.
@@ -178,28 +187,32 @@ class Board:
         """
         with self._changed:
             live = [c for c, line in self.lines.items() if line.open]
-            waiting = [c for c in live if self.lines[c].waits in self.lines[c].asked]
-            if waiting != live:
+            if not all(self.lines[c].waiting for c in live):
                 late = window_s is None or self._first is None
                 if late or time.monotonic() - (self._first or 0) < (window_s or 0):
                     return {}
-            asked = {c: line.asked for c, line in self.lines.items() if line.asked and line.open}
-            return due(styles, {c: some[min(some)][0] for c, some in asked.items()}, live)
+            found = dict[ClientId, Message]()
+            asked = {c: self.lines[c].asked for c in live}
+            asks = {c: {t: ask for t, (ask, _) in some.items()} for c, some in asked.items()}
+            for client, ticket in due(styles, asks, live).items():
+                self.lines[client].turn = ticket
+                found[client] = asks[client][ticket]
+            return found
 
     def size(self, client: ClientId) -> int:
-        """Return how many bytes a client's oldest ask had."""
+        """Return how many bytes the ask of a client had that is being answered."""
         with self._changed:
-            asked = self.lines[client].asked
-            return asked[min(asked)][1] if asked else 0
+            line = self.lines[client]
+            return line.asked[line.turn][1] if line.turn in line.asked else 0
 
     def deliver(self, answers: Mapping[ClientId, bytes]) -> None:
-        """Answer the oldest ask of each client."""
+        """Answer the asks that were due."""
         with self._changed:
             for client, answer in answers.items():
                 line = self.lines[client]
-                if not line.asked:
+                ticket, line.turn = line.turn, None
+                if ticket is None or ticket not in line.asked:
                     continue  # it was lost meanwhile
-                ticket = min(line.asked)
                 del line.asked[ticket]
                 line.answered[ticket] = answer
                 line.waits = None if line.waits == ticket else line.waits
@@ -222,7 +235,7 @@ class Board:
         """Take a client's update; one that comes too late counts no more."""
         with self._changed:
             line = self.lines[client]
-            if line.open:
+            if line.at_it:
                 line.update, line.spent = update, spent
             self._changed.notify_all()
 
@@ -242,12 +255,12 @@ class Board:
         """Return the clients still at it that were not heard of for so long."""
         now = time.monotonic()
         with self._changed:
-            return [c for c, line in self.lines.items() if line.open and now - line.heard > seconds]
+            return [c for c, x in self.lines.items() if x.at_it and now - x.heard > seconds]
 
     def open(self) -> list[ClientId]:
         """Return the clients still at it."""
         with self._changed:
-            return [c for c, line in self.lines.items() if line.open]
+            return [c for c, line in self.lines.items() if line.at_it]
 
     def close(self, why: str) -> None:
         """Turn away whoever still calls."""

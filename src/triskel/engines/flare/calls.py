@@ -35,6 +35,8 @@ GRACE_S = 10.0
 """How much longer than that a caller waits for the reply."""
 SLOWEST = 2_000_000
 """Bytes a second that a link is taken to carry at least."""
+AHEAD = 16
+"""Asks that a client may have on their way: from the oldest whose answer it lacks, to the last."""
 LONGEST = 300
 """Characters of a sentence from a peer that are repeated."""
 

@@ -7,15 +7,16 @@ leaves goes through the gate.
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 from triskel.codec import decode
 from triskel.config.job import ModeName
-from triskel.engines.flare.calls import Lost, Peer, What, blob, patience, text
+from triskel.conversation import Conversation, Sent
+from triskel.engines.flare.calls import AHEAD, Lost, Peer, What, blob, patience, text
 from triskel.engines.flare.gate import Gate
 from triskel.errors import MessageError, RoundError
 from triskel.message import unpack
-from triskel.types import ClientId, ClientState, Local, Message, Post, Take, Talk
+from triskel.types import ClientId, ClientState, Message, Talk
 
 AGAIN_S = 1.0
 """Pause before a call that got no reply is made again."""
@@ -105,47 +106,54 @@ class Drive:
         raise Left("the server went on")
 
     def driven(self, talk: Talk) -> tuple[Message, ClientState]:
-        """Drive a talk to its end; between its steps it can be stopped."""
-        reply: Message | int | None = None
-        tickets, taken, ahead = 0, 0, dict[int, Message]()
-        while True:
-            if self.part.stop:
-                talk.close()
-                raise Left("the server went on")
-            start = time.perf_counter()
-            try:
-                step = talk.send(reply)
-            except StopIteration as end:
-                self.part.seconds += time.perf_counter() - start
-                return cast("tuple[Message, ClientState]", end.value)
-            if isinstance(step, Local):
-                step.work.run()
-            self.part.seconds += time.perf_counter() - start
-            if isinstance(step, Local):
-                reply = None
-            elif isinstance(step, Post):
-                tickets += 1
-                self._asked(tickets, taken, self.leaving(step.ask), waits=False)
-                reply = tickets
-            else:
-                data = b""
-                if isinstance(step, Take):
-                    wanted = step.ticket
-                else:
-                    tickets += 1
-                    wanted, data = tickets, self.leaving(step.ask)
-                if not taken < wanted <= tickets or wanted in ahead:
-                    raise RoundError(
-                        f"client {self.client!r} waits for ticket {wanted}, never given"
-                    )
-                reply = self._asked(wanted, taken, data, waits=True)
-                ahead[wanted] = reply
-                while taken + 1 in ahead:
-                    taken += 1
-                    del ahead[taken]
+        """Drive a talk to its end, and until all that it asked is answered.
 
-    def _asked(self, ticket: int, taken: int, data: bytes, *, waits: bool) -> Message:
-        """Ask, again and again until the answer is there; what was sent is not sent again."""
+        Raises:
+            Left: The part was stopped, or the server has no more use for it.
+            TriskelError: Whatever stopped the client or its talk with the server.
+        """
+        one = Conversation(self.client, talk)
+        while not one.finished:
+            if self.part.stop:
+                one.close()
+                raise Left("the server went on")
+            step = one.step()
+            if isinstance(step, Sent):
+                self._send(one, step)
+            elif step is not None:
+                one.do(step)
+            elif not one.finished:  # an answer that nobody waits for is fetched too
+                ticket = min(one.open) if one.waits_for is None else one.waits_for
+                self._fetch(one, ticket, waits=True)
+            self.part.seconds = one.seconds
+        return one.hand_over()
+
+    def _send(self, one: Conversation[Any], sent: Sent) -> None:
+        """Send an ask, and bring its answer where the client waits for it."""
+        if sent.ticket - one.answered_up_to > AHEAD:
+            self._catch_up(one)
+        data = self.leaving(sent.ask)
+        answer = self._asked(sent.ticket, one.answered_up_to, data, waits=sent.waits)
+        if answer is not None:
+            one.answer(sent.ticket, answer)
+
+    def _catch_up(self, one: Conversation[Any]) -> None:
+        """Fetch answers that are there and were not taken yet, so that the server lets them go."""
+        while (oldest := min(one.open)) < one.tickets and self._fetch(one, oldest, waits=False):
+            pass
+
+    def _fetch(self, one: Conversation[Any], ticket: int, *, waits: bool) -> bool:
+        """Bring an answer that is there, or wait for it; return whether it came."""
+        answer = self._asked(ticket, one.answered_up_to, b"", waits=waits)
+        if answer is not None:
+            one.answer(ticket, answer)
+        return answer is not None
+
+    def _asked(self, ticket: int, taken: int, data: bytes, *, waits: bool) -> Message | None:
+        """Ask, again and again until the server has it, and until the answer is there if one waits.
+
+        What was sent is not sent again.
+        """
         sending, since = data, time.monotonic()
         about = {"play": self.part.play, "ticket": ticket, "taken": taken, "waits": waits}
         while True:
@@ -170,7 +178,7 @@ class Drive:
             elif waits:
                 sending = b""
             else:
-                return Message(kind="answer")
+                return None
 
     @staticmethod
     def _pause(since: float) -> None:

@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from triskel.aggregate.knowledge import Knowledge, combine, dense, outcomes, stack, top
+from triskel.conversation import alone
 from triskel.data.text import lengths_of
 from triskel.errors import MessageError, RoundError
 from triskel.evaluate import probe_joined
@@ -42,7 +43,7 @@ from triskel.exchange import number, same_round
 from triskel.message import expect
 from triskel.model.body import Parameters
 from triskel.model.flops import Piece
-from triskel.model.train import Learner, Term, Where, alone
+from triskel.model.train import Learner, Term, Where
 from triskel.modes.logits.spec import NARROW_IDS, LogitsOptions
 from triskel.setting import ModeSetting
 from triskel.tensors import eval_plan, wide
@@ -208,7 +209,8 @@ class Logits:
         student = state.student
         if self.options.student:
             where = Where(self.server.client, state.closed + 1)
-            learner = alone(distil(self.server, student, state.teacher, where, self.options))
+            steps = distil(self.server, student, state.teacher, where, self.options)
+            learner = alone(steps, where.client)
             student = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
         return LogitsState(student=student, closed=state.closed + 1)
 
