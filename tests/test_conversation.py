@@ -211,7 +211,7 @@ def lossy(seed: int) -> Any:
 
 def local(party: Any, mode: Planned) -> tuple[Seen, Ledger]:
     ledger, (held, *_) = Ledger(), SITES
-    worker = party.meeting.sites[held]._held.worker(held, lambda _: None)
+    worker = party.meeting.sites[held]._here.resources.worker(held, lambda _: None)
     seen: Seen = LocalEngine(party.house.job).round(
         mode,
         mode.start(),
@@ -228,7 +228,7 @@ def local(party: Any, mode: Planned) -> tuple[Seen, Ledger]:
 def between(party: Any, mode: Planned, twist: Any = None) -> tuple[Seen, Ledger]:
     party.modes["params"], party.twist = mode, twist or sites.plain
     for one in party.meeting.sites.values():
-        one._modes["params"] = mode
+        one._here.modes["params"] = mode
     try:
         found: tuple[Seen, Ledger] = party.round("params", tuple(sorted(mode.plans)))
     finally:

@@ -145,15 +145,15 @@ def test_hidden_states_that_sites_keep_are_those_of_one_process(tmp_path: Path) 
     sizes: dict[str, list[int]] = {}
 
     def look(name: str, method: str, _told: Any) -> str:
-        if (held := meeting.sites[name]._resources) is not None and held.body().prefix is not None:
-            sizes.setdefault(method, []).append(held.memory.hidden.size)
+        if (here := meeting.sites[name]._admitted) and here.resources.body().prefix is not None:
+            sizes.setdefault(method, []).append(here.resources.memory.hidden.size)
         return ""
 
     meeting = Meeting(there, there.spec(*MODE_NAMES), look)
     assert meeting.play()["done"]
     same(there, MODE_NAMES, result(there))
     assert max(sizes["collect"]) > 0
-    assert {site._resources.memory.hidden.size for site in meeting.sites.values()} == {0}, (
+    assert {site._here.resources.memory.hidden.size for site in meeting.sites.values()} == {0}, (
         "stages are over"
     )
 

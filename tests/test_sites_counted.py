@@ -65,7 +65,7 @@ def party(
     found = sites.Party(sites.house(tmp_path, rounds="9"), ("params", STAGE))
     found.modes[STAGE] = Counting(found.modes["params"], told)
     for site in found.meeting.sites.values():
-        site._modes[STAGE] = Counting(site._modes["params"], told)
+        site._here.modes[STAGE] = Counting(site._here.modes["params"], told)
     yield found
     found.close()
 
@@ -187,7 +187,7 @@ def test_a_mode_that_says_it_keeps_nothing_may_keep_nothing(
     party: Any, told: list[tuple[str, int, int]]
 ) -> None:
     for site in party.meeting.sites.values():
-        site._modes["params"] = Counting(site._modes["params"], told)
+        site._here.modes["params"] = Counting(site._here.modes["params"], told)
     with pytest.raises(RoundError, match="set the trait client_state"):
         party.round("params", quorum=1.0)
 

@@ -24,8 +24,8 @@ from nvflare.fuel.f3.message import Message as Call
 
 from triskel.data import sources
 from triskel.engines import flare
+from triskel.engines.flare import admission
 from triskel.engines.flare import host as host_
-from triskel.engines.flare import site as site_
 from triskel.engines.flare.about import own_code
 from triskel.engines.flare.calls import Lost
 from triskel.engines.flare.host import Host
@@ -591,7 +591,7 @@ def test_what_goes_wrong_at_a_site_stays_there_but_for_its_kind(
     party: Any, fewer: Any, error: Exception, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     site, received = party.meeting.sites["clinic"], list[Any]()
-    own = site._modes["params"]
+    own = site._here.modes["params"]
 
     class Broken:
         def work(self, *_: Any) -> Any:
@@ -603,12 +603,12 @@ def test_what_goes_wrong_at_a_site_stays_there_but_for_its_kind(
         received.append((arguments, reply))
         return reply
 
-    party.twist, site._modes["params"] = twist, Broken()
+    party.twist, site._here.modes["params"] = twist, Broken()
     try:
         with caplog.at_level(logging.ERROR):
             why = left_out(party, "params", fewer)
     finally:
-        site._modes["params"] = own
+        site._here.modes["params"] = own
     assert why == f"{kind}; the log of site 'clinic' says more"
     *_, line = read(party.house.root / "clinic" / "triskel" / "audit.jsonl")
     assert (line["what"], line["error"], line["told"]) == ("failed", kind, why)
@@ -706,7 +706,9 @@ def test_a_job_beyond_a_policy_is_refused_before_data_are_read_logged_and_said(
 
         monkeypatch.setattr(sources, "load", opened)
     meeting = Meeting(there, there.spec(mode), sites=("bank",))
-    meeting.host._clock = meeting.sites["bank"]._clock = lambda: NOON
+    meeting.host._clock = lambda: NOON
+    bank = meeting.sites["bank"]
+    bank._admission = replace(bank._admission, clock=lambda: NOON)
     ended = meeting.play()
     assert ended == json.loads((tmp_path / "out" / "ended.json").read_text())
     assert (ended["done"], ended["refused"]) == (False, True)
@@ -825,7 +827,7 @@ def test_a_job_that_reads_and_then_fails_or_dies_has_its_lines(
         when_read.extend(read(log))  # a kill from here on leaves these
         raise DataError(f"row 7 of {PLACE} holds the label {SECRET}, which is not in data.classes")
 
-    monkeypatch.setattr(site_, "federate_own", opened)
+    monkeypatch.setattr(admission, "federate_own", opened)
     reply = hello(there, ANNA, "a" * 12, "params", "logits")
     told = "DataError; the log of site 'bank' says more"
     assert (reply["state"], reply["error"]) == ("failed", told)
@@ -872,7 +874,7 @@ def test_a_model_that_is_a_path_is_refused_by_both_sides_and_in_the_log(
 def test_a_site_works_in_no_round_that_may_close_with_fewer_than_its_policy_asks_for(
     party: Any,
 ) -> None:
-    assert party.meeting.sites["bank"]._policy.limits.cohort == 2
+    assert party.meeting.sites["bank"]._here.policy.limits.cohort == 2
     asked: list[tuple[str, str]] = []
 
     def twist(_n: str, method: str, told: Any, real: Any) -> Any:
@@ -907,13 +909,14 @@ def test_no_more_leaves_in_a_round_than_the_policy_allows_over_all_asks(party: A
             sent.append(len(reply["update"]))
         return reply
 
-    party.twist, own = twist, site._gate
+    party.twist, own = twist, site._here.gate
     own.sent.clear()
     party.round("split")
     total, sent[:] = sum(sent), []
     try:
         for most, word in ((total, ""), (total - 1, "limits.round_mb"), (total // 3, "limits.")):
-            site._gate = replace(own, round_mb=most / 1e6, sent={})
+            gate = replace(own, round_mb=most / 1e6, sent={})
+            site._admitted = replace(site._here, gate=gate)
             sent.clear()
             _, ledger = party.round("split", quorum=0.6)
             assert sum(sent) <= most
@@ -921,7 +924,7 @@ def test_no_more_leaves_in_a_round_than_the_policy_allows_over_all_asks(party: A
             assert f"{most:,}" not in ledger.absent.get("clinic", "")  # what the policy allows
             assert bool(word) == bool(ledger.absent)
     finally:
-        site._gate = own
+        site._admitted = replace(site._here, gate=own)
         own.sent.clear()
 
 
@@ -943,11 +946,12 @@ def test_what_a_round_and_its_test_send_is_what_the_policy_decided_on(
         left = [one for one in list(read(log))[before:] if one["what"] == "left"]
         payload = sum(part["bytes"] for one in left for part in one["sections"].values())
         site = party.meeting.sites["clinic"]
-        job = site._job.model_copy(update={"mode": stage})
-        said = round_bytes(job, sizes_of(site._held, "clinic"), "clinic")
+        job = site._here.job.model_copy(update={"mode": stage})
+        said = round_bytes(job, sizes_of(site._here.resources, "clinic"), "clinic")
         spare = 0
         if stage == "split" and labels == "shared":  # labels of tests are bounded, not counted
-            spare = 4 * sum(len(ids) for ids in site._held.share("clinic").test.ids)
+            held = site._here.resources.tokens.share("clinic")
+            spare = 4 * sum(len(ids) for ids in held.test.ids)
         assert said - spare <= payload <= said
         assert payload > 0
     finally:

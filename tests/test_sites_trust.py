@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from triskel.engines.flare import site as site_
+from triskel.engines.flare import admission
 from triskel.engines.flare.about import own_code, owned
 from triskel.engines.flare.gate import Gate
 from triskel.engines.flare.host import Host
@@ -299,14 +299,14 @@ def test_a_site_draws_by_its_own_secret_and_not_by_the_jobs_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[str]] = []
-    real = site_.federate_own
+    real = admission.federate_own
 
     def looked(*what: Any) -> Any:
         found = real(*what)
         drawn.append(sorted(found.clients["bank"].train.text))
         return found
 
-    monkeypatch.setattr(site_, "federate_own", looked)
+    monkeypatch.setattr(admission, "federate_own", looked)
     for name in ("one", "two"):
         house = there.house(tmp_path / name, rows=(60, 9, 20))
         capped = replace(house, text=house.text + "[clients]\nexamples = 20\n")
@@ -430,7 +430,7 @@ def test_a_site_counts_for_what_it_said_that_it_holds(says: Any, tmp_path: Path)
     house = there.house(tmp_path)
     text = house.text.replace("patience_s = 20", "patience_s = 20\nquorum = 0.6")
     party = there.Party(replace(house, text=text), ("params",))
-    gate = party.meeting.sites["bank"]._gate
+    gate = party.meeting.sites["bank"]._here.gate
     real = gate.leaving
 
     def lying(message: Any, stage: str, round_: int) -> bytes:
@@ -459,7 +459,7 @@ def test_a_whole_job_holds_each_site_to_what_it_said(tmp_path: Path) -> None:
     real = Gate.leaving
 
     def more(self: Any, message: Any, stage: str, round_: int) -> bytes:
-        if self is meeting.sites["bank"]._gate and "examples" in message.facts:
+        if self is meeting.sites["bank"]._here.gate and "examples" in message.facts:
             message = replace(message, facts={**message.facts, "examples": 2**60})
         return real(self, message, stage, round_)
 

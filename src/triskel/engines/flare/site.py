@@ -9,33 +9,27 @@ or what went wrong, in one sentence, or only that the site's own log has it.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from triskel.about import about_of
-from triskel.config.job import Job, ModeName
-from triskel.core.registry import CODECS, MODES
-from triskel.data.federate import federate_own
+from triskel.config.job import ModeName
+from triskel.core.registry import MODES
 from triskel.engines.flare.about import (
-    job_of,
-    other_code,
-    other_plugins,
     own_code,
-    own_plugins,
     owned,
     run_of,
 )
+from triskel.engines.flare.admission import Admission, Admitted
 from triskel.engines.flare.answered import Answered
 from triskel.engines.flare.calls import HOLD_S, Peer, Reply, What, span, text, whole
 from triskel.engines.flare.drive import Drive, Left, Part
-from triskel.engines.flare.gate import Gate
 from triskel.engines.flare.kept import Kept
-from triskel.engines.flare.sizes import sizes_of
 from triskel.errors import (
     JobError,
     LimitError,
@@ -48,26 +42,14 @@ from triskel.evaluate import evaluate, score_message
 from triskel.exchange import adapter_of
 from triskel.export import save_adapter
 from triskel.folder import safe
-from triskel.message import show
 from triskel.policy.audit import Audit
-from triskel.policy.budget import Spent
 from triskel.policy.chain import AuditError, now
-from triskel.policy.decide import decide_who_and_when
-from triskel.policy.draws import Draws, files_of
-from triskel.policy.expected import round_bytes
-from triskel.policy.foreign import decide_foreign, decide_mode
-from triskel.policy.limits import MB, asked_of
-from triskel.policy.place import datasets, decided, importable, origins_of, placed
-from triskel.policy.read import load
-from triskel.policy.refusal import Circumstances, Refusal
+from triskel.policy.limits import MB
 from triskel.policy.rounding import rounded
-from triskel.policy.rules import Policy, unsaid
-from triskel.policy.weights import Seals
 from triskel.runner.resources import LocalResources
-from triskel.setting import allowed, mode_of, unfit
+from triskel.setting import allowed
 from triskel.sheet import training_of
-from triskel.types import Event, Message, Mode
-from triskel.worker import Worker
+from triskel.types import Event, Message
 
 LOGGER = logging.getLogger("triskel.site")
 TELLABLE = (JobError, MessageError, TrainingError, MeterError, RoundError)
@@ -101,12 +83,10 @@ class Site:
         *,
         strange: str = "",
     ) -> None:
-        self.name, self._spec, self._server, self._submitter = name, spec, server, submitter
-        self._policy_file = root / "local" / "policy.toml"
-        self._root, self._run = root, owned(run_of(spec), submitter)
-        self._home = root / "triskel" / "runs" / self._run
+        self.name, self._server = name, server
+        run = owned(run_of(spec), submitter)
+        self._home = root / "triskel" / "runs" / run
         self._audit = Audit(root / "triskel" / "audit.jsonl", run_of(spec), clock)
-        self._clock, self._strange = clock, strange
         self._changed = threading.Condition()
         # a new thread would begin with as many as there are cores, and sum in another order
         threads = torch.get_num_threads()
@@ -117,15 +97,19 @@ class Site:
         self._part: Part | None = None
         self._begun: set[str] = set()
         self._saves: dict[str, Future[str]] = {}
-        self._facts: dict[str, int] = {}
-        self._plugins: dict[str, str] = {}
-        self._gate = Gate(self._audit, "fp32", 0.0, None)  # which lets nothing out
-        self._spent: Spent | None = None
-        self._seals = Seals()
-        self._policy, self._policy_sha256, self._clients = Policy(), "", 0
-        self._job = Job()
-        self._modes: dict[str, Mode[Any, Any, Worker]] = {}
-        self._resources: LocalResources | None = None
+        self._admission = Admission(
+            name=name,
+            root=root,
+            home=self._home,
+            run=run,
+            spec=spec,
+            submitter=submitter,
+            strange=strange,
+            audit=self._audit,
+            clock=clock,
+            watch=self._noted,
+        )
+        self._admitted: Admitted | None = None
 
     # --- what the server calls ----------------------------------------------------------------
 
@@ -141,17 +125,19 @@ class Site:
                 self._hand.submit(self._prepare, dict(about))
             self._changed.wait_for(lambda: self._state != "preparing", HOLD_S)
             told = {"state": self._state, "error": self._error, **own_code()}
-            return {**told, **self._facts, **self._plugins}
+            here = self._admitted
+            return told if here is None else {**told, **here.facts, **here.plugins}
 
     def begin(self, order: Mapping[str, Any]) -> Reply:
         """Start a part, unless it is the one that is played; what was played before is dropped."""
         stage, what = text(order, "stage"), text(order, "what")
-        round_ = whole(order, "round", most=self._job.rounds)
+        here = self._here
+        round_ = whole(order, "round", most=here.job.rounds)
         # a test belongs to the round that left what is tested; round 0 leaves the start
-        if stage not in self._modes or what not in PARTS or (what == "work" and not round_):
+        if stage not in here.modes or what not in PARTS or (what == "work" and not round_):
             raise MessageError(f"this site plays no {what!r} of {stage!r} in this job")
         size = whole(order, "size", most=self._most)
-        if whole(order, "least") < self._policy.limits.cohort:
+        if whole(order, "least") < here.policy.limits.cohort:
             raise LimitError(
                 "the round may close with fewer clients than this site's policy asks for "
                 "(limits.cohort)"
@@ -193,7 +179,7 @@ class Site:
 
         It is saved once, however often the call is made; while that lasts, the reply is `working`.
         """
-        if stage not in self._modes:
+        if stage not in self._here.modes:
             raise MessageError(f"this site plays no {stage!r} in this job")
         with self._changed:
             if stage not in self._saves:
@@ -229,173 +215,22 @@ class Site:
         """Decide, then read; nothing of the site is read before."""
         state, error = "failed", ""
         try:
-            error = self._admitted(about)
-            state = "refused" if error else "ready"
-        except Exception as found:  # noqa: BLE001 - whatever it is stays here
-            error = self._told(found)
+            found = self._admission.decide(about)
+            if isinstance(found, Admitted):
+                self._admitted, state = found, "ready"
+            else:
+                state, error = "refused", found
+        except Exception as failed:  # noqa: BLE001 - whatever it is stays here
+            error = self._told(failed)
         with self._changed:
             self._state, self._error = state, error
             self._changed.notify_all()
 
-    def _admitted(self, about: Mapping[str, Any]) -> str:
-        """Load everything, and return why the job may not run here, or nothing."""
-        if strange := other_code(about, "the server"):
-            return strange
-        self._policy, self._policy_sha256 = load(self._policy_file)
-        if line := unsaid(self._policy):
-            LOGGER.info("%s: %s", self._policy_file, line)
-        self._job, modes = job_of(self._spec, ())  # nothing of other packages is imported
-        jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
-        self._clients = whole(about, "clients", most=1_000_000)
-        door = self._at_the_door()
-        # what a job asks of this site alone is asked under its name
-        self._policy = self._policy.model_copy(update={"site": self.name})
-        barred = [(job, door or self._barred(job)) for job in jobs]
-        if any(found for _, found in barred):
-            return self._written("read", [(job, found) for job, found in barred if found])
-        if strange := other_plugins(about, "the server", self._job, modes):
-            return strange
-        self._plugins = own_plugins(self._job, modes)
-        self._job, modes = job_of(self._spec, importable(self._policy))
-        jobs = [self._job.model_copy(update={"mode": mode}) for mode in modes]
-        self._spent = self._account()
-        short = self._short(jobs)
-        first = [(job, self._decided(job, size=0, short=short)) for job in jobs]
-        if refused := self._written("read", first):
-            return refused
-        self._spent.job()
-        resources = self._read(modes)  # only now is anything of the site read
-        for codec in (self._job.wire.up, self._job.wire.down):
-            CODECS.spec(codec)  # what arrives may name no other
-        settings = {mode: resources.setting(mode, self._noted) for mode in modes}
-        for setting in settings.values():
-            if strange := unfit(setting):
-                raise JobError(strange)
-        held = sizes_of(resources, self.name)
-        sizes = [round_bytes(job, held, self.name) for job in jobs]
-        share = resources.tokens.share(self.name)
-        rows = (len(share.train), len(share.test))
-        second = [
-            (job, self._decided(job, size=size, rows=rows))
-            for job, size in zip(jobs, sizes, strict=True)
-        ]
-        if refused := self._written("send", second):
-            return refused
-        facts = {
-            "examples": len(share.train),
-            "tests": len(share.test),
-            "tokens": resources.epoch_tokens().get(self.name, 0),
-        }
-        self._audit.told(facts)
-        self._facts = facts  # from here on they may be told
-        resources.count()
-        self._gate = Gate(
-            self._audit,
-            self._job.wire.up,
-            self._policy.limits.round_mb,
-            self._spent,
-            self._policy.leave,
-        )
-        self._modes = {mode: mode_of(setting) for mode, setting in settings.items()}
-        return ""
-
-    def _at_the_door(self) -> list[Refusal]:
-        """Return why nothing is looked for on this machine, or nothing."""
-        if self._strange:
-            only = "takes jobs that one person signed, once"
-            return [Refusal(key="submitters", asks=self._strange, allows=only)]
-        here = Circumstances(now=self._clock(), submitter=self._submitter)
-        found, own = decide_who_and_when(self._policy, here), self._policy.site
-        if not found and own and own != self.name:
-            asks, is_ = f"came to site {show(self.name)}", f"is {show(own)} in its policy"
-            found.append(Refusal(key="site", asks=asks, allows=is_))
-        return found
-
-    def _barred(self, job: Job) -> list[Refusal]:
-        """Return why a mode or task of another package is not even imported."""
-        here = Circumstances(now=self._clock(), **origins_of(job))
-        found = decide_foreign(self._policy, job, here)
-        if job.mode not in MODES.ours:
-            found += decide_mode(self._policy, job.mode, here.plugin)
-        return found
-
-    def _written(
-        self, to: Literal["read", "send"], decisions: Sequence[tuple[Job, list[Refusal]]]
-    ) -> str:
-        """Write decisions to the log; return what the server is told of refusals, or nothing."""
-        for job, found in decisions:
-            self._audit.decided(
-                job,
-                found,
-                to=to,
-                policy_sha256=self._policy_sha256,
-                submitter=self._submitter,
-            )
-        return "; ".join(dict.fromkeys(r.told for _, found in decisions for r in found))
-
-    def _decided(
-        self,
-        job: Job,
-        *,
-        size: int,
-        rows: tuple[int | None, int | None] = (None, None),
-        short: Sequence[str] = (),
-    ) -> list[Refusal]:
-        """Hold the policy against a job that would send so many bytes in a round.
-
-        Args:
-            job: The job, in one of its modes.
-            size: Bytes of a round.
-            rows: How many rows it trains on and is tested on, once that is known.
-            short: Keys of the budget that have no room for it.
-        """
-        here = Circumstances(
-            now=self._clock(),
-            submitter=self._submitter,
-            clients=self._clients,
-            round_bytes=size,
-            train_rows=rows[0],
-            test_rows=rows[1],
-            short=tuple(short),
-        )
-        return decided(self._policy, self._policy_file, job, self.name, here, self._seals)
-
     @property
-    def _files(self) -> list[str]:
-        """Where the private rows are that the job names."""
-        data = self._job.data
-        return files_of(self._policy, [name for name in (data.train, data.test) if name])
-
-    def _account(self) -> Spent:
-        """Return what all jobs together had of the datasets that this one names."""
-        home, budget = self._root / "triskel", self._policy.budget
-        return Spent(home, self._files, budget, self._run, self._clock)
-
-    def _short(self, jobs: Sequence[Job]) -> tuple[str, ...]:
-        """Return what the budget has no room for."""
-        asked = asked_of(jobs)
-        return tuple(self._spent.short(asked)) if self._spent is not None else ()
-
-    def _read(self, modes: Sequence[ModeName]) -> LocalResources:
-        """Read the site's data, and what its model needs to be loaded."""
-        self._home.mkdir(parents=True, exist_ok=True)
-        draws = Draws(self._root / "triskel", self._files)
-        named = datasets(self._policy)
-        self._resources = LocalResources.of(
-            placed(self._job, self._policy_file, self.name),
-            federate_own(self._job, self.name, named, draws.seed),
-            self._noted,
-            modes=modes,
-            choices=self._home / "choices.json",
-            seals=self._seals,
-        )
-        return self._resources
-
-    @property
-    def _held(self) -> LocalResources:
-        if self._resources is None:
-            raise RoundError(f"site {self.name!r} has not read its data")
-        return self._resources
+    def _here(self) -> Admitted:
+        if self._admitted is None:
+            raise MessageError(f"site {self.name!r} has admitted no job")
+        return self._admitted
 
     # --- a part of a play ---------------------------------------------------------------------
 
@@ -412,15 +247,14 @@ class Site:
             self._changed.notify_all()
 
     def _played(self, part: Part) -> None:
-        resources, mode = self._held, self._modes[part.stage]
-        if part.what != "work" and not self._job.tested(part.round):
+        here, mode = self._here, self._here.modes[part.stage]
+        if part.what != "work" and not here.job.tested(part.round):
             raise RoundError(f"this job tests no model of round {part.round} (evaluate.every)")
-        drive = Drive(part, self.name, self._server, self._gate, self._most)
-        if self._spent is not None:
-            self._spent.take("rounds" if part.what == "work" else "scores")
+        drive = Drive(part, self.name, self._server, here.gate, self._most)
+        here.spent.take("rounds" if part.what == "work" else "scores")
         task = drive.task()
         Answered(self._home / part.stage).take(part.round, part.what, part.task_sha256)
-        worker = resources.worker(self.name, lambda event: self._step(part, event))
+        worker = here.resources.worker(self.name, lambda event: self._step(part, event))
         kept = Kept(self._home / part.stage, self.name)
         coming = part.round if part.what == "work" else part.round + 1
         worker.meter.returning = kept.took_part_before(coming)
@@ -432,8 +266,8 @@ class Site:
         elif part.what == "probe":
             update, _ = drive.driven(mode.probe(task, worker, mine))
         else:
-            update = self._student(resources, task)
-        told = rounded(update, self._policy.scores, resources.body(self.name).classes)
+            update = self._student(here.resources, task)
+        told = rounded(update, here.policy.scores, here.resources.body(self.name).classes)
         part.update = drive.leaving(told)
         part.flops, part.peak_bytes = worker.meter.flops, worker.meter.peak_bytes
 
@@ -445,7 +279,7 @@ class Site:
 
     @property
     def _most(self) -> int:
-        return int(self._job.wire.max_mb * MB)
+        return int(self._here.job.wire.max_mb * MB)
 
     def _step(self, part: Part, event: Event) -> None:
         if event.get("event") == "step":
@@ -461,8 +295,8 @@ class Site:
 
     def _keep_own(self, stage: ModeName, counted: int) -> None:
         """Let go of a stage, once the site's own model of it is saved as an adapter folder."""
-        resources, mode = self._held, self._modes[stage]
-        resources.memory.release()
+        here, mode = self._here, self._here.modes[stage]
+        here.resources.memory.release()
         own = mode.own(
             Kept(self._home / stage, self.name).left_by(
                 counted, needed=MODES.spec(stage).traits.client_state
@@ -471,12 +305,12 @@ class Site:
         if own is None:
             return
         place = self._home / "adapters" / f"{stage}-{safe(self.name)}"
-        about = about_of(self._job, stage)
+        about = about_of(here.job, stage)
         training = training_of(
-            self._job, stage, clients=self._clients, scores={}, own=True, about=about
+            here.job, stage, clients=here.clients, scores={}, own=True, about=about
         )
-        task, classes = self._job.data.task, resources.federation.classes
-        save_adapter(place, resources.body(self.name), own, classes, training, task=task)
+        task, classes = here.job.data.task, here.resources.federation.classes
+        save_adapter(place, here.resources.body(self.name), own, classes, training, task=task)
         LOGGER.info("the site's own model of %s is in %s", stage, place)
 
     # --- words --------------------------------------------------------------------------------
