@@ -13,7 +13,8 @@ import torch
 from triskel.compare import Request, read_run, run
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError
-from triskel.folder import Log, safe
+from triskel.events import Log
+from triskel.folder import safe
 from triskel.job import Job, dump, parse
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
-from triskel import __version__
+from triskel import __version__, events
 from triskel.about import about_of, task_about
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.bench import Bench, prepare
@@ -25,10 +25,13 @@ from triskel.checkpoint import write_text
 from triskel.core.registry import CODECS, MODES
 from triskel.data.federate import describe
 from triskel.errors import CheckpointError, DataError, JobError
-from triskel.folder import Log, environment, save
+from triskel.events import Log
+from triskel.folder import environment, save
 from triskel.job import MODE_NAMES, Job, Judge, ModeName, dump, parse, to_toml, unsupported
 from triskel.owned import alone
 from triskel.records import COLUMNS, DROPS
+from triskel.result import ONE, RunResult
+from triskel.result_parts import Asked, Data, DroppedRow
 from triskel.round import Engine, Stage
 from triskel.setting import unfit
 from triskel.stages import complete, stage_of
@@ -39,6 +42,8 @@ UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
 """What a kill can leave before a run is one that can be resumed."""
 
 
+Row = TypeVar("Row")
+"""Of a result: of a baseline, a mode, or a mode with drop-outs."""
 EVERY: tuple[BaselineName, ...] = get_args(BaselineName)
 JUDGES: tuple[Judge, ...] = get_args(Judge)
 
@@ -61,14 +66,20 @@ class Request:
     judge: Judge = "test"
     drop_share: float = 0.0
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> Asked:
         """Return it as JSON values."""
-        lists = {"modes": list(self.modes), "baselines": list(self.baselines)}
-        more = {"drop_share": self.drop_share} if self.drop_share else {}
-        return {**lists, "strict": self.strict, "judge": self.judge, **more}
+        found: Asked = {
+            "modes": list(self.modes),
+            "baselines": list(self.baselines),
+            "strict": self.strict,
+            "judge": self.judge,
+        }
+        if self.drop_share:
+            found["drop_share"] = self.drop_share
+        return found
 
 
-def _described(bench: Bench) -> dict[str, Any]:
+def _described(bench: Bench) -> Data:
     return describe(bench.federation)
 
 
@@ -84,7 +95,7 @@ class Venue:
 
     prepare: Callable[..., Bench] = prepare
     stage: Callable[[ModeName, Bench, Watch], Stage[Any, Any]] = stage_of
-    data: Callable[[Bench], dict[str, Any]] = _described
+    data: Callable[[Bench], Data] = _described
 
 
 HERE = Venue()
@@ -97,7 +108,7 @@ def run(
     engine: Engine,
     watch: Watch,
     venue: Venue = HERE,
-) -> dict[str, Any]:
+) -> RunResult:
     """Play a job in a new run folder, and return its result.
 
     Raises:
@@ -131,7 +142,7 @@ def used(folder: Path, text: str) -> bool:
 
 def resume(
     folder: Path, engine: Callable[[Job], Engine], watch: Watch, venue: Venue = HERE
-) -> dict[str, Any]:
+) -> RunResult:
     """Go on with a run folder from its last checkpoint, and return its result.
 
     Raises:
@@ -196,9 +207,9 @@ def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Re
 
 def _run(
     job: Job, request: Request, folder: Path, engine: Engine, watch: Watch, venue: Venue
-) -> dict[str, Any]:
+) -> RunResult:
     start = time.perf_counter()
-    with alone(), Log(folder / "events.jsonl", watch) as told:
+    with alone(), Log(folder / events.NAME, watch) as told:
         bench = venue.prepare(job, told, folder / "choices.json", judge=request.judge)
         bench.modes = request.modes
         for codec in (job.wire.up, job.wire.down):
@@ -208,8 +219,8 @@ def _run(
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))
             raise JobError(f"mode {mode} cannot run this job: {reason}")
-        result: dict[str, Any] = {
-            "schema": 1,
+        result: RunResult = {
+            "schema": ONE,
             "triskel": __version__,
             "job": dump(job),
             "about": {mode: about_of(job, mode) for mode in request.modes},
@@ -222,23 +233,23 @@ def _run(
             "modes": {},
         }
         for text in _warnings(bench, skipped):
-            told({"event": "warning", "text": text})
+            told(events.warning(text))
         told(_opening(bench, request, skipped))
         bench.count()
         _play(result, bench, request, engine, folder, told, venue)
         from triskel.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
 
-        result |= amounts([result], [folder])
+        result.update(cast("RunResult", amounts([result], [folder])))
         save(folder, result)
         from triskel.report.page import write_report  # noqa: PLC0415 - no site writes one
 
         write_report(folder)
-        told({"event": "run_end", "seconds": time.perf_counter() - start})
+        told(events.run_end(time.perf_counter() - start))
     return result
 
 
 def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
-    result: dict[str, Any],
+    result: RunResult,
     bench: Bench,
     request: Request,
     engine: Engine,
@@ -248,40 +259,41 @@ def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
 ) -> None:
     """Play every stage, and write the result after each."""
 
-    def keep(part: str, name: str, row: dict[str, Any]) -> None:
+    def keep(rows: dict[str, Row], name: str, row: Row) -> None:
         bench.forget()
-        result[part][name] = row
+        rows[name] = row
         save(folder, result)
 
+    beside = result["baselines"]
     for name in request.baselines:
         if name != "local_equal":  # as costly as the costliest mode, so it runs after the modes
-            keep("baselines", name, baseline(name, bench, engine, folder, told))
+            keep(beside, name, baseline(name, bench, engine, folder, told))
     for name in request.modes:
         if name not in result["skipped"]:
             stage = venue.stage(name, bench, told)
-            keep("modes", name, complete(stage, bench, engine, folder, told))
+            keep(result["modes"], name, complete(stage, bench, engine, folder, told))
     for name in request.modes if request.drop_share else ():
         if name not in result["skipped"]:
-            result.setdefault("robustness", {})
-            keep("robustness", name, _with_drop_outs(name, request, bench, engine, folder, told))
+            row = _with_drop_outs(name, request, bench, engine, folder, told)
+            keep(result.setdefault("robustness", {}), name, row)
     if "local_equal" in request.baselines:
         row = equal_compute(result, bench, engine, folder, told)
         if isinstance(row, str):
             result["skipped"]["local_equal"] = row
         else:
-            keep("baselines", "local_equal", row)
+            keep(beside, "local_equal", row)
 
 
 def _with_drop_outs(
     name: ModeName, request: Request, bench: Bench, engine: Engine, folder: Path, told: Watch
-) -> dict[str, Any]:
+) -> DroppedRow:
     """Play a mode with drop-outs, and return what it reaches."""
     clients = bench.job.clients.model_copy(update={"drop_share": request.drop_share})
     shaky = replace(bench, job=bench.job.model_copy(update={"clients": clients}))
     stage = replace(stage_of(name, shaky, told), name=f"{name}{DROPS}", saves=False)
-    final = complete(stage, shaky, engine, folder, told)["final"]
+    final = cast("Mapping[str, object]", complete(stage, shaky, engine, folder, told)["final"])
     both = {column: final[column] for column in COLUMNS}
-    return {"drop_share": request.drop_share, **both}
+    return cast("DroppedRow", {"drop_share": request.drop_share, **both})
 
 
 def _warnings(bench: Bench, skipped: Mapping[str, str]) -> Iterator[str]:
@@ -327,14 +339,13 @@ def _opening(bench: Bench, request: Request, skipped: Mapping[str, str]) -> Even
     before = [name for name in request.baselines if name != "local_equal"]
     after = ["local_equal"] if {"local", "local_equal"} <= {*request.baselines} else []
     stages = [*before, *(m for m in request.modes if m not in skipped), *after]
-    return {
-        "event": "run_start",
-        "stages": stages,
-        "clients": bench.clients,
-        "rounds": bench.job.rounds,
-        "examples": sum(len(held.train) for held in bench.federation.clients.values()),
-        "work": {stage: _work(bench, stage, request.modes) for stage in stages},
-    }
+    return events.run_start(
+        stages,
+        clients=bench.clients,
+        rounds=bench.job.rounds,
+        examples=sum(len(held.train) for held in bench.federation.clients.values()),
+        work={stage: _work(bench, stage, request.modes) for stage in stages},
+    )
 
 
 def _work(bench: Bench, stage: str, modes: Sequence[ModeName]) -> int:

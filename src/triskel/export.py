@@ -29,6 +29,8 @@ from triskel.model import peft_folder
 from triskel.model.body import Body
 from triskel.report.conclusions import better_off
 from triskel.report.reading import read
+from triskel.result import run_in
+from triskel.result_parts import FIGURES
 from triskel.sheet import (
     BASELINES,
     SHEET,
@@ -43,7 +45,6 @@ from triskel.untrusted import TOML_MOST, copied, json_in, safetensors_at, table_
 
 ADAPTERS = "adapters"
 PACKAGES = ("torch", "transformers", "peft")
-FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 COLUMNS = ("everybody", "own")
 Say = Callable[[str], None]
 
@@ -245,7 +246,7 @@ def _base(job: Job, sheet: Sheet, client: str | None, say: Say) -> str:
 def _training(run: Path, job: Job, stage: str, named: str) -> Training:
     """Return how a stage trained, with the figures that the run has written so far."""
     owner = named.removeprefix(f"{stage}-") if named != stage else None
-    result = _json(run / "result.json")
+    result: Mapping[str, Any] = run_in(run) or {}
     found = _stage_of(run, result, stage, named)
     rounds = cast("list[dict[str, Any]]", found.get("rounds", []))
     scores = cast("dict[str, Any]", found.get("final", {}))

@@ -11,7 +11,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
-from triskel import records
+from triskel import events, records
 from triskel.about import about_of
 from triskel.aggregate.mean import Mean
 from triskel.bench import Bench
@@ -19,11 +19,12 @@ from triskel.checkpoint import write_text
 from triskel.core.registry import MODES
 from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
-from triskel.folder import safe, stamped
+from triskel.folder import safe
 from triskel.job import ModeName
 from triskel.metrics import Score, merge
 from triskel.model.body import Body
 from triskel.modes.params.mode import Params, ParamsState
+from triskel.result_parts import ClientFigures, StageRow
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
 from triskel.setting import ModeSetting, algorithm_of
 from triskel.sheet import BASELINES, NOTHING, Training, training_of
@@ -42,7 +43,7 @@ def mode_of(name: ModeName, setting: ModeSetting) -> Mode[Any, Any, Worker]:
 
 def stage_of(name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
     """Return a mode on all clients that hold training examples."""
-    setting = bench.setting(stamped(watch, name))
+    setting = bench.setting(events.stamped(watch, stage=name))
     mode = mode_of(name, setting)
 
     def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
@@ -135,13 +136,13 @@ def _plain(body: Body) -> Params[Any]:
 
 def complete(
     stage: Stage[Any, Any], bench: Bench, engine: Engine, folder: Path, watch: Watch
-) -> dict[str, Any]:
+) -> StageRow:
     """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
     here = folder / "stages" / safe(stage.name)
     done = here / "done.json"
     if done.exists():
-        return cast("dict[str, Any]", json_in(done))
-    watch({"event": "stage_start", "stage": stage.name, "rounds": stage.job.rounds})
+        return cast("StageRow", json_in(done))
+    watch(events.stage_start(stage.name, stage.job.rounds))
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
     _record(stage, outcome, bench, found, folder)
@@ -152,8 +153,7 @@ def complete(
         task, classes = bench.job.data.task, bench.federation.classes
         save_adapter(place, body, tensors, classes, training, task=task)
     write_text(done, json.dumps(found))
-    seconds = found["totals"]["seconds"]
-    watch({"event": "stage_end", "stage": stage.name, **found["final"], "seconds": seconds})
+    watch(events.stage_end(stage.name, found["final"], found["totals"]["seconds"]))
     return found
 
 
@@ -161,7 +161,7 @@ def _record(
     stage: Stage[Any, Any],
     outcome: Outcome[Any],
     bench: Bench,
-    found: dict[str, Any],
+    found: StageRow,
     folder: Path,
 ) -> None:
     """Write down what the stage's last state reaches in both columns, and on each text."""
@@ -247,8 +247,13 @@ def _left(
             yield f"{name}-{safe(client)}", bench.body(client), own, client
 
 
+def last_of(found: StageRow) -> Mapping[ClientId, ClientFigures]:
+    """Return what each client reached in the last round."""
+    return found["rounds"][-1].get("per_client", {})
+
+
 def _training(
-    stage: Stage[Any, Any], bench: Bench, found: Mapping[str, Any], owner: ClientId | None
+    stage: Stage[Any, Any], bench: Bench, found: StageRow, owner: ClientId | None
 ) -> Training:
     """Return what the model card says of how an adapter came about.
 
@@ -256,12 +261,13 @@ def _training(
     """
     kind = stage.name.partition(":")[0]
     totals = found["totals"]
+    scores = found["final"] if owner is None else last_of(found)[owner]
     alone_ = kind in BASELINES
     return training_of(
         bench.job,
         kind,
         clients=len(bench.active) if kind != "local" else 1,
-        scores=found["final"] if owner is None else found["rounds"][-1]["per_client"][owner],
+        scores=cast("Mapping[str, float | Mapping[str, float]]", scores),
         own=owner is not None or kind == "local",
         judge=bench.judge,
         traffic=None

@@ -25,6 +25,7 @@ from triskel import __version__
 from triskel.catalogue import kind_of, taken
 from triskel.cli import federation, runs, site, sweep
 from triskel.cli import plugins as plugins_
+from triskel.cli import schema as schema_
 from triskel.cli.options import Name, rows_in, seeds_in
 from triskel.cli.options import names_in as _names
 from triskel.cli.options import next_folder as _next_folder
@@ -250,6 +251,7 @@ def run(
 app.command()(sweep.sweep)
 app.command()(runs.runs)
 app.command()(plugins_.plugins)
+app.command()(schema_.schema)
 
 
 def _start(

@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from triskel import events
 from triskel.bench import Bench
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
@@ -34,7 +35,6 @@ from triskel.errors import (
     RoundError,
     TriskelError,
 )
-from triskel.folder import stamped
 from triskel.job import Job, Judge, ModeName
 from triskel.policy.chain import now
 from triskel.policy.decide import (
@@ -47,6 +47,7 @@ from triskel.policy.decide import (
 from triskel.policy.place import datasets, importable, origins_of, placed, weights_of
 from triskel.policy.rules import Policy, load, unsaid
 from triskel.policy.weights import Seals
+from triskel.result_parts import Data
 from triskel.round import Scores, Stage
 from triskel.stages import mode_of
 from triskel.store import Store
@@ -55,7 +56,6 @@ from triskel.untrusted import copied, json_in
 from triskel.worker import Worker
 
 LOGGER = logging.getLogger("triskel.server")
-SILENT = {"step", "message"}
 AGAIN_S = 1.0
 LOADING_S = 30.0
 """How long a site may be silent at least before the first round: its process begins to load."""
@@ -339,7 +339,7 @@ class Host:
 
     def _stage(self, name: ModeName, bench: Bench, watch: Watch) -> Stage[Any, Any]:
         """Return a mode whose clients are the sites."""
-        setting, engine = bench.setting(stamped(watch, name)), self.engine
+        setting, engine = bench.setting(events.stamped(watch, stage=name)), self.engine
         mode = mode_of(name, setting)
         if engine is None:
             raise RoundError("a stage needs the engine that plays it")
@@ -372,7 +372,7 @@ class Host:
         """Let every site keep the model of its own that the stage leaves it with."""
         for client in sorted(self._peers.keys() & self._present.keys()):
             if why := self._unfinished(client, stage, counted.get(client, 0)):
-                self._note({"event": "warning", "text": f"{client} at the end of {stage}: {why}"})
+                self._note(events.warning(f"{client} at the end of {stage}: {why}"))
 
     def _unfinished(self, client: ClientId, stage: str, counted: int) -> str:
         """Tell a site that a stage is over; return why it could not keep its model, or nothing."""
@@ -398,7 +398,7 @@ class Host:
 
     def _note(self, event: Event) -> None:
         """Keep what the status shows, and write the log."""
-        name = event.get("event")
+        name = events.kind_of(event)
         with self._lock:
             told = self._told
             if name == "round_start":
@@ -411,7 +411,7 @@ class Host:
                 told["metrics"] = {k: event[k] for k in ("accuracy", "loss") if k in event}
             if "text" in event:
                 told["text"] = event["text"]
-        if name not in SILENT:
+        if name not in events.QUIET:
             LOGGER.info("%s", json.dumps(dict(event), default=str))
 
 
@@ -441,7 +441,7 @@ def _counted(mine: Mapping[ClientId, ClientState]) -> dict[ClientId, int]:
     return dict(mine.counted) if isinstance(mine, Store) else {}
 
 
-def _held(bench: Bench) -> dict[str, Any]:
+def _held(bench: Bench) -> Data:
     if not isinstance(bench, HostBench):
         raise RoundError("a server's bench knows what its sites hold")
     return bench.held()

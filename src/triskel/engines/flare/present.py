@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from triskel.bench import Bench
 from triskel.engines.flare.about import other_code, other_plugins
@@ -10,6 +10,7 @@ from triskel.engines.flare.calls import Reply, text, whole
 from triskel.errors import MessageError
 from triskel.job import Job, ModeName
 from triskel.model.body import Body
+from triskel.result_parts import Data
 from triskel.types import ClientId
 
 
@@ -77,7 +78,7 @@ class HostBench(Bench):
     def count(self) -> None:
         """Count nothing: what training costs is counted where it is done."""
 
-    def held(self) -> dict[str, Any]:
+    def held(self) -> Data:
         """Return a table, as JSON values, of what every site that was met says it holds."""
         return {
             "classes": list(self.federation.classes),

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from triskel import events
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import (
     HOLD_S,
@@ -166,7 +167,7 @@ class Remote:
             round_ = talk.round
         for client, why in sorted(left.items()):
             ledger.left_out(client, why)
-            watch({"event": "warning", "text": f"{client} is left out of this round: {why}"})
+            watch(events.warning(f"{client} is left out of this round: {why}"))
         if not folded:
             raise RoundError(f"no client finished the round: {_sentence(left)}")
         if before is not None and (after := self.crossed()) is not None:
