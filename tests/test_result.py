@@ -22,7 +22,7 @@ from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError
 from triskel.grid import settings_of
 from triskel.job import to_toml
-from triskel.result import checked, dump, result_in, run_in, schema_of, several_in
+from triskel.result import checked, dump, result_in, run_in, schema_of, several_in, stage_in
 from triskel.seeds import compare_seeds
 from triskel.sweep import Sweep, sweep
 
@@ -278,6 +278,28 @@ def test_a_file_that_is_no_result_is_refused(text: str, says: str, tmp_path: Pat
         result_in(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'result.json'} ")
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "cannot be read: "),
+        ("[]", "must hold a JSON object, got a list"),
+        ("{}", "is damaged: it lacks rounds, and has 2 more faults; delete it, and a resumed run"),
+    ],
+)
+def test_what_a_stage_left_is_held_to_its_type_too(text: str, says: str, tmp_path: Path) -> None:
+    assert stage_in(tmp_path) is None
+    (tmp_path / "done.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=says) as caught:
+        stage_in(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'done.json'} ")
+
+
+def test_what_stages_left_is_read(played: Path) -> None:
+    whole = result_in(played / "classify")
+    for mode in ("params", "logits", "split"):
+        assert stage_in(played / "classify" / "stages" / mode) == whole["modes"][mode]
 
 
 def test_a_seed_that_lies_is_named_by_its_place(tmp_path: Path) -> None:

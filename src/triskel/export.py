@@ -29,7 +29,7 @@ from triskel.model import peft_folder
 from triskel.model.body import Body
 from triskel.report.conclusions import better_off
 from triskel.report.reading import read
-from triskel.result import run_in
+from triskel.result import run_in, stage_in
 from triskel.result_parts import FIGURES
 from triskel.sheet import (
     BASELINES,
@@ -303,7 +303,7 @@ def _stage_of(run: Path, result: Mapping[str, Any], stage: str, named: str) -> d
     if stage == "central":
         found = result.get("baselines", {}).get(stage, {})
     over = named if stage == "local" else stage
-    return found or _json(run / "stages" / over / "done.json")
+    return found or cast("dict[str, Any]", stage_in(run / "stages" / over) or {})
 
 
 def _json(place: Path) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import Field, TypeAdapter, ValidationError, with_config
 
 from triskel.errors import CheckpointError
 from triskel.result_parts import (
+    CHECKED,
     About,
     Amounts,
     Asked,
@@ -34,6 +35,8 @@ from triskel.result_parts import (
 from triskel.untrusted import json_in
 
 NAME = "result.json"
+DONE = "done.json"
+"""In the folder of a stage that is over: its part of the result."""
 ONE: Literal[1] = 1
 """The schema of a run."""
 SEVERAL: Literal[2] = 2
@@ -43,11 +46,9 @@ EXPLAINED = 1000
 """Up to how many faults of a file are looked at; each takes a kilobyte."""
 LONGEST = 100
 """Characters of a value or place in a sentence."""
-_CHECKED = ConfigDict(extra="allow", strict=True)
-"""Of the outermost tables; those within take it over."""
 
 
-@with_config(_CHECKED)
+@with_config(CHECKED)
 class RunResult(Amounts):
     """`result.json` of one run."""
 
@@ -66,7 +67,7 @@ class RunResult(Amounts):
     interrupted: NotRequired[str | bool]
 
 
-@with_config(_CHECKED)
+@with_config(CHECKED)
 class SeedsResult(Amounts):
     """`result.json` of several seeds of one job."""
 
@@ -111,13 +112,25 @@ def result_in(folder: Path) -> Result:
 
 def _in(folder: Path) -> Result | None:
     place = folder / NAME
+    raw = _json(place)
+    return None if raw is None else checked(raw, where=str(place))
+
+
+def _json(place: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None where there is no file.
+
+    Raises:
+        CheckpointError: It holds something else, or cannot be read.
+    """
     try:
         raw: object = json_in(place)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{place} cannot be read: {error}") from error
-    return checked(raw, where=str(place))
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{place} must hold a JSON object, got {_kind(raw)}")
+    return cast("dict[str, Any]", raw)
 
 
 def run_in(folder: Path) -> RunResult | None:
@@ -144,7 +157,20 @@ def several_in(folder: Path) -> SeedsResult | None:
     raise CheckpointError(f"{folder / NAME} is of one run, and this folder is of several seeds")
 
 
-def checked(raw: object, *, where: str = NAME) -> Result:
+def stage_in(folder: Path) -> StageRow | None:
+    """Return what a stage left in its folder once it was over, or None where it goes on.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    place = folder / DONE
+    raw = _json(place)
+    if raw is not None:
+        _check(StageRow, raw, str(place), "delete it, and a resumed run writes it anew")
+    return cast("StageRow | None", raw)
+
+
+def checked(raw: Mapping[str, Any], *, where: str = NAME) -> Result:
     """Return JSON values as they are, once they are a result.
 
     Args:
@@ -154,13 +180,8 @@ def checked(raw: object, *, where: str = NAME) -> Result:
     Raises:
         CheckpointError: They are of another schema, or damaged.
     """
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{where} must hold a JSON object, got {_kind(raw)}")
-    found = cast("Mapping[str, Any]", raw)
-    try:
-        _check_of(version_of(found, where=where))(raw)
-    except ValidationError as error:
-        raise CheckpointError(_sentence(where, error)) from error
+    kind = RunResult if version_of(raw, where=where) == ONE else SeedsResult
+    _check(kind, raw, where, "put back the file that the run wrote")
     return cast("Result", raw)
 
 
@@ -185,18 +206,25 @@ def schema_of() -> dict[str, Any]:
     return {"title": f"{NAME} of triskel", **told.json_schema()}
 
 
+def _check(kind: Any, raw: Mapping[str, Any], where: str, way_out: str) -> None:  # noqa: ANN401 - a table
+    try:
+        _checker(kind)(raw)
+    except ValidationError as error:
+        raise CheckpointError(_sentence(where, error, way_out)) from error
+
+
 @cache
-def _check_of(schema: int) -> Callable[[object], object]:
-    """Return what checks a result of a schema; made once, as that takes some milliseconds."""
-    return TypeAdapter[Any](RunResult if schema == ONE else SeedsResult).validate_python
+def _checker(kind: Any) -> Callable[[object], object]:  # noqa: ANN401 - a table
+    """Return what checks a table of a kind; made once, as that takes some milliseconds."""
+    return TypeAdapter[Any](kind).validate_python
 
 
-def _sentence(where: str, error: ValidationError) -> str:
+def _sentence(where: str, error: ValidationError, way_out: str) -> str:
     """Return what is wrong with a file, of several faults the first.
 
     Places within are written as `modes.params.rounds[0].seconds`.
     """
-    many, way_out = error.error_count(), "put back the file that the run wrote"
+    many = error.error_count()
     if many > EXPLAINED:
         return f"{where} is damaged in {many:,} places; {way_out}"
     first = error.errors(include_url=False, include_context=False)[0]

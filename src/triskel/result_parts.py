@@ -10,12 +10,14 @@ from typing import (
     NotRequired,  # pydantic takes these before Python 3.12
 )
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, with_config
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 """Keys of one evaluation, in the order of a final row."""
+CHECKED = ConfigDict(extra="allow", strict=True)
+"""Of outermost tables; those within take it over."""
 Number = Annotated[float, Field(strict=True)]
 Bound = Number | None
 """An end of an interval; null where it bounds nothing."""
@@ -175,6 +177,7 @@ class RoundRow(_Further):
     absent: NotRequired[dict[str, str]]
 
 
+@with_config(CHECKED)
 class StageRow(TypedDict):
     """A mode, or another stage, from its first round to its last."""
 

@@ -24,12 +24,12 @@ from triskel.job import ModeName
 from triskel.metrics import Score, merge
 from triskel.model.body import Body
 from triskel.modes.params.mode import Params, ParamsState
+from triskel.result import DONE, stage_in
 from triskel.result_parts import ClientFigures, StageRow
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
 from triskel.setting import ModeSetting, algorithm_of
 from triskel.sheet import BASELINES, NOTHING, Training, training_of
 from triskel.types import ClientId, ClientState, Mode, Tensors, Watch
-from triskel.untrusted import json_in
 from triskel.worker import Worker
 
 EVERYONE = "everyone"
@@ -139,9 +139,8 @@ def complete(
 ) -> StageRow:
     """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
     here = folder / "stages" / safe(stage.name)
-    done = here / "done.json"
-    if done.exists():
-        return cast("StageRow", json_in(done))
+    if (left := stage_in(here)) is not None:
+        return left
     watch(events.stage_start(stage.name, stage.job.rounds))
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
@@ -152,7 +151,7 @@ def complete(
         training = _training(stage, bench, found, owner)
         task, classes = bench.job.data.task, bench.federation.classes
         save_adapter(place, body, tensors, classes, training, task=task)
-    write_text(done, json.dumps(found))
+    write_text(here / DONE, json.dumps(found))
     watch(events.stage_end(stage.name, found["final"], found["totals"]["seconds"]))
     return found
 
