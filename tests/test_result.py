@@ -238,6 +238,10 @@ LIES: dict[str, tuple[Change, str]] = {
         lambda r: r["summary"]["params"]["everybody"].update(low="low"),
         "has 'low' at summary.params.everybody.low, which should be a valid number",
     ),
+    "a name that is no line": (
+        lambda r: r["modes"].update({"a\nb" + "c" * 500: 3}),
+        r"has 3 at modes.a\?bc+\.\.\., which should be a valid dictionary",
+    ),
     "several faults": (
         lambda r: (r.pop("modes"), r.pop("data")),
         "it lacks data, and has 1 more faults;",

@@ -246,4 +246,6 @@ def _kind(value: object) -> str:
 
 
 def _clipped(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    """Return what somebody else wrote as one short line."""
+    line = "".join(one if one.isprintable() else "?" for one in text[:LONGEST])
+    return line if len(text) <= LONGEST else f"{line}..."
