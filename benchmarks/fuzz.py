@@ -41,9 +41,9 @@ from triskel.policy.read import load as load_policy
 from triskel.policy.template import TEMPLATE
 from triskel.policy.weights import weights
 from triskel.records import read as read_record
-from triskel.report.page import stored
 from triskel.report.reading import read as read_result
 from triskel.report.tables import markdown
+from triskel.result import result_in
 
 Dice = random.Random
 PLANTED = (
@@ -180,7 +180,7 @@ def _log() -> bytes:
 
 
 def _shown(folder: Path) -> object:
-    found = stored(folder)
+    found = result_in(folder)
     return read_result(found), markdown(found)
 
 

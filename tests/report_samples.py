@@ -23,8 +23,11 @@ CURVES = {
     "logits": (0.462, 0.495, 0.503),
     "split": (0.583, 0.681, 0.708),
 }
-COST = {"params": (2.9e12, 1.31e9, 11.8, 2), "logits": (4.1e12, 1.36e9, 15.2, 3)}
-COST["split"] = (0.62e12, 0.41e9, 4.9, 104)
+COST = {
+    "params": (2_900_000_000_000, 1_310_000_000, 11.8, 2),
+    "logits": (4_100_000_000_000, 1_360_000_000, 15.2, 3),
+    "split": (620_000_000_000, 410_000_000, 4.9, 104),
+}
 
 
 def job(**changed: object) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def mode(name: str, clients: list[str], rounds: int = 3, *, causal: bool = False
                     c: {
                         "up": traffic(up, messages),
                         "down": traffic(down, messages),
-                        "flops": flops * (1 + 0.03 * (i % 5)),
+                        "flops": flops * (100 + 3 * (i % 5)) // 100,
                         "peak_client_bytes": peak,
                         "compute_s": seconds * (1 + 0.1 * (i % 3)),
                     }
@@ -255,7 +258,7 @@ def columned(found: dict[str, Any]) -> dict[str, Any]:
         one["everybody"] = scores(0.431, causal=causal) if name == "local" else plain
     local = base.get("local")
     if local:
-        local["client_flops"] = 2.1e12 * len(local["per_client"])
+        local["client_flops"] = 2_100_000_000_000 * len(local["per_client"])
         equal = {c: shifted(0.69, i) for i, c in enumerate(local["per_client"])}
         base["local_equal"] = {
             **scores(0.69, causal=causal),
@@ -263,14 +266,14 @@ def columned(found: dict[str, Any]) -> dict[str, Any]:
             "everybody": scores(0.447, causal=causal),
             "own": scores(0.69, causal=causal),
             "per_client": {c: scores(v, causal=causal) for c, v in equal.items()},
-            "client_flops": 4.2e12 * len(equal),
+            "client_flops": 4_200_000_000_000 * len(equal),
             "seconds": 71.0,
         }
     for name, one in found["modes"].items():
         for row in one["rounds"]:
             level = row["accuracy"]
             row["own"] = scores(min(0.99, level + OWN[name]), causal=causal)
-            row["server"] = {"flops": 3.3e12 if name != "params" else 0}
+            row["server"] = {"flops": 3_300_000_000_000 if name != "params" else 0}
             for client, score in row["per_client"].items():
                 count = score["examples"]
                 better = min(0.99, score["accuracy"] + OWN[name])

@@ -14,6 +14,12 @@ from triskel.config.job import Job
 from triskel.config.read import dump, load, to_toml
 from triskel.errors import CheckpointError, JobError
 
+TOTALS = {
+    **{way: {"payload_bytes": 1, "message_bytes": 2, "messages": 1} for way in ("up", "down")},
+    "client_flops": 1,
+    "peak_client_bytes": 1,
+    "seconds": 1.0,
+}
 FIGURE = {"accuracy": 0.5, "macro_f1": 0.4, "loss": 1.0}
 
 
@@ -39,7 +45,7 @@ def new_row(everybody: float, own: float) -> dict[str, Any]:
 
 def mode_of(final: Mapping[str, Any], **clients: tuple[float, int]) -> dict[str, Any]:
     each = {c: {**FIGURE, "accuracy": a, "examples": n} for c, (a, n) in clients.items()}
-    return {"rounds": [{"per_client": each}], "totals": {}, "final": final}
+    return {"rounds": [{"round": 1, "per_client": each}], "totals": TOTALS, "final": final}
 
 
 def a_run(folder: Path, ours: Job, *, began: float = 1e9, **result: Any) -> Path:  # noqa: ANN401
@@ -48,7 +54,9 @@ def a_run(folder: Path, ours: Job, *, began: float = 1e9, **result: Any) -> Path
     write(folder, "request.json", asked)
     write(folder, "events.jsonl", json.dumps({"time": began, "event": "run_start"}) + "\n")
     if result:
-        told = {"schema": 1, "job": dump(ours), "baselines": {}, "modes": {}, "skipped": {}}
+        told = {"schema": 1, "triskel": "0", "job": dump(ours), "environment": {}}
+        told |= {"data": {"classes": [], "public": 0, "clients": {}}}
+        told |= {"baselines": {}, "skipped": {}, "modes": {}}
         write(folder, "result.json", told | result)
     return folder
 
@@ -113,7 +121,14 @@ def test_several_seeds_are_told_by_their_means(tmp_path: Path) -> None:
     write(
         folder,
         "result.json",
-        {"schema": 2, "seeds": [0, 5], "runs": [], "summary": summary, "readings": {}},
+        {
+            "schema": 2,
+            "triskel": "0",
+            "seeds": [0, 5],
+            "runs": [],
+            "summary": summary,
+            "readings": {"budget": {}, "target": [], "stragglers": {}},
+        },
     )
     found = entry_of(folder)
     assert (found.state, found.rows) == ("finished", {"params": {"everybody": 0.3, "own": 0.5}})

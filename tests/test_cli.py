@@ -36,7 +36,9 @@ RUNNER = CliRunner()
 COMMANDS = ["compare", "run", "report", "export", "evaluate", "init"]
 RESULT: dict[str, Any] = {
     "schema": 1,
+    "triskel": "0.1.0",
     "job": dump(load(None)),
+    "environment": {},
     "data": {"classes": ["a", "b"], "public": 0, "clients": {}},
     "baselines": {"base": {"accuracy": 0.5, "loss": 0.7, "what": "always a", "per_client": {}}},
     "skipped": {},

@@ -15,7 +15,8 @@ from triskel.config.job import Job
 from triskel.config.read import dump, parse
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError
-from triskel.folder import Log, safe
+from triskel.events import Log
+from triskel.folder import safe
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small.py"))))
 BASELINES = ("base", "local", "central", "local_equal")

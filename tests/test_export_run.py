@@ -120,7 +120,8 @@ def test_the_card_tells_how_far_clients_differ_where_that_is_known(
     each["client-01"]["accuracy"], each["client-02"]["accuracy"] = 0.75, 0.625
     verdicts = {"client-01": (0.25, "gain"), "client-02": (0.125, "even"), "x": (-0.5, "lose")}
     result["summary"]["clients"]["params"] = {
-        c: {"difference": far, "verdict": kind} for c, (far, kind) in verdicts.items()
+        c: {"difference": far, "low": None, "high": None, "p": 0.5, "verdict": kind}
+        for c, (far, kind) in verdicts.items()
     }
 
     def card(name: str, **asked: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from triskel import folder
+from triskel import events
 from triskel import round as round_module
 from triskel.compare import Request, resume, run
 from triskel.data import federate
@@ -49,7 +49,7 @@ def played(job: Any, place: Path, limit: int) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(round_module, "EACH", limit)
         patch.setattr(federate, "EACH", limit)
-        patch.setattr(folder, "LISTED", limit)
+        patch.setattr(events, "LISTED", limit)
         return run(job, Request(baselines=("base",)), place, LocalEngine(job), SMALL.watch)
 
 

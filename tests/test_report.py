@@ -480,7 +480,7 @@ def test_a_mode_that_was_asked_for_and_is_not_there_is_missed(tmp_path: Path) ->
         ("{", "cannot be read"),
         ("[]", "JSON object"),
         ('{"schema": 3}', "schema 3"),
-        ('{"schema": 2, "runs": []}', "holds no run"),
+        ('{"schema": 2, "triskel": "0", "seeds": [0], "runs": []}', "holds no run"),
     ],
 )
 def test_what_is_not_a_result_is_refused_and_the_old_report_stays(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from triskel.compare import Request, run
 from triskel.config.job import MODE_NAMES, ModeName
 from triskel.engines.local import LocalEngine
+from triskel.result import dump, result_in
 
 sites = runpy.run_path(str(Path(__file__).parent / "sites.py"))
 House, Meeting, house = sites["House"], sites["Meeting"], sites["house"]
@@ -67,6 +68,7 @@ def same(
 
 def result(there: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((there.root / "out" / "result.json").read_text())
+    assert dump(result_in(there.root / "out")) == json.dumps(found, indent=1), "to the byte"
     return found
 
 

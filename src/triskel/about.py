@@ -12,16 +12,17 @@ from pydantic import ValidationError
 from triskel.config.job import Job
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.registry import MODES, TASKS
+from triskel.result_parts import About, TaskAbout
 
 
-def about_of(job: Job, mode: str) -> dict[str, Any]:
+def about_of(job: Job, mode: str) -> About:
     """Return what a mode is under a job, as JSON values."""
     spec = MODES.spec(mode)
     options = spec.of(job)
     return described(spec, options, TASKS.spec(job.data.task).head)
 
 
-def described(spec: ModeSpec[Any], options: Any, head: str) -> dict[str, Any]:  # noqa: ANN401 - the mode's
+def described(spec: ModeSpec[Any], options: Any, head: str) -> About:  # noqa: ANN401 - the mode's
     """Return what a mode is under options of its own, as JSON values."""
     told = spec.disclosure(options, head)
     return {
@@ -57,7 +58,7 @@ def about_in(result: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
     return described(spec, options, str(task_in(result).get("head", "")))
 
 
-def task_about(job: Job) -> dict[str, Any]:
+def task_about(job: Job) -> TaskAbout:
     """Return what the task of a job is, as JSON values."""
     spec = TASKS.spec(job.data.task)
     return {"name": spec.name, "head": spec.head, "figure": spec.figure}

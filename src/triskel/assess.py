@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from triskel import events
 from triskel.baselines import local_row
 from triskel.catalogue import one_run
 from triskel.compare import read_run
@@ -32,7 +33,7 @@ from triskel.round import Scores, pooled
 from triskel.runner.resources import LocalResources, prepare
 from triskel.sheet import read_sheet
 from triskel.stages import everywhere, own_everywhere, scored
-from triskel.types import ClientId, Event, Tensors, Watch
+from triskel.types import ClientId, Tensors, Watch
 
 FILE = "file"
 """The one part of a file that is not dealt to clients."""
@@ -87,13 +88,13 @@ def assess(
         if away
         else prepare(job, watch, modes=(), judge=judge or request.judge)  # nothing is trained
     )
-    watch({"event": "stage_start", "stage": stage, "rounds": 0})
+    watch(events.stage_start(stage, 0))
     if data is None:
         found = _local(run, resources) if stage == "local" else _again(run, resources, stage)
         found["judge"] = judge or request.judge
     else:
         found = _on_file(run, resources, stage, data)
-    watch({"event": "stage_end", "stage": stage, "accuracy": found["accuracy"]})
+    watch(events.stage_end(stage, {"accuracy": found["accuracy"]}))
     return {"mode": stage, **found}
 
 
@@ -108,7 +109,7 @@ def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> LocalResou
         ModelError: The model is not here.
     """
     folder = next((name for name, (one, _) in saved(run).items() if one == stage), stage)
-    named = resolve(job.model.path, fetch=True, say=lambda text: watch(_note(text)))
+    named = resolve(job.model.path, fetch=True, say=lambda text: watch(events.note(text)))
     trained = read_sheet(run / ADAPTERS / folder).base
     place = next((one for one in (named, trained) if Path(one).is_dir()), job.model.path)
     classes = job.data.classes if TASKS.spec(job.data.task).head == "classes" else ()
@@ -120,10 +121,6 @@ def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> LocalResou
         error.add_note(f"`--model DIR` says where {job.model.path} lies on this machine")
         raise
     return resources
-
-
-def _note(text: str) -> Event:
-    return {"event": "note", "text": text}
 
 
 def _stage_named(run: Path, mode: str | None, own: str) -> str:

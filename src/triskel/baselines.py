@@ -10,16 +10,18 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from triskel import records
+from triskel import events, records
 from triskel.data.text import task_of
 from triskel.folder import safe
 from triskel.metrics import LARGEST_LOG, PerText
 from triskel.model.train import Where
+from triskel.result import RunResult
+from triskel.result_parts import BaselineRow, ClientFigures, Figures, RoundRow
 from triskel.round import Engine, pooled
 from triskel.runner.resources import LocalResources
-from triskel.stages import alone, central, complete, everywhere
+from triskel.stages import alone, central, complete, everywhere, last_of
 from triskel.types import ClientId, Watch
 from triskel.worker import WHOLE
 
@@ -31,19 +33,20 @@ MORE = 1.1
 
 def baseline(
     name: BaselineName, resources: LocalResources, engine: Engine, folder: Path, watch: Watch
-) -> dict[str, Any]:
+) -> BaselineRow:
     """Return how a baseline that needs no other result stands in a result."""
     if name == "base":
         return _base(resources, folder, watch)
     if name == "central":
         found = complete(central(resources), resources, engine, folder, watch)
-        return {**found["final"], "per_client": found["rounds"][-1]["per_client"], **found}
+        figures: BaselineRow = {**found["final"], "per_client": dict(last_of(found))}
+        return {**figures, **found}
     return _alone(resources, engine, folder, watch, kind="local", rounds={})
 
 
 def equal_compute(
-    result: Mapping[str, Any], resources: LocalResources, engine: Engine, folder: Path, watch: Watch
-) -> dict[str, Any] | str:
+    result: RunResult, resources: LocalResources, engine: Engine, folder: Path, watch: Watch
+) -> BaselineRow | str:
     """Return each client alone for as many rounds as the FLOPs of the costliest mode allow.
 
     A client gets the least number of rounds in which it computes at least what it did in that
@@ -62,7 +65,7 @@ def equal_compute(
         return "it stands beside the baseline local and a mode, and one of them was not run"
     spent = {m: int(one["totals"]["client_flops"]) for m, one in result["modes"].items()}
     mode = max(sorted(spent), key=lambda m: spent[m])
-    own: dict[ClientId, int] = {c: one["flops"] for c, one in local["per_client"].items()}
+    own = {c: one.get("flops", 0) for c, one in local["per_client"].items()}
     share = spent[mode] / max(sum(own.values()), 1)
     if share < MORE:
         return f"no mode computes {MORE} times what clients compute alone"
@@ -85,7 +88,7 @@ def _rounds(resources: LocalResources, client: ClientId, flops: float) -> int:
     return number
 
 
-def flops_of(rows: Sequence[Mapping[str, Any]]) -> dict[ClientId, int]:
+def flops_of(rows: Sequence[RoundRow]) -> dict[ClientId, int]:
     """Return what each client computed in all rounds; nothing where a round tells sums only."""
     found = Counter[ClientId]()
     for row in rows:
@@ -102,26 +105,25 @@ def _alone(
     *,
     kind: str,
     rounds: Mapping[ClientId, int],
-) -> dict[str, Any]:
+) -> BaselineRow:
     """Train every client alone, and return the row of all."""
-    watch({"event": "stage_start", "stage": kind, "rounds": resources.job.rounds})
-    each: dict[str, Any] = {}
+    watch(events.stage_start(kind, resources.job.rounds))
+    each: dict[ClientId, ClientFigures] = {}
     seconds = 0.0
     for client in resources.active():
         stage = alone(resources, client, kind=kind, rounds=rounds.get(client))
         found = complete(stage, resources, engine, folder, watch)
-        own = found["rounds"][-1]["per_client"][client]
-        everybody = found["final"]["everybody"]
+        everybody = cast("Figures", found["final"].get("everybody"))
         each[client] = {
-            **own,
+            **last_of(found)[client],
             "everybody": everybody,
             "global_accuracy": everybody["accuracy"],
             "flops": found["totals"]["client_flops"],
         }
         seconds += found["totals"]["seconds"]
     _record(resources, folder, kind)
-    row = {**local_row(each, resources.body().classes), "seconds": seconds}
-    watch({"event": "stage_end", "stage": kind, "accuracy": row["accuracy"]})
+    row: BaselineRow = {**local_row(each, resources.body().classes), "seconds": seconds}
+    watch(events.stage_end(kind, {"accuracy": row["accuracy"]}))
     return row
 
 
@@ -139,38 +141,40 @@ def _record(resources: LocalResources, folder: Path, kind: str) -> None:
     records.write(folder, kind, records.gathered(tests, {"everybody": whole, "own": own}))
 
 
-def local_row(each: Mapping[ClientId, Mapping[str, Any]], classes: int) -> dict[str, Any]:
+def local_row(each: dict[ClientId, ClientFigures], classes: int) -> BaselineRow:
     """Return clients that trained alone as one row, weighted by their test examples.
 
     Every client's own model counts on its own share; on everybody's texts it is the mean over
     clients of their models.
     """
-    count = sum(one["examples"] for one in each.values())
+    alone_ = cast("Mapping[ClientId, Mapping[str, Any]]", each).values()
+    count = sum(one["examples"] for one in alone_)
     own: dict[str, Any] = {
-        name: sum(one[name] * one["examples"] for one in each.values()) / count if count else 0.0
+        name: sum(one[name] * one["examples"] for one in alone_) / count if count else 0.0
         for name in ("accuracy", "loss")
     }
     everybody = {
-        name: sum(one["everybody"][name] for one in each.values()) / max(len(each), 1)
+        name: sum(one["everybody"][name] for one in alone_) / max(len(each), 1)
         for name in ("accuracy", "macro_f1", "loss")
-        if all(name in one["everybody"] for one in each.values())
+        if all(name in one["everybody"] for one in alone_)
     }
     for figures in (own, everybody) if not classes else ():
         figures["token_accuracy"] = figures["accuracy"]
         figures["perplexity"] = math.exp(min(figures["loss"], LARGEST_LOG))
-    return {
+    row = {
         **own,
         "global_accuracy": everybody["accuracy"],
-        "client_flops": sum(one["flops"] for one in each.values() if "flops" in one),
+        "client_flops": sum(one["flops"] for one in alone_ if "flops" in one),
         "own": own,
         "everybody": everybody,
         "per_client": each,
     }
+    return cast("BaselineRow", row)
 
 
-def _base(resources: LocalResources, folder: Path, watch: Watch) -> dict[str, Any]:
+def _base(resources: LocalResources, folder: Path, watch: Watch) -> BaselineRow:
     """Score no training at all: the majority class, or the model as it came."""
-    watch({"event": "stage_start", "stage": "base", "rounds": 0})
+    watch(events.stage_start("base", 0))
     body = resources.body()
     train = {client: resources.tokens.share(client).train for client in resources.clients}
     tests = {client: resources.tokens.share(client).test for client in resources.clients}
@@ -187,6 +191,11 @@ def _base(resources: LocalResources, folder: Path, watch: Watch) -> dict[str, An
         records.gathered(resources.tokens.tests(body), {"everybody": texts, "own": texts}),
     )
     figures = scores.pooled.row()
-    watch({"event": "stage_end", "stage": "base", "accuracy": figures["accuracy"]})
-    both = {"everybody": figures, "own": figures}
-    return {**figures, **both, "what": what, "per_client": scores.each}
+    watch(events.stage_end("base", {"accuracy": figures["accuracy"]}))
+    return {
+        **figures,
+        "everybody": figures,
+        "own": figures,
+        "what": what,
+        "per_client": dict(scores.each),
+    }

@@ -4,24 +4,21 @@ A run folder holds one run, several seeds of one job, or a sweep; all are told a
 loads a model, and a folder that cannot be read is named rather than passed over.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from triskel import events
 from triskel.config.read import dump, parse
 from triskel.errors import CheckpointError, JobError, TriskelError
 from triskel.report.columns import COLUMNS, Column, columns, ranked_by
-from triskel.untrusted import TOML_MOST, json_in, json_of, plain, text_of
+from triskel.result import run_in, several_in
+from triskel.untrusted import TOML_MOST, json_in, text_of
 
 Json = Mapping[str, Any]
 Kind = Literal["run", "seeds", "sweep"]
-LATEST = 1e11
-"""Seconds since 1970 that a clock may show; the year 5138."""
-LONGEST_LINE = 1 << 20
-"""Characters of the first line of a log."""
 DEEPEST = 4
 """Folders below each other in which runs are looked for."""
 
@@ -130,10 +127,11 @@ def entry_of(folder: Path) -> Entry:
             f"{folder} is not a run folder; it has neither job.toml nor sweep.json"
         )
     job = _job(folder / "job.toml")
-    asked, result = _json(folder / "request.json"), _json(folder / "result.json")
+    asked = _json(folder / "request.json")
     seeds = sorted(p for p in folder.glob("seed-*") if p.is_dir())
     if kind == "seeds":
-        return _several(folder, job, asked, result, seeds)
+        return _several(folder, job, asked, seeds)
+    result: Json = run_in(folder) or {}
     rows, figure = _asked(asked), ranked_by({"job": job, **result})
     done = {*result.get("baselines", {}), *result.get("modes", {}), *result.get("skipped", {})}
     reached = {row: columns(result, row) or {} for row in rows}
@@ -176,10 +174,11 @@ def flat(job: Json, before: str = "") -> dict[str, object]:
 # --- kinds of folders -------------------------------------------------------------------------
 
 
-def _several(folder: Path, job: Json, asked: Json, result: Json, places: Sequence[Path]) -> Entry:
+def _several(folder: Path, job: Json, asked: Json, places: Sequence[Path]) -> Entry:
     """Return what a folder of several seeds holds."""
+    result: Json = several_in(folder) or {}
     figure, rows = ranked_by({"job": job, **result}), _asked(asked)
-    runs = [_json(place / "result.json") for place in places]
+    runs: list[Json] = [run_in(place) or {} for place in places]
     done = sum(all(_has(run, row) for row in rows) for run in runs)
     known = result.get("seeds") or asked.get("seeds")
     seeds = tuple(known or [int(p.name.removeprefix("seed-")) for p in places])
@@ -295,14 +294,5 @@ def _figures(
 
 def _began(folder: Path, runs: Sequence[Path]) -> datetime:
     """Return when the first of some runs wrote its first line, or else when its files are from."""
-    times = [time for run in runs if (time := _first_line(run / "events.jsonl")) is not None]
+    times = [time for run in runs if (time := events.began(run)) is not None]
     return datetime.fromtimestamp(min(times, default=folder.stat().st_mtime), tz=UTC)
-
-
-def _first_line(log: Path) -> float | None:
-    try:
-        with os.fdopen(plain(log), encoding="utf-8") as file:
-            found = float(json_of(file.readline(LONGEST_LINE))["time"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a log that a kill cut in its first line tells no time
-    return found if 0 <= found < LATEST else None

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, get_args
+from typing import Any, Generic, NoReturn, TypeVar, cast, get_args
 
-from triskel import __version__
+from triskel import __version__, events
 from triskel.about import about_of, task_about
 from triskel.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.catalogue import taken
@@ -26,9 +26,12 @@ from triskel.config.read import dump, parse, to_toml
 from triskel.config.sections import Judge
 from triskel.core.registry import CODECS, MODES
 from triskel.errors import CheckpointError, DataError, JobError
-from triskel.folder import Log, environment, save
+from triskel.events import Log
+from triskel.folder import environment, save
 from triskel.owned import alone
 from triskel.records import COLUMNS, DROPS
+from triskel.result import ONE, RunResult
+from triskel.result_parts import Asked, BaselineRow, DroppedRow
 from triskel.round import Engine, Stage
 from triskel.runner.resources import Resources, prepare
 from triskel.setting import unfit
@@ -40,6 +43,8 @@ UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
 """What a kill can leave before a run is one that can be resumed."""
 
 
+Row = TypeVar("Row")
+"""Of a result: of a baseline, a mode, or a mode with drop-outs."""
 R = TypeVar("R", bound=Resources)
 EVERY: tuple[BaselineName, ...] = get_args(BaselineName)
 JUDGES: tuple[Judge, ...] = get_args(Judge)
@@ -63,11 +68,17 @@ class Request:
     judge: Judge = "test"
     drop_share: float = 0.0
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> Asked:
         """Return it as JSON values."""
-        lists = {"modes": list(self.modes), "baselines": list(self.baselines)}
-        more = {"drop_share": self.drop_share} if self.drop_share else {}
-        return {**lists, "strict": self.strict, "judge": self.judge, **more}
+        found: Asked = {
+            "modes": list(self.modes),
+            "baselines": list(self.baselines),
+            "strict": self.strict,
+            "judge": self.judge,
+        }
+        if self.drop_share:
+            found["drop_share"] = self.drop_share
+        return found
 
 
 def _apart(*_given: object) -> NoReturn:
@@ -83,8 +94,8 @@ class Baselines(Generic[R]):
         equal_compute: Plays clients alone for as many FLOPs as the costliest mode takes.
     """
 
-    play: Callable[[BaselineName, R, Engine, Path, Watch], dict[str, Any]]
-    equal_compute: Callable[[Mapping[str, Any], R, Engine, Path, Watch], dict[str, Any] | str]
+    play: Callable[[BaselineName, R, Engine, Path, Watch], BaselineRow]
+    equal_compute: Callable[[RunResult, R, Engine, Path, Watch], BaselineRow | str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +123,7 @@ def run(
     engine: Engine,
     watch: Watch,
     venue: Venue[Any] = HERE,
-) -> dict[str, Any]:
+) -> RunResult:
     """Play a job in a new run folder, and return its result.
 
     Raises:
@@ -146,7 +157,7 @@ def used(folder: Path, text: str) -> bool:
 
 def resume(
     folder: Path, engine: Callable[[Job], Engine], watch: Watch, venue: Venue[Any] = HERE
-) -> dict[str, Any]:
+) -> RunResult:
     """Go on with a run folder from its last checkpoint, and return its result.
 
     Raises:
@@ -211,9 +222,9 @@ def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Re
 
 def _run(
     job: Job, request: Request, folder: Path, engine: Engine, watch: Watch, venue: Venue[Any]
-) -> dict[str, Any]:
+) -> RunResult:
     start = time.perf_counter()
-    with alone(), Log(folder / "events.jsonl", watch) as told:
+    with alone(), Log(folder / events.NAME, watch) as told:
         resources: Resources = venue.prepare(
             job, told, folder / "choices.json", modes=request.modes, judge=request.judge
         )
@@ -224,8 +235,8 @@ def _run(
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))
             raise JobError(f"mode {mode} cannot run this job: {reason}")
-        result: dict[str, Any] = {
-            "schema": 1,
+        result: RunResult = {
+            "schema": ONE,
             "triskel": __version__,
             "job": dump(job),
             "about": {mode: about_of(job, mode) for mode in request.modes},
@@ -238,23 +249,23 @@ def _run(
             "modes": {},
         }
         for text in _warnings(resources, skipped):
-            told({"event": "warning", "text": text})
+            told(events.warning(text))
         told(_opening(resources, request, skipped))
         resources.count()
         _play(result, resources, request, engine, folder, told, venue)
         from triskel.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
 
-        result |= amounts([result], [folder])
+        result.update(cast("RunResult", amounts([result], [folder])))
         save(folder, result)
         from triskel.report.page import write_report  # noqa: PLC0415 - no site writes one
 
         write_report(folder)
-        told({"event": "run_end", "seconds": time.perf_counter() - start})
+        told(events.run_end(time.perf_counter() - start))
     return result
 
 
 def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
-    result: dict[str, Any],
+    result: RunResult,
     resources: Resources,
     request: Request,
     engine: Engine,
@@ -264,31 +275,31 @@ def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
 ) -> None:
     """Play every stage, and write the result after each."""
 
-    def keep(part: str, name: str, row: dict[str, Any]) -> None:
+    def keep(rows: dict[str, Row], name: str, row: Row) -> None:
         resources.forget()
-        result[part][name] = row
+        rows[name] = row
         save(folder, result)
 
+    beside = result["baselines"]
     for name in request.baselines:
         if name != "local_equal":  # as costly as the costliest mode, so it runs after the modes
-            keep("baselines", name, venue.baselines.play(name, resources, engine, folder, told))
+            row = venue.baselines.play(name, resources, engine, folder, told)
+            keep(beside, name, row)
     for name in request.modes:
         if name not in result["skipped"]:
             stage = venue.stage(name, resources, told)
-            keep("modes", name, complete(stage, resources, engine, folder, told))
+            keep(result["modes"], name, complete(stage, resources, engine, folder, told))
     for name in request.modes if request.drop_share else ():
         if name not in result["skipped"]:
-            result.setdefault("robustness", {})
             stage = _with_drop_outs(venue.stage(name, resources, told), request)
             final = complete(stage, resources, engine, folder, told)["final"]
-            both = {column: final[column] for column in COLUMNS}
-            keep("robustness", name, {"drop_share": request.drop_share, **both})
+            keep(result.setdefault("robustness", {}), name, _dropped(final, request))
     if "local_equal" in request.baselines:
         row = venue.baselines.equal_compute(result, resources, engine, folder, told)
         if isinstance(row, str):
             result["skipped"]["local_equal"] = row
         else:
-            keep("baselines", "local_equal", row)
+            keep(beside, "local_equal", row)
 
 
 def _with_drop_outs(stage: Stage[Any, Any], request: Request) -> Stage[Any, Any]:
@@ -296,6 +307,12 @@ def _with_drop_outs(stage: Stage[Any, Any], request: Request) -> Stage[Any, Any]
     clients = stage.job.clients.model_copy(update={"drop_share": request.drop_share})
     shaky = stage.job.model_copy(update={"clients": clients})
     return replace(stage, name=f"{stage.name}{DROPS}", job=shaky, saves=False)
+
+
+def _dropped(final: Mapping[str, object], request: Request) -> DroppedRow:
+    """Return what a mode reaches with drop-outs, in both columns."""
+    both = {column: final[column] for column in COLUMNS}
+    return cast("DroppedRow", {"drop_share": request.drop_share, **both})
 
 
 def _warnings(resources: Resources, skipped: Mapping[str, str]) -> Iterator[str]:
@@ -342,14 +359,13 @@ def _opening(resources: Resources, request: Request, skipped: Mapping[str, str])
     before = [name for name in request.baselines if name != "local_equal"]
     after = ["local_equal"] if {"local", "local_equal"} <= {*request.baselines} else []
     stages = [*before, *(m for m in request.modes if m not in skipped), *after]
-    return {
-        "event": "run_start",
-        "stages": stages,
-        "clients": resources.clients,
-        "rounds": resources.job.rounds,
-        "examples": sum(len(held.train) for held in resources.federation.clients.values()),
-        "work": {stage: _work(resources, stage, request.modes) for stage in stages},
-    }
+    return events.run_start(
+        stages,
+        clients=resources.clients,
+        rounds=resources.job.rounds,
+        examples=sum(len(held.train) for held in resources.federation.clients.values()),
+        work={stage: _work(resources, stage, request.modes) for stage in stages},
+    )
 
 
 def _work(resources: Resources, stage: str, modes: Sequence[ModeName]) -> int:

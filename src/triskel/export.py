@@ -31,6 +31,8 @@ from triskel.model import peft_folder
 from triskel.model.body import Body
 from triskel.report.conclusions import better_off
 from triskel.report.reading import read
+from triskel.result import run_in, stage_in
+from triskel.result_parts import FIGURES
 from triskel.sheet import (
     BASELINES,
     SHEET,
@@ -45,7 +47,6 @@ from triskel.untrusted import TOML_MOST, copied, json_in, safetensors_at, table_
 
 ADAPTERS = "adapters"
 PACKAGES = ("torch", "transformers", "peft")
-FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 COLUMNS = ("everybody", "own")
 Say = Callable[[str], None]
 
@@ -247,7 +248,7 @@ def _base(job: Job, sheet: Sheet, client: str | None, say: Say) -> str:
 def _training(run: Path, job: Job, stage: str, named: str) -> Training:
     """Return how a stage trained, with the figures that the run has written so far."""
     owner = named.removeprefix(f"{stage}-") if named != stage else None
-    result = _json(run / "result.json")
+    result: Mapping[str, Any] = run_in(run) or {}
     found = _stage_of(run, result, stage, named)
     rounds = cast("list[dict[str, Any]]", found.get("rounds", []))
     scores = cast("dict[str, Any]", found.get("final", {}))
@@ -304,7 +305,7 @@ def _stage_of(run: Path, result: Mapping[str, Any], stage: str, named: str) -> d
     if stage == "central":
         found = result.get("baselines", {}).get(stage, {})
     over = named if stage == "local" else stage
-    return found or _json(run / "stages" / over / "done.json")
+    return found or cast("dict[str, Any]", stage_in(run / "stages" / over) or {})
 
 
 def _json(place: Path) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal
 
+from triskel import result_parts
 from triskel.message import payload_bytes
+from triskel.result_parts import BothWays, RoundRow, Scoring, Spent, Sums, Totals, TotalWay
 from triskel.types import ClientId, Message
 
 Direction = Literal["up", "down"]
@@ -26,8 +28,6 @@ COLUMNS = (
 )
 """Of the table of a round of many clients."""
 WAYS: tuple[Direction, ...] = ("up", "down")
-SUMS = ("payload_bytes", "message_bytes", "messages")
-"""Of one direction."""
 
 
 @dataclass(slots=True)
@@ -56,11 +56,15 @@ class Way:
         for name, size in other.sections.items():
             self.sections[name] = self.sections.get(name, 0) + size
 
-    def sums(self) -> dict[str, int]:
+    def sums(self) -> Sums:
         """Return the sums as JSON values."""
-        return {key: getattr(self, key) for key in SUMS}
+        return {
+            "payload_bytes": self.payload_bytes,
+            "message_bytes": self.message_bytes,
+            "messages": self.messages,
+        }
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> result_parts.Way:
         """Return JSON values."""
         return {
             **self.sums(),
@@ -87,16 +91,18 @@ class Account:
         self.peak_client_bytes = max(self.peak_client_bytes, other.peak_client_bytes)
         self.compute_s += other.compute_s
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Spent:
         """Return JSON values."""
-        return {
+        row: Spent = {
             "up": self.up.row(),
             "down": self.down.row(),
             "flops": self.flops,
             "peak_client_bytes": self.peak_client_bytes,
             "compute_s": self.compute_s,
-            **({} if self.share is None else {"share": self.share}),
         }
+        if self.share is not None:
+            row["share"] = self.share
+        return row
 
 
 class Ledger:
@@ -106,7 +112,7 @@ class Ledger:
         """Start empty."""
         self.accounts: dict[ClientId, Account] = defaultdict(Account)
         self.absent: dict[ClientId, str] = {}
-        self.wire_bytes: dict[str, int] = {}
+        self.wire_bytes: BothWays | None = None
         self._scoring: dict[Direction, Way] = {way: Way() for way in WAYS}
 
     def sent(
@@ -150,16 +156,16 @@ class Ledger:
         """Note that a client of the cohort has no part in the round's result."""
         self.absent[client] = why
 
-    def rows(self) -> dict[ClientId, dict[str, Any]]:
+    def rows(self) -> dict[ClientId, Spent]:
         """Return JSON values by client name."""
         return {client: self.accounts[client].row() for client in sorted(self.accounts)}
 
     @property
-    def scoring(self) -> dict[str, dict[str, int]]:
-        """Sums over all that tested a model, all clients together; empty where nothing crossed."""
+    def scoring(self) -> Scoring | None:
+        """Sums over all that tested a model, all clients together; None where nothing crossed."""
         if not any(way.messages for way in self._scoring.values()):
-            return {}
-        return {direction: way.sums() for direction, way in self._scoring.items()}
+            return None
+        return {"up": self._scoring["up"].sums(), "down": self._scoring["down"].sums()}
 
     def total(self) -> Account:
         """Return the sums over all clients; memory is the largest of any."""
@@ -177,7 +183,7 @@ class Ledger:
             yield f'"{name}",{",".join(map(str, take(self.accounts[client])))}\n'
 
 
-def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def totals(rounds: Sequence[RoundRow]) -> Totals:
     """Return sums over rounds and clients; memory is the largest of any.
 
     Args:
@@ -186,26 +192,38 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             over the rounds that have it.
     """
     rows = [row for one in rounds for row in costs(one)]
-    both = _summed(rows)
-    if rounds and all("wire_bytes" in one for one in rounds):
-        for way, row in both.items():
-            row["wire_bytes"] = sum(one["wire_bytes"][way] for one in rounds)
+    up, down = (_summed([row[way] for row in rows]) for way in WAYS)
+    crossed = [one["wire_bytes"] for one in rounds if "wire_bytes" in one]
+    if rounds and len(crossed) == len(rounds):
+        up["wire_bytes"] = sum(one["up"] for one in crossed)
+        down["wire_bytes"] = sum(one["down"] for one in crossed)
     tested = [one["scoring"] for one in rounds if "scoring" in one]
-    return {
-        **both,
-        **({"scoring": _summed(tested)} if tested else {}),
+    found: Totals = {
+        "up": up,
+        "down": down,
+        "scoring": {
+            "up": _summed([one["up"] for one in tested]),
+            "down": _summed([one["down"] for one in tested]),
+        },
         "client_flops": sum(row["flops"] for row in rows),
-        "server_flops": sum(one.get("server", {}).get("flops", 0) for one in rounds),
+        "server_flops": sum(one["server"]["flops"] for one in rounds if "server" in one),
         "peak_client_bytes": max((row["peak_client_bytes"] for row in rows), default=0),
-        "seconds": sum(one["seconds"] for one in rounds),
+        "seconds": sum(one.get("seconds", 0.0) for one in rounds),
+    }
+    if not tested:
+        found.pop("scoring")
+    return found
+
+
+def _summed(rows: Sequence[Sums]) -> TotalWay:
+    """Return the sums of one direction."""
+    return {
+        "payload_bytes": sum(row["payload_bytes"] for row in rows),
+        "message_bytes": sum(row["message_bytes"] for row in rows),
+        "messages": sum(row.get("messages", 0) for row in rows),
     }
 
 
-def _summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the sums of rows that have both directions."""
-    return {way: {key: sum(row[way][key] for row in rows) for key in SUMS} for way in WAYS}
-
-
-def costs(round_: Mapping[str, Any]) -> list[dict[str, Any]]:
+def costs(round_: RoundRow) -> list[Spent]:
     """Return what a round's figures add up from: the row of each client, or one of them all."""
-    return [round_["sum"]] if "sum" in round_ else list(round_["clients"].values())
+    return [round_["sum"]] if "sum" in round_ else list(round_.get("clients", {}).values())

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from triskel.core.registry import MODES
+from triskel.events import Event, kind_of
 from triskel.terminal import Plain
-from triskel.types import Event
 
 NAMES = {
     "base": "base",
@@ -122,7 +122,7 @@ class Live:
 
     def __call__(self, event: Event, /) -> None:
         """Take note of one event."""
-        match event.get("event"):
+        match kind_of(event):
             case "run_start":
                 self._run_start(event)
             case "stage_start":
@@ -175,7 +175,7 @@ class Live:
         )
 
     def _progress(self, stage: _Stage, event: Event) -> None:
-        match event.get("event"):
+        match kind_of(event):
             case "round_start":
                 stage.evaluating = False
                 stage.round = int(_number(event, "round") or stage.round + 1)

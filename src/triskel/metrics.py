@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from triskel.result_parts import Figures
 from triskel.tensors import wide
-from triskel.types import Fact
 
 LARGEST_LOG = 700.0
 
@@ -84,7 +84,7 @@ class Score:
         f1 = (2 * hits / seen.clamp(min=1))[seen > 0]
         return float(f1.mean()) if len(f1) else 0.0
 
-    def row(self) -> dict[str, Fact]:
+    def row(self) -> Figures:
         """Return the figures that a result file holds.
 
         For `causal`, `accuracy` is the token accuracy. Without a table there is no `macro_f1`.

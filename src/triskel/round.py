@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 import torch
 
+from triskel import events
 from triskel.checkpoint import Saved, freeze, named, read, thaw, write, write_text
 from triskel.config.job import Job
 from triskel.errors import RoundError
@@ -25,9 +26,18 @@ from triskel.model.meter import Meter
 from triskel.records import ByClient
 from triskel.report.links import LINKS, Link
 from triskel.report.links import seconds as on_link
+from triskel.result_parts import (
+    FIGURES,
+    ClientFigures,
+    Final,
+    RoundRow,
+    Spent,
+    SpentTogether,
+    StageRow,
+)
 from triskel.rng import stream
 from triskel.store import Store
-from triskel.types import A, ClientId, ClientState, Examples, Fact, Mode, S, Watch
+from triskel.types import A, ClientId, ClientState, Event, Examples, Mode, S, Watch
 from triskel.worker import Worker
 
 
@@ -80,7 +90,7 @@ class Scores:
 
     pooled: Score
     own: Score
-    each: Mapping[ClientId, Mapping[str, Fact]]
+    each: Mapping[ClientId, ClientFigures]
     everybody_texts: ByClient = field(default_factory=dict[ClientId, PerText])
     own_texts: ByClient = field(default_factory=dict[ClientId, PerText])
 
@@ -145,7 +155,7 @@ class Outcome(Generic[S]):
 
     state: S
     clients: Mapping[ClientId, ClientState] = field(default_factory=dict[ClientId, ClientState])
-    rows: list[dict[str, Any]]
+    rows: list[RoundRow]
     scores: Scores | None = None
 
 
@@ -169,18 +179,18 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
     Raises:
         TriskelError: Whatever stopped a round; closed rounds are on disk.
     """
-    state, rows, store = stage.mode.start(), list[dict[str, Any]](), Store(folder / CLIENTS)
+    state, rows, store = stage.mode.start(), list[RoundRow](), Store(folder / CLIENTS)
     job, scores = stage.job, None
     if (saved := read(folder, lambda one: store.check(one.clients))) is not None:
-        state, rows = thaw(state, saved.state), saved.rows
+        state, rows = thaw(state, saved.state), cast("list[RoundRow]", saved.rows)
         store = Store(folder / CLIENTS, saved.clients)
         store.sweep(named(folder))
     store.counted |= counted_in(job, stage.clients, rows)
     seen = {c for r in range(1, len(rows) + 1) for c in _played(job, stage.clients, r)}
     for round_ in range(len(rows) + 1, job.rounds + 1):
-        here = _named(watch, stage.name, round_)
+        here = events.stamped(watch, stage=stage.name, round=round_)
         chosen = cohort(job, stage.clients, round_)
-        here({"event": "round_start", "clients": chosen})
+        here(events.round_start(chosen))
         ledger, start = Ledger(), time.perf_counter()
         before = stage.server.flops if stage.server else 0
         state = engine.round(
@@ -196,11 +206,11 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         )
         store.counted |= dict.fromkeys(set(chosen) - ledger.absent.keys(), round_)
         seconds = time.perf_counter() - start
-        row: dict[str, Any] = {"round": round_}
+        row: RoundRow = {"round": round_}
         if job.tested(round_):
-            here({"event": "evaluate"})
+            here(events.evaluate())
             scores = stage.evaluate(state, store)
-            row |= _figures(scores)
+            _add(row, scores)
         row["seconds"] = seconds
         row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
         seen.update(_played(job, stage.clients, round_))
@@ -208,7 +218,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
             for one in rows:
                 one.pop("per_client", None)
-            row |= _crowd(ledger, len(seen))
+            row["sum"], row["slowest"] = _crowd(ledger, len(seen))
         else:
             row["clients"] = ledger.rows()
         if ledger.wire_bytes:
@@ -219,14 +229,22 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             row["absent"] = dict(sorted(ledger.absent.items()))
         rows.append(row)
         store.flush()
-        write(folder, Saved(closed=round_, state=freeze(state), clients=store.filed, rows=rows))
+        write(
+            folder,
+            Saved(
+                closed=round_,
+                state=freeze(state),
+                clients=store.filed,
+                rows=cast("list[dict[str, Any]]", rows),
+            ),
+        )
         store.sweep(named(folder))
         here(_summary(rows[-1]))
     return Outcome(state=state, clients=store, rows=rows, scores=scores)
 
 
 def counted_in(
-    job: Job, clients: Sequence[ClientId], rows: Sequence[Mapping[str, Any]]
+    job: Job, clients: Sequence[ClientId], rows: Sequence[RoundRow]
 ) -> dict[ClientId, int]:
     """Return the last of these closed rounds that each client counted in.
 
@@ -277,7 +295,7 @@ def pooled(
     """
     if isinstance(each, Mapping):
         each = sorted(cast("Mapping[ClientId, Score]", each).items())
-    total, rows = empty(classes), dict[ClientId, Mapping[str, Fact]]()
+    total, rows = empty(classes), dict[ClientId, ClientFigures]()
     texts = dict[ClientId, PerText]()
     for client, one in each:
         total = merge(total, one)
@@ -287,30 +305,26 @@ def pooled(
     return Scores(pooled=total, own=total, each=rows, everybody_texts=texts, own_texts=texts)
 
 
-def summary(outcome: Outcome[Any]) -> dict[str, Any]:
+def summary(outcome: Outcome[Any]) -> StageRow:
     """Return a stage as it stands in a result: rounds, totals and the final figures."""
-    last = outcome.rows[-1]
-    final = {
-        k: last[k]
-        for k in ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
-        if k in last
-    }
-    final["own"] = last["own"]
+    last = cast("Mapping[str, Any]", outcome.rows[-1])
+    final = cast("Final", {k: last[k] for k in (*FIGURES, "own") if k in last})
     return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
 
 
-def _figures(scores: Scores) -> dict[str, Any]:
-    return {**scores.pooled.row(), "own": scores.own.row(), "per_client": scores.each}
+def _add(row: RoundRow, scores: Scores) -> None:
+    """Give a round's row what the round reached."""
+    row |= cast("RoundRow", scores.pooled.row())
+    row["own"] = scores.own.row()
+    row["per_client"] = dict(scores.each)
 
 
-def _crowd(ledger: Ledger, seen: int) -> dict[str, Any]:
+def _crowd(ledger: Ledger, seen: int) -> tuple[SpentTogether, dict[ClientId, Spent]]:
     """Return what many clients spent in a round: together, and the slowest on each link."""
     accounts = ledger.accounts
     slowest = {max(sorted(accounts), key=lambda c: _waited(accounts[c], link)) for link in LINKS}
-    return {
-        "sum": {**ledger.total().row(), "clients": len(accounts), "seen": seen},
-        "slowest": {client: accounts[client].row() for client in sorted(slowest)},
-    }
+    together: SpentTogether = {**ledger.total().row(), "clients": len(accounts), "seen": seen}
+    return together, {client: accounts[client].row() for client in sorted(slowest)}
 
 
 def _waited(account: Account, link: Link) -> float:
@@ -324,17 +338,11 @@ def _waited(account: Account, link: Link) -> float:
     )
 
 
-def _summary(row: dict[str, Any]) -> dict[str, Any]:
-    note: dict[str, Any] = {"event": "round_end"}
-    note |= {k: v for k, v in row.items() if isinstance(v, int | float)}
-    for way in ("up", "down"):
-        note[f"{way}_bytes"] = sum(one[way]["message_bytes"] for one in costs(row))
-    note["flops"] = sum(one["flops"] for one in costs(row))
-    return note
-
-
-def _named(watch: Watch, stage: str, round_: int) -> Watch:
-    def here(event: Mapping[str, Any]) -> None:
-        watch({**event, "stage": stage, "round": round_})
-
-    return here
+def _summary(row: RoundRow) -> Event:
+    spent = costs(row)
+    return events.round_end(
+        {k: v for k, v in row.items() if isinstance(v, int | float)},
+        up_bytes=sum(one["up"]["message_bytes"] for one in spent),
+        down_bytes=sum(one["down"]["message_bytes"] for one in spent),
+        flops=sum(one["flops"] for one in spent),
+    )

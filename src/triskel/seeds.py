@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from triskel import __version__
+from triskel import __version__, events
 from triskel.catalogue import taken
 from triskel.checkpoint import write_text
 from triskel.compare import HERE, Request, read_run, resume, run, used
@@ -27,13 +27,13 @@ from triskel.config.read import dump, to_toml
 from triskel.errors import CheckpointError, JobError
 from triskel.folder import save
 from triskel.report.page import write_report
+from triskel.result import NAME, SEVERAL, RunResult, SeedsResult, several_in
 from triskel.round import Engine
 from triskel.runner.models import Loaded
 from triskel.runner.resources import prepare
 from triskel.types import Watch
 from triskel.untrusted import json_in
 
-SCHEMA = 2
 Engines = Callable[[Job], Engine]
 
 
@@ -44,7 +44,7 @@ def compare_seeds(
     folder: Path,
     engine: Engines,
     watch: Watch,
-) -> dict[str, Any]:
+) -> SeedsResult:
     """Play a job with each of several seeds in a new folder, and return their result.
 
     Raises:
@@ -67,7 +67,7 @@ def compare_seeds(
     return _run(job, request, seeds, folder, engine, watch)
 
 
-def resume_seeds(folder: Path, engine: Engines, watch: Watch) -> dict[str, Any]:
+def resume_seeds(folder: Path, engine: Engines, watch: Watch) -> SeedsResult:
     """Go on with a folder of several seeds, and return their result.
 
     Raises:
@@ -101,11 +101,11 @@ def _run(
     folder: Path,
     engine: Engines,
     watch: Watch,
-) -> dict[str, Any]:
+) -> SeedsResult:
     loaded = Loaded()
     venue = replace(HERE, prepare=partial(prepare, loaded=loaded))
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
+    result: SeedsResult = {
+        "schema": SEVERAL,
         "triskel": __version__,
         "job": dump(job),
         "request": request.asked(),
@@ -115,7 +115,7 @@ def _run(
     for number, seed in enumerate(seeds, 1):
         if number <= len(result["runs"]):
             continue
-        watch({"event": "seed_start", "seed": seed, "number": number, "of": len(seeds)})
+        watch(events.seed_start(seed, number=number, of=len(seeds)))
         place, own = folder / f"seed-{seed}", job.model_copy(update={"seed": seed})
         if (place / "request.json").exists():
             found = resume(place, engine, watch, venue)
@@ -126,28 +126,27 @@ def _run(
     from triskel.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
 
     places = [folder / f"seed-{seed}" for seed in seeds]
-    result |= amounts(result["runs"], places)
+    result.update(cast("SeedsResult", amounts(result["runs"], places)))
     save(folder, result)
     write_report(folder)
     return result
 
 
-def _finished(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def _finished(folder: Path, seeds: Sequence[int]) -> list[RunResult]:
     """Return the results of the first seeds, as far as they were finished.
 
     Raises:
         CheckpointError: The folder's result is damaged.
     """
-    place = folder / "result.json"
-    if not place.exists():
-        return []
     try:
-        runs: list[dict[str, Any]] = json_in(place)["runs"]
-        begun = [one["job"]["seed"] for one in runs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{place} is damaged: {error}; delete it, and what its seeds finished is read again"
-        ) from error
+        found = several_in(folder)
+    except CheckpointError as error:
+        error.add_note("delete it, and what its seeds finished is read again")
+        raise
+    runs = found["runs"] if found else []
+    begun = [one["job"].get("seed") for one in runs]
     if begun != list(seeds)[: len(begun)]:
-        raise CheckpointError(f"{place} holds seeds {begun}, and this comparison is of {seeds}")
+        raise CheckpointError(
+            f"{folder / NAME} holds seeds {begun}, and this comparison is of {seeds}"
+        )
     return runs

@@ -15,10 +15,10 @@ from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
 from triskel.data.assets import ASSETS, cache_folder
 from triskel.errors import CheckpointError
+from triskel.result_parts import FIGURES
 from triskel.untrusted import json_in
 
 SCHEMA = 1
-FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 SHEET = "triskel.json"
 NOTHING: Mapping[str, Any] = {}
 BASELINES = ("central", "local")

@@ -11,23 +11,24 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
-from triskel import records
+from triskel import events, records
 from triskel.about import about_of
 from triskel.aggregate.mean import Mean
 from triskel.checkpoint import write_text
 from triskel.config.job import ModeName
 from triskel.evaluate import evaluate, evaluate_each
 from triskel.export import save_adapter
-from triskel.folder import safe, stamped
+from triskel.folder import safe
 from triskel.metrics import Score, merge
 from triskel.model.body import Body
 from triskel.modes.params.mode import Params, ParamsState
+from triskel.result import DONE, stage_in
+from triskel.result_parts import ClientFigures, StageRow
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
 from triskel.runner.resources import LocalResources, Resources
 from triskel.setting import mode_of
 from triskel.sheet import BASELINES, NOTHING, Training, training_of
 from triskel.types import ClientId, ClientState, Tensors, Watch
-from triskel.untrusted import json_in
 from triskel.worker import Worker
 
 EVERYONE = "everyone"
@@ -36,7 +37,7 @@ EVERYONE = "everyone"
 
 def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[Any, Any]:
     """Return a mode on all clients that hold training examples."""
-    setting = resources.setting(name, stamped(watch, name))
+    setting = resources.setting(name, events.stamped(watch, stage=name))
     mode = mode_of(setting)
 
     def scores(state: Any, mine: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
@@ -132,13 +133,12 @@ def _plain(body: Body) -> Params[Any]:
 
 def complete(
     stage: Stage[Any, Any], resources: Resources, engine: Engine, folder: Path, watch: Watch
-) -> dict[str, Any]:
+) -> StageRow:
     """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
     here = folder / "stages" / safe(stage.name)
-    done = here / "done.json"
-    if done.exists():
-        return cast("dict[str, Any]", json_in(done))
-    watch({"event": "stage_start", "stage": stage.name, "rounds": stage.job.rounds})
+    if (left := stage_in(here)) is not None:
+        return left
+    watch(events.stage_start(stage.name, stage.job.rounds))
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
     _record(stage, outcome, found, folder)
@@ -148,16 +148,15 @@ def complete(
         training = _training(stage, resources, found, owner)
         task, classes = resources.job.data.task, resources.federation.classes
         save_adapter(place, body, tensors, classes, training, task=task)
-    write_text(done, json.dumps(found))
-    seconds = found["totals"]["seconds"]
-    watch({"event": "stage_end", "stage": stage.name, **found["final"], "seconds": seconds})
+    write_text(here / DONE, json.dumps(found))
+    watch(events.stage_end(stage.name, found["final"], found["totals"]["seconds"]))
     return found
 
 
 def _record(
     stage: Stage[Any, Any],
     outcome: Outcome[Any],
-    found: dict[str, Any],
+    found: StageRow,
     folder: Path,
 ) -> None:
     """Write down what the stage's last state reaches in both columns, and on each text."""
@@ -245,8 +244,13 @@ def _left(
             yield f"{name}-{safe(client)}", resources.body(client), own, client
 
 
+def last_of(found: StageRow) -> Mapping[ClientId, ClientFigures]:
+    """Return what each client reached in the last round."""
+    return found["rounds"][-1].get("per_client", {})
+
+
 def _training(
-    stage: Stage[Any, Any], resources: Resources, found: Mapping[str, Any], owner: ClientId | None
+    stage: Stage[Any, Any], resources: Resources, found: StageRow, owner: ClientId | None
 ) -> Training:
     """Return what the model card says of how an adapter came about.
 
@@ -254,12 +258,13 @@ def _training(
     """
     kind = stage.name.partition(":")[0]
     totals = found["totals"]
+    scores = found["final"] if owner is None else last_of(found)[owner]
     alone_ = kind in BASELINES
     return training_of(
         resources.job,
         kind,
         clients=len(resources.active()) if kind != "local" else 1,
-        scores=found["final"] if owner is None else found["rounds"][-1]["per_client"][owner],
+        scores=cast("Mapping[str, float | Mapping[str, float]]", scores),
         own=owner is not None or kind == "local",
         judge=resources.judge,
         traffic=None

@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +35,18 @@ from triskel.records import COLUMNS, DROPS, Record
 from triskel.report.conclusions import ALIKE
 from triskel.report.readings import readings
 from triskel.report.seed_mean import mean_perplexity
+from triskel.result import RunResult
+from triskel.result_parts import (
+    Amounts,
+    BesideAlone,
+    BetterOff,
+    Figures,
+    Gap,
+    Interval,
+    LostByDropping,
+    Summary,
+    Worst,
+)
 from triskel.significance import Difference, difference, judged, mean_of
 from triskel.types import ClientId
 
@@ -54,7 +66,7 @@ Runs = Sequence[Mapping[str, Record]]
 """Of each run, the record of each row."""
 
 
-def amounts(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
+def amounts(results: Sequence[RunResult], folders: Sequence[Path]) -> Amounts:
     """Return what runs of one job amount to, as keys of their result.
 
     These are `summary`, where texts were kept, and `readings`, with what drop-outs cost.
@@ -62,10 +74,10 @@ def amounts(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> di
     found, told = summary(results, folders), readings(results)
     if lost := _robustness(results, folders):
         told["robustness"] = lost
-    return ({} if found is None else {"summary": found}) | {"readings": told}
+    return {"readings": told} if found is None else {"summary": found, "readings": told}
 
 
-def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any] | None:
+def summary(results: Sequence[RunResult], folders: Sequence[Path]) -> Summary | None:
     """Return what runs of one job amount to, or None where no run kept what it got right by text.
 
     Args:
@@ -100,19 +112,18 @@ def summary(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> di
     return found
 
 
-def _worst(
-    results: Sequence[Mapping[str, Any]], row: str, figure: str
-) -> dict[str, ClientId | float] | None:
+def _worst(results: Sequence[RunResult], row: str, figure: str) -> Worst | None:
     """Return the client whose figure on its own texts is worst; of several runs, whose mean is."""
     each: dict[ClientId, list[float]] = {}
     for one in results:
-        told = one["modes"].get(row, one["baselines"].get(row))
-        scores = (
-            told["rounds"][-1].get("per_client", {}) if "rounds" in told else told["per_client"]
-        )
+        told = one["modes"].get(row) or one["baselines"][row]
+        if "rounds" in told:
+            scores = told["rounds"][-1].get("per_client", {})
+        else:
+            scores = told["per_client"]
         for client, score in scores.items():
-            if score["examples"]:
-                each.setdefault(client, []).append(score[figure])
+            if score.get("examples"):
+                each.setdefault(client, []).append(cast("Mapping[str, float]", score)[figure])
     means = {c: _over(v, figure) for c, v in each.items() if len(v) == len(results)}
     if not means:
         return None
@@ -127,9 +138,10 @@ def _over(values: Sequence[float], figure: str) -> float:
     return sum(values) / len(values)
 
 
-def _better_off(each: Mapping[ClientId, Mapping[str, Any]], figure: Figure) -> dict[str, int]:
+def _better_off(each: Mapping[ClientId, BesideAlone], figure: Figure) -> BetterOff:
     """Return how many clients do better than alone, and how many differ beyond chance."""
-    gains = [-one["difference"] if figure == "loss" else one["difference"] for one in each.values()]
+    known = [one["difference"] for one in each.values() if one["difference"] is not None]
+    gains = [-one if figure == "loss" else one for one in known]
     verdicts = [one["verdict"] for one in each.values()]
     return {
         "clients": len(each),
@@ -139,22 +151,21 @@ def _better_off(each: Mapping[ClientId, Mapping[str, Any]], figure: Figure) -> d
     }
 
 
-def _robustness(
-    results: Sequence[Mapping[str, Any]], folders: Sequence[Path]
-) -> dict[str, dict[str, Any]]:
+def _robustness(results: Sequence[RunResult], folders: Sequence[Path]) -> dict[str, LostByDropping]:
     """Return what each mode reaches with drop-outs, against itself without; means over runs.
 
     `beyond` is corrected for the number of modes.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, LostByDropping] = {}
     gaps: dict[str, Difference] = {}
     asked = [one.get("robustness", {}) for one in results]
     for mode in (m for m in asked[0] if all(m in one for one in asked)):
         rows = [one[mode] for one in asked]
-        told: dict[str, Any] = {"drop_share": rows[0]["drop_share"]}
-        for column in COLUMNS:
-            known = rows[0][column].keys()
-            told[column] = {f: _over([r[column][f] for r in rows], f) for f in known}
+        told: LostByDropping = {
+            "drop_share": rows[0]["drop_share"],
+            "everybody": _mean_figures([one["everybody"] for one in rows]),
+            "own": _mean_figures([one["own"] for one in rows]),
+        }
         figure: Figure = "loss" if "perplexity" in rows[0]["everybody"] else "accuracy"
         runs = [_read(folder, (mode, f"{mode}{DROPS}")) for folder in folders]
         if all(len(run) > 1 for run in runs):
@@ -163,9 +174,16 @@ def _robustness(
                 gaps[mode] = one
         found[mode] = told
     for mode, one in zip(gaps, judged(list(gaps.values())), strict=True):
-        found[mode] |= _told({"difference": one.mean, "low": one.low, "high": one.high})
-        found[mode] |= {"p": one.p, "beyond": one.beyond}
+        told = found[mode]
+        told["difference"] = _finite(one.mean)
+        told["low"], told["high"] = _finite(one.low), _finite(one.high)
+        told["p"], told["beyond"] = one.p, one.beyond
     return found
+
+
+def _mean_figures(scores: Sequence[Figures]) -> Figures:
+    told = [cast("Mapping[str, float]", one) for one in scores]
+    return cast("Figures", {name: _over([one[name] for one in told], name) for name in told[0]})
 
 
 def _read(folder: Path, rows: Iterable[str]) -> dict[str, Record]:
@@ -173,22 +191,21 @@ def _read(folder: Path, rows: Iterable[str]) -> dict[str, Record]:
     return {row: one for row, one in kept.items() if one is not None}
 
 
-def _mean(runs: Runs, row: str, column: str, *, by_loss: bool) -> dict[str, Any] | None:
+def _mean(runs: Runs, row: str, column: str, *, by_loss: bool) -> Interval | None:
     """Return a row's figure in one column; None where a run did not measure it."""
     taken = [_outcomes(run[row], column, _measured(run[row], column)) for run in runs]
     known = [one for one in taken if one is not None]
     if len(known) < len(runs):
         return None
     interval = mean_of(known, "loss" if by_loss else "accuracy")
-    ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    ends = [interval.mean, interval.low, interval.high]
     if by_loss:
-        ends = {k: math.exp(min(v, LARGEST_LOG)) if v < math.inf else v for k, v in ends.items()}
-    return _told(ends) | {"n": interval.n}
+        ends = [math.exp(min(end, LARGEST_LOG)) if end < math.inf else end for end in ends]
+    mean, low, high = map(_finite, ends)
+    return {"mean": mean, "low": low, "high": high, "n": interval.n}
 
 
-def _differences(
-    runs: Runs, rows: Sequence[str], column: str, figure: Figure
-) -> list[dict[str, Any]]:
+def _differences(runs: Runs, rows: Sequence[str], column: str, figure: Figure) -> list[Gap]:
     """Return every pair of rows in one column; `beyond` is corrected within primary and others."""
     found: list[tuple[str, str, Difference]] = []
     for left, right in combinations(rows, 2):
@@ -201,9 +218,18 @@ def _differences(
         places = [place for place, primary in enumerate(family) if primary == kind]
         told |= zip(places, judged([found[place][2] for place in places]), strict=True)
     return [
-        {"left": left, "right": right, "column": column, "figure": figure, "primary": family[place]}
-        | _told({"difference": one.mean, "low": one.low, "high": one.high})
-        | {"p": one.p, "beyond": told[place].beyond}
+        {
+            "left": left,
+            "right": right,
+            "column": column,
+            "figure": figure,
+            "primary": family[place],
+            "difference": _finite(one.mean),
+            "low": _finite(one.low),
+            "high": _finite(one.high),
+            "p": one.p,
+            "beyond": told[place].beyond,
+        }
         for place, (left, right, one) in enumerate(found)
     ]
 
@@ -216,7 +242,7 @@ def _primary(left: str, right: str, column: str) -> bool:
     return len(floors) == 1 and floors[0] in ASKED[column]
 
 
-def _clients(runs: Runs, mode: str, figure: Figure) -> dict[ClientId, dict[str, Any]]:
+def _clients(runs: Runs, mode: str, figure: Figure) -> dict[ClientId, BesideAlone]:
     """Return how each client fares on its own texts in a mode, against training alone."""
     clients = [c for c in runs[0][mode].clients if all(c in run[mode].clients for run in runs)]
     found: dict[ClientId, Difference] = {}
@@ -226,15 +252,20 @@ def _clients(runs: Runs, mode: str, figure: Figure) -> dict[ClientId, dict[str, 
             found[client] = one
     told = dict(zip(found, judged(list(found.values())), strict=True))
     return {
-        client: _told({"difference": one.mean, "low": one.low, "high": one.high})
-        | {"p": one.p, "verdict": _verdict(one, figure)}
+        client: {
+            "difference": _finite(one.mean),
+            "low": _finite(one.low),
+            "high": _finite(one.high),
+            "p": one.p,
+            "verdict": _verdict(one, figure),
+        }
         for client, one in told.items()
     }
 
 
-def _told(ends: Mapping[str, float]) -> dict[str, Any]:
-    """Return numbers as JSON has them: a bound that bounds nothing is null."""
-    return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+def _finite(end: float) -> float | None:
+    """Return a bound as JSON has it: one that bounds nothing is null."""
+    return end if math.isfinite(end) else None
 
 
 def _verdict(one: Difference, figure: Figure) -> str:

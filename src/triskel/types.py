@@ -6,11 +6,12 @@ algorithm; an engine is a driver of the mode's generators; a worker is what one 
 
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from triskel import events
 from triskel.errors import RoundError
 
 ClientId = str
@@ -199,18 +200,8 @@ class Batch:
 
 # --- A round ----------------------------------------------------------------------------------
 
-Event = Mapping[str, Any]
-"""A line of the run's log: `event` names it, the rest are JSON values."""
-
-
-@runtime_checkable
-class Watch(Protocol):
-    """Whoever wants to see a run as it goes: a log file, a progress display."""
-
-    def __call__(self, event: Event, /) -> None:
-        """Take note of one event."""
-        ...
-
+Event = events.Event
+Watch = events.Watch
 
 S = TypeVar("S")
 """A mode's server state: a frozen dataclass of tensors and facts."""

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triskel import events
 from triskel.config.sections import Train
 from triskel.data.text import batch_of, lengths_of, plan
 from triskel.model.body import Body
@@ -100,13 +101,9 @@ class Worker:
 
     def told(self, where: Where, batch: Batch, loss: float) -> None:
         """Tell whoever watches that a step was taken."""
+        tokens = int(batch.lengths.sum())
         self.watch(
-            {
-                "event": "step",
-                "client": where.client,
-                "round": where.round,
-                "phase": where.phase,
-                "loss": loss,
-                "tokens": int(batch.lengths.sum()),
-            }
+            events.step(
+                where.client, round_=where.round, phase=where.phase, loss=loss, tokens=tokens
+            )
         )

@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from triskel import __version__
-from triskel.cli import begin, federation, plugins, results, runs, site, sweep, training
+from triskel.cli import begin, federation, plugins, results, runs, schema, site, sweep, training
 from triskel.cli.output import console_for
 from triskel.errors import TriskelError
 from triskel.owned import OTHERS
@@ -81,6 +81,7 @@ for command in (
     results.export,
     results.evaluate,
     begin.init,
+    schema.schema,
 ):
     app.command()(command)
 

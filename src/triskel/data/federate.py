@@ -11,7 +11,6 @@ Draws are by the job's seed in one process. A party of a federation brings its o
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from triskel.config.job import Job
 from triskel.config.sections import Judge
@@ -21,6 +20,7 @@ from triskel.data.partition import partition
 from triskel.data.rows import Rows
 from triskel.data.sources import Dataset, named_public, read, read_own
 from triskel.errors import DataError
+from triskel.result_parts import Data
 from triskel.types import ClientId
 
 UNSHARED = (
@@ -138,7 +138,7 @@ def federate_none(
     )
 
 
-def describe(federation: Federation) -> dict[str, Any]:
+def describe(federation: Federation) -> Data:
     """Return a table, as JSON values, of what every client holds.
 
     `drawn_by` says by what rows were held out and capped: the job's `seed` here, and where `sites`

@@ -95,7 +95,7 @@ class LocalEngine:
 
     job: Job
 
-    def round(  # noqa: C901, PLR0913 - what a round is made of
+    def round(  # noqa: PLR0913 - what a round is made of
         self,
         mode: Mode[S, A, Worker],
         state: S,
@@ -129,21 +129,6 @@ class LocalEngine:
         """
         fold = Fold(self.job, mode, state, mode.zero(state))
         wire = Wire(self.job, ledger, watch)
-
-        def settle() -> None:
-            """Fold in the updates of those at the head of the line who are done, by name."""
-            while lines and lines[min(lines)].update is not None:
-                client = min(lines)
-                line = lines.pop(client)  # nothing of a client outlives its turn
-                if line.update is None or line.mine is None:
-                    raise RoundError(f"client {client!r} ended without an update")
-                fold.add(client, line.update)
-                keep(client, line.mine)
-                meter, seconds = line.worker.meter, line.talk.seconds
-                ledger.computed(
-                    client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=seconds
-                )
-
         for crew in crews(mode, sorted(cohort), free=IN_FLIGHT):
             lines: dict[ClientId, _Line] = {}
             for client in sorted(set(crew) & set(gone)):
@@ -156,13 +141,13 @@ class LocalEngine:
                 lines[client] = _Line(hand, Conversation(client, talk))
                 if not mode.asks:
                     _advance(lines[client], wire)
-                    settle()
+                    _settle(lines, fold, keep, ledger)
             while any(line.update is None for line in lines.values()):
                 for client in sorted(lines):
                     _advance(lines[client], wire)
                 if not labour(lines):
                     state = self._wave(mode, state, lines, wire)
-            settle()
+            _settle(lines, fold, keep, ledger)
         total, share = fold.close()
         ledger.weighed(share)
         return mode.close(state, total)
@@ -187,6 +172,24 @@ class LocalEngine:
             answer = wire.carry(answers[client], client, "down")
             lines[client].talk.answer(ticket, answer)
         return state
+
+
+def _settle(
+    lines: dict[ClientId, _Line],
+    fold: Fold[S, A],
+    keep: Callable[[ClientId, ClientState], None],
+    ledger: Ledger,
+) -> None:
+    """Fold in the updates of those at the head of the line who are done, by name."""
+    while lines and lines[min(lines)].update is not None:
+        client = min(lines)
+        line = lines.pop(client)  # nothing of a client outlives its turn
+        if line.update is None or line.mine is None:
+            raise RoundError(f"client {client!r} ended without an update")
+        fold.add(client, line.update)
+        keep(client, line.mine)
+        meter, seconds = line.worker.meter, line.talk.seconds
+        ledger.computed(client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=seconds)
 
 
 def _advance(line: _Line, wire: Wire) -> None:

@@ -4,8 +4,8 @@ So sizes, rounding and refusals are those of a federation, and nothing slips pas
 """
 
 from dataclasses import dataclass
-from typing import Any
 
+from triskel import events
 from triskel.codec import decode, encode
 from triskel.config.job import Job
 from triskel.errors import MessageError
@@ -76,15 +76,8 @@ class Wire:
             self.ledger.scored(direction, message, size)
         else:
             self.ledger.sent(client, direction, message, size)
-        note: dict[str, Any] = {
-            "event": "message",
-            "client": client,
-            "direction": direction,
-            "kind": message.kind,
-            "topic": message.topic,
-            "bytes": size,
-        }
-        self.watch(note)
+        kind, topic = message.kind, message.topic
+        self.watch(events.message(client, direction, kind=kind, topic=topic, size=size))
 
     def _across(
         self, message: Message, client: ClientId, direction: Direction

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel.config.sections import called
-from triskel.errors import CheckpointError
 from triskel.report import particulars, sections, units
 from triskel.report.comparisons import readings_section
 from triskel.report.figures import draw
 from triskel.report.markup import Figure, script_json, text
 from triskel.report.reading import read
 from triskel.report.result import Result, inner, items
+from triskel.result import NAME, result_in
 from triskel.untrusted import json_in
 
 POLICY = (
@@ -40,33 +40,13 @@ def write_report(folder: Path) -> Path:
         CheckpointError: There is no result in the folder, or it cannot be read.
     """
     asked = _asked(folder)
-    known = {"request": asked, **stored(folder)}
+    known = {"request": asked, **result_in(folder)}
     missing = _missing(asked, known)
     if missing:
         known = {"interrupted": f"no result for {units.joined(missing)}", **known}
     target = folder / "report.html"
     write_whole(target, render(known))
     return target
-
-
-def stored(folder: Path) -> dict[str, Any]:
-    """Return what the `result.json` of a run folder holds.
-
-    Raises:
-        CheckpointError: There is none, or it cannot be read.
-    """
-    source = folder / "result.json"
-    try:
-        raw: object = json_in(source)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{source} does not exist; give the folder of a run that finished a round"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source} cannot be read: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{source} must hold a JSON object, got {type(raw).__name__}")
-    return cast("dict[str, Any]", raw)
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -89,7 +69,7 @@ def render(result: Mapping[str, Any]) -> str:
         ("again", "Job", "The job, and how to run it again", particulars.again(seen)),
     )
     name = str(seen.job.get("name") or "run")
-    source = f"Triskel {seen.version} from result.json"
+    source = f"Triskel {seen.version} from {NAME}"
     return document(parts, drawn, kind="report", name=name, facts=_facts(seen), source=source)
 
 

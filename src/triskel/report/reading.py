@@ -36,8 +36,8 @@ from triskel.report.result import (
     number,
 )
 from triskel.report.seed_mean import averaged, band
+from triskel.result import ONE, version_of
 
-SCHEMAS = (1, 2)
 BASELINES = ("base", "local", "central", "local_equal")
 FLOORS = ("base", "local", "local_equal", "central")
 """Rows beside the modes, in their order."""
@@ -52,13 +52,7 @@ def read(raw: Json) -> Result:
     Raises:
         CheckpointError: This is not a result of a schema that this version can read.
     """
-    schema = raw.get("schema")
-    if schema not in SCHEMAS:
-        raise CheckpointError(
-            f"result.json has schema {schema!r}, this version of triskel reads 1 and 2; "
-            "write the report with the version that made the run"
-        )
-    return _one(raw) if schema == 1 else _several(raw)
+    return _one(raw) if version_of(raw) == ONE else _several(raw)
 
 
 def _several(raw: Json) -> Result:

@@ -24,6 +24,7 @@ from triskel.report.names import figure_of
 from triskel.report.reading import read
 from triskel.report.result import Baseline, Json, ModeRun, Result, Round, mark
 from triskel.report.seed_mean import mean_perplexity
+from triskel.result_parts import Readings
 
 SLOWDOWN = 4.0
 """How much longer a straggler computes, unless told otherwise."""
@@ -48,7 +49,7 @@ class Step:
     spent: Mapping[str, float]
 
 
-def readings(runs: Sequence[Json], *, slowdown: float = SLOWDOWN) -> dict[str, Any]:
+def readings(runs: Sequence[Json], *, slowdown: float = SLOWDOWN) -> Readings:
     """Return `budget`, `target` and `stragglers` of runs of one job, one run a seed.
 
     Args:

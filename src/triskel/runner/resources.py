@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from triskel import events
 from triskel.config.job import Job, ModeName
 from triskel.config.sections import Judge
 from triskel.core.registry import MODES
@@ -16,6 +17,7 @@ from triskel.data.assets import resolve
 from triskel.data.federate import Federation, describe, federate
 from triskel.model.body import Body
 from triskel.policy.weights import Seals
+from triskel.result_parts import Data
 from triskel.runner.memory import Memory
 from triskel.runner.models import Loaded, Models
 from triskel.runner.tokens import Share, Tokens
@@ -68,7 +70,7 @@ class Resources(Protocol):
         """Return how many tokens the public set has for the server's model."""
         ...
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Data:
         """Return a table, as JSON values, of what every client holds."""
         ...
 
@@ -198,7 +200,7 @@ class LocalResources:
         """Return how many tokens the public set has for the server's model."""
         return sum(len(ids) for ids in self.tokens.public(self.body()).ids)
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Data:
         """Return a table, as JSON values, of what every client holds."""
         return describe(self.federation)
 
@@ -225,7 +227,7 @@ def models_of(  # noqa: PLR0913 - what models are loaded with
     """Return a job's models, to be loaded; see `LocalResources.of`."""
 
     def say(text: str) -> None:
-        watch({"event": "note", "text": text})
+        watch(events.note(text))
 
     played = (job.mode,) if modes is None else tuple(modes)
     return Models(
@@ -296,7 +298,7 @@ def prepare(
         DataError: The data are not what the job says.
     """
     if job.data.source == "opinions":
-        resolve("opinions", fetch=True, say=lambda text: watch({"event": "note", "text": text}))
+        resolve("opinions", fetch=True, say=lambda text: watch(events.note(text)))
     return LocalResources.of(
         job,
         federate(job, judge),

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from triskel import events
 from triskel.assess import assess
 from triskel.report.columns import COLUMNS, Columns, column_of, columns_of
 from triskel.report.sweeps import write_page
@@ -52,8 +53,7 @@ def sweep(asked: Sweep, folder: Path, engine: Engines, watch: Watch) -> dict[str
     ):
         place = folder / entry["folder"]
         if left(asked, entry):
-            which = {"setting": setting.name, "number": number, "of": len(asked.settings)}
-            watch({"event": "setting_start", **which})
+            watch(events.setting_start(setting.name, number=number, of=len(asked.settings)))
             settle(asked, setting, entry, place, player)
     before = record["winners"]
     record["winners"] = ranked(record["settings"], asked.rows, record["figure"])

@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from triskel import events
 from triskel.checkpoint import write_text
 from triskel.compare import Request, read_run, resume, run
 from triskel.config.job import Job
 from triskel.errors import CheckpointError, TrainingError, TriskelError
 from triskel.grid import Setting
 from triskel.report.columns import columns
+from triskel.result import run_in
 from triskel.round import Engine
 from triskel.sweep.asked import Sweep, digest_of
 from triskel.types import Event, Watch
-from triskel.untrusted import TOML_MOST, json_in, text_of
+from triskel.untrusted import TOML_MOST, text_of
 
 Engines = Callable[[Job], Engine]
 
@@ -64,7 +66,7 @@ def settle(
             why = "diverged" if isinstance(error, TrainingError) else "failed"
             entry[why] |= dict.fromkeys(lost, str(error))
             told = f"{setting.name}: {', '.join(lost)} {why}: {error}"
-            player.watch({"event": "warning", "text": told})
+            player.watch(events.warning(told))
         entry["rows"] = {row: told for row in asked.rows if (told := _row(result, row))}
         entry["skipped"] = dict(result.get("skipped", {}))
         player.save()
@@ -86,7 +88,7 @@ def _played(
     """Begin a setting's run or go on with it; note the run and the stages that begin."""
 
     def told(event: Event) -> None:
-        if event.get("event") in {"run_start", "stage_start"}:
+        if events.kind_of(event) in {"run_start", "stage_start"}:
             begun.append(str(event.get("stage", "")))
         player.watch(event)
 
@@ -106,10 +108,7 @@ def _ask(place: Path, request: Request) -> None:
 
 def _result(place: Path) -> Mapping[str, Any]:
     """Return what a run that stopped had finished."""
-    file = place / "result.json"
-    if not file.exists():
-        return {}
-    return cast("Mapping[str, Any]", json_in(file))
+    return run_in(place) or {}
 
 
 def _row(result: Mapping[str, Any], row: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from triskel.cli.output import conclude, console_for, safe_name
 from triskel.config.job import ModeName
 from triskel.core.registry import MODES
 from triskel.errors import CheckpointError, FederationError, JobError
+from triskel.result import result_in
 from triskel.terminal import clean, echo
 
 if TYPE_CHECKING:
@@ -152,13 +153,11 @@ def _watching() -> "Generator[tuple[Say, Show], None, None]":
 
 def _fetched(target: Path) -> None:
     """Say what a fetched run came to; an engine without a report leaves a folder and no more."""
-    from triskel.report.page import stored
-
     if not (target / "report.html").is_file():
         echo(f"Results  {target}")
         return
     try:
-        conclude(stored(target), target)
+        conclude(result_in(target), target)
     except CheckpointError as error:
         error.add_note(f"what was fetched is in {target}")
         raise

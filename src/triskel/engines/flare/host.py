@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from triskel import events
 from triskel.checkpoint import write_text
 from triskel.compare import Request, Venue, read_run, resume, run
 from triskel.config.job import Job, ModeName
@@ -35,7 +36,6 @@ from triskel.errors import (
     RoundError,
     TriskelError,
 )
-from triskel.folder import stamped
 from triskel.policy.chain import now
 from triskel.policy.decide import decide_for_server, decide_who_and_when
 from triskel.policy.limits import quorum_of
@@ -54,7 +54,6 @@ from triskel.untrusted import copied, json_in
 from triskel.worker import Worker
 
 LOGGER = logging.getLogger("triskel.server")
-SILENT = {"step", "message"}
 AGAIN_S = 1.0
 LOADING_S = 30.0
 """How long a site may be silent at least before the first round: its process begins to load."""
@@ -348,7 +347,7 @@ class Host:
 
     def _stage(self, name: ModeName, resources: ServerResources, watch: Watch) -> Stage[Any, Any]:
         """Return a mode whose clients are the sites."""
-        setting, engine = resources.setting(name, stamped(watch, name)), self.engine
+        setting, engine = resources.setting(name, events.stamped(watch, stage=name)), self.engine
         mode = mode_of(setting)
         if engine is None:
             raise RoundError("a stage needs the engine that plays it")
@@ -380,7 +379,7 @@ class Host:
         """Let every site keep the model of its own that the stage leaves it with."""
         for client in sorted(self._peers.keys() & self._present.keys()):
             if why := self._unfinished(client, stage, counted.get(client, 0)):
-                self._note({"event": "warning", "text": f"{client} at the end of {stage}: {why}"})
+                self._note(events.warning(f"{client} at the end of {stage}: {why}"))
 
     def _unfinished(self, client: ClientId, stage: str, counted: int) -> str:
         """Tell a site that a stage is over; return why it could not keep its model, or nothing."""
@@ -406,7 +405,7 @@ class Host:
 
     def _note(self, event: Event) -> None:
         """Keep what the status shows, and write the log."""
-        name = event.get("event")
+        name = events.kind_of(event)
         with self._lock:
             told = self._told
             if name == "round_start":
@@ -419,7 +418,7 @@ class Host:
                 told["metrics"] = {k: event[k] for k in ("accuracy", "loss") if k in event}
             if "text" in event:
                 told["text"] = event["text"]
-        if name not in SILENT:
+        if name not in events.QUIET:
             LOGGER.info("%s", json.dumps(dict(event), default=str))
 
 

@@ -11,6 +11,7 @@ from triskel.engines.flare.about import other_code, other_plugins
 from triskel.engines.flare.calls import Reply, text, whole
 from triskel.errors import MessageError
 from triskel.model.body import Body
+from triskel.result_parts import Data
 from triskel.runner.models import Models
 from triskel.runner.resources import setting_of
 from triskel.runner.tokens import Tokens
@@ -106,7 +107,7 @@ class ServerResources:
         """Let go of hidden states that were kept, unless there is ample room for the next's."""
         self.models.memory.forget(self.models.in_memory)
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Data:
         """Return a table, as JSON values, of what every site that was met says it holds."""
         return {
             "classes": list(self.federation.classes),

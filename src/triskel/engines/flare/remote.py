@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from triskel import events
 from triskel.config.job import Job
 from triskel.engines.flare.board import Board
 from triskel.engines.flare.calls import Peer, Spent, What
@@ -138,7 +139,7 @@ class Remote:
         state, left, round_ = self._played("work", mode, state, cohort, wire=wire, take=fold)
         for client, why in sorted(left.items()):
             ledger.left_out(client, why)
-            watch({"event": "warning", "text": f"{client} is left out of this round: {why}"})
+            watch(events.warning(f"{client} is left out of this round: {why}"))
         if not folded:
             raise RoundError(f"no client finished the round: {sentence(left)}")
         if before is not None and (after := self.crossed()) is not None:

@@ -1,0 +1,27 @@
+"""The command that prints what a file of Triskel holds, as a JSON schema."""
+
+import json
+from enum import StrEnum
+
+from triskel import events, result
+from triskel.config.job import Job
+from triskel.terminal import echo
+
+
+class What(StrEnum):
+    """What a run folder holds."""
+
+    RESULT = "result"
+    EVENTS = "events"
+    JOB = "job"
+
+
+def schema(what: What) -> None:
+    """Print the JSON schema of result.json, of a line of events.jsonl, or of a job."""
+    told = {
+        What.RESULT: result.schema_of,
+        What.EVENTS: events.schema_of,
+        What.JOB: Job.model_json_schema,
+    }
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **told[what]()}
+    echo(json.dumps(whole, indent=1))
