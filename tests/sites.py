@@ -339,7 +339,7 @@ class Party:
         engine = Remote(
             job=job.model_copy(update={"federation": wanted}),
             peers=self.meeting.down,
-            welcome=self.meeting.host._welcome,
+            welcome=self.meeting.host._roster.welcome,
         )
         engine.stage, self.meeting.host.engine = stage, engine
         return engine

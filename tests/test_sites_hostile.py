@@ -409,8 +409,8 @@ def test_a_site_that_is_met_late_and_holds_nothing_is_left_out_and_remembered(
     late = Loop(lambda _m, _a: {"state": "ready", **holds, **own_code()})
     host = Host(tmp_path / "server", there.spec("params"), {"shop": late}, ANNA)
     host._folder.parent.mkdir(parents=True)
-    host._present = {"bank": None, "shop": None}
-    assert host._welcome("shop") == "it holds no training example"
+    host._roster.present = {"bank": None, "shop": None}
+    assert host._roster.welcome("shop") == "it holds no training example"
     (roster,) = (tmp_path / "server" / "triskel" / "runs").glob("*-sites.json")
     assert json.loads(roster.read_text()) == {"bank": None, "shop": holds}
 

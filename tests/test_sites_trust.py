@@ -442,7 +442,7 @@ def test_a_site_counts_for_what_it_said_that_it_holds(says: Any, tmp_path: Path)
     try:
         gate.leaving = lying
         engine = party.engine("params")
-        engine.examples = party.meeting.host._examples
+        engine.examples = party.meeting.host._roster.examples
         _, ledger = party.round("params", engine=engine)
         assert "and it said that it holds 11" in ledger.absent["bank"]
         shares = {c: a.share for c, a in ledger.accounts.items() if a.share is not None}

@@ -103,6 +103,11 @@ def _none(_state: object, _mine: Mapping[ClientId, ClientState]) -> None:
     """Know of no other figures for everybody's texts."""
 
 
+def _all(state: ClientState) -> ClientState:
+    """Let a client keep whatever it does."""
+    return state
+
+
 def _no_texts(_body: Body) -> Mapping[ClientId, Examples]:
     """Hold no test text."""
     return {}
@@ -124,6 +129,7 @@ class Stage(Generic[S, A]):
         tests: Returns the test texts that scores are of, as a model's tokens; none where these are
             at sites.
         closing: Called with the last state, and what clients keep, when the last round is over.
+        kept: Returns what a client keeps of a round, once its mode may have it keep that.
         saves: Whether the models it leaves are saved.
         server: The server's account of compute, where it computes.
     """
@@ -138,6 +144,7 @@ class Stage(Generic[S, A]):
     everybody: Callable[[S, Mapping[ClientId, ClientState]], Scores | None] = _none
     tests: Callable[[Body], Mapping[ClientId, Examples]] = _no_texts
     closing: Callable[[S, Mapping[ClientId, ClientState]], None] = _nothing
+    kept: Callable[[ClientState], ClientState] = _all
     saves: bool = True
     server: Meter | None = None
 
@@ -179,12 +186,8 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
     Raises:
         TriskelError: Whatever stopped a round; closed rounds are on disk.
     """
-    state, rows, store = stage.mode.start(), list[RoundRow](), Store(folder / CLIENTS)
+    state, rows, store = _begun(stage, folder)
     job, scores = stage.job, None
-    if (saved := read(folder, lambda one: store.check(one.clients))) is not None:
-        state, rows = thaw(state, saved.state), cast("list[RoundRow]", saved.rows)
-        store = Store(folder / CLIENTS, saved.clients)
-        store.sweep(named(folder))
     store.counted |= counted_in(job, stage.clients, rows)
     seen = {c for r in range(1, len(rows) + 1) for c in _played(job, stage.clients, r)}
     for round_ in range(len(rows) + 1, job.rounds + 1):
@@ -199,7 +202,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             chosen,
             worker=lambda client, told=here: _hand(stage, client, told, seen),
             mine=store,
-            keep=lambda client, mine, now=round_: store.keep(client, mine, now),
+            keep=lambda client, mine, now=round_: store.keep(client, stage.kept(mine), now),
             ledger=ledger,
             watch=here,
             gone=dropped(job, chosen, round_),
@@ -221,12 +224,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             row["sum"], row["slowest"] = _crowd(ledger, len(seen))
         else:
             row["clients"] = ledger.rows()
-        if ledger.wire_bytes:
-            row["wire_bytes"] = ledger.wire_bytes
-        if ledger.scoring:
-            row["scoring"] = ledger.scoring
-        if ledger.absent:
-            row["absent"] = dict(sorted(ledger.absent.items()))
+        _book(row, ledger)
         rows.append(row)
         store.flush()
         write(
@@ -310,6 +308,27 @@ def summary(outcome: Outcome[Any]) -> StageRow:
     last = cast("Mapping[str, Any]", outcome.rows[-1])
     final = cast("Final", {k: last[k] for k in (*FIGURES, "own") if k in last})
     return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
+
+
+def _begun(stage: Stage[S, A], folder: Path) -> tuple[S, list[RoundRow], Store]:
+    """Return where a stage stands: as its last checkpoint left it, or before round 1."""
+    state, store = stage.mode.start(), Store(folder / CLIENTS)
+    saved = read(folder, lambda one: store.check(one.clients))
+    if saved is None:
+        return state, [], store
+    store = Store(folder / CLIENTS, saved.clients)
+    store.sweep(named(folder))
+    return thaw(state, saved.state), cast("list[RoundRow]", saved.rows), store
+
+
+def _book(row: RoundRow, ledger: Ledger) -> None:
+    """Put into a round's row what was counted beside what each client spent, where there is any."""
+    if ledger.wire_bytes:
+        row["wire_bytes"] = ledger.wire_bytes
+    if ledger.scoring:
+        row["scoring"] = ledger.scoring
+    if ledger.absent:
+        row["absent"] = dict(sorted(ledger.absent.items()))
 
 
 def _add(row: RoundRow, scores: Scores) -> None:

@@ -7,7 +7,7 @@ the same machinery: `params` with one client only.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from triskel.result import DONE, stage_in
 from triskel.result_parts import ClientFigures, StageRow
 from triskel.round import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
 from triskel.runner.resources import LocalResources, Resources
-from triskel.setting import mode_of
+from triskel.setting import allowed, mode_of
 from triskel.sheet import BASELINES, NOTHING, Training, training_of
 from triskel.types import ClientId, ClientState, Tensors, Watch
 from triskel.worker import Worker
@@ -58,6 +58,7 @@ def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[A
         job=resources.job,
         everybody=everybody,
         tests=resources.tokens.tests,
+        kept=partial(allowed, name),
         server=setting.meter,
     )
 

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,12 @@ from triskel.config.job import Job, ModeName
 from triskel.config.sections import Judge
 from triskel.core.registry import MODES
 from triskel.data.federate import federate_none
-from triskel.engines.flare.about import job_of, own_code, own_plugins, owned, run_of
+from triskel.engines.flare.about import job_of, owned, run_of
 from triskel.engines.flare.calls import Lost, Peer, patience, text
-from triskel.engines.flare.present import Met, Present, ServerResources, met_in, who
-from triskel.engines.flare.remote import PING_S, Remote, nobody, uncounted
+from triskel.engines.flare.present import READY_S, Roster, who
+from triskel.engines.flare.remote import Remote, nobody, uncounted
+from triskel.engines.flare.resources import ServerResources
 from triskel.errors import (
-    CheckpointError,
     JobError,
     MessageError,
     RoundError,
@@ -50,15 +49,11 @@ from triskel.runner.tokens import Tokens
 from triskel.setting import mode_of
 from triskel.store import Store
 from triskel.types import ClientId, ClientState, Event, Watch
-from triskel.untrusted import copied, json_in
+from triskel.untrusted import copied
 from triskel.worker import Worker
 
 LOGGER = logging.getLogger("triskel.server")
 AGAIN_S = 1.0
-LOADING_S = 30.0
-"""How long a site may be silent at least before the first round: its process begins to load."""
-READY_S = 600.0
-"""How long sites have to read their data and load their models, or to save one."""
 LINGER_S = 60.0
 """How long a job waits for another one of the same run to end."""
 ENDED = "ended.json"
@@ -100,6 +95,8 @@ class Host:
         self._lock = threading.Lock()
         self._seals = Seals()
         self.engine: Remote | None = None
+        place = self._folder.with_name(self._folder.name + ROSTER)
+        self._roster = Roster(place=place, peers=peers, stopped=stopped)
         self._job, self._modes = Job(), tuple[ModeName, ...]()
 
     def play(self, out: Path) -> dict[str, Any]:
@@ -164,7 +161,7 @@ class Host:
         if line := unsaid(policy):
             LOGGER.info("%s: %s", self._policy_file, line)
         job, modes = job_of(self._spec, ())  # nothing of other packages is imported
-        self._present = dict(self._began() or dict.fromkeys(sorted(self._peers)))
+        self._roster.begin()
         here = Circumstances(now=self._clock(), submitter=self._submitter)
         against = decide_who_and_when(policy, here) or [
             refusal
@@ -179,11 +176,10 @@ class Host:
             return "no site takes part"
         job, modes = job_of(self._spec, importable(policy))
         self._policy, self._job, self._modes = policy, job, modes
-        met = self._met()
+        met = self._roster.meet(job, modes)
         if refused := who(met, "refuses"):
             return refused
         self._away = {c: one.why for c, one in met.items() if one.present is None}
-        self._present |= {c: one.present for c, one in met.items() if one.present is not None}
         if len(met) - len(self._away) < quorum_of(job, len(met)):
             if failed := who(met, "failed"):
                 return failed  # which another try does not mend
@@ -191,48 +187,8 @@ class Host:
                 f"{who(met, 'away')}; the others are fewer than federation.quorum asks for: see "
                 "to it, then `triskel federation resume` goes on"
             )
-        self._keep_roster()
+        self._roster.keep()
         return ""
-
-    def _met(self) -> dict[ClientId, Met]:
-        """Ask every site of the run at the same time, and wait for all."""
-        met = {client: Met("did not answer") for client in self._present}
-        threads = [
-            threading.Thread(target=self._greet, args=(client, met), daemon=True)
-            for client in met
-            if client in self._peers
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(AGAIN_S)
-                if why := self._stopped():
-                    raise RoundError(why)
-        return met
-
-    @property
-    def _roster(self) -> Path:
-        return self._folder.with_name(self._folder.name + ROSTER)
-
-    def _keep_roster(self) -> None:
-        """Write down who takes part in the run, there now or not, and what each said it holds."""
-        held = {c: one and asdict(one) for c, one in sorted(self._present.items())}
-        write_text(self._roster, json.dumps(held))
-
-    def _began(self) -> Mapping[ClientId, Present | None]:
-        """Return with whom the run began; nobody before it did.
-
-        Raises:
-            CheckpointError: The file that says so is damaged.
-        """
-        if not self._roster.exists():
-            return {}
-        try:
-            known = json_in(self._roster)
-            return {client: one and Present(**one) for client, one in known.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self._roster} does not say who takes part: {error}") from error
 
     def _decided(self, policy: Policy, job: Job) -> Sequence[Refusal]:
         model = weights_of(job.model.path, self._policy_file, self._seals)
@@ -241,57 +197,11 @@ class Host:
             submitter=self._submitter,
             model_sha256=model.sha256 if model else None,
             blocks=model.blocks if model else None,
-            clients=len(self._present),
+            clients=len(self._roster.present),
             round_bytes=0,
             **origins_of(job),
         )
         return decide_for_server(policy, job, here)
-
-    def _greet(self, client: ClientId, met: dict[ClientId, Met]) -> None:
-        """Ask a site who it is until it is ready, refuses, or is not heard of any more."""
-        start = heard = time.monotonic()
-        while not self._stopped():
-            now_ = time.monotonic()
-            if now_ - heard > max(self._job.federation.patience_s, LOADING_S):
-                return
-            if now_ - start > READY_S:
-                met[client] = Met(f"it was not ready after {READY_S:g} s")
-                return
-            try:
-                one = self._hello(client, patience())
-                heard = time.monotonic()
-                if one.present is not None or one.why:
-                    met[client] = one
-                    return
-            except Lost:
-                time.sleep(AGAIN_S)
-            except MessageError as error:
-                met[client] = Met(f"its reply cannot be read: {error}", "failed")
-                return
-
-    def _hello(self, client: ClientId, timeout_s: float) -> Met:
-        about = {
-            **own_code(),
-            **own_plugins(self._job, self._modes),
-            "clients": len(self._present),
-        }
-        reply = self._peers[client].call("hello", timeout_s, {"about": about})
-        return met_in(reply, self._job, self._modes)
-
-    def _welcome(self, client: ClientId) -> str:
-        """Ask a site that was away whether it is ready; return why it is not, or nothing.
-
-        Raises:
-            Lost: It is still away.
-        """
-        one = self._hello(client, PING_S)
-        if one.present is None:
-            return one.why or "it reads its data"
-        with self._lock:  # several may be back at once
-            if self._present[client] is None:
-                self._present[client] = one.present
-                self._keep_roster()
-        return "" if one.present.examples else "it holds no training example"
 
     # --- the run ------------------------------------------------------------------------------
 
@@ -300,10 +210,10 @@ class Host:
             job=self._job,
             peers=self._peers,
             stopped=self._stopped,
-            welcome=self._welcome,
+            welcome=self._roster.welcome,
             absent=dict(self._away),
             crossed=self._crossed,
-            examples=self._examples,
+            examples=self._roster.examples,
         )
         self.engine = engine
         venue = Venue(prepare=self._prepared, stage=self._stage)
@@ -318,11 +228,6 @@ class Host:
         else:
             run(self._job, request, folder, engine, self._note, venue)
 
-    def _examples(self, client: ClientId) -> int | None:
-        """Return how many training examples a site said it holds."""
-        one = self._present.get(client)
-        return None if one is None else one.examples
-
     def _prepared(
         self,
         job: Job,
@@ -334,7 +239,7 @@ class Host:
     ) -> ServerResources:
         if judge != "test":
             raise JobError("sites score models on their test rows; ask for no other")
-        federation = federate_none(job, self._present, datasets(self._policy))
+        federation = federate_none(job, self._roster.present, datasets(self._policy))
         job = placed(job, self._policy_file)
         models = models_of(job, federation, watch, modes=modes, choices=choices, seals=self._seals)
         return ServerResources(
@@ -342,7 +247,7 @@ class Host:
             federation=federation,
             models=models,
             tokens=Tokens(job=job, federation=federation, models=models),
-            present=self._present,
+            present=self._roster.present,
         )
 
     def _stage(self, name: ModeName, resources: ServerResources, watch: Watch) -> Stage[Any, Any]:
@@ -377,7 +282,7 @@ class Host:
 
     def _finish(self, stage: str, counted: Mapping[ClientId, int]) -> None:
         """Let every site keep the model of its own that the stage leaves it with."""
-        for client in sorted(self._peers.keys() & self._present.keys()):
+        for client in sorted(self._peers.keys() & self._roster.present.keys()):
             if why := self._unfinished(client, stage, counted.get(client, 0)):
                 self._note(events.warning(f"{client} at the end of {stage}: {why}"))
 

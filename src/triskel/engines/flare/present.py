@@ -1,22 +1,29 @@
-"""What a server knows of its sites before the first round: numbers, as each of them says."""
+"""Who takes part in a run, as its server knows it: what each site says it holds, numbers only."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
 
+from triskel.checkpoint import write_text
 from triskel.config.job import Job, ModeName
-from triskel.config.sections import Judge
-from triskel.data.federate import Federation
-from triskel.engines.flare.about import other_code, other_plugins
-from triskel.engines.flare.calls import Reply, text, whole
-from triskel.errors import MessageError
-from triskel.model.body import Body
-from triskel.result_parts import Data
-from triskel.runner.models import Models
-from triskel.runner.resources import setting_of
-from triskel.runner.tokens import Tokens
-from triskel.setting import ModeSetting
-from triskel.types import ClientId, Watch
+from triskel.engines.flare.about import other_code, other_plugins, own_code, own_plugins
+from triskel.engines.flare.calls import Lost, Peer, Reply, patience, text, whole
+from triskel.errors import CheckpointError, MessageError, RoundError
+from triskel.types import ClientId
+from triskel.untrusted import json_in
+
+LOADING_S = 30.0
+"""How long a site may be silent at least before the first round: its process begins to load."""
+READY_S = 600.0
+"""How long sites have to read their data and load their models, or to save one."""
+AGAIN_S = 1.0
+"""Pause before a call that got no reply is made again."""
+PING_S = 3.0
+"""How long a client that was lost before has to say that it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,77 +57,6 @@ class Met:
     present: Present | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerResources:
-    """A job, loaded at a server: its model and the public set; of the sites, numbers only.
-
-    Attributes:
-        job: The job.
-        federation: The sites, and the public set.
-        models: The server's model.
-        tokens: The public set as its tokens.
-        present: What each site says it holds; nothing of one that has not said so yet.
-        judge: Which rows sites score models on.
-    """
-
-    job: Job
-    federation: Federation
-    models: Models
-    tokens: Tokens
-    present: Mapping[ClientId, Present | None]
-    judge: Judge = "test"
-
-    @property
-    def clients(self) -> list[ClientId]:
-        """Every site, by name."""
-        return sorted(self.present)
-
-    def active(self) -> list[ClientId]:
-        """Return the sites that may hold a training example, by name."""
-        return [c for c, one in sorted(self.present.items()) if one is None or one.examples]
-
-    @property
-    def testers(self) -> list[ClientId]:
-        """Sites that may hold a test example, by name."""
-        return [c for c, one in sorted(self.present.items()) if one is None or one.tests]
-
-    def body(self, client: ClientId | None = None) -> Body:
-        """Return the server's model, or the one that a site's options name."""
-        return self.models.body(client)
-
-    def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
-        """Return what a mode is built from; each site compares its model with the server's."""
-        return setting_of(self.job, mode, self.tokens, tuple[tuple[ClientId, Body], ...], watch)
-
-    def epoch_tokens(self) -> Mapping[ClientId, int]:
-        """Return training tokens of one epoch of each site that was met, as it says."""
-        return {c: one.tokens for c, one in sorted(self.present.items()) if one and one.examples}
-
-    def public_tokens(self) -> int:
-        """Return how many tokens the public set has for the server's model."""
-        return sum(len(ids) for ids in self.tokens.public(self.body()).ids)
-
-    def count(self) -> None:
-        """What training costs is counted where it is done."""
-
-    def forget(self) -> None:
-        """Let go of hidden states that were kept, unless there is ample room for the next's."""
-        self.models.memory.forget(self.models.in_memory)
-
-    def described(self) -> Data:
-        """Return a table, as JSON values, of what every site that was met says it holds."""
-        return {
-            "classes": list(self.federation.classes),
-            "public": len(self.federation.public),
-            "drawn_by": "sites",
-            "clients": {
-                client: {"train": one.examples, "test": one.tests}
-                for client, one in sorted(self.present.items())
-                if one is not None
-            },
-        }
-
-
 def met_in(reply: Reply, job: Job, modes: Sequence[ModeName]) -> Met:
     """Return what a site says of itself: nothing yet, while it is not ready.
 
@@ -152,3 +88,126 @@ def who(met: Mapping[ClientId, Met], standing: str) -> str:
     """Return the sites of one standing that take no part, with their reasons."""
     some = {c: one.why for c, one in met.items() if one.standing == standing and not one.present}
     return "; ".join(f"{client}: {why}" for client, why in sorted(some.items()))
+
+
+@dataclass(kw_only=True)
+class Roster:
+    """The sites of a run: asked before the first round, and again when one was away.
+
+    Attributes:
+        place: The file that says who takes part, there now or not, and what each said it holds.
+        peers: The way to each site of the job.
+        stopped: Says why the job must stop, or nothing.
+        present: What each site of the run said it holds; nothing of one that has not said so yet.
+        job: What was submitted.
+        modes: What is played.
+    """
+
+    place: Path
+    peers: Mapping[ClientId, Peer]
+    stopped: Callable[[], str]
+    present: dict[ClientId, Present | None] = field(default_factory=dict[ClientId, Present | None])
+    job: Job = field(default_factory=Job)
+    modes: Sequence[ModeName] = ()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self) -> None:
+        """Take those with whom the run began, or all peers where it begins now.
+
+        Raises:
+            CheckpointError: The file that says who takes part is damaged.
+        """
+        self.present = dict(self._began() or dict.fromkeys(sorted(self.peers)))
+
+    def meet(self, job: Job, modes: Sequence[ModeName]) -> Mapping[ClientId, Met]:
+        """Ask every site of the run at the same time, wait for all, and note what they hold.
+
+        Args:
+            job: What was submitted.
+            modes: What is played.
+
+        Raises:
+            RoundError: The job was stopped meanwhile.
+        """
+        self.job, self.modes = job, modes
+        met = {client: Met("did not answer") for client in self.present}
+        threads = [
+            threading.Thread(target=self._greet, args=(client, met), daemon=True)
+            for client in met
+            if client in self.peers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(AGAIN_S)
+                if why := self.stopped():
+                    raise RoundError(why)
+        self.present |= {c: one.present for c, one in met.items() if one.present is not None}
+        return met
+
+    def welcome(self, client: ClientId) -> str:
+        """Ask a site that was away whether it is ready; return why it is not, or nothing.
+
+        Raises:
+            Lost: It is still away.
+        """
+        one = self._hello(client, PING_S)
+        if one.present is None:
+            return one.why or "it reads its data"
+        with self._lock:  # several may be back at once
+            if self.present[client] is None:
+                self.present[client] = one.present
+                self.keep()
+        return "" if one.present.examples else "it holds no training example"
+
+    def keep(self) -> None:
+        """Write down who takes part, and what each said it holds."""
+        held = {c: one and asdict(one) for c, one in sorted(self.present.items())}
+        write_text(self.place, json.dumps(held))
+
+    def examples(self, client: ClientId) -> int | None:
+        """Return how many training examples a site said it holds."""
+        one = self.present.get(client)
+        return None if one is None else one.examples
+
+    def _began(self) -> Mapping[ClientId, Present | None]:
+        """Return with whom the run began; nobody before it did."""
+        if not self.place.exists():
+            return {}
+        try:
+            known = json_in(self.place)
+            return {client: one and Present(**one) for client, one in known.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.place} does not say who takes part: {error}") from error
+
+    def _greet(self, client: ClientId, met: dict[ClientId, Met]) -> None:
+        """Ask a site who it is until it is ready, refuses, or is not heard of any more."""
+        start = heard = time.monotonic()
+        while not self.stopped():
+            now = time.monotonic()
+            if now - heard > max(self.job.federation.patience_s, LOADING_S):
+                return
+            if now - start > READY_S:
+                met[client] = Met(f"it was not ready after {READY_S:g} s")
+                return
+            try:
+                one = self._hello(client, patience())
+                heard = time.monotonic()
+                if one.present is not None or one.why:
+                    met[client] = one
+                    return
+            except Lost:
+                time.sleep(AGAIN_S)
+            except MessageError as error:
+                met[client] = Met(f"its reply cannot be read: {error}", "failed")
+                return
+
+    def _hello(self, client: ClientId, timeout_s: float) -> Met:
+        about = {
+            **own_code(),
+            **own_plugins(self.job, self.modes),
+            "clients": len(self.present),
+        }
+        reply = self.peers[client].call("hello", timeout_s, {"about": about})
+        return met_in(reply, self.job, self.modes)

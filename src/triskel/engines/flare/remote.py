@@ -38,9 +38,6 @@ from triskel.store import Store
 from triskel.types import A, ClientId, ClientState, Event, Message, Mode, S, Tensors, Watch
 from triskel.worker import Worker
 
-PING_S = 3.0
-"""How long a client that was lost before has to say that it is there."""
-
 
 def uncounted() -> tuple[int, int] | None:
     """Know nothing of what is below the calls."""

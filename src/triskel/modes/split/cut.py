@@ -14,7 +14,7 @@ from torch import Tensor
 from triskel.errors import JobError, MessageError
 from triskel.exchange import integers
 from triskel.message import expect
-from triskel.model.body import Body
+from triskel.model.body import Body, Parameters
 from triskel.model.flops import Piece
 from triskel.modes.split.spec import SplitOptions, default_cut
 from triskel.tensors import indices, padded, ragged
@@ -59,6 +59,12 @@ class Cut:
             return (bottom,)
         rows = self.pooled and self.high == blocks
         return bottom, Piece("top", low=self.high, rows=rows, slope=self.inside)
+
+    def logits(self, parameters: Parameters, u: Tensor, batch: Batch, body: Body) -> Tensor:
+        """Return the client's logits from what the trunk sent down."""
+        if self.pooled:
+            return body.head(parameters, u)
+        return body.top(parameters, u, batch, self.high)
 
 
 def cut_of(options: SplitOptions, body: Body) -> Cut:

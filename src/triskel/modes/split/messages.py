@@ -1,17 +1,21 @@
-"""The four messages of a batch in split learning: h up, u down, ∂ℓ/∂u up, ∂ℓ/∂h down."""
+"""The messages of split learning: the task, and of a batch h up, u down, ∂ℓ/∂u up, ∂ℓ/∂h down."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from triskel.errors import MessageError
-from triskel.exchange import same_round
+from triskel.config.sections import Train
+from triskel.errors import LimitError, MessageError
+from triskel.evaluate import BATCH_TOKENS
+from triskel.exchange import adapter_of, integers, same_round
+from triskel.message import is_finite
 from triskel.model.body import Body
 from triskel.model.train import Where
-from triskel.modes.split.cut import Cut, labels_section, packed, unpacked
-from triskel.tensors import indices
+from triskel.modes.split.cut import Cut, labels_section, lengths_in, packed, unpacked
+from triskel.tensors import indices, select
 from triskel.types import Batch, ClientId, Fact, Message, MessageKind, Reply, Section
+from triskel.worker import Worker
 
 
 def wanted(ask: Message, client: ClientId, cut: Cut) -> str:
@@ -99,3 +103,42 @@ def answer_of(
     if loss is not None:
         facts["loss"] = loss
     return Message(kind=kind, topic=topic, sections=sections, facts=facts)
+
+
+def opened(task: Message, worker: Worker, cut: Cut) -> dict[str, Tensor]:
+    """Return the client's tensors, once the server's cut is the client's own.
+
+    Raises:
+        MessageError: It is another.
+    """
+    if integers(task.facts, "cut") != [cut.low, cut.high] or task.facts.get("shared") != cut.shared:
+        raise MessageError(
+            f"the server cuts at {task.facts.get('cut')} and client {worker.client!r} at "
+            f"{[cut.low, cut.high]}; both need the same job"
+        )
+    template = select(worker.body.initial, cut.mine)
+    return adapter_of(task, template, worker.body.layout, kind="task")
+
+
+def moderate(ask: Message, training: Train) -> None:
+    """Refuse a batch that no client of this job has, before memory is taken for it.
+
+    Clients share a graph: where one's numbers overflow, the others' gradients are lost as well.
+
+    Raises:
+        LimitError: It is such a batch.
+    """
+    for name, section in ask.sections.items():
+        values = section.tensors.get("values")
+        if values is not None and not is_finite(values.float().square().sum()):
+            raise LimitError(f"section {name!r} has numbers too large to be squared")
+    if ask.topic != "forward":
+        return
+    lengths, most = lengths_in(ask), training.max_tokens
+    longest = max(lengths)
+    texts = training.batch if ask.kind == "ask" else max(1, BATCH_TOKENS // longest)
+    if longest > most or len(lengths) > texts:
+        raise LimitError(
+            f"a batch has {len(lengths)} texts of up to {longest} tokens, the job's has at most "
+            f"{texts} of up to {most}"
+        )

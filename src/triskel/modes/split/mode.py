@@ -29,23 +29,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 import torch
-from torch import Tensor
 
-from triskel.config.sections import Train
 from triskel.data.text import lengths_of
-from triskel.errors import LimitError, MessageError, TrainingError
+from triskel.errors import MessageError
 from triskel.evaluate import BATCH_TOKENS, score_message, score_of
 from triskel.exchange import (
-    adapter_of,
     adapter_sections,
-    integers,
     number,
     same_round,
     sections_of,
 )
-from triskel.message import is_finite
 from triskel.metrics import empty, merge, score
-from triskel.model.body import Body, Parameters
+from triskel.model.body import Body
 from triskel.model.train import (
     Moments,
     Where,
@@ -60,12 +55,15 @@ from triskel.modes.split.messages import (
     ask_backward,
     ask_forward,
     came_down,
+    moderate,
+    opened,
     received,
     wanted,
 )
 from triskel.modes.split.server import (
     Graph,
     backward,
+    bounded,
     forward,
     group,
     learn,
@@ -82,7 +80,6 @@ from triskel.types import (
     Aggregate,
     Ask,
     AskStyle,
-    Batch,
     ClientId,
     ClientState,
     ClientUpdate,
@@ -166,7 +163,7 @@ class Split(Generic[A]):
     def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
         """Run the client's blocks batch by batch; ask the server for what lies between."""
         body, cut = worker.body, cut_of(self.setting.of(worker.client), worker.body)
-        sent = _opened(task, worker, cut)
+        sent = opened(task, worker, cut)
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         learner = worker.learner(sent, where)
         parameters = learner.parameters
@@ -182,7 +179,7 @@ class Split(Generic[A]):
                 u = came_down(answer, "activations", "forward", batch, body, pooled=cut.pooled)
                 worker.dropout(replace(where, phase="top"), step)
                 u.requires_grad_(cut.inside)
-                loss = body.objective.loss(_top(parameters, u, batch, cut, body), batch)
+                loss = body.objective.loss(cut.logits(parameters, u, batch, body), batch)
                 value, slope = finite(loss, where, step), None
                 if loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -216,7 +213,7 @@ class Split(Generic[A]):
         parts: dict[str, dict[ClientId, Message]] = {}
         for client, cut in cuts.items():
             same_round(asks[client], state.closed + 1)
-            _moderate(asks[client], self.setting.training)
+            moderate(asks[client], self.setting.training)
             parts.setdefault(wanted(asks[client], client, cut), {})[client] = asks[client]
         answers: dict[ClientId, Message] = {}
         for what, answered in (
@@ -269,7 +266,7 @@ class Split(Generic[A]):
         """Evaluate on the client's own test share, the trunk running at the server."""
         body = worker.body
         cut = cut_of(self.setting.of(worker.client), worker.body)
-        sent = _opened(task, worker, cut)
+        sent = opened(task, worker, cut)
         parameters = body.parameters(sent)
         where = Where(worker.client, int(number(task.facts, "round", least=1)))
         body.dropout(None)
@@ -288,7 +285,7 @@ class Split(Generic[A]):
                     answer, "activations", "forward", batch, body, pooled=cut.pooled,
                     kind="evaluate",
                 )  # fmt: skip
-                logits = _top(parameters, u, batch, cut, body)
+                logits = cut.logits(parameters, u, batch, body)
             total = merge(total, score(logits, batch.targets.to(logits.device), body.classes))
         return score_message(total), mine
 
@@ -391,53 +388,8 @@ class Split(Generic[A]):
 
     def _stepped(self, state: SplitState, slopes: Tensors) -> SplitState:
         """Take one AdamW step of φ."""
-        train = self.setting.training
-        rate = learning_rate(train, state.closed + 1, self.setting.rounds)
-        slopes = {n: s.cpu() for n, s in clipped(slopes, train).items()}
-        for name, slope in slopes.items():
-            if not is_finite(slope.square().sum()):  # as Adam will square it
-                raise TrainingError(
-                    f"the gradient of {name} is beyond what can be squared in round "
-                    f"{state.closed + 1}; a client's numbers are too large"
-                )
+        train, round_ = self.setting.training, state.closed + 1
+        slopes = bounded(clipped(slopes, train), round_)
+        rate = learning_rate(train, round_, self.setting.rounds)
         tensors, moments = adamw_step(state.tensors, slopes, state.moments, train, rate)
         return replace(state, tensors=tensors, moments=moments)
-
-
-def _moderate(ask: Message, training: Train) -> None:
-    """Refuse a batch that no client of this job has, before memory is taken for it.
-
-    Clients share a graph: where one's numbers overflow, the others' gradients are lost as well.
-    """
-    for name, section in ask.sections.items():
-        values = section.tensors.get("values")
-        if values is not None and not is_finite(values.float().square().sum()):
-            raise LimitError(f"section {name!r} has numbers too large to be squared")
-    if ask.topic != "forward":
-        return
-    lengths, most = lengths_in(ask), training.max_tokens
-    longest = max(lengths)
-    texts = training.batch if ask.kind == "ask" else max(1, BATCH_TOKENS // longest)
-    if longest > most or len(lengths) > texts:
-        raise LimitError(
-            f"a batch has {len(lengths)} texts of up to {longest} tokens, the job's has at most "
-            f"{texts} of up to {most}"
-        )
-
-
-def _opened(task: Message, worker: Worker, cut: Cut) -> dict[str, Tensor]:
-    """Return the client's tensors, once the server's cut is the client's own."""
-    if integers(task.facts, "cut") != [cut.low, cut.high] or task.facts.get("shared") != cut.shared:
-        raise MessageError(
-            f"the server cuts at {task.facts.get('cut')} and client {worker.client!r} at "
-            f"{[cut.low, cut.high]}; both need the same job"
-        )
-    template = select(worker.body.initial, cut.mine)
-    return adapter_of(task, template, worker.body.layout, kind="task")
-
-
-def _top(parameters: Parameters, u: Tensor, batch: Batch, cut: Cut, body: Body) -> Tensor:
-    """Return logits from the trunk's output."""
-    if cut.pooled:
-        return body.head(parameters, u)
-    return body.top(parameters, u, batch, cut.high)

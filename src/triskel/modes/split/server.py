@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triskel.errors import MessageError
+from triskel.errors import MessageError, TrainingError
 from triskel.exchange import number
-from triskel.message import expect
+from triskel.message import expect, is_finite
 from triskel.metrics import Score, score
 from triskel.model.body import Body, Parameters
 from triskel.model.train import MOST, Where, finite
@@ -273,3 +273,19 @@ def _merged(batches: Sequence[Batch], starts: Sequence[int], lengths: Sequence[i
         columns=torch.cat([b.columns for b in batches]),
         targets=torch.cat([b.targets for b in batches]),
     )
+
+
+def bounded(slopes: Tensors, round_: int) -> dict[str, Tensor]:
+    """Return gradients on the CPU, once each can be squared, as Adam will.
+
+    Raises:
+        TrainingError: A client's numbers are too large.
+    """
+    found = {name: slope.cpu() for name, slope in slopes.items()}
+    for name, slope in found.items():
+        if not is_finite(slope.square().sum()):
+            raise TrainingError(
+                f"the gradient of {name} is beyond what can be squared in round {round_}; a "
+                "client's numbers are too large"
+            )
+    return found
