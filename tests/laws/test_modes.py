@@ -16,14 +16,18 @@ from triskel.aggregate.mean import Mean
 from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
 from triskel.conversation import Sent, alone
 from triskel.core.registry import MODES
+from triskel.engines.local import LocalEngine
 from triskel.engines.wave import due
-from triskel.errors import MessageError, TriskelError
+from triskel.errors import MessageError, RoundError, TriskelError
 from triskel.evaluate import evaluate, score_of
 from triskel.message import pack, unpack
 from triskel.metrics import Score
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
 from triskel.modes.split.mode import Split
+from triskel.round import play
+from triskel.runner.tokens import Share
+from triskel.stages import stage_of
 from triskel.types import ClientState, Message, Mode, Section
 from triskel.worker import Worker
 
@@ -576,3 +580,25 @@ def test_only_split_has_a_cut_to_differ_in(name: ModeName) -> None:
     }
     assert seen.state.closed == 1
     assert all(sizes.values()) == (name != "logits")
+
+
+def test_a_mode_whose_spec_says_that_clients_keep_nothing_may_keep_nothing(tmp_path: Path) -> None:
+    """In one process as between sites (`tests/test_sites_counted.py`)."""
+    mode, workers = built("params")
+    job = workers[0].job
+    shares = {w.client: Share(train=w.train, test=w.test) for w in workers}
+    resources = tiny.resources(job, workers[0].body, shares, tiny.examples(4, seed=50))
+    stage = stage_of("params", resources, tiny.ignore)
+
+    class Keeping:
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any of a mode
+            return getattr(mode, name)
+
+        def work(self, task: Message, worker: Worker, mine: ClientState) -> Any:  # noqa: ANN401
+            update, _ = yield from mode.work(task, worker, mine)
+            return update, ClientState(facts={"held": 1})
+
+    keeping = replace(stage, mode=Keeping())
+    with pytest.raises(RoundError, match=r"mode 'params' keep something .* client_state"):
+        play(keeping, LocalEngine(job), folder=tmp_path / "out", watch=tiny.ignore)
+    assert play(stage, LocalEngine(job), folder=tmp_path / "out", watch=tiny.ignore).rows
