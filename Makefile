@@ -14,8 +14,11 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # Dozens of processes import the same files: what they are compiled to is kept.
 PYTEST  := $(OFFLINE) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadgroup
 # What compares numbers closely enough for a processor to matter.
-NUMERIC := $(patsubst %,tests/test_%.py,blocks codec fast golden knowledge many mean metrics \
-           modes_logits modes_params tensors train)
+NUMERIC := $(patsubst %.py,tests/%.py,aggregate/test_mean.py codec/test_codec.py \
+           engines/test_many_clients.py model/test_blocks.py model/test_fast.py \
+           modes/test_knowledge.py modes/test_logits.py modes/test_params.py \
+           numerics/test_metrics.py numerics/test_tensors.py training/test_loop.py \
+           wire/test_golden.py)
 CODE    := $(wildcard src tests benchmarks examples runs conftest.py)
 
 .DEFAULT_GOAL := help
@@ -54,7 +57,7 @@ format: $(VENV)/.installed-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix $(CODE)
 
 docs-check: $(VENV)/.installed-dev  ## code blocks, commands and links of README.md and docs/
-	$(OFFLINE) $(BIN)/python -m pytest tests/test_docs.py
+	$(OFFLINE) $(BIN)/python -m pytest tests/docs/test_docs.py
 
 clean:  ## remove the environment and everything the checks write
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis

@@ -20,20 +20,20 @@ from overhead import quiet
 from triskel.config.read import load
 from triskel.config.sections import Train
 from triskel.engines.local import joined
-from triskel.model.body import Body
-from triskel.model.train import Descent, Learner, Term, Where
-from triskel.runner.resources import prepare
+from triskel.experiment.resources import prepare
+from triskel.model.shared import SharedModel
+from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
 from triskel.types import Batch
 
 WHOLE = ["adapter.blocks=all", "model.compute=fast"]
 SHAPES = {"tokens32": (8, 1, 32), "tokens128": (8, 4, 32), "tokens512": (4, 16, 32)}
 
 
-def steps(body: Body, clients: int, rows: int, tokens: int, seed: int) -> list[Descent]:
+def steps(body: SharedModel, clients: int, rows: int, tokens: int, seed: int) -> list[TrainStep]:
     """Return a training step of every client, each with its own tensors and texts."""
     source = torch.Generator().manual_seed(seed)
     vocabulary = int(body.blocks.config.vocab_size)
-    made: list[Descent] = []
+    made: list[TrainStep] = []
     for client in range(clients):
         own = {
             n: t + 0.02 * torch.randn(t.shape, generator=source) for n, t in body.initial.items()
@@ -45,12 +45,12 @@ def steps(body: Body, clients: int, rows: int, tokens: int, seed: int) -> list[D
             columns=torch.full((rows,), tokens - 1),
             targets=torch.randint(0, max(body.classes, 1), (rows,), generator=source),
         )
-        learner = Learner(body, own, Train(), 1e-3)
-        made.append(Descent(learner, [Term(batch)], Where(f"c{client:02d}", 1), 0, 0))
+        trainer = Trainer(body, own, Train(), 1e-3)
+        made.append(TrainStep(trainer, [LossTerm(batch)], StepId(f"c{client:02d}", 1), 0, 0))
     return made
 
 
-def grouped(works: Sequence[Descent]) -> None:
+def grouped(works: Sequence[TrainStep]) -> None:
     """Run steps as the engine does."""
     named = {work.where.client: work for work in works}
     for clients in joined(named):
@@ -58,15 +58,17 @@ def grouped(works: Sequence[Descent]) -> None:
         first.run(others)
 
 
-def one_by_one(works: Sequence[Descent]) -> None:
+def one_by_one(works: Sequence[TrainStep]) -> None:
     """Run steps apart."""
     for work in works:
         work.run()
 
 
-def gradients(body: Body, works: Sequence[Descent], *, together: bool) -> list[torch.Tensor]:
+def gradients(
+    body: SharedModel, works: Sequence[TrainStep], *, together: bool
+) -> list[torch.Tensor]:
     """Return the gradient of every tensor of every client."""
-    parties = [work.learner.parameters for work in works]
+    parties = [work.trainer.parameters for work in works]
     batches = [work.terms[0].batch for work in works]
     if together:
         logits = body.together(parties, batches)
@@ -77,7 +79,9 @@ def gradients(body: Body, works: Sequence[Descent], *, together: bool) -> list[t
     return list(torch.autograd.grad(losses, leaves))
 
 
-def works_of(body: Body, shapes: Sequence[tuple[int, int, int]], seed: int) -> list[Descent]:
+def works_of(
+    body: SharedModel, shapes: Sequence[tuple[int, int, int]], seed: int
+) -> list[TrainStep]:
     """Return steps of clients, rows and tokens of each shape."""
     return [one for i, shape in enumerate(shapes) for one in steps(body, *shape, seed + i)]
 
@@ -104,7 +108,7 @@ def main() -> None:
         figures[name] = measure.ratios(times["apart"], times["joined"])
         if name == "tokens512":
             one = [t / shape[0] for t in times["apart"]]
-            parties = [work.learner.parameters for work in works]
+            parties = [work.trainer.parameters for work in works]
             swaps: list[float] = []
             for turn in range(len(one)):
                 party = parties[turn % len(parties)]

@@ -1,4 +1,4 @@
-"""How often do the intervals of `triskel.significance` hold the truth, and its claims mislead?
+"""How often do the intervals of `significance` hold the truth, and its claims mislead?
 
 Synthetic outcomes of two models with a known difference: `accuracy_*` of right or wrong texts,
 `loss` log-normal over texts (deviation 0.5 of the logarithm; `loss_heavy` 0.9), `tokens` a share of
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from triskel.crossed import of_count
-from triskel.outcomes import Figure, Outcomes
-from triskel.significance import difference, mean_of
+from triskel.statistics.crossed_variance import of_count
+from triskel.statistics.outcomes import Figure, Outcomes
+from triskel.statistics.significance import difference, mean_of
 
 Array: TypeAlias = NDArray[np.float64]
 EFFECTS = {"none": 0.0, "small": 0.5, "ruling": 3.0}

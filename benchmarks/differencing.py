@@ -31,7 +31,7 @@ from triskel.config.read import parse
 from triskel.data.federate import federate_own
 from triskel.data.sources import Dataset
 from triskel.errors import LimitError
-from triskel.metrics import Score
+from triskel.numerics.metrics import Score
 from triskel.policy.budget import Spent
 from triskel.policy.decide import decide
 from triskel.policy.draws import Draws, key_of

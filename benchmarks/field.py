@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from triskel.compare import Request, run
 from triskel.config.job import ModeName
 from triskel.config.read import load
 from triskel.engines.local import LocalEngine
+from triskel.experiment.compare import Request, run
 from triskel.federation import kits, nodes
 
 ROOT = Path(__file__).parent.parent
-SITES = runpy.run_path(str(ROOT / "tests" / "sites.py"))
+SITES = runpy.run_path(str(ROOT / "tests" / "helpers" / "sites.py"))
 COMMAND = [sys.executable, "-c", "from triskel.cli import main; main()", "federation"]
 
 

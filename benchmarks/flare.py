@@ -33,10 +33,10 @@ import measure
 import torch
 from field import SITES, Field, rounds, started, tiny
 
-from triskel.compare import Request, run
 from triskel.config.job import ModeName
 from triskel.config.read import load
 from triskel.engines.local import LocalEngine
+from triskel.experiment.compare import Request, run
 from triskel.federation import kits
 
 WIDTH, TOKENS = 512, 30

@@ -26,12 +26,12 @@ import measure
 import torch
 from field import SITES, Field, started
 
-from triskel.compare import Request, run
 from triskel.config.job import MODE_NAMES
 from triskel.config.read import load
 from triskel.data.assets import folder
 from triskel.engines.local import LocalEngine
-from triskel.policy.weights import weights
+from triskel.experiment.compare import Request, run
+from triskel.policy.model_hash import weights
 
 MODEL = "smollm2-135m"
 PUBLIC = 100

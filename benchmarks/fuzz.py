@@ -27,23 +27,23 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import save
 
-from triskel.catalogue import entry_of
-from triskel.compare import read_run
 from triskel.config.read import load as load_job
 from triskel.config.read import parse, to_toml
+from triskel.core.result_file import result_in
 from triskel.errors import TriskelError
-from triskel.export import adapter_copied
+from triskel.experiment.compare import read_run
+from triskel.experiment.records import read as read_record
+from triskel.export.adapters import adapter_copied
 from triskel.federation.distributed import request_of, signed_in
 from triskel.federation.pack import unpack
-from triskel.policy.chain import Chain
-from triskel.policy.chain import read as read_log
+from triskel.policy.hash_chain import Chain
+from triskel.policy.hash_chain import read as read_log
+from triskel.policy.model_hash import weights
 from triskel.policy.read import load as load_policy
 from triskel.policy.template import TEMPLATE
-from triskel.policy.weights import weights
-from triskel.records import read as read_record
+from triskel.report.catalogue import entry_of
 from triskel.report.reading import read as read_result
 from triskel.report.tables import markdown
-from triskel.result import result_in
 
 Dice = random.Random
 PLANTED = (

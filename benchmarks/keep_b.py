@@ -21,13 +21,12 @@ from typing import Any, Generic
 from torch import Tensor
 
 from triskel.errors import RoundError
-from triskel.evaluate import evaluate, probe_joined
-from triskel.exchange import number, same_round
-from triskel.message import expect
-from triskel.model.train import Term, Where
-from triskel.round import Scores, Stage, pooled
-from triskel.runner.resources import LocalResources
-from triskel.tensors import flat
+from triskel.experiment.resources import LocalResources
+from triskel.experiment.rounds import Scores, Stage, pooled
+from triskel.numerics.tensors import flat
+from triskel.training.evaluate import evaluate, probe_joined
+from triskel.training.loop import LossTerm, StepId
+from triskel.training.worker import Worker
 from triskel.types import (
     A,
     Aggregate,
@@ -40,7 +39,8 @@ from triskel.types import (
     Talk,
     Tensors,
 )
-from triskel.worker import Worker
+from triskel.wire import expect
+from triskel.wire.adapters import number, same_round
 
 JOB = """
 [clients]
@@ -87,13 +87,13 @@ class KeepB(Generic[A]):
         del client  # everyone gets the same
         return Message(kind="task", sections=_shared(state), facts={"round": state.closed + 1})
 
-    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Train s and the client's own B together; the server is asked nothing."""
-        where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        learner = worker.learner(_all_of(task, worker, mine), where)
-        steps = ([Term(batch)] for batch in worker.batches(where, worker.training.epochs))
-        yield from worker.fit(learner, steps, where)
-        trained = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
+        where = StepId(worker.client, int(number(task.facts, "round", least=1)))
+        trainer = worker.trainer(_all_of(task, worker, client_state), where)
+        steps = ([LossTerm(batch)] for batch in worker.batches(where, worker.training.epochs))
+        yield from worker.fit(trainer, steps, where)
+        trained = {n: p.detach().cpu().clone() for n, p in trainer.parameters.items()}
         shared = Section(kind="dense", tensors={n: t for n, t in trained.items() if not kept(n)})
         facts = {"round": where.round, "examples": len(worker.train)}
         update = Message(kind="update", sections={"shared": shared}, facts=facts)
@@ -130,17 +130,17 @@ class KeepB(Generic[A]):
             shared=flat(self.aggregate.value(total, _shared(state))), closed=state.closed + 1
         )
 
-    def served(self, state: KeepBState) -> Tensors | None:
+    def server_model(self, state: KeepBState) -> Tensors | None:
         """Return nothing: without a client's B there is no whole model."""
         del state
 
-    def own(self, mine: ClientState) -> Tensors | None:
+    def client_model(self, client_state: ClientState) -> Tensors | None:
         """Return a client's model as its last round left it."""
-        return mine.groups.get(OWN)
+        return client_state.groups.get(OWN)
 
-    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def probe(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Evaluate s with the client's own B on the client's own test share."""
-        return probe_joined(worker, _all_of(task, worker, mine)), mine
+        return probe_joined(worker, _all_of(task, worker, client_state)), client_state
         yield  # a Talk that asks nothing
 
 
@@ -153,10 +153,10 @@ def kept(name: str) -> bool:
     return ".lora_B." in name
 
 
-def _all_of(task: Message, worker: Worker, mine: ClientState) -> dict[str, Tensor]:
+def _all_of(task: Message, worker: Worker, client_state: ClientState) -> dict[str, Tensor]:
     shared = {n: t for n, t in worker.body.initial.items() if not kept(n)}
     expect(task, kind="task", sections={"shared": shared})
-    own = mine.groups.get(OWN, worker.body.initial)
+    own = client_state.groups.get(OWN, worker.body.initial)
     return {**own, **task.sections["shared"].tensors}
 
 
@@ -164,9 +164,12 @@ def keep_b_stage(resources: LocalResources, aggregate: Aggregate[Any]) -> Stage[
     """Return the stage: the mode, who takes part, and how a state is scored."""
     body = resources.body()
 
-    def scores(state: KeepBState, mine: Mapping[ClientId, ClientState]) -> Scores:
+    def scores(state: KeepBState, client_states: Mapping[ClientId, ClientState]) -> Scores:
         def own(client: ClientId) -> Tensors:
-            return {**mine.get(client, ClientState()).groups.get(OWN, body.initial), **state.shared}
+            return {
+                **client_states.get(client, ClientState()).groups.get(OWN, body.initial),
+                **state.shared,
+            }
 
         each = (
             (c, evaluate(body, own(c), resources.tokens.share(c).test)) for c in resources.clients

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from triskel.threads import waiting
+from triskel.core.threads import waiting
 
 waiting(os.environ, idle=True)  # as the command line does, before torch
 

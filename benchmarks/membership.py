@@ -28,14 +28,14 @@ from torch import Tensor
 from triskel.aggregate.mean import Mean
 from triskel.config.read import parse
 from triskel.config.sections import Train
-from triskel.conversation import Conversation, Sent
-from triskel.data.text import batch_of
-from triskel.model.train import label_loss
+from triskel.data.batches import batch_of
+from triskel.experiment.resources import LocalResources, prepare
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
-from triskel.runner.resources import LocalResources, prepare
+from triskel.training.conversation import Conversation, Sent
+from triskel.training.loop import label_loss
+from triskel.training.worker import Worker
 from triskel.types import Batch, ClientId, ClientState, Examples, Message, Talk, Tensors
-from triskel.worker import Worker
 
 CANDIDATES, OWN, MODELS = 200, 400, 4
 """Texts to choose from, texts that the attacker holds itself, and how many models it trains."""

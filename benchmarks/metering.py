@@ -19,14 +19,14 @@ from triskel.config.job import ModeName
 from triskel.config.read import load
 from triskel.data.assets import cache_folder
 from triskel.engines.local import LocalEngine
-from triskel.ledger import Ledger
+from triskel.experiment.resources import LocalResources, prepare
 from triskel.model.flops import Piece
 from triskel.model.meter import Costs, Meter
 from triskel.modes.split.cut import cut_of
-from triskel.runner.resources import LocalResources, prepare
-from triskel.setting import mode_of
+from triskel.training.mode_setting import mode_of
+from triskel.training.worker import Worker
 from triskel.types import Batch
-from triskel.worker import Worker
+from triskel.wire.ledger import Ledger
 
 MODES: tuple[ModeName, ...] = ("params", "split")
 ASSET = "smollm2-135m"
@@ -84,7 +84,7 @@ def played(
             it.start(),
             [client],
             worker=worker,
-            mine={},
+            client_states={},
             keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
             ledger=Ledger(),
             watch=quiet,
@@ -111,7 +111,8 @@ def inside(resources: LocalResources, mode: ModeName, client: str) -> float:
 
     whole = measure.seconds(
         lambda: engine.round(
-            it, it.start(), [client], worker=worker, mine={}, keep=lambda client, state: None,  # noqa: ARG005
+            it, it.start(), [client], worker=worker, client_states={},
+            keep=lambda client, state: None,  # noqa: ARG005
             ledger=ledger, watch=quiet,
         )
     )  # fmt: skip

@@ -18,12 +18,12 @@ from triskel.config.job import Job
 from triskel.config.read import load
 from triskel.data.assets import resolve
 from triskel.engines.local import LocalEngine
-from triskel.ledger import Ledger
+from triskel.experiment.resources import LocalResources, prepare
 from triskel.model.load import dtype_of
-from triskel.model.train import Where
 from triskel.modes.params.mode import Params
-from triskel.runner.resources import LocalResources, prepare
+from triskel.training.loop import StepId
 from triskel.types import Batch
+from triskel.wire.ledger import Ledger
 
 
 def quiet(_: object) -> None:
@@ -41,7 +41,7 @@ def ours(resources: LocalResources, client: str, ledger: Ledger | None = None) -
             mode.start(),
             [client],
             worker=lambda name: resources.worker(name, quiet),
-            mine={},
+            client_states={},
             keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
             ledger=ledger or Ledger(),
             watch=quiet,
@@ -105,7 +105,7 @@ def main() -> None:
     job = load(None, sets)
     resources = prepare(job, quiet)
     worker = resources.worker(chosen.client, quiet)
-    batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))
+    batches = list(worker.batches(StepId(chosen.client, 1), job.train.epochs))
     tokens = sum(int(b.lengths.sum()) for b in batches)
     works = {
         "ours": ours(resources, chosen.client),

@@ -16,17 +16,17 @@ from overhead import quiet
 from triskel.aggregate.mean import Mean
 from triskel.config.read import load
 from triskel.engines.local import LocalEngine
-from triskel.ledger import Ledger
-from triskel.model.prefix import Prefix
+from triskel.experiment.resources import LocalResources, prepare
+from triskel.model.hidden_cache import HiddenCache
 from triskel.modes.params.mode import Params
-from triskel.runner.resources import LocalResources, prepare
 from triskel.types import Event
+from triskel.wire.ledger import Ledger
 
 SHARES = {"half": 2, "quarter": 4}
 
 
 def rounds(
-    resources: LocalResources, client: str, prefix: Prefix | None, times: int
+    resources: LocalResources, client: str, prefix: HiddenCache | None, times: int
 ) -> list[float]:
     """Play some rounds from the start; return the loss of every step."""
     body = resources.body()
@@ -47,7 +47,7 @@ def rounds(
             state,
             [client],
             worker=lambda name: resources.worker(name, watch),
-            mine={},
+            client_states={},
             keep=lambda *_: None,
             ledger=Ledger(),
             watch=quiet,
@@ -68,13 +68,13 @@ def main() -> None:
         blocks = resources.body().blocks.count
         top = -(-blocks // share)
         resources = prepare(load(None, [*sets, f"adapter.blocks=top:{top}"]), quiet)
-        kept = Prefix()
+        kept = HiddenCache()
         with_, without = (rounds(resources, chosen.client, p, 3) for p in (kept, None))
         examples = resources.tokens.share(chosen.client).train
         tokens = sum(len(ids) for ids in examples.ids)
 
         def work(
-            prefix: Prefix | None, resources: LocalResources = resources
+            prefix: HiddenCache | None, resources: LocalResources = resources
         ) -> Callable[[], object]:
             return lambda: rounds(resources, chosen.client, prefix, 1)
 
@@ -89,7 +89,7 @@ def main() -> None:
             ),
             quiet,
         )
-        pair = [rounds(exact, chosen.client, p, 2) for p in (Prefix(), None)]
+        pair = [rounds(exact, chosen.client, p, 2) for p in (HiddenCache(), None)]
         figures[f"{name}_loss_gap_float32"] = [abs(a - b) for a, b in zip(*pair, strict=True)]
         figures[f"{name}_bytes_per_token"] = [kept.size / tokens]
         figures[f"{name}_blocks"] = [float(top)]

@@ -1,9 +1,9 @@
 """How long does the demonstration's timed step take here, and with narrower instructions?
 
-Microseconds of a padded token through one block, forward or back (`triskel.demo.timed`), each
-reading in a process of its own, since kernels are chosen once: as this processor is (`native`), and
-as one with AVX2 only (`avx2`). `rung_*` is the rung that is chosen, counted from 1, and
-`minutes_*` what it would take.
+Microseconds of a padded token through one block, forward or back (`triskel.experiment.demo.timed`),
+each reading in a process of its own, since kernels are chosen once: as this processor is
+(`native`), and as one with AVX2 only (`avx2`). `rung_*` is the rung that is chosen, counted from 1,
+and `minutes_*` what it would take.
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import Any
 import measure
 from overhead import quiet
 
-from triskel import demo
 from triskel.config.sections import Model
+from triskel.experiment import demo
 from triskel.model.load import dtype_of
 
 AVX2 = {

@@ -21,19 +21,19 @@ import measure
 import torch
 from overhead import adapted, ours, plain, quiet
 
-import triskel.data.text
+import triskel.data.batches
 from triskel.config.job import Job
 from triskel.config.read import DEMO, load, parse
 from triskel.config.sections import Model
 from triskel.engines.local import LocalEngine
-from triskel.ledger import Ledger
+from triskel.experiment.resources import prepare
+from triskel.experiment.stages import everywhere
 from triskel.model.load import dtype_of
-from triskel.model.train import Where
-from triskel.rng import stream
-from triskel.runner.resources import prepare
-from triskel.setting import mode_of
-from triskel.stages import everywhere
+from triskel.numerics.rng import stream
+from triskel.training.loop import StepId
+from triskel.training.mode_setting import mode_of
 from triskel.types import Examples
+from triskel.wire.ledger import Ledger
 
 WHOLE = "adapter.blocks=all"
 """A step that trains every block, which the demonstration does not."""
@@ -95,13 +95,13 @@ def product(tokens: int, width: int, wide: int, dtype: torch.dtype) -> float:
 def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
     """Return the accuracy of `params` on the four silos by seed, fast and as usual."""
     found: dict[str, list[float]] = {"fast": [], "usual": []}
-    window = triskel.data.text.WINDOW
+    window = triskel.data.batches.WINDOW
     for seed in seeds:
         for name, sets in (
             ("fast", ["model.compute=fast"]),
             ("usual", ["model.compute=reference", "model.attention=sdpa"]),
         ):
-            triskel.data.text.WINDOW = window if name == "fast" else 1
+            triskel.data.batches.WINDOW = window if name == "fast" else 1
             size = [f"clients.test_examples={TESTED}", f"rounds={rounds}"]
             job = parse(DEMO, overrides=[WHOLE, *sets, *size, f"seed={seed}"])
             resources = prepare(job, quiet)
@@ -113,17 +113,17 @@ def accuracy(seeds: list[int], rounds: int) -> dict[str, list[float]]:
                     state,
                     resources.active(),
                     worker=lambda client, resources=resources: resources.worker(client, quiet),
-                    mine={},
+                    client_states={},
                     keep=lambda *_: None,
                     ledger=Ledger(),
                     watch=quiet,
                 )
-            served = mode.served(state)
+            served = mode.server_model(state)
             if served is None:
                 raise SystemExit("params serves no model")
             found[name].append(everywhere(resources, resources.body(), served).pooled.accuracy)
             print(f"seed {seed}, {name}: accuracy {found[name][-1]:.3f}", flush=True)
-    triskel.data.text.WINDOW = window
+    triskel.data.batches.WINDOW = window
     return found
 
 
@@ -147,7 +147,7 @@ def main() -> None:
     job = load(None, [*size, f"seed={chosen.seed}", WHOLE])
     resources = prepare(job, quiet)
     worker = resources.worker(chosen.client, quiet)
-    batches = list(worker.batches(Where(chosen.client, 1), job.train.epochs))
+    batches = list(worker.batches(StepId(chosen.client, 1), job.train.epochs))
     tokens = sum(int(b.lengths.sum()) for b in batches)
     classes, body = len(resources.federation.classes), resources.body()
     ledger = Ledger()

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-from triskel.loading import loading
+from triskel.cli.quick_import import loading
 
 with loading():  # as the command line does
     import measure
@@ -28,12 +28,12 @@ with loading():  # as the command line does
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from triskel.compare import Request, run
     from triskel.config.job import Job
     from triskel.engines.local import LocalEngine
-    from triskel.ledger import Ledger
-    from triskel.round import Stage, play
-    from triskel.stages import stage_of
+    from triskel.experiment.compare import Request, run
+    from triskel.experiment.rounds import Stage, play
+    from triskel.experiment.stages import stage_of
+    from triskel.wire.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent
 FEW, MANY = 100, 10_000
@@ -157,7 +157,7 @@ def child(mode: str, clients: int, rounds: int, seed: int) -> dict[str, float]:
 
 def staged(mode: str, job: Job) -> Stage[Any, Any]:
     """Return the mode on all clients."""
-    from triskel.runner.resources import prepare  # noqa: PLC0415 - in the child only
+    from triskel.experiment.resources import prepare  # noqa: PLC0415 - in the child only
 
     resources = prepare(job, lambda _: None)
     if mode == "keep-b":

@@ -17,9 +17,9 @@ import measure
 from overhead import quiet
 
 from triskel.config.read import load
-from triskel.model.train import Descent, Learner, Term, Where
-from triskel.runner.resources import prepare
-from triskel.threads import BRIEF, SLEEPING, WAITS
+from triskel.core.threads import BRIEF, SLEEPING, WAITS
+from triskel.experiment.resources import prepare
+from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
 
 WAYS = {"spin": {}, "brief": BRIEF, "sleep": SLEEPING, "one": {"OMP_NUM_THREADS": "1"}}
 BUSY = "import time\nend = time.monotonic() + 120\nwhile time.monotonic() < end: pass"
@@ -31,12 +31,12 @@ def steps(seconds: float) -> float:
     job = load(None, ["adapter.blocks=all", "model.compute=fast", "clients.examples=64"])
     resources = prepare(job, quiet)
     worker = resources.worker(resources.clients[0], quiet)
-    batches = list(islice(worker.batches(Where("probe", 1), 1), 4))
-    learner = Learner(resources.body(), resources.body().initial, job.train, job.train.lr)
+    batches = list(islice(worker.batches(StepId("probe", 1), 1), 4))
+    trainer = Trainer(resources.body(), resources.body().initial, job.train, job.train.lr)
     tokens, start, step = 0, 0.0, 0
     while not step or time.perf_counter() - start < seconds:
         batch = batches[step % len(batches)]
-        Descent(learner, [Term(batch)], Where("probe", 1), step, 0).run()
+        TrainStep(trainer, [LossTerm(batch)], StepId("probe", 1), step, 0).run()
         if step:
             tokens += int(batch.lengths.sum())
         else:  # the first is to warm up

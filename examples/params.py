@@ -15,10 +15,10 @@ from typing import Any
 
 from triskel.config.read import parse
 from triskel.engines.local import LocalEngine
-from triskel.round import play, summary
-from triskel.runner.resources import prepare
-from triskel.stages import stage_of
-from triskel.tensors import numbers
+from triskel.experiment.resources import prepare
+from triskel.experiment.rounds import play, summary
+from triskel.experiment.stages import stage_of
+from triskel.numerics.tensors import numbers
 
 JOB = """
 [clients]

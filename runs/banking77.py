@@ -24,8 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from triskel.experiment.summary import amounts
 from triskel.report.page import write_report
-from triskel.summary import amounts
 
 JOB = Path(__file__).with_suffix(".toml")
 MODES = ("params", "logits", "split")

@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("house")
 # Files whose tests share a federation, so that one worker runs them: xdist 3.8 reads no marks of
 # groups under pytest 9.2. Links mostly wait, so they have a worker of their own.
 GROUPS = {
-    "test_federation_cli.py": "federation",
+    "test_commands.py": "federation",
     "test_flare.py": "federation",
     "test_flare_security.py": "federation",
     "test_flare_links.py": "links",

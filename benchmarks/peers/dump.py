@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from work import ADAPTER
 
 from triskel.data.assets import resolve
+from triskel.experiment.resources import prepare
 from triskel.model.peft_folder import padding_token, to_peft
-from triskel.model.train import Where
-from triskel.runner.resources import prepare
+from triskel.training.loop import StepId
 from triskel.types import Examples
 
 
@@ -37,7 +37,9 @@ def main() -> None:
     order: list[dict[str, list[int]]] = []
     for round_ in range(1, job.rounds + 1):
         plans = {
-            c: resources.worker(c, quiet).plan(resources.tokens.share(c).train, Where(c, round_), 1)
+            c: resources.worker(c, quiet).plan(
+                resources.tokens.share(c).train, StepId(c, round_), 1
+            )
             for c in resources.active()
         }
         for batches in plans.values():  # so that consecutive runs of `batch` are the batches

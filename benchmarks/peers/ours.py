@@ -24,20 +24,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from triskel.cli.quick_import import loading
 from triskel.config.job import Job
 from triskel.config.read import parse
-from triskel.loading import loading
 
 with loading():  # as the command line does
     from triskel.engines.local import LocalEngine
-    from triskel.exchange import adapter_of, adapter_sections
-    from triskel.export import save_adapter
+    from triskel.experiment.resources import LocalResources, prepare
+    from triskel.experiment.rounds import Scores, play, pooled
+    from triskel.experiment.stages import stage_of
+    from triskel.export.adapters import save_adapter
     from triskel.modes.params.mode import Params
-    from triskel.round import Scores, play, pooled
-    from triskel.runner.resources import LocalResources, prepare
-    from triskel.stages import stage_of
+    from triskel.training.worker import Worker
     from triskel.types import ClientState, Message, Talk
-    from triskel.worker import Worker
+    from triskel.wire.adapters import adapter_of, adapter_sections
 
 Losses = dict[tuple[int, str], list[float]]
 """By round and client."""
@@ -91,12 +91,14 @@ class Idle:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.mode, name)
 
-    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Answer at once."""
         layout = worker.body.layout
         tensors = adapter_of(task, worker.body.initial, layout, kind="task")
         facts = {"round": task.facts["round"], "examples": 1}
-        return Message(kind="update", sections=adapter_sections(tensors, layout), facts=facts), mine
+        return Message(
+            kind="update", sections=adapter_sections(tensors, layout), facts=facts
+        ), client_state
         yield  # a Talk that asks nothing
 
 
@@ -151,7 +153,7 @@ def main() -> None:
                 "steps": sum(len(one) for one in mine),
             }
         )
-    adapter = stage.mode.served(outcome.state)
+    adapter = stage.mode.server_model(outcome.state)
     save_adapter(chosen.out, resources.body(), adapter, resources.federation.classes)
     (chosen.out / "rounds.json").write_text(json.dumps(rounds, indent=1))
 

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from triskel import events
+from triskel.core import events
 from triskel.errors import RoundError
 
 ClientId = str
@@ -30,7 +30,7 @@ between; `evaluate` carries forward-only work; `state` is a checkpoint and never
 SectionKind = Literal[
     "dense", "lowrank", "sparse", "mask", "seeds", "knowledge", "activations", "labels", "counts"
 ]
-"""What a section holds; `message.SECTIONS` says which tensors each kind must have."""
+"""What a section holds; `wire.SECTIONS` says which tensors each kind must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +302,7 @@ class Mode(Protocol[S, A, W_contra]):
         """Return what opens the client's round."""
         ...
 
-    def work(self, task: Message, worker: W_contra, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: W_contra, client_state: ClientState) -> Talk:
         """Do one client's round."""
         ...
 
@@ -333,15 +333,15 @@ class Mode(Protocol[S, A, W_contra]):
         """Turn the folded updates into the next state."""
         ...
 
-    def probe(self, task: Message, worker: W_contra, mine: ClientState) -> Talk:
+    def probe(self, task: Message, worker: W_contra, client_state: ClientState) -> Talk:
         """Evaluate on the client's own test share, forward only."""
         ...
 
-    def served(self, state: S) -> Tensors | None:
+    def server_model(self, state: S) -> Tensors | None:
         """Return the adapter and head the server ends with, or None where it has no model."""
         ...
 
-    def own(self, mine: ClientState) -> Tensors | None:
+    def client_model(self, client_state: ClientState) -> Tensors | None:
         """Return the client's own adapter and head, or None where it uses the server's."""
-        del mine
+        del client_state
         return None

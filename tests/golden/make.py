@@ -1,7 +1,8 @@
 """Write the golden messages beside this file: `python tests/golden/make.py`.
 
-A file is written once for each wire version and stays readable from then on; `tests/test_golden.py`
-reads each by hand and through `unpack`. Writing again is for a new version, which has new names.
+A file is written once for each wire version and stays readable from then on;
+`tests/wire/test_golden.py` reads each by hand and through `unpack`. Writing again is for a new
+version, which has new names.
 """
 
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 
 from triskel.codec import encode
 from triskel.core.registry import CODECS
-from triskel.message import VERSION, pack
 from triskel.types import Message, Section
+from triskel.wire import VERSION, pack
 
 HERE = Path(__file__).resolve().parent
 GRID = torch.tensor([[0.5, -127.0, 3.0], [0.0, 0.0, 0.0], [1e-3, -2e-3, 7e-3]])

@@ -14,8 +14,8 @@ from triskel.codec import decode, encode
 from triskel.config.sections import CodecName
 from triskel.core.registry import CODECS
 from triskel.errors import CodecError
-from triskel.message import pack, payload_bytes, section_bytes, unpack
 from triskel.types import Facts, Message, Section
+from triskel.wire import pack, payload_bytes, section_bytes, unpack
 
 NAMES = CODECS.ours
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -24,20 +24,20 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from triskel import cli
-from triskel.baselines import BASELINES
-from triskel.compare import Request, resume, run
 from triskel.config.job import Job
 from triskel.config.read import dump, parse, to_toml
 from triskel.config.sections import Override
 from triskel.core.registry import MODES
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, PluginError
+from triskel.experiment.baselines import BASELINES
+from triskel.experiment.compare import Request, resume, run
 from triskel.policy.rules import Policy
 
 TESTS = Path(__file__).resolve().parent.parent
-small = SimpleNamespace(**runpy.run_path(str(TESTS / "small.py")))
-plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "plugins.py")))
-patience = runpy.run_path(str(TESTS / "patience.py"))["patience"]
+small = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "small.py")))
+plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "plugins.py")))
+patience = runpy.run_path(str(TESTS / "helpers" / "patience.py"))["patience"]
 RUNNER = CliRunner()
 
 

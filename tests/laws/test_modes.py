@@ -14,24 +14,24 @@ from torch import Tensor
 
 from triskel.aggregate.mean import Mean
 from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
-from triskel.conversation import Sent, alone
 from triskel.core.registry import MODES
 from triskel.engines.local import LocalEngine
-from triskel.engines.wave import due
+from triskel.engines.waves import due
 from triskel.errors import MessageError, RoundError, TriskelError
-from triskel.evaluate import evaluate, score_of
-from triskel.message import pack, unpack
-from triskel.metrics import Score
+from triskel.experiment.rounds import play
+from triskel.experiment.stages import stage_of
+from triskel.experiment.tokens import Share
 from triskel.modes.logits.mode import Logits
 from triskel.modes.params.mode import Params
 from triskel.modes.split.mode import Split
-from triskel.round import play
-from triskel.runner.tokens import Share
-from triskel.stages import stage_of
+from triskel.numerics.metrics import Score
+from triskel.training.conversation import Sent, alone
+from triskel.training.evaluate import evaluate, score_of
+from triskel.training.worker import Worker
 from triskel.types import ClientState, Message, Mode, Section
-from triskel.worker import Worker
+from triskel.wire import pack, unpack
 
-tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent.with_name("tiny.py"))))
+tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))
 MAKERS: Mapping[ModeName, Callable[[Worker], Any]] = {
     "params": lambda w: Params(w.body.initial, w.body.layout, aggregate=Mean()),
     "logits": lambda w: Logits(
@@ -84,7 +84,7 @@ def drive(
     mode: Mode[Any, Any, Worker],
     state: Any,  # noqa: ANN401 - the mode's own
     workers: Sequence[Worker],
-    mine: Mapping[str, ClientState] | None = None,
+    client_states: Mapping[str, ClientState] | None = None,
     *,
     carry: Callable[[Message], Message] = same,
     probe: bool = False,
@@ -95,7 +95,8 @@ def drive(
     begin = mode.probe if probe else mode.work
     talks = {
         w.client: tiny.opened(
-            begin(seen.tasks[w.client], w, (mine or {}).get(w.client, ClientState())), w.client
+            begin(seen.tasks[w.client], w, (client_states or {}).get(w.client, ClientState())),
+            w.client,
         )
         for w in workers
     }
@@ -219,7 +220,7 @@ def test_a_second_round_differs_and_is_reproduced_bit_for_bit(name: str, task: s
     assert tiny.equal(tensors_of(first[0]), tensors_of(again[0]))
     assert tiny.equal(tensors_of(first[1]), tensors_of(again[1]))
     once, _ = tiny.play(mode, workers[0].job, workers, rounds=1)
-    assert not tiny.equal(dict(mode.served(once)), dict(mode.served(first[0])))
+    assert not tiny.equal(dict(mode.server_model(once)), dict(mode.server_model(first[0])))
 
 
 @each
@@ -227,10 +228,10 @@ def test_what_a_mode_serves_is_a_whole_adapter(name: str, task: str) -> None:
     mode, workers = built(name, task)
     seen = drive(mode, mode.start(), workers)
     body = workers[0].body
-    served = mode.served(seen.state)
+    served = mode.server_model(seen.state)
     assert {n: t.shape for n, t in served.items()} == {n: t.shape for n, t in body.initial.items()}
     assert not tiny.equal(dict(served), dict(body.initial))
-    own = mode.own(seen.kept["ann"])
+    own = mode.client_model(seen.kept["ann"])
     assert (own is None) == (name != "logits")
 
 
@@ -428,8 +429,8 @@ def test_a_probe_scores_what_evaluation_in_place_scores(name: str, task: str) ->
     )
     for worker in workers:
         client = worker.client
-        own = mode.own(trained.kept[client])
-        tensors = mode.served(trained.state) if own is None else own
+        own = mode.client_model(trained.kept[client])
+        tensors = mode.server_model(trained.state) if own is None else own
         message = seen.updates[client]
         assert message.kind == "evaluate"
         wanted = evaluate(worker.body, tensors, worker.test)
@@ -446,11 +447,11 @@ def test_evaluation_in_place_is_that_of_the_plain_model(task: str) -> None:
     mode, workers = built("params", task)
     trained = drive(mode, mode.start(), workers)
     ann = workers[0]
-    plain = tiny.Plain("llama", ann.job).load(dict(mode.served(trained.state)))
+    plain = tiny.Plain("llama", ann.job).load(dict(mode.server_model(trained.state)))
     batch = ann.batch(ann.test, range(len(ann.test)))
     with torch.no_grad():
         logits = plain.logits(batch)
-    found = evaluate(ann.body, mode.served(trained.state), ann.test)
+    found = evaluate(ann.body, mode.server_model(trained.state), ann.test)
     assert found.correct == int((logits.argmax(-1) == batch.targets).sum())
     nats = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
     assert found.loss_sum == pytest.approx(float(nats), rel=1e-5)
@@ -492,7 +493,7 @@ def test_with_shared_labels_the_server_counts_what_evaluation_in_place_scores(ta
     trained = drive(mode, mode.start(), workers)
     seen = drive(mode, trained.state, workers, trained.kept, probe=True)
     for worker in workers:
-        wanted = evaluate(worker.body, mode.served(trained.state), worker.test)
+        wanted = evaluate(worker.body, mode.server_model(trained.state), worker.test)
         assert wanted.count > 0
         alike(score_of(seen.updates[worker.client], worker.body.classes), wanted)
 
@@ -531,7 +532,7 @@ def test_a_sum_of_updates_is_enough_exactly_where_the_mode_says_so(name: ModeNam
                 for n, s in update.sections.items()
             }
             total = mode.add(seen.open, total, client, replace(update, sections=moved))
-        return dict(mode.served(mode.close(seen.open, total)))
+        return dict(mode.server_model(mode.close(seen.open, total)))
 
     none, one, two = closed(0.0), closed(1.0), closed(2.0)
     changed = 0
@@ -583,7 +584,7 @@ def test_only_split_has_a_cut_to_differ_in(name: ModeName) -> None:
 
 
 def test_a_mode_whose_spec_says_that_clients_keep_nothing_may_keep_nothing(tmp_path: Path) -> None:
-    """In one process as between sites (`tests/test_sites_counted.py`)."""
+    """In one process as between sites (`tests/engines/flare/test_sites_counted.py`)."""
     mode, workers = built("params")
     job = workers[0].job
     shares = {w.client: Share(train=w.train, test=w.test) for w in workers}
@@ -594,8 +595,8 @@ def test_a_mode_whose_spec_says_that_clients_keep_nothing_may_keep_nothing(tmp_p
         def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any of a mode
             return getattr(mode, name)
 
-        def work(self, task: Message, worker: Worker, mine: ClientState) -> Any:  # noqa: ANN401
-            update, _ = yield from mode.work(task, worker, mine)
+        def work(self, task: Message, worker: Worker, client_state: ClientState) -> Any:  # noqa: ANN401
+            update, _ = yield from mode.work(task, worker, client_state)
             return update, ClientState(facts={"held": 1})
 
     keeping = replace(stage, mode=Keeping())

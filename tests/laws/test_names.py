@@ -11,8 +11,7 @@ TABLE = Path(registry.__file__)
 FAMILIES = {"modes": registry.MODES.ours, "tasks": registry.TASKS.ours}
 NAMES = {name for names in FAMILIES.values() for name in names}
 EXCEPTIONS: dict[str, str] = {
-    "stages.py": "training alone and on all data is parameter exchange with one client",
-    "aggregate/knowledge.py": "one way to average predictions is called after the field's logits",
+    "experiment/stages.py": "training alone and on all data is parameter exchange with one client",
 }
 """Files that name a mode or a task, each with its reason; three at most."""
 

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 from safetensors.torch import load_file
 
 TESTS = Path(__file__).resolve().parent.parent
-small = SimpleNamespace(**runpy.run_path(str(TESTS / "small.py")))
-tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "tiny.py")))
+small = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "small.py")))
+tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "tiny.py")))
 COMMANDS = """
 import json, os, sys
 from triskel.cli import main
-from triskel import compare, export  # once, before any fork
+import triskel.experiment.compare, triskel.export.adapters  # once, before any fork
 
 for words in json.load(sys.stdin):
     if not (child := os.fork()):

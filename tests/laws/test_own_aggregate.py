@@ -18,16 +18,16 @@ from torch import Tensor
 
 from triskel.aggregate import aggregate_of
 from triskel.aggregate.mean import Mean
-from triskel.compare import Request, resume, run
 from triskel.config.read import parse
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, RoundError
+from triskel.experiment.compare import Request, resume, run
 from triskel.types import ClientUpdate, Section
 
 TESTS = Path(__file__).resolve().parent.parent
-small = SimpleNamespace(**runpy.run_path(str(TESTS / "small.py")))
-plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "plugins.py")))
-sites = SimpleNamespace(**runpy.run_path(str(TESTS / "sites.py")))
+small = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "small.py")))
+plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "plugins.py")))
+sites = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "sites.py")))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_with_the_same_bits(mode: str, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("installed")
 def test_sites_end_as_one_process_and_need_not_have_it(tmp_path: Path) -> None:
-    compared = SimpleNamespace(**runpy.run_path(str(TESTS / "test_sites.py")))
+    compared = SimpleNamespace(**runpy.run_path(str(TESTS / "engines" / "flare" / "test_sites.py")))
     there = compared.house(tmp_path, **{"params.aggregate": '"median"'})
     place = there.root / "server" / "local" / "policy.toml"
     refused = sites.Meeting(there, there.spec("params")).play()

@@ -13,20 +13,20 @@ import pytest
 import torch
 
 from triskel.codec import decode, encode
-from triskel.compare import Request, run
 from triskel.config.read import parse
 from triskel.core.mode_spec import Sizes
 from triskel.core.registry import CODECS
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, MessageError
-from triskel.message import pack, unpack
-from triskel.policy.expected import round_bytes
+from triskel.experiment.compare import Request, run
+from triskel.plan.payload import round_bytes
 from triskel.types import Message, Section
+from triskel.wire import pack, unpack
 
 TESTS = Path(__file__).resolve().parent.parent
-small = SimpleNamespace(**runpy.run_path(str(TESTS / "small.py")))
-plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "plugins.py")))
-sites = SimpleNamespace(**runpy.run_path(str(TESTS / "sites.py")))
+small = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "small.py")))
+plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "plugins.py")))
+sites = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "sites.py")))
 SOURCE = '''"""Bfloat16 under a name of its own."""
 
 from triskel.core.codec_spec import CodecSpec

@@ -20,19 +20,19 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from triskel import cli
-from triskel.compare import Request, resume, run
 from triskel.config.job import Job
 from triskel.config.read import parse, to_toml
 from triskel.core.registry import TASKS
-from triskel.data.text import batch_of, task_of
+from triskel.data.batches import batch_of, task_of
 from triskel.engines.local import LocalEngine
 from triskel.errors import DataError, JobError
-from triskel.model.train import Where
+from triskel.experiment.compare import Request, resume, run
+from triskel.training.loop import StepId
 
 TESTS = Path(__file__).resolve().parent.parent
-small = SimpleNamespace(**runpy.run_path(str(TESTS / "small.py")))
-plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "plugins.py")))
-sites = SimpleNamespace(**runpy.run_path(str(TESTS / "sites.py")))
+small = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "small.py")))
+plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "plugins.py")))
+sites = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "sites.py")))
 RUNNER = CliRunner()
 ALL = ("params", "logits", "split")
 PINNED = '\n[plugins.last_word]\npackage = "own-task"\n'
@@ -100,7 +100,7 @@ def test_what_is_made_small_is_the_tasks_own_loss_in_every_mode(tmp_path: Path) 
 
     run(one, Request(modes=ALL, baselines=()), tmp_path / "run", LocalEngine(one), watch)
     worker = resources.worker("client-01", small.watch)
-    rows = worker.plan(share.train, Where("client-01", 1), 1)[0]
+    rows = worker.plan(share.train, StepId("client-01", 1), 1)[0]
     batch = batch_of(share.train, rows, pool="last")
     with torch.no_grad():
         logits = body.logits(body.parameters(body.initial), batch).float()

@@ -19,24 +19,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from triskel.compare import HERE, Request, run
 from triskel.config.job import Job
 from triskel.config.read import dump
-from triskel.engines import wire as wire_
+from triskel.engines import channel as wire_
 from triskel.engines.local import LocalEngine
-from triskel.model.body import Choice
+from triskel.experiment.compare import HERE, Request, run
+from triskel.experiment.resources import LocalResources
+from triskel.experiment.rounds import cohort
+from triskel.experiment.tokens import Share
+from triskel.model.hidden_cache import HiddenCache
 from triskel.model.meter import Costs
-from triskel.model.prefix import Prefix
-from triskel.model.train import Where
+from triskel.model.shared import Choice
 from triskel.modes.split import mode as split
-from triskel.round import cohort
-from triskel.runner.resources import LocalResources
-from triskel.runner.tokens import Share
+from triskel.training.loop import StepId
+from triskel.training.worker import Worker
 from triskel.types import ClientId, Examples
-from triskel.worker import Worker
 
 TESTS = Path(__file__).resolve().parent.parent
-tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "tiny.py")))
+tiny = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "tiny.py")))
 NET = SimpleNamespace(**runpy.run_path(str(TESTS / "net.py")))
 PLAY = {mode: import_module(f"restated.{mode}").play for mode in ("params", "logits", "split")}
 
@@ -138,14 +138,14 @@ def planned(worker: Worker, job: Job) -> Iterator[tuple[Any, list[list[int]]]]:
     """Which texts go together in which step of a party, by client, round and phase."""
     for round_ in range(1, job.rounds + 1):
         here = worker.client, round_
-        yield (*here, "train"), worker.plan(worker.train, Where(*here), job.train.epochs)
-        taught = worker.plan(worker.public, Where(*here, "distil"), job.logits.epochs)
+        yield (*here, "train"), worker.plan(worker.train, StepId(*here), job.train.epochs)
+        taught = worker.plan(worker.public, StepId(*here, "distil"), job.logits.epochs)
         yield (*here, "distil"), taught
         again: list[list[int]] = []
         for epoch in count():
             if len(again) >= len(taught) or not len(worker.train):
                 break
-            again += worker.plan(worker.train, Where(*here, f"rehearse-{epoch}"), 1)
+            again += worker.plan(worker.train, StepId(*here, f"rehearse-{epoch}"), 1)
         yield (*here, "rehearse"), again
 
 
@@ -178,7 +178,7 @@ def bench_of(job: Job, how: Mapping[str, Any], options: Mapping[str, Any]) -> Lo
     else:
         resources.models.loaded.costs[id(body)].know = lambda _: None
     if how.get("kept"):
-        body.prefix = Prefix()
+        body.prefix = HiddenCache()
     return resources
 
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 from own_mode import SignOptions
 from triskel.aggregate.mean import Mean, MeanTotal
-from triskel.evaluate import probe_joined
-from triskel.exchange import adapter_of, adapter_sections, number, same_round
-from triskel.message import expect
-from triskel.model.body import Body
-from triskel.model.train import Where
-from triskel.setting import ModeSetting
-from triskel.tensors import blend, flat
+from triskel.model.shared import SharedModel
+from triskel.numerics.tensors import blend, flat
+from triskel.training.evaluate import probe_joined
+from triskel.training.loop import StepId
+from triskel.training.mode_setting import ModeSetting
+from triskel.training.worker import Worker
 from triskel.types import ClientId, ClientState, ClientUpdate, Message, Mode, Section, Talk, Tensors
-from triskel.worker import Worker
+from triskel.wire import expect
+from triskel.wire.adapters import adapter_of, adapter_sections, number, same_round
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sign(Mode[SignState, MeanTotal, Worker]):
     """Sign exchange; what it leaves out (asks, models of clients' own) has `Mode`'s defaults."""
 
     options: SignOptions
-    body: Body
+    body: SharedModel
 
     @classmethod
     def build(cls, setting: ModeSetting[SignOptions]) -> "Sign":
@@ -52,19 +52,19 @@ class Sign(Mode[SignState, MeanTotal, Worker]):
         sections = adapter_sections(state.adapter, self.body.layout)
         return Message(kind="task", sections=sections, facts={"round": state.closed + 1})
 
-    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         body = worker.body
         before = adapter_of(task, body.initial, body.layout, kind="task")
-        where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        learner, loss = yield from worker.train_on(before, where)
-        moved = {n: p.detach().cpu() - before[n] for n, p in learner.parameters.items()}
+        where = StepId(worker.client, int(number(task.facts, "round", least=1)))
+        trainer, loss = yield from worker.train_on(before, where)
+        moved = {n: p.detach().cpu() - before[n] for n, p in trainer.parameters.items()}
         scales = {n: x.abs().mean().reshape(1) for n, x in moved.items()}
         sections = {
             "signs": Section(kind="mask", tensors={n: x > 0 for n, x in moved.items()}),
             "scales": Section(kind="dense", tensors=scales),
         }
         facts = {"round": where.round, "examples": len(worker.train), "loss": loss}
-        return Message(kind="update", sections=sections, facts=facts), mine
+        return Message(kind="update", sections=sections, facts=facts), client_state
 
     def zero(self, state: SignState) -> MeanTotal:
         return Mean().zero()
@@ -93,10 +93,10 @@ class Sign(Mode[SignState, MeanTotal, Worker]):
         adapter = blend(state.adapter, flat(mean), self.options.step)
         return SignState(adapter, state.closed + 1)
 
-    def served(self, state: SignState) -> Tensors:
+    def server_model(self, state: SignState) -> Tensors:
         return state.adapter
 
-    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def probe(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         received = adapter_of(task, worker.body.initial, worker.body.layout, kind="task")
-        return probe_joined(worker, received), mine
+        return probe_joined(worker, received), client_state
         yield  # a Talk that asks nothing

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from triskel.config.sections import Data
+from triskel.data.batches import Task
 from triskel.data.rows import Rows
-from triskel.data.text import Task
 from triskel.data.tokens import Ragged
-from triskel.objective import Objective
+from triskel.numerics.objective import Objective
 from triskel.types import Batch, Examples
 
 SMOOTHING = 0.1

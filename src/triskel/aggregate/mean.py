@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from triskel.errors import RoundError
-from triskel.tensors import flat
+from triskel.numerics.tensors import flat
 from triskel.types import ClientUpdate, Section, Tensors
 
 

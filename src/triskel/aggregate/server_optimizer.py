@@ -8,7 +8,7 @@ With β > 0 it is FedAvgM (Hsu et al. 2019, arXiv:1909.06335).
 
 from dataclasses import dataclass
 
-from triskel.tensors import blend
+from triskel.numerics.tensors import blend
 from triskel.types import Tensors
 
 

@@ -20,9 +20,9 @@ from typer.core import TyperGroup
 from triskel import __version__
 from triskel.cli import begin, federation, plugins, results, runs, schema, site, sweep, training
 from triskel.cli.output import console_for
+from triskel.core.console import echo
+from triskel.core.files import OTHERS
 from triskel.errors import TriskelError
-from triskel.owned import OTHERS
-from triskel.terminal import echo
 
 INTERRUPTED = 130
 QUIET = {

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from triskel.cli.options import names_in
 from triskel.cli.output import console_for, write_text
-from triskel.terminal import echo
+from triskel.core.console import echo
 
 assets = typer.Typer(no_args_is_help=True, help="The model and the texts of the demo.")
 

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from triskel.core.console import Plain
 from triskel.errors import JobError
-from triskel.terminal import Plain
 
 # `types` loads torch, so what is needed of it is said again here
 Event = Mapping[str, Any]

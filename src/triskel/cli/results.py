@@ -8,13 +8,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.catalogue import kind_of
 from triskel.cli.options import Run, Trained
 from triskel.cli.output import console_for
+from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
-from triskel.loading import loading
+from triskel.core.console import echo
+from triskel.report.catalogue import kind_of
 from triskel.report.names import COLUMNS as WHERE
-from triskel.terminal import echo
 
 
 def report(folder: Run) -> None:
@@ -45,7 +45,7 @@ def export(
     ] = False,
 ) -> None:
     """Write what a run trained as a PEFT adapter, or as a whole model."""
-    from triskel.export import export_run
+    from triskel.export.adapters import export_run
 
     export_run(folder, target, mode=mode, client=client, merge=merge, say=echo)
 
@@ -74,8 +74,8 @@ def evaluate(
     console = console_for(stderr=True)
     settle_threads(console, folder)
     with console.status("loading torch and transformers"), loading():
-        from triskel.assess import assess
-        from triskel.live import Live
+        from triskel.experiment.reevaluate import assess
+        from triskel.report.terminal import Live
     with Live(console) as live:
         found = assess(folder, mode=mode, data=data, model=model, watch=live)
     console_for().print(_scores(found))

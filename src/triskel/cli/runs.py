@@ -9,11 +9,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.catalogue import Entry, Unreadable, below, differing, entry_of
 from triskel.cli.output import console_for
-from triskel.report import units
+from triskel.core import formats
+from triskel.core.console import echo
+from triskel.report.catalogue import Entry, Unreadable, below, differing, entry_of
 from triskel.report.columns import COLUMNS, Column
-from triskel.terminal import echo
 
 
 def runs(
@@ -98,4 +98,4 @@ def compared(entries: Sequence[Entry]) -> list[Table]:
 def figure(entry: Entry, row: str, column: Column) -> str:
     """Return a figure as it is written, or a dash where there is none."""
     value = entry.rows.get(row, {}).get(column)
-    return units.perplexity(value) if entry.figure == "perplexity" else units.score(value)
+    return formats.perplexity(value) if entry.figure == "perplexity" else formats.score(value)

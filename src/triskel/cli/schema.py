@@ -3,9 +3,9 @@
 import json
 from enum import StrEnum
 
-from triskel import events, result
 from triskel.config.job import Job
-from triskel.terminal import echo
+from triskel.core import events, result_file
+from triskel.core.console import echo
 
 
 class What(StrEnum):
@@ -19,7 +19,7 @@ class What(StrEnum):
 def schema(what: What) -> None:
     """Print the JSON schema of result.json, of a line of events.jsonl, or of a job."""
     told = {
-        What.RESULT: result.schema_of,
+        What.RESULT: result_file.schema_of,
         What.EVENTS: events.schema_of,
         What.JOB: Job.model_json_schema,
     }

@@ -9,8 +9,8 @@ import typer
 
 from triskel.cli.output import write_text
 from triskel.config.read import load, parse
+from triskel.core.console import echo
 from triskel.errors import JobError
-from triskel.terminal import echo
 
 app = typer.Typer(no_args_is_help=True, help="The policy of a site, and its audit log.")
 
@@ -52,7 +52,7 @@ def site_check(
     """Say whether a job may run at a site, or everything that the policy has against it."""
     from triskel.policy.decide import wanted
     from triskel.policy.limits import MB
-    from triskel.policy.place import decided, importable
+    from triskel.policy.paths import decided, importable
     from triskel.policy.read import load as load_policy
     from triskel.policy.refusal import Circumstances
     from triskel.policy.rules import held_to, unsaid
@@ -88,8 +88,8 @@ def site_hash(
     ],
 ) -> None:  # fmt: skip
     """Print the line that names a model in a policy: the SHA-256 of all that is loaded of it."""
-    from triskel.policy.place import model_folder
-    from triskel.policy.weights import weights
+    from triskel.policy.model_hash import weights
+    from triskel.policy.paths import model_folder
 
     place = folder if folder.is_dir() else model_folder(str(folder), Path("policy.toml"))
     found = None if place is None else weights(place)
@@ -129,7 +129,7 @@ def site_audit(
     ] = None,
 ) -> None:
     """List what a site decided and what left it, and verify that no line was changed."""
-    from triskel.policy.chain import START, read
+    from triskel.policy.hash_chain import START, read
     from triskel.policy.listing import Clock, line_of
 
     last, count, clock = START, 0, Clock()

@@ -10,10 +10,10 @@ from rich.markup import escape
 
 from triskel.cli.options import next_folder, rows_in
 from triskel.cli.output import Event, Watch, console_for
+from triskel.cli.quick_import import loading
+from triskel.config.grid import settings_of
 from triskel.config.job import MODE_NAMES
 from triskel.errors import JobError, TriskelError
-from triskel.grid import settings_of
-from triskel.loading import loading
 
 CHOOSING: tuple[Literal["local", "central"], ...] = ("local", "central")
 """Baselines that have something to choose."""
@@ -88,7 +88,7 @@ def _play(folder: Path, asked: Callable[[], Any]) -> None:
         with console.status("loading torch and transformers"), loading():
             from triskel import sweep as sweeps
             from triskel.engines.local import LocalEngine
-            from triskel.live import Live
+            from triskel.report.terminal import Live
         with Live(console) as live:
             record = sweeps.sweep(asked(), folder, LocalEngine, _announcing(console, live))
     except (KeyboardInterrupt, TriskelError) as stop:

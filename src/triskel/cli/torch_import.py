@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from triskel.threads import begun_with, settle
+from triskel.core.threads import begun_with, settle
 
 
 def settle_threads(console: Console, folder: Path) -> None:

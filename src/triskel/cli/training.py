@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from triskel.catalogue import kind_of, taken
 from triskel.cli.options import (
     BASELINE_NAMES,
     BaselineName,
@@ -23,13 +22,14 @@ from triskel.cli.options import (
     seeds_in,
 )
 from triskel.cli.output import Event, Watch, conclude, console_for
+from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
 from triskel.config.job import MODE_NAMES, Job, ModeName
 from triskel.config.read import load
+from triskel.core.console import echo
 from triskel.core.registry import MODES
 from triskel.errors import JobError, TriskelError
-from triskel.loading import loading
-from triskel.terminal import echo
+from triskel.report.catalogue import kind_of, taken
 
 LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl"}
 
@@ -124,9 +124,9 @@ def _start(
     ours = not folder.exists() or not any(folder.iterdir())
 
     def go(watch: Watch) -> Mapping[str, Any]:
-        from triskel.compare import Request, run
         from triskel.engines.local import LocalEngine
-        from triskel.seeds import compare_seeds
+        from triskel.experiment.compare import Request, run
+        from triskel.experiment.seeds import compare_seeds
 
         request = Request(modes=modes, baselines=baselines, strict=strict, drop_share=drop_share)
         if seeds is not None:
@@ -150,7 +150,7 @@ def _start_demo(
     console = console_for(stderr=True)
     settle_threads(console, out or Path())
     with console.status("timing a training step, for a demo that takes minutes here"), loading():
-        from triskel import demo
+        from triskel.experiment import demo
 
         choice = demo.choose(demo.timed(_notes(console)))
     console.print(escape(choice.sentence), soft_wrap=True)
@@ -174,9 +174,9 @@ def _resume(folder: Path) -> None:
         raise JobError(f"{folder} holds a sweep; `triskel sweep --resume {folder}` goes on")
 
     def go(watch: Watch) -> Mapping[str, Any]:
-        from triskel.compare import resume
         from triskel.engines.local import LocalEngine
-        from triskel.seeds import resume_seeds, seeds_of
+        from triskel.experiment.compare import resume
+        from triskel.experiment.seeds import resume_seeds, seeds_of
 
         again = resume if seeds_of(folder) is None else resume_seeds
         return again(folder, LocalEngine, watch)
@@ -190,9 +190,9 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
     settle_threads(console, folder)
     try:
         with console.status("loading torch and transformers"), loading():
-            from triskel import compare
             from triskel.engines import local
-            from triskel.live import Live
+            from triskel.experiment import compare
+            from triskel.report.terminal import Live
         del compare, local  # `go` needs them, and what they bring
         with Live(console) as live:
             result = go(_opening(folder, console, live))
@@ -220,8 +220,8 @@ def _opening(folder: Path, console: Console, watch: Watch) -> Watch:
 def _sentence(folder: Path, event: Event) -> str:
     import torch
 
-    from triskel.compare import read_run
     from triskel.data.assets import ASSETS
+    from triskel.experiment.compare import read_run
     from triskel.model.load import device_of, dtype_of
 
     job, _ = read_run(folder)

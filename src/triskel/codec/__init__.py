@@ -20,8 +20,8 @@ from triskel.config.sections import CodecName
 from triskel.core.codec_spec import CodecSpec
 from triskel.core.registry import CODECS, imported
 from triskel.errors import CodecError, MessageError, PluginError
-from triskel.message import DTYPE_NAMES, DTYPES, check_section, show
 from triskel.types import Fact, Message, Section, Tensors
+from triskel.wire import DTYPE_NAMES, DTYPES, check_section, show
 
 __all__ = ["Codec", "codec_of", "decode", "encode"]
 

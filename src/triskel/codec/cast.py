@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from triskel.errors import CodecError, MessageError
-from triskel.message import is_finite
 from triskel.types import Facts, Tensors
+from triskel.wire import is_finite
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from jaxtyping import Int8 as Int8Array
 from torch import Tensor
 
 from triskel.errors import CodecError, MessageError
-from triskel.message import show
 from triskel.types import Fact, Facts, Tensors
+from triskel.wire import show
 
 TINY = torch.finfo(torch.float32).tiny
 SCALE8, SCALE4 = ":scale8", ":scale4"

@@ -16,10 +16,10 @@ from triskel.config.names import kept, known_name, mode_section, untyped
 from triskel.config.sections import (
     DROPPING,
     Adapter,
-    Between,
     Clients,
     Data,
     Evaluate,
+    FederationOptions,
     Model,
     Override,
     Partition,
@@ -57,7 +57,7 @@ class Job(Options):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     wire: Wire = Wire()
-    federation: Between = Between()
+    federation: FederationOptions = FederationOptions()
 
     @model_validator(mode="before")
     @classmethod

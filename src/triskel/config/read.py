@@ -18,8 +18,8 @@ from triskel.config.job import Job
 from triskel.config.names import IMPORTS, client_section, mode_section
 from triskel.config.sections import Clients, Override
 from triskel.core.registry import MODES
+from triskel.core.untrusted import TOML_MOST, text_of, toml_of
 from triskel.errors import JobError
-from triskel.untrusted import TOML_MOST, text_of, toml_of
 
 LONGEST_SHOWN = 80
 """Characters of a value that an error repeats."""

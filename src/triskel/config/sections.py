@@ -175,7 +175,7 @@ class Wire(Options):
         return known_name(CODECS, value, info)
 
 
-class Between(Options):
+class FederationOptions(Options):
     """How rounds go where clients are organisations with machines of their own."""
 
     quorum: Annotated[float, Field(gt=0, le=1)] = 1.0

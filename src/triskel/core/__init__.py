@@ -1,1 +1,1 @@
-"""What a mode is as a value, and where modes are found; nothing here imports torch."""
+"""What a mode is as a value, where modes are found, how files are read and written; no torch."""

@@ -180,7 +180,7 @@ class ModeSpec(Generic[O]):
         options: The mode's section of the job; every field has a default and a description.
         algorithm: `package.module:Class`, imported when it is played. The class has
             `build(setting)`, which returns the mode, and may have `unfit(setting)`, which says why
-            it cannot be played on these models and texts (`setting.Algorithm`).
+            it cannot be played on these models and texts (`mode_setting.Algorithm`).
         disclosure: What leaves a client: of the options, and of what the model ends with (a head
             over `classes` or the `vocabulary`).
         payload: What a client sends in a round: of its options, its local epochs and its sizes.

@@ -20,10 +20,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
-from triskel.code import source_sha256
 from triskel.core.aggregate_spec import AggregateSpec
 from triskel.core.codec_spec import CodecSpec
 from triskel.core.mode_spec import ModeSpec
+from triskel.core.source import source_sha256
 from triskel.core.task_spec import TaskSpec
 from triskel.errors import PluginError
 

@@ -2,5 +2,5 @@
 
 Read in the order of the flow: `assets`, `fetch` and `convert` (what is fetched), `files` and
 `sources` (what is read), `rows` (what a text is), `holdout` and `partition` (who holds what),
-`federate` (all of it at once) and `text` (rows to token ids, token ids to batches).
+`federate` (all of it at once) and `batches` (rows to token ids, token ids to batches).
 """

@@ -20,10 +20,10 @@ from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
+from triskel.core.untrusted import json_in
 from triskel.data.convert import gguf_model, opinions_table
 from triskel.data.fetch import archive
 from triskel.errors import DataError
-from triskel.untrusted import json_in
 
 CHECKSUMS = "checksums.json"
 Say = Callable[[str], None]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from triskel.core.untrusted import json_in
 from triskel.data.fetch import unpack
 from triskel.errors import DataError
-from triskel.untrusted import json_in
 
 SILOS = {
     "tweets": "tweets",

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from triskel.config.job import Job
 from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
+from triskel.core.result_parts import Data
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
 from triskel.data.rows import Rows
 from triskel.data.sources import Dataset, named_public, read, read_own
 from triskel.errors import DataError
-from triskel.result_parts import Data
 from triskel.types import ClientId
 
 UNSHARED = (

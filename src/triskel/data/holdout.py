@@ -21,7 +21,7 @@ import torch
 
 from triskel.data.rows import Rows
 from triskel.errors import DataError
-from triskel.rng import stream
+from triskel.numerics.rng import stream
 
 
 def permutation(count: int, source: torch.Generator) -> list[int]:

@@ -31,7 +31,7 @@ from triskel.config.job import Job
 from triskel.data.holdout import shuffled
 from triskel.data.rows import Rows
 from triskel.errors import DataError
-from triskel.rng import derive
+from triskel.numerics.rng import derive
 from triskel.types import ClientId
 
 LENGTH_BINS = 10

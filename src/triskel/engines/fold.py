@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Generic
 
 from triskel.config.job import Job
-from triskel.exchange import number
+from triskel.training.worker import Worker
 from triskel.types import A, ClientId, Message, Mode, S
-from triskel.worker import Worker
+from triskel.wire.adapters import number
 
 
 def capped(examples: Mapping[ClientId, float], most: float) -> dict[ClientId, float]:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from triskel.config.job import Job
-from triskel.conversation import Conversation, Sent
+from triskel.engines.channel import Wire
 from triskel.engines.fold import Fold
-from triskel.engines.wave import crews, due
-from triskel.engines.wire import Wire
+from triskel.engines.waves import due, groups_in_flight
 from triskel.errors import RoundError
-from triskel.ledger import Ledger
-from triskel.model.train import IN_FLIGHT
+from triskel.training.conversation import Conversation, Sent
+from triskel.training.loop import IN_FLIGHT
+from triskel.training.worker import Worker
 from triskel.types import (
     A,
     ClientId,
@@ -27,7 +27,7 @@ from triskel.types import (
     Watch,
     Work,
 )
-from triskel.worker import Worker
+from triskel.wire.ledger import Ledger
 
 DROPPED = "it dropped out, as clients.drop_share has it"
 
@@ -102,7 +102,7 @@ class LocalEngine:
         cohort: Sequence[ClientId],
         *,
         worker: Callable[[ClientId], Worker],
-        mine: Mapping[ClientId, ClientState],
+        client_states: Mapping[ClientId, ClientState],
         keep: Callable[[ClientId, ClientState], None],
         ledger: Ledger,
         watch: Watch,
@@ -115,7 +115,7 @@ class LocalEngine:
             state: The server's state.
             cohort: Who takes part.
             worker: Makes a client's worker, with a fresh meter.
-            mine: What clients kept in earlier rounds.
+            client_states: What clients kept in earlier rounds.
             keep: Handed each client's next state as soon as the client is done.
             ledger: Books messages and compute.
             watch: Told what happens.
@@ -129,15 +129,15 @@ class LocalEngine:
         """
         fold = Fold(self.job, mode, state, mode.zero(state))
         wire = Wire(self.job, ledger, watch)
-        for crew in crews(mode, sorted(cohort), free=IN_FLIGHT):
+        for group in groups_in_flight(mode, sorted(cohort), free=IN_FLIGHT):
             lines: dict[ClientId, _Line] = {}
-            for client in sorted(set(crew) & set(gone)):
+            for client in sorted(set(group) & set(gone)):
                 wire.carry(mode.task(state, client), client, "down")
                 ledger.left_out(client, DROPPED)
-            for client in sorted(set(crew) - set(gone)):
+            for client in sorted(set(group) - set(gone)):
                 hand = worker(client)
                 task = wire.carry(mode.task(state, client), client, "down")
-                talk = mode.work(task, hand, mine.get(client, ClientState()))
+                talk = mode.work(task, hand, client_states.get(client, ClientState()))
                 lines[client] = _Line(hand, Conversation(client, talk))
                 if not mode.asks:
                     _advance(lines[client], wire)

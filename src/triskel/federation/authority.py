@@ -15,11 +15,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from triskel.checkpoint import write_bytes, write_text
+from triskel.core.files import write_bytes, write_text
+from triskel.core.untrusted import data_of, json_in
 from triskel.errors import JobError, TriskelError
 from triskel.federation.kits import Kit, kits_here, read_json
 from triskel.policy.revoked import LIST, list_in, read
-from triskel.untrusted import data_of, json_in
 
 if TYPE_CHECKING:
     from cryptography import x509

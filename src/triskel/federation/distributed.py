@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from triskel.core.files import private
+from triskel.core.untrusted import json_in, json_of, members, printable, table_of
 from triskel.errors import FederationError, JobError
 from triskel.federation.authority import VALID_DAYS, admit, key_of, note, succeed
 from triskel.federation.kits import Kit, kit_at
@@ -30,8 +32,6 @@ from triskel.federation.provision import (
     placed,
 )
 from triskel.federation.startup import swap
-from triskel.owned import private
-from triskel.untrusted import json_in, json_of, members, printable, table_of
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from triskel.core.untrusted import json_in
 from triskel.errors import JobError
-from triskel.untrusted import json_in
 
 Kind = Literal["server", "site", "admin"]
 SETTINGS: dict[Kind, str] = {

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from triskel.core.files import OTHERS
+from triskel.core.threads import settle as settle_threads
 from triskel.errors import FederationError
 from triskel.federation.filters import refuse
 from triskel.federation.harden import settle, weakness
 from triskel.federation.kits import Kit
 from triskel.federation.provision import need_flare
-from triskel.owned import OTHERS
-from triskel.threads import settle as settle_threads
 
 if TYPE_CHECKING:
     import psutil

@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from triskel.core.files import private
+from triskel.core.untrusted import data_of, plain, printable
 from triskel.errors import JobError
 from triskel.federation.kits import Kit, kit_at
 from triskel.federation.startup import swap
-from triskel.owned import private
-from triskel.untrusted import data_of, plain, printable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

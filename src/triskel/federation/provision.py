@@ -16,11 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
+from triskel.core.files import private
 from triskel.errors import FederationError, JobError
 from triskel.federation.authority import RESERVED, admit, note_kits
 from triskel.federation.harden import harden
 from triskel.federation.kits import Kit, kit_at, read_json
-from triskel.owned import private
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 ADMIN = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")

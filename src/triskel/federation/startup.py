@@ -7,10 +7,10 @@ audit log, its budget.
 import shutil
 from pathlib import Path
 
+from triskel.core.untrusted import data_of
 from triskel.errors import FederationError, JobError
 from triskel.federation.kits import Kit, kit_at
 from triskel.federation.nodes import alive
-from triskel.untrusted import data_of
 
 NEW, BEFORE = "startup.new", "startup.before"
 

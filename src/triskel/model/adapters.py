@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from triskel.config.sections import Adapter, blocks_of
 from triskel.errors import ModelError
 from triskel.model.blocks import Blocks
-from triskel.rng import derive, stream
-from triskel.tensors import wide
+from triskel.numerics.rng import derive, stream
+from triskel.numerics.tensors import wide
 
 SLOT = "default"
 """The name PEFT gives the one adapter of a model; never on the wire."""

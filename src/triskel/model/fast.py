@@ -39,7 +39,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
-class Crew:
+class PartyBatch:
     """Whose adapters run, and which rows of the batch are whose.
 
     Attributes:
@@ -124,7 +124,7 @@ class FastBlocks:
     def run(
         self,
         h: Float[Tensor, "batch tokens width"],
-        crew: Crew,
+        party_batch: PartyBatch,
         low: int,
         high: int,
         *,
@@ -135,7 +135,7 @@ class FastBlocks:
 
         Args:
             h: Hidden states; rows of party 1 first, then those of party 2, ...
-            crew: Whose adapters run.
+            party_batch: Whose adapters run.
             low: First block.
             high: One past the last.
             flash: From how many tokens on attention is the library's fused kernel.
@@ -144,7 +144,9 @@ class FastBlocks:
         if low >= high:
             return h
         rows, tokens, width = h.shape
-        place = _Place(shape=(rows, tokens), mask=self._owners(h, crew), rotary=self._rotary(h))
+        place = _Place(
+            shape=(rows, tokens), mask=self._owners(h, party_batch), rotary=self._rotary(h)
+        )
         flat = h.reshape(rows * tokens, width)
         for index in range(low, high):
             window = self._blocks.window(index, tokens)
@@ -153,44 +155,51 @@ class FastBlocks:
             block = self._stack[index]
             if recompute and torch.is_grad_enabled():
                 flat = checkpoint(
-                    self._block, block, flat, crew, place, window,
+                    self._block, block, flat, party_batch, place, window,
                     use_reentrant=False, preserve_rng_state=False,
                 )  # fmt: skip
             else:
-                flat = self._block(block, flat, crew, place, window)
+                flat = self._block(block, flat, party_batch, place, window)
         return flat.view(rows, tokens, width)
 
-    def _block(self, block: _Block, h: Tensor, crew: Crew, place: _Place, window: int) -> Tensor:
+    def _block(
+        self, block: _Block, h: Tensor, party_batch: PartyBatch, place: _Place, window: int
+    ) -> Tensor:
         x = norm(h, block.before, self._eps)
-        qkv = self._map(block.qkv, x, None, crew, place.mask).view(*place.shape, -1)
+        qkv = self._map(block.qkv, x, None, party_batch, place.mask).view(*place.shape, -1)
         heads = (self._heads, self._groups)
         if window in place.hidden:
             mixed = attend(qkv, *place.rotary, place.hidden[window], *heads)
         else:
             mixed = flash_attention(qkv, *place.rotary, *heads)
-        h = self._map(block.out, mixed.reshape(len(h), -1), h, crew, place.mask)
+        h = self._map(block.out, mixed.reshape(len(h), -1), h, party_batch, place.mask)
         x = norm(h, block.after, self._eps)
-        y = swiglu(self._map(block.gated, x, None, crew, place.mask))
-        return self._map(block.down, y, h, crew, place.mask)
+        y = swiglu(self._map(block.gated, x, None, party_batch, place.mask))
+        return self._map(block.down, y, h, party_batch, place.mask)
 
     def _map(
-        self, site: _Site, x: Tensor, residual: Tensor | None, crew: Crew, mask: Tensor | None
+        self,
+        site: _Site,
+        x: Tensor,
+        residual: Tensor | None,
+        party_batch: PartyBatch,
+        mask: Tensor | None,
     ) -> Tensor:
         """Return W x + s B (M ∘ A x), plus the residual."""
-        factors = [party[name] for name in site.factors for party in crew.parties]
+        factors = [party[name] for name in site.factors for party in party_batch.parties]
         return LowRank.apply(  # type: ignore[no-any-return]
             x, site.weight, site.bias, residual, self._scale, mask, site.spans, *factors
         )
 
-    def _owners(self, h: Tensor, crew: Crew) -> Tensor | None:
+    def _owners(self, h: Tensor, party_batch: PartyBatch) -> Tensor | None:
         """Return M, [rows · tokens, K · r]; None for one party."""
-        if len(crew.parties) == 1:
+        if len(party_batch.parties) == 1:
             return None
         owner = torch.repeat_interleave(
-            torch.arange(len(crew.rows), device=h.device),
-            torch.tensor(list(crew.rows), device=h.device) * h.shape[1],
+            torch.arange(len(party_batch.rows), device=h.device),
+            torch.tensor(list(party_batch.rows), device=h.device) * h.shape[1],
         )
-        column = torch.arange(len(crew.rows), device=h.device).repeat_interleave(self._rank)
+        column = torch.arange(len(party_batch.rows), device=h.device).repeat_interleave(self._rank)
         return (owner[:, None] == column[None]).to(h.dtype)
 
     def _hidden(self, h: Tensor, window: int) -> Tensor:

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from triskel.errors import MeterError
-from triskel.model.body import Body, Choice
+from triskel.model.shared import Choice, SharedModel
 from triskel.types import Batch
 
 PieceKind = Literal["train", "forward", "bottom", "trunk", "top"]
@@ -110,7 +110,7 @@ def cost_in(row: Any) -> Cost | None:
     return Cost(cast("Flops", tuple(flops)), tuple(saved)) if whole else None
 
 
-def count(body: Body, piece: Piece) -> Cost:
+def count(body: SharedModel, piece: Piece) -> Cost:
     """Count a piece on a few tiny shapes and solve for its polynomials.
 
     Raises:
@@ -135,12 +135,12 @@ def count(body: Body, piece: Piece) -> Cost:
     return cost
 
 
-def _shapes(body: Body) -> list[Shape]:
+def _shapes(body: SharedModel) -> list[Shape]:
     return list(dict.fromkeys(s if body.ends == "vocabulary" else (*s[:2], s[0]) for s in SHAPES))
 
 
 def _measured(
-    body: Body, piece: Piece, shapes: Sequence[Shape], way: Choice
+    body: SharedModel, piece: Piece, shapes: Sequence[Shape], way: Choice
 ) -> list[tuple[int, int]]:
     """Return FLOPs, where it is the library's own code, and bytes saved."""
     before = body.choice
@@ -151,7 +151,7 @@ def _measured(
         body.use(before)
 
 
-def saved_in(body: Body, piece: Piece, way: Choice) -> tuple[Fraction, ...]:
+def saved_in(body: SharedModel, piece: Piece, way: Choice) -> tuple[Fraction, ...]:
     """Return the polynomial of bytes kept for the backward pass when a body computes this way."""
     shapes = _shapes(body)
     return _fitted(shapes, [size for _, size in _measured(body, piece, shapes, way)])
@@ -197,7 +197,9 @@ def _solve(terms: list[list[Fraction]], values: list[Fraction]) -> tuple[Fractio
     return tuple(found)
 
 
-def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> tuple[int, int]:
+def _measure(
+    body: SharedModel, piece: Piece, rows: int, tokens: int, scored: int
+) -> tuple[int, int]:
     """Return counted FLOPs and bytes saved for backward of one run."""
     where = torch.arange(scored)
     batch = Batch(
@@ -230,7 +232,7 @@ def _measure(body: Body, piece: Piece, rows: int, tokens: int, scored: int) -> t
 
 
 def _forward(
-    body: Body, piece: Piece, batch: Batch, parameters: dict[str, nn.Parameter]
+    body: SharedModel, piece: Piece, batch: Batch, parameters: dict[str, nn.Parameter]
 ) -> tuple[Tensor, bool]:
     """Run a piece; say whether a backward pass follows."""
     shape = (len(batch.rows),) if piece.rows else tuple(batch.ids.shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from triskel.tensors import wide
+from triskel.numerics.tensors import wide
 
 SHORT = 32
 """Rows of fewer numbers than this go backward through softmax sooner in float32 on a CPU."""

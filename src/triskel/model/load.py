@@ -17,7 +17,7 @@ from triskel.config.sections import Adapter, Model
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
 from triskel.model.blocks import family_of
-from triskel.model.body import Body
+from triskel.model.shared import SharedModel
 
 CPUINFO = Path("/proc/cpuinfo")
 _BELOW_BF16 = frozenset(
@@ -41,7 +41,7 @@ def load(  # noqa: PLR0913 - what a body is made of
     classes: int,
     seed: int,
     place: str | None = None,
-) -> Body:
+) -> SharedModel:
     """Load a model and its tokenizer, and make it a body.
 
     Args:
@@ -80,7 +80,7 @@ def load(  # noqa: PLR0913 - what a body is made of
     loaded = cast("nn.Module", loaded).to(device_of(model))
     if place is not None:
         _copy(loaded)
-    return Body(
+    return SharedModel(
         loaded, tokenizer, head=head, classes=classes, adapter=adapter, seed=seed, path=source
     )
 

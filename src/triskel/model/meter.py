@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from triskel.code import code_sha256
-from triskel.model.body import Body, Parameters
+from triskel.core.source import code_sha256
 from triskel.model.flops import Cost, Piece, bytes_of, cost_in, count, saved_in
-from triskel.model.memo import place_of, recalled, remember
+from triskel.model.machine_cache import place_of, recalled, remember
+from triskel.model.shared import Parameters, SharedModel
 from triskel.types import Batch
 
 WORTH_KEEPING_S = 0.1
@@ -41,7 +41,7 @@ class Meter:
         returning: Whether the client took part in an earlier round, so has run all its texts.
     """
 
-    def __init__(self, body: Body, costs: "Costs") -> None:
+    def __init__(self, body: SharedModel, costs: "Costs") -> None:
         """Start at zero."""
         self._body = body
         self._costs = costs
@@ -98,7 +98,7 @@ class Costs(Mapping[Piece, Cost]):
     """
 
     def __init__(
-        self, body: Body, cache: Path | None = None, say: Callable[[str], None] = print
+        self, body: SharedModel, cache: Path | None = None, say: Callable[[str], None] = print
     ) -> None:
         self._body, self._cache, self._say = body, cache, say
         self._known: dict[Piece, Cost] = {}
@@ -176,7 +176,7 @@ class Costs(Mapping[Piece, Cost]):
         return sum(weights.values())
 
 
-def _embeddings(body: Body) -> nn.Module:
+def _embeddings(body: SharedModel) -> nn.Module:
     model = body.blocks.model
     base = getattr(model, "bert", None) or getattr(model, "roberta", None)
     if base is not None:

@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triskel.core.task_spec import Head
+from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
 from triskel.model.adapters import SLOT, canonical, config_of
-from triskel.model.body import Body
 from triskel.model.load import quiet
+from triskel.model.shared import SharedModel
 from triskel.types import Tensors
-from triskel.untrusted import json_in, safetensors_at
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -45,7 +45,7 @@ MERGE_ERROR = 1e-3
 # --- an adapter, written and read -------------------------------------------------------------
 
 
-def write(folder: Path, body: Body, tensors: Tensors) -> None:
+def write(folder: Path, body: SharedModel, tensors: Tensors) -> None:
     """Write a PEFT folder into an existing one.
 
     Raises:
@@ -58,7 +58,7 @@ def write(folder: Path, body: Body, tensors: Tensors) -> None:
     save_file(owned, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def read(folder: Path, body: Body) -> Tensors:
+def read(folder: Path, body: SharedModel) -> Tensors:
     """Return the tensors of a PEFT folder; the inverse of `write`.
 
     Raises:
@@ -99,13 +99,13 @@ def from_peft(name: str) -> str:
     return f"{ours}.weight" if ours.endswith(MAGNITUDE) else ours
 
 
-def base_of(body: Body) -> str:
+def base_of(body: SharedModel) -> str:
     """Return what names the base model from anywhere on this machine: a folder or a hub id."""
     folder = Path(body.path)
     return str(folder.resolve()) if body.path and folder.is_dir() else body.path
 
 
-def fingerprint(body: Body) -> str:
+def fingerprint(body: SharedModel) -> str:
     """Return a hash of the frozen base: names, shapes and the first numbers of every tensor.
 
     Numbers are rounded to bfloat16, so a base loaded in float32 and in bfloat16 has one hash.
@@ -134,7 +134,7 @@ def padding_token(tokenizer: Any) -> str:
     return str(tokenizer.convert_ids_to_tokens(0))
 
 
-def _check(tensors: Tensors, body: Body, *, where: str) -> None:
+def _check(tensors: Tensors, body: SharedModel, *, where: str) -> None:
     """Refuse tensors that are not exactly the body's trainable ones."""
     missing = sorted(body.initial.keys() - tensors.keys())
     if missing:
@@ -153,7 +153,7 @@ def _check(tensors: Tensors, body: Body, *, where: str) -> None:
 # --- its configuration ------------------------------------------------------------------------
 
 
-def _options(body: Body) -> dict[str, Any]:
+def _options(body: SharedModel) -> dict[str, Any]:
     """Return `adapter_config.json`, its lists in one order."""
     config: Any = config_of(body.blocks, body.adapter)
     classify = body.ends == "classes"
@@ -172,7 +172,7 @@ def _options(body: Body) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(json.dumps(plain)))
 
 
-def _shorten(config: Any, body: Body) -> None:
+def _shorten(config: Any, body: SharedModel) -> None:
     """Name the targets by the shortest form that means exactly the same modules."""
     full = sorted(config.target_modules)
     inside = f"{body.blocks.family.blocks}."
@@ -212,7 +212,7 @@ def _ends(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith(f".{suffix}")
 
 
-def _targeted(config: Any, body: Body) -> list[str]:
+def _targeted(config: Any, body: SharedModel) -> list[str]:
     """Return the modules that PEFT would adapt in the plain model."""
     names = _plain_modules(cast("nn.Module", body.blocks.model))
     return sorted(n for n in names if check_target_module_exists(config, n) is True)

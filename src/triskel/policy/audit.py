@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from triskel.config.job import Job
 from triskel.config.read import to_toml
-from triskel.message import DTYPE_NAMES, section_bytes
-from triskel.policy.chain import Chain, now
+from triskel.policy.hash_chain import Chain, now
 from triskel.policy.refusal import Refusal
 from triskel.types import Message, Section
+from triskel.wire import DTYPE_NAMES, section_bytes
 
 LONGEST = 200
 """Characters of a name that somebody else chose."""

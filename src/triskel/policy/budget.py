@@ -16,12 +16,12 @@ from typing import Any, Literal, cast
 
 from filelock import FileLock
 
-from triskel.checkpoint import write_text
+from triskel.core.files import write_text
+from triskel.core.untrusted import json_in
 from triskel.errors import CheckpointError, LimitError
-from triskel.policy.chain import AuditError, now
 from triskel.policy.draws import key_of
+from triskel.policy.hash_chain import AuditError, now
 from triskel.policy.rules import Budget
-from triskel.untrusted import json_in
 
 FILE = "spent.json"
 MB = 1_000_000

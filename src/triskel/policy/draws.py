@@ -17,10 +17,10 @@ from typing import cast
 
 from filelock import FileLock
 
-from triskel.checkpoint import write_text
+from triskel.core.files import write_text
+from triskel.core.untrusted import json_in
 from triskel.errors import DataError
 from triskel.policy.rules import Policy
-from triskel.untrusted import json_in
 
 FILE = "draws.json"
 BYTES = 32

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from triskel.config.job import Job
+from triskel.plan.payload import models_tested
 from triskel.policy.budget import Amounts
-from triskel.policy.expected import models_tested
 from triskel.policy.refusal import Circumstances, Refusal
 from triskel.policy.rules import Policy
 
@@ -76,7 +76,7 @@ def asked_of(jobs: Sequence[Job]) -> Amounts:
 
 
 def cohort_of(job: Job, clients: int) -> int:
-    """Return how many of so many clients take part in a round, as `round.cohort` draws them."""
+    """Return how many of so many clients take part in a round, as `rounds.cohort` draws them."""
     return max(1, math.ceil(job.clients.cohort * clients - 1e-9)) if clients else 0
 
 

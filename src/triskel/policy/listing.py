@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from triskel.policy.chain import Entry
+from triskel.policy.hash_chain import Entry
 
 SET_BACK = timedelta(seconds=2)
 """How far a clock that keeps time by others may be set back."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from triskel.core.registry import MODES
+from triskel.core.untrusted import TOML_MOST, data_of, toml_of
 from triskel.errors import TriskelError
 from triskel.policy.rules import (
     Budget,
@@ -22,7 +23,6 @@ from triskel.policy.rules import (
     Privacy,
     ScoresOut,
 )
-from triskel.untrusted import TOML_MOST, data_of, toml_of
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "leave": Leave,

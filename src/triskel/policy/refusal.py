@@ -27,7 +27,7 @@ class Circumstances:
         model_sha256: SHA-256 of all that is loaded of the model at this site.
         blocks: How many blocks that model has.
         clients: How many clients the federation has.
-        round_bytes: What this site would send in a round, as `expected.round_bytes` says.
+        round_bytes: What this site would send in a round, as `payload.round_bytes` says.
         train_rows: How many rows the job would train on here, after caps and after tokenising.
         test_rows: How many it would score models on; none tells nothing of any.
         plugin: Whose code the job's mode is here, where it is of another package and is here.

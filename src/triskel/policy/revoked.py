@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triskel.core.untrusted import data_of
 from triskel.errors import JobError
-from triskel.untrusted import data_of
 
 if TYPE_CHECKING:
     from cryptography import x509

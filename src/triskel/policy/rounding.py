@@ -6,9 +6,9 @@ classes counts single texts, so it stays unless the policy lets it leave.
 
 from dataclasses import replace
 
-from triskel.evaluate import score_message, score_of
-from triskel.metrics import Score
+from triskel.numerics.metrics import Score
 from triskel.policy.rules import ScoresOut
+from triskel.training.evaluate import score_message, score_of
 from triskel.types import Message
 
 LOSS = "loss"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from triskel.report import units
+from triskel.core import formats
 from triskel.report.conclusions import better_off, per_client_bytes, share, skips, worst_client
 from triskel.report.headline import untested
 from triskel.report.names import column_of, figure_of, named, quality, written
@@ -47,7 +47,7 @@ class Row:
     cells: Mapping[str, Cell]
 
 
-NOTHING = Cell(text=units.DASH)
+NOTHING = Cell(text=formats.DASH)
 
 
 def columns(result: Result) -> tuple[Column, ...]:
@@ -97,7 +97,9 @@ def notes(result: Result) -> list[str]:
         over = f"{result.texts}, one seed"
         if len(result.seeds) > 1:
             over = f"seeds and {result.texts}, {len(result.seeds)} seeds"
-        found.append(f"±: half of the {units.percent(result.summary.level)} interval over {over}.")
+        found.append(
+            f"±: half of the {formats.percent(result.summary.level)} interval over {over}."
+        )
     if any(better_off(result, name) for name in result.modes):
         found.append(
             "Better off: clients that do better on their own texts than trained alone; in brackets "
@@ -133,10 +135,10 @@ def _by_right_tokens(result: Result) -> bool:
 def _scores(result: Result, run: Baseline | ModeRun) -> dict[str, Cell]:
     score = run.everybody
     second = score.accuracy if result.by_loss else score.macro_f1
-    shown = units.score(second)
+    shown = formats.score(second)
     if _by_right_tokens(result):
-        second, shown = score.perplexity, units.perplexity(score.perplexity)
-    part = NOTHING if run.name == "base" else Cell(text=units.percent(share(result, run)))
+        second, shown = score.perplexity, formats.perplexity(score.perplexity)
+    part = NOTHING if run.name == "base" else Cell(text=formats.percent(share(result, run)))
     return {
         "everybody": _scored(result, run, "everybody"),
         "own": _scored(result, run, "own"),
@@ -190,8 +192,8 @@ def _better(result: Result, name: str) -> Cell:
 def _costs(run: Baseline | ModeRun) -> dict[str, Cell]:
     flops = flops_each(run)
     spent = {
-        "flops": _exact(units.gflops(flops), flops),
-        "time": _exact(units.duration(run.seconds), run.seconds),
+        "flops": _exact(formats.gflops(flops), flops),
+        "time": _exact(formats.duration(run.seconds), run.seconds),
     }
     if isinstance(run, Baseline):
         keys = ("up", "down", "scoring", "server", "memory")
@@ -201,15 +203,17 @@ def _costs(run: Baseline | ModeRun) -> dict[str, Cell]:
     return {
         "up": _bytes(per_client_bytes(run, "up")),
         "down": _bytes(per_client_bytes(run, "down")),
-        "scoring": Cell(text=units.size(each), exact=f"{units.exact(both)}, all clients together"),
-        "server": _exact(units.gflops(run.server_flops), run.server_flops),
+        "scoring": Cell(
+            text=formats.size(each), exact=f"{formats.exact(both)}, all clients together"
+        ),
+        "server": _exact(formats.gflops(run.server_flops), run.server_flops),
         "memory": _bytes(run.total.peak_bytes),
         **spent,
     }
 
 
 def _bytes(count: float | None) -> Cell:
-    return Cell(text=units.size(count), exact=units.exact(count))
+    return Cell(text=formats.size(count), exact=formats.exact(count))
 
 
 def _exact(text: str, value: float | None) -> Cell:

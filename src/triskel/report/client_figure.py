@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from triskel.report.marks import GREYS, Json, canvas, titled
 from triskel.report.markup import Figure, label
 from triskel.report.names import NAMES, quality
 from triskel.report.result import Baseline, ModeRun, Result, mark
+from triskel.report.theme import GREYS, Json, canvas, titled
 
 BARS = 12
 """Up to how many clients have bars of their own; beyond, the spread is drawn."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from triskel.about import about_in, task_in
+from triskel.report.descriptions import about_in, task_in
 
 Column = Literal["everybody", "own"]
 COLUMNS: tuple[Column, ...] = ("everybody", "own")

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.report import units
+from triskel.core import formats
 from triskel.report.links import LINKS
 from triskel.report.markup import table, text
 from triskel.report.names import figure_of, quality, written
@@ -165,8 +165,8 @@ def _at_targets(result: Result, told: Json, link: str) -> list[Line]:
 
 def _brief(spent: Json, link: str) -> str:
     crossed, took = number(spent, "bytes"), number(spent, f"seconds:{link}")
-    parts = [units.size(crossed)] if crossed is not None else []
-    parts += [units.duration(took)] if took is not None else []
+    parts = [formats.size(crossed)] if crossed is not None else []
+    parts += [formats.duration(took)] if took is not None else []
     return ", ".join(parts) or NONE
 
 
@@ -177,7 +177,7 @@ def _in_trouble(
     lost = {mode: inner(inner(told, "robustness"), mode) for mode in result.modes}
     shares = [s for one in lost.values() if (s := number(one, "drop_share")) is not None]
     if shares:
-        words = f"{units.percent(shares[0])} of clients drop out"
+        words = f"{formats.percent(shares[0])} of clients drop out"
         for column, name in (("everybody", "everybody's texts"), ("own", "own texts")):
             cells = [_kept(result, mode, one, column) for mode, one in lost.items()]
             lines.append((f"{words}: {quality(result)}, {name}", cells))
@@ -222,16 +222,20 @@ def _kept(result: Result, mode: str, told: Json, column: str) -> str:
 def _slowed(now: float | None, was: float | None) -> str:
     if now is None:
         return NONE
-    return units.duration(now) if was is None else f"{units.duration(was)} → {units.duration(now)}"
+    return (
+        formats.duration(now)
+        if was is None
+        else f"{formats.duration(was)} → {formats.duration(now)}"
+    )
 
 
 def _amount(kind: str, value: float | None) -> str:
     if value is None:
         return NONE
     written_: Mapping[str, str] = {
-        "bytes": units.size(value),
-        "client_flops": units.flops(value),
-        "seconds": units.duration(value),
+        "bytes": formats.size(value),
+        "client_flops": formats.flops(value),
+        "seconds": formats.duration(value),
     }
     return written_.get(kind, f"{value:,.4g}")
 

@@ -7,6 +7,7 @@ crossed, how clients differ, what did not go to plan, and what "level" means her
 import math
 from collections.abc import Sequence
 
+from triskel.core.formats import joined, percent, plural, size
 from triskel.report.evidence import Standing, leaders, ranked, stands, tested
 from triskel.report.headline import (
     WHERE,
@@ -20,7 +21,6 @@ from triskel.report.headline import (
 from triskel.report.markup import shortened
 from triskel.report.names import NAMES, figure_of, quality, written
 from triskel.report.result import Baseline, ModeRun, Result, mark
-from triskel.report.units import joined, percent, plural, size
 
 MANY = 6
 """More clients than this are counted, not named."""

@@ -8,24 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from triskel.report import units
+from triskel.core import formats
 from triskel.report.cells import flops_each
 from triskel.report.client_figure import per_client
-from triskel.report.holdings import labels
+from triskel.report.data_split import labels
 from triskel.report.links import LINKS, wait_over
-from triskel.report.marks import (
-    GREYS,
-    KEY,
-    LINES,
-    PATTERNS,
-    Json,
-    canvas,
-    faded,
-    titled,
-)
 from triskel.report.markup import Figure, label
 from triskel.report.names import figure_of, named
 from triskel.report.result import ModeRun, Result, Round, Span, mark
+from triskel.report.theme import GREYS, KEY, LINES, PATTERNS, Json, canvas, faded, titled
 
 
 def draw(result: Result) -> dict[str, Figure]:
@@ -104,7 +95,7 @@ def bars(result: Result, what: str) -> Figure:
         if value is not None:
             values[run.name] = value
     written = [
-        f"{units.gflops(value)} GFLOPs" if what == "compute" else units.size(value)
+        f"{formats.gflops(value)} GFLOPs" if what == "compute" else formats.size(value)
         for value in values.values()
     ]
     places = list(range(len(values)))

@@ -12,10 +12,10 @@ client alone (F against F)", where a client's own model counts, if it has one.
 
 from collections.abc import Mapping, Sequence
 
+from triskel.core.formats import joined
 from triskel.report.evidence import Standing, leaders, ranked, stands, tested
 from triskel.report.names import NAMES, figure_of, named, quality, written
 from triskel.report.result import ModeRun, Result
-from triskel.report.units import joined
 
 WHERE = "on everybody's texts"
 WORDS: Mapping[Standing, str] = {"above": "above", "level": "level with", "below": "below"}

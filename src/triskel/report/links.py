@@ -10,8 +10,8 @@ server's own time, retransmissions and overlap of sending with computing are lef
 from dataclasses import dataclass
 from statistics import fmean
 
+from triskel.core.formats import duration
 from triskel.report.result import Cost, ModeRun, Result, Round
-from triskel.report.units import duration
 
 FORMULA = (
     "time = Σ over rounds of the slowest client's (compute + 8 × bytes up ÷ upload rate "

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from triskel.core.formats import perplexity, score
 from triskel.report.result import Baseline, ModeRun, Result, Score, mark
-from triskel.report.units import perplexity, score
 
 NAMES: Mapping[str, str] = {
     "base": "base",

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel.config.sections import called
-from triskel.report import particulars, sections, units
+from triskel.core import formats
+from triskel.core.result_file import NAME, result_in
+from triskel.core.untrusted import json_in
+from triskel.report import section_cost, sections
 from triskel.report.comparisons import readings_section
 from triskel.report.figures import draw
 from triskel.report.markup import Figure, script_json, text
 from triskel.report.reading import read
 from triskel.report.result import Result, inner, items
-from triskel.result import NAME, result_in
-from triskel.untrusted import json_in
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -43,7 +44,7 @@ def write_report(folder: Path) -> Path:
     known = {"request": asked, **result_in(folder)}
     missing = _missing(asked, known)
     if missing:
-        known = {"interrupted": f"no result for {units.joined(missing)}", **known}
+        known = {"interrupted": f"no result for {formats.joined(missing)}", **known}
     target = folder / "report.html"
     write_whole(target, render(known))
     return target
@@ -63,10 +64,10 @@ def render(result: Mapping[str, Any]) -> str:
         ("training", "Learning", "Learning curves", sections.training(seen, drawn)),
         ("readings", "Readings", "At a budget, to a target, in trouble", readings_section(seen)),
         ("clients", "Clients", "Who should join", sections.clients(seen, drawn)),
-        ("costs", "Cost", "Computation and time", particulars.costs(seen, drawn)),
-        ("leaving", "Privacy", "What left each client", particulars.leaving(seen)),
-        ("data", "Data", "Who holds what", particulars.data(seen, drawn)),
-        ("again", "Job", "The job, and how to run it again", particulars.again(seen)),
+        ("costs", "Cost", "Computation and time", section_cost.costs(seen, drawn)),
+        ("leaving", "Privacy", "What left each client", section_cost.leaving(seen)),
+        ("data", "Data", "Who holds what", section_cost.data(seen, drawn)),
+        ("again", "Job", "The job, and how to run it again", section_cost.again(seen)),
     )
     name = str(seen.job.get("name") or "run")
     source = f"Triskel {seen.version} from {NAME}"
@@ -148,15 +149,15 @@ def _facts(result: Result) -> list[str]:
         many = len(result.classes)
         facts.append(f"{data['task']}, {many} classes" if many else str(data["task"]))
     if result.clients:
-        facts.append(units.plural(len(result.clients), "client"))
+        facts.append(formats.plural(len(result.clients), "client"))
     if result.holdings:
         train = sum(held.train for held in result.holdings.values())
         test = sum(held.test for held in result.holdings.values())
         facts.append(f"{train:,} training and {test:,} {result.texts}")
     if isinstance(job.get("rounds"), int):
-        facts.append(units.plural(job["rounds"], "round"))
+        facts.append(formats.plural(job["rounds"], "round"))
     if result.seeds:
-        facts.append(units.plural(len(result.seeds), "seed"))
+        facts.append(formats.plural(len(result.seeds), "seed"))
     elif job.get("seed") is not None:
         facts.append(f"seed {job['seed']}")
     return facts

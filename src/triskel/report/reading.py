@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from triskel.about import about_in, task_in
 from triskel.core.mode_spec import NAME
 from triskel.core.registry import MODES
+from triskel.core.result_file import ONE, version_of
 from triskel.errors import CheckpointError
+from triskel.report.descriptions import about_in, task_in
 from triskel.report.reading_rows import (
     read_about,
     read_baseline,
@@ -36,7 +37,6 @@ from triskel.report.result import (
     number,
 )
 from triskel.report.seed_mean import averaged, band
-from triskel.result import ONE, version_of
 
 BASELINES = ("base", "local", "central", "local_equal")
 FLOORS = ("base", "local", "local_equal", "central")

@@ -19,12 +19,12 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from triskel.core.result_parts import Readings
 from triskel.report.links import LINKS, Link, wait_of
 from triskel.report.names import figure_of
 from triskel.report.reading import read
 from triskel.report.result import Baseline, Json, ModeRun, Result, Round, mark
 from triskel.report.seed_mean import mean_perplexity
-from triskel.result_parts import Readings
 
 SLOWDOWN = 4.0
 """How much longer a straggler computes, unless told otherwise."""

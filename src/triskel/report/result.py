@@ -78,7 +78,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a mode is, as the result says it (`about.about_of`).
+    """What a mode is, as the result says it (`descriptions.about_of`).
 
     `common` says whether the server ends with a model, `personal` whether clients end with models
     of their own; `sections` are in words what a section is on its way up, and down.

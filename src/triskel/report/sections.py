@@ -5,15 +5,15 @@ A section that has no numbers says so.
 
 from collections.abc import Mapping
 
-from triskel.report import units
+from triskel.core import formats
 from triskel.report.cells import NOTHING, Column, Row, columns, notes, rows
 from triskel.report.client_figure import BARS, DOTS, ENDS
 from triskel.report.conclusions import verdict
 from triskel.report.evidence import ranked
-from triskel.report.marks import tone
 from triskel.report.markup import Figure, bound, cell, figure, folded, scrolling, table, text
 from triskel.report.names import COLUMNS, NAMES, figure_of, named, quality, written
 from triskel.report.result import Baseline, ModeRun, Result, Score, Span, mark
+from triskel.report.theme import tone
 
 LIMIT = 20
 """Up to how many clients a table names them one by one."""
@@ -80,7 +80,7 @@ def training(result: Result, drawn: Drawn) -> str:
             str(one.number),
             written(result, mark(result, one.score)),
             *([_ends_of(result, one.band)] if result.seeds else []),
-            units.score(one.score.loss),
+            formats.score(one.score.loss),
         )
         for run in result.modes.values()
         for one in run.rounds
@@ -121,7 +121,7 @@ def clients(result: Result, drawn: Drawn) -> str:
     body: list[list[str]] = []
     for client in names:
         held = result.holdings.get(client)
-        line = [client, f"{held.test:,}" if held else units.DASH]
+        line = [client, f"{held.test:,}" if held else formats.DASH]
         for run in ([local] if local else []) + list(result.modes.values()):
             one = run.per_client.get(client)
             verdict_, _ = told.get(run.name, {}).get(client, ("even", 0.0))
@@ -206,7 +206,7 @@ def _card(result: Result, row: Row) -> str:
         if one != NOTHING
     )
     short = len(run.rounds) < run.planned
-    state = f" · {len(run.rounds)} of {units.plural(run.planned, 'round')}" if short else ""
+    state = f" · {len(run.rounds)} of {formats.plural(run.planned, 'round')}" if short else ""
     whole = row.cells["everybody"]
     value, _, half = whole.text.partition(" ±")
     return (
@@ -236,7 +236,7 @@ def _keys(result: Result) -> str:
 
 def _ends_of(result: Result, band: Span | None) -> str:
     if band is None:
-        return units.DASH
+        return formats.DASH
     return f"{written(result, band.low)} to {written(result, band.high)}"
 
 

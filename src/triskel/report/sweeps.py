@@ -11,15 +11,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.about import about_in
+from triskel.core import formats
 from triskel.errors import CheckpointError
-from triskel.report import units
 from triskel.report.columns import COLUMNS, column_of
-from triskel.report.marks import GREYS, LINES, canvas, titled
+from triskel.report.descriptions import about_in
 from triskel.report.markup import Figure, figure, label, table, text
 from triskel.report.page import document, write_whole
 from triskel.report.reading_rows import read_about
 from triskel.report.result import About
+from triskel.report.theme import GREYS, LINES, canvas, titled
 
 NAMES = {"local": "each client alone", "central": "centralised"}
 CHOSEN = "★"
@@ -121,7 +121,7 @@ def render(record: Record) -> str:
     )
     facts = [
         _model(str(record["job"]["model"]["path"])),
-        units.plural(len(record["settings"]), "setting"),
+        formats.plural(len(record["settings"]), "setting"),
         f"validation share {record['job']['data'].get('validation_share', 0)}",
         f"seed {record['job'].get('seed', 0)}",
     ]
@@ -204,9 +204,9 @@ def _costs(record: Record) -> str:
     body = [
         [
             f"{entry['name']}, {named(row)}",
-            units.flops(entry["rows"][row].get("client_flops")),
-            units.flops(entry["rows"][row].get("server_flops")),
-            units.size(entry["rows"][row].get("bytes")),
+            formats.flops(entry["rows"][row].get("client_flops")),
+            formats.flops(entry["rows"][row].get("server_flops")),
+            formats.size(entry["rows"][row].get("bytes")),
         ]
         for entry in record["settings"]
         for row in rows_of(record)
@@ -221,7 +221,7 @@ def _costs(record: Record) -> str:
 
 def _cell(record: Record, entry: Record, row: str) -> str:
     if row not in entry["rows"]:
-        return why_not(entry, row) or units.DASH
+        return why_not(entry, row) or formats.DASH
     told = _written(record, _value(record, entry, row))
     won = record["winners"].get(row, {}).get("setting") == entry["name"]
     return f"{CHOSEN} {told}" if won else told
@@ -243,5 +243,5 @@ def _figure(record: Record, column: Record | None) -> str:
 
 
 def _written(record: Record, value: float | None) -> str:
-    write = units.perplexity if record["figure"] == "perplexity" else units.score
+    write = formats.perplexity if record["figure"] == "perplexity" else formats.score
     return write(value)

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from triskel import events
-from triskel.assess import assess
+from triskel.core import events
+from triskel.experiment.reevaluate import assess
 from triskel.report.columns import COLUMNS, Columns, column_of, columns_of
 from triskel.report.sweeps import write_page
 from triskel.sweep.asked import Sweep, begun, read_record, read_sweep, save

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel import __version__
-from triskel.about import about_of
-from triskel.baselines import BaselineName
-from triskel.checkpoint import write_text
+from triskel.config.grid import Setting
 from triskel.config.job import MODE_NAMES, Job, ModeName
 from triskel.config.read import dump, parse, to_toml
+from triskel.core.files import write_text
 from triskel.core.registry import TASKS
+from triskel.core.untrusted import TOML_MOST, json_in, text_of
 from triskel.data.federate import UNSHARED
 from triskel.errors import CheckpointError, JobError
-from triskel.grid import Setting
-from triskel.untrusted import TOML_MOST, json_in, text_of
+from triskel.experiment.baselines import BaselineName
+from triskel.report.descriptions import about_of
 
 RECORD = "sweep.json"
 

@@ -6,18 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from triskel import events
-from triskel.checkpoint import write_text
-from triskel.compare import Request, read_run, resume, run
+from triskel.config.grid import Setting
 from triskel.config.job import Job
+from triskel.core import events
+from triskel.core.files import write_text
+from triskel.core.result_file import run_in
+from triskel.core.untrusted import TOML_MOST, text_of
 from triskel.errors import CheckpointError, TrainingError, TriskelError
-from triskel.grid import Setting
+from triskel.experiment.compare import Request, read_run, resume, run
+from triskel.experiment.rounds import Engine
 from triskel.report.columns import columns
-from triskel.result import run_in
-from triskel.round import Engine
 from triskel.sweep.asked import Sweep, digest_of
 from triskel.types import Event, Watch
-from triskel.untrusted import TOML_MOST, text_of
 
 Engines = Callable[[Job], Engine]
 

@@ -14,13 +14,13 @@ from triskel.cli.federation.arguments import As, Folder, Number, Out, Sites, Sup
 from triskel.cli.federation.nodes import sentence
 from triskel.cli.output import conclude, console_for, safe_name
 from triskel.config.job import ModeName
+from triskel.core.console import clean, echo
 from triskel.core.registry import MODES
+from triskel.core.result_file import result_in
 from triskel.errors import CheckpointError, FederationError, JobError
-from triskel.result import result_in
-from triskel.terminal import clean, echo
 
 if TYPE_CHECKING:
-    from triskel.federation.follow import Progress, Say, Show
+    from triskel.federation.job_watch import Progress, Say, Show
 
 app = typer.Typer()
 
@@ -46,10 +46,10 @@ def submit(
     who: As = None,
 ) -> None:
     """Send a job to the sites, follow it, and fetch its result."""
-    from triskel.federation.follow import Line, follow, free
-    from triskel.federation.follow import submit as send
-    from triskel.federation.job import read_job
-    from triskel.federation.job import request as ask
+    from triskel.federation.job_folder import read_job
+    from triskel.federation.job_folder import request as ask
+    from triskel.federation.job_watch import Line, follow, free
+    from triskel.federation.job_watch import submit as send
     from triskel.federation.kits import admin_in
 
     if supervise and not wait:
@@ -78,10 +78,10 @@ def resume(
     who: As = None,
 ) -> None:
     """Go on with a run that ended before its time, or follow it where it still runs."""
-    from triskel.federation.follow import Line, free
-    from triskel.federation.follow import resume as take_up
+    from triskel.federation.job_watch import Line, free
+    from triskel.federation.job_watch import resume as take_up
     from triskel.federation.kits import admin_in
-    from triskel.federation.record import asked_of, find
+    from triskel.federation.submissions import asked_of, find
 
     kit = admin_in(folder, who)
     entry = find(kit, job)
@@ -172,8 +172,8 @@ def logs(
 ) -> None:
     """Print the server's log of a job; each site has its own in its kit."""
     from triskel.federation.kits import admin_in
-    from triskel.federation.record import find
     from triskel.federation.session import FINISHED, opened
+    from triskel.federation.submissions import find
 
     kit = admin_in(folder, who)
     number, shown = find(kit, job).job, ""
@@ -193,8 +193,8 @@ def logs(
 def abort(folder: Folder, job: Number = None, who: As = None) -> None:
     """End a job that runs."""
     from triskel.federation.kits import admin_in
-    from triskel.federation.record import find
     from triskel.federation.session import opened
+    from triskel.federation.submissions import find
 
     kit = admin_in(folder, who)
     entry = find(kit, job)
@@ -211,9 +211,9 @@ def result(
     who: As = None,
 ) -> None:
     """Fetch what a job left, once it has ended."""
-    from triskel.federation.follow import Line, fetch, free
+    from triskel.federation.job_watch import Line, fetch, free
     from triskel.federation.kits import admin_in
-    from triskel.federation.record import find
+    from triskel.federation.submissions import find
 
     kit = admin_in(folder, who)
     entry = find(kit, job)

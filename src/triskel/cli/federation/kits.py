@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from triskel.cli.federation.arguments import Folder, Sites
+from triskel.core.console import echo
 from triskel.errors import JobError
-from triskel.terminal import echo
 
 if TYPE_CHECKING:
     from triskel.federation.kits import Kit
@@ -208,7 +208,7 @@ Secret = Annotated[
 
 
 def _password(file: Path | None) -> bytes:
-    from triskel.untrusted import data_of
+    from triskel.core.untrusted import data_of
 
     if file is None:
         return b""

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from triskel.cli.federation.arguments import As, Folder
 from triskel.cli.output import console_for
+from triskel.core.console import echo
 from triskel.errors import FederationError, JobError
-from triskel.terminal import echo
 
 if TYPE_CHECKING:
-    from triskel.federation.follow import Progress
+    from triskel.federation.job_watch import Progress
     from triskel.federation.kits import Kit
     from triskel.federation.session import Session
 

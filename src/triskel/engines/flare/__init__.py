@@ -2,8 +2,8 @@
 
 `Server` and `Client` are what FLARE makes on each side out of a job's configuration; no code comes
 with a job. FLARE brings transport, certificates, mutual TLS and who is who; the rest is here:
-`host` and `remote` at the server, `site` at each organisation, `board` where asks wait, `calls`
-what is said. Nothing below this file knows FLARE.
+`server_job` and `server_rounds` at the server, `site_job` at each organisation, `server_inbox`
+where asks wait, `protocol` what is said. Nothing below this file knows FLARE.
 """
 
 import logging
@@ -17,12 +17,12 @@ from nvflare.collab import CollabCallError, collab
 from nvflare.collab.runtime import dispatch
 from nvflare.fuel.f3.stats_pool import StatsPoolManager
 
-from triskel.engines.flare.calls import Lost, Reply, span, text, whole
-from triskel.engines.flare.host import Host
-from triskel.engines.flare.signed import admit_once, not_revoked, signer_of
-from triskel.engines.flare.site import Site
+from triskel.engines.flare.protocol import Lost, Reply, span, text, whole
+from triskel.engines.flare.server_job import ServerJob
+from triskel.engines.flare.signatures import admit_once, not_revoked, signer_of
+from triskel.engines.flare.site_job import SiteJob
 from triskel.errors import JobError, MessageError, TriskelError
-from triskel.policy.chain import now
+from triskel.policy.hash_chain import now
 
 LOGGER = logging.getLogger("triskel.flare")
 STATUS = "triskel.status"
@@ -120,7 +120,7 @@ class Server:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec
-        self._host: Host | None = None
+        self._host: ServerJob | None = None
 
     @collab.main
     def play(self) -> None:
@@ -131,7 +131,7 @@ class Server:
         peers = {proxy.name: _Proxy(proxy) for proxy in collab.clients}
         wanted = set(self._spec.get("sites") or peers)
         submitter, strange = _signed(self._spec)
-        host = Host(
+        host = ServerJob(
             Path(workspace.get_root_dir()),
             self._spec,
             {name: peer for name, peer in peers.items() if name in wanted},
@@ -155,7 +155,7 @@ class Server:
     def fetch(self, play: object = None) -> Reply:
         """Return the calling site's task."""
         caller = collab.caller
-        return _answered(lambda: self._board().fetch(caller, text({"play": play}, "play")), caller)
+        return _answered(lambda: self._inbox().fetch(caller, text({"play": play}, "play")), caller)
 
     @collab.publish
     def ask(
@@ -173,19 +173,19 @@ class Server:
             told = {"play": play, "ticket": ticket, "taken": taken}
             if type(data) is not bytes or type(waits) is not bool:
                 raise MessageError(f"an ask is made of bytes, got {type(data).__name__}")
-            return self._board().ask(
+            return self._inbox().ask(
                 caller, text(told, "play"), ticket=whole(told, "ticket", most=2**31),
                 taken=whole(told, "taken", most=2**31), waits=waits, data=data,
             )  # fmt: skip
 
         return _answered(taken_in, caller)
 
-    def _board(self) -> Any:  # noqa: ANN401
+    def _inbox(self) -> Any:  # noqa: ANN401
         engine = self._host.engine if self._host is not None else None
-        board = engine.board if engine is not None else None
-        if board is None:
+        inbox = engine.inbox if engine is not None else None
+        if inbox is None:
             raise MessageError("no play is open")
-        return board
+        return inbox
 
 
 class Client:
@@ -200,7 +200,7 @@ class Client:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec
-        self._site: Site | None = None
+        self._site: SiteJob | None = None
         self._lock = threading.Lock()
 
     @collab.publish
@@ -239,7 +239,7 @@ class Client:
         if self._site is not None:
             self._site.close()
 
-    def _called(self, what: Callable[[Site], Reply]) -> Reply:
+    def _called(self, what: Callable[[SiteJob], Reply]) -> Reply:
         """Serve the server, and nobody else."""
         caller = collab.caller
         if caller != SERVER:
@@ -247,11 +247,11 @@ class Client:
             return {"state": "failed", "error": "only the server calls a site"}
         return _answered(lambda: what(self._there()), caller)
 
-    def _there(self) -> Site:
+    def _there(self) -> SiteJob:
         with self._lock:
             if self._site is None:
                 submitter, strange = _signed(self._spec, collab.site_name)
-                self._site = Site(
+                self._site = SiteJob(
                     collab.site_name,
                     Path(collab.workspace.get_root_dir()),
                     self._spec,

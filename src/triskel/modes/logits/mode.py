@@ -34,19 +34,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from triskel.aggregate.knowledge import Knowledge, combine, dense, outcomes, stack, top
-from triskel.conversation import alone
-from triskel.data.text import lengths_of
+from triskel.data.batches import lengths_of
 from triskel.errors import MessageError, RoundError
-from triskel.evaluate import probe_joined
-from triskel.exchange import number, same_round
-from triskel.message import expect
-from triskel.model.body import Parameters
 from triskel.model.flops import Piece
-from triskel.model.train import Learner, Term, Where
+from triskel.model.shared import Parameters
+from triskel.modes.logits.knowledge import Knowledge, combine, dense, outcomes, stack, top
 from triskel.modes.logits.spec import NARROW_IDS, LogitsOptions
-from triskel.setting import ModeSetting
-from triskel.tensors import eval_plan, wide
+from triskel.numerics.tensors import eval_plan, wide
+from triskel.training.conversation import alone
+from triskel.training.evaluate import probe_joined
+from triskel.training.loop import LossTerm, StepId, Trainer
+from triskel.training.mode_setting import ModeSetting
+from triskel.training.worker import Worker
 from triskel.types import (
     Ask,
     AskStyle,
@@ -61,7 +60,8 @@ from triskel.types import (
     Talk,
     Tensors,
 )
-from triskel.worker import Worker
+from triskel.wire import expect
+from triskel.wire.adapters import number, same_round
 
 AHEAD = Piece("forward")
 PREDICT_TOKENS = 2048
@@ -142,7 +142,7 @@ class Logits:
         facts = {"round": state.closed + 1, "public": len(self.server.public)}
         return Message(kind="task", facts=facts)
 
-    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Train alone, ask once (predictions up, teacher down), learn from the teacher."""
         body, options = worker.body, self.options
         expect(task, kind="task", sections={})
@@ -151,21 +151,23 @@ class Logits:
                 f"the server speaks of {task.facts['public']} public texts and client "
                 f"{worker.client!r} holds {len(worker.public)}"
             )
-        where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        learner, loss = yield from worker.train_on(mine.groups.get(OWN, body.initial), where)
-        known = predict(worker, learner.parameters, options)
+        where = StepId(worker.client, int(number(task.facts, "round", least=1)))
+        trainer, loss = yield from worker.train_on(
+            client_state.groups.get(OWN, body.initial), where
+        )
+        known = predict(worker, trainer.parameters, options)
         answer = yield Ask(knowledge_message(known, "ask", where.round))
         if not isinstance(answer, Message):
             raise RoundError("an ask was answered with nothing")
         same_round(answer, where.round)
         teacher = read_knowledge(answer, known, kind="answer")
-        learner = yield from distil(worker, learner.parameters, teacher, where, options)
-        own = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
+        trainer = yield from distil(worker, trainer.parameters, teacher, where, options)
+        own = {n: p.detach().cpu().clone() for n, p in trainer.parameters.items()}
         update = Message(
             kind="update",
             facts={"round": where.round, "examples": len(worker.train), "loss": loss},
         )
-        return update, replace(mine, groups={**mine.groups, OWN: own})
+        return update, replace(client_state, groups={**client_state.groups, OWN: own})
 
     def answer(
         self, state: LogitsState, asks: Mapping[ClientId, Message]
@@ -208,24 +210,24 @@ class Logits:
             raise RoundError("no client sent predictions; every client of the cohort failed")
         student = state.student
         if self.options.student:
-            where = Where(self.server.client, state.closed + 1)
+            where = StepId(self.server.client, state.closed + 1)
             steps = distil(self.server, student, state.teacher, where, self.options)
-            learner = alone(steps, where.client)
-            student = {n: p.detach().cpu().clone() for n, p in learner.parameters.items()}
+            trainer = alone(steps, where.client)
+            student = {n: p.detach().cpu().clone() for n, p in trainer.parameters.items()}
         return LogitsState(student=student, closed=state.closed + 1)
 
-    def served(self, state: LogitsState) -> Tensors | None:
+    def server_model(self, state: LogitsState) -> Tensors | None:
         """Return the student, where there is one."""
         return state.student if self.options.student else None
 
-    def own(self, mine: ClientState) -> Tensors | None:
+    def client_model(self, client_state: ClientState) -> Tensors | None:
         """Return fᵢ, once it took part in a round."""
-        return mine.groups.get(OWN)
+        return client_state.groups.get(OWN)
 
-    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def probe(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Evaluate the client's own model on its own test share."""
         del task
-        return probe_joined(worker, mine.groups.get(OWN, worker.body.initial)), mine
+        return probe_joined(worker, client_state.groups.get(OWN, worker.body.initial)), client_state
         yield  # a Talk that asks nothing
 
     def _template(self) -> Knowledge:
@@ -287,16 +289,16 @@ def distil_loss(
 
 
 def distil(
-    worker: Worker, tensors: Tensors, teacher: Knowledge, where: Where, options: LogitsOptions
-) -> Generator[Local, Any, Learner]:
+    worker: Worker, tensors: Tensors, teacher: Knowledge, where: StepId, options: LogitsOptions
+) -> Generator[Local, Any, Trainer]:
     """Learn from the teacher on the public set; keep to private labels, if any, by 1 - mix."""
     public, mix = worker.public, options.mix if len(worker.train) else 1.0
     where = replace(where, phase="distil")
-    learner = worker.learner(tensors, where)
+    trainer = worker.trainer(tensors, where)
     own = worker.body.objective.loss
     rehearsal = _rehearsal(worker, where) if mix < 1 else None
 
-    def steps() -> Iterator[list[Term]]:
+    def steps() -> Iterator[list[LossTerm]]:
         for rows in worker.plan(public, where, options.epochs):
             wanted = _rows_of(teacher, public, rows)
 
@@ -305,12 +307,12 @@ def distil(
 
             batch = worker.batch(public, rows)
             if rehearsal is None:
-                yield [Term(batch, taught)]
+                yield [LossTerm(batch, taught)]
             else:
-                yield [Term(batch, taught, mix), Term(next(rehearsal), own, weight=1 - mix)]
+                yield [LossTerm(batch, taught, mix), LossTerm(next(rehearsal), own, weight=1 - mix)]
 
-    yield from worker.fit(learner, steps(), where)
-    return learner
+    yield from worker.fit(trainer, steps(), where)
+    return trainer
 
 
 def predict(worker: Worker, parameters: Parameters, options: LogitsOptions) -> Knowledge:
@@ -332,7 +334,7 @@ def predict(worker: Worker, parameters: Parameters, options: LogitsOptions) -> K
     return stack([found[row] for row in range(len(public))])
 
 
-def _rehearsal(worker: Worker, where: Where) -> Iterator[Batch]:
+def _rehearsal(worker: Worker, where: StepId) -> Iterator[Batch]:
     """Return batches of private examples without end, epoch after epoch."""
     for epoch in count():
         yield from worker.batches(replace(where, phase=f"rehearse-{epoch}"), 1)

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import RoundError
-from triskel.evaluate import probe_joined
-from triskel.exchange import adapter_of, adapter_sections, number, same_round, sections_of
 from triskel.model.slots import Layout
-from triskel.model.train import Where
 from triskel.modes.params.spec import ParamsOptions
-from triskel.setting import ModeSetting
-from triskel.tensors import flat
+from triskel.numerics.tensors import flat
+from triskel.training.evaluate import probe_joined
+from triskel.training.loop import StepId
+from triskel.training.mode_setting import ModeSetting
+from triskel.training.worker import Worker
 from triskel.types import (
     A,
     Aggregate,
@@ -43,7 +43,7 @@ from triskel.types import (
     Talk,
     Tensors,
 )
-from triskel.worker import Worker
+from triskel.wire.adapters import adapter_of, adapter_sections, number, same_round, sections_of
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,18 @@ class Params(Generic[A]):
             facts={"round": state.closed + 1},
         )
 
-    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Train a copy of θ; the server is asked nothing."""
         body = worker.body
         received = adapter_of(task, body.initial, body.layout, kind="task")
-        where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        learner, loss = yield from worker.train_on(received, where)
+        where = StepId(worker.client, int(number(task.facts, "round", least=1)))
+        trainer, loss = yield from worker.train_on(received, where)
         update = Message(
             kind="update",
-            sections=adapter_sections(learner.parameters, body.layout),
+            sections=adapter_sections(trainer.parameters, body.layout),
             facts={"round": where.round, "examples": len(worker.train), "loss": loss},
         )
-        return update, mine
+        return update, client_state
 
     def answer(
         self, state: ParamsState, asks: Mapping[ClientId, Message]
@@ -156,15 +156,15 @@ class Params(Generic[A]):
         adapter, moments = self.optimizer.step(state.adapter, mean, state.moments)
         return ParamsState(adapter=adapter, moments=moments, closed=state.closed + 1)
 
-    def served(self, state: ParamsState) -> Tensors:
+    def server_model(self, state: ParamsState) -> Tensors:
         """Return θ."""
         return state.adapter
 
-    def own(self, mine: ClientState) -> None:
+    def client_model(self, client_state: ClientState) -> None:
         """Return None: clients use θ."""
 
-    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def probe(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Evaluate θ on the client's own test share."""
         received = adapter_of(task, worker.body.initial, worker.body.layout, kind="task")
-        return probe_joined(worker, received), mine
+        return probe_joined(worker, received), client_state
         yield  # a Talk that asks nothing

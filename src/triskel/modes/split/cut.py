@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triskel.errors import JobError, MessageError
-from triskel.exchange import integers
-from triskel.message import expect
-from triskel.model.body import Body, Parameters
 from triskel.model.flops import Piece
+from triskel.model.shared import Parameters, SharedModel
 from triskel.modes.split.spec import SplitOptions, default_cut
-from triskel.tensors import indices, padded, ragged
+from triskel.numerics.tensors import indices, padded, ragged
 from triskel.types import Batch, ClientId, Message, MessageKind, Section
+from triskel.wire import expect
+from triskel.wire.adapters import integers
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Cut:
         rows = self.pooled and self.high == blocks
         return bottom, Piece("top", low=self.high, rows=rows, slope=self.inside)
 
-    def logits(self, parameters: Parameters, u: Tensor, batch: Batch, body: Body) -> Tensor:
+    def logits(self, parameters: Parameters, u: Tensor, batch: Batch, body: SharedModel) -> Tensor:
         """Return the client's logits from what the trunk sent down."""
         if self.pooled:
             return body.head(parameters, u)
         return body.top(parameters, u, batch, self.high)
 
 
-def cut_of(options: SplitOptions, body: Body) -> Cut:
+def cut_of(options: SplitOptions, body: SharedModel) -> Cut:
     """Return where a client's model is divided, of its options.
 
     Raises:
@@ -119,7 +119,7 @@ def unpacked(  # noqa: PLR0913 - what is expected, part by part
     kind: MessageKind,
     topic: str,
     lengths: Sequence[int],
-    body: Body,
+    body: SharedModel,
     pooled: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return what a section holds, padded again, on the body's device and in its dtype.
@@ -152,7 +152,7 @@ def lengths_in(message: Message) -> list[int]:
     return lengths
 
 
-def labels_section(batch: Batch, body: Body) -> Section:
+def labels_section(batch: Batch, body: SharedModel) -> Section:
     """Return a batch's labels in 4 bytes each; for `causal` with the runs of scored tokens."""
     facts: dict[str, Sequence[int]] = {}
     if not body.classes:
@@ -162,7 +162,7 @@ def labels_section(batch: Batch, body: Body) -> Section:
 
 
 def labelled(
-    message: Message, lengths: Int[Tensor, " batch"], body: Body
+    message: Message, lengths: Int[Tensor, " batch"], body: SharedModel
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows, columns and targets of the positions a client shares labels of.
 

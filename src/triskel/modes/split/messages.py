@@ -7,15 +7,15 @@ from torch import Tensor
 
 from triskel.config.sections import Train
 from triskel.errors import LimitError, MessageError
-from triskel.evaluate import BATCH_TOKENS
-from triskel.exchange import adapter_of, integers, same_round
-from triskel.message import is_finite
-from triskel.model.body import Body
-from triskel.model.train import Where
+from triskel.model.shared import SharedModel
 from triskel.modes.split.cut import Cut, labels_section, lengths_in, packed, unpacked
-from triskel.tensors import indices, select
+from triskel.numerics.tensors import indices, select
+from triskel.training.evaluate import BATCH_TOKENS
+from triskel.training.loop import StepId
+from triskel.training.worker import Worker
 from triskel.types import Batch, ClientId, Fact, Message, MessageKind, Reply, Section
-from triskel.worker import Worker
+from triskel.wire import is_finite
+from triskel.wire.adapters import adapter_of, integers, same_round
 
 
 def wanted(ask: Message, client: ClientId, cut: Cut) -> str:
@@ -36,7 +36,9 @@ def wanted(ask: Message, client: ClientId, cut: Cut) -> str:
     )
 
 
-def ask_forward(h: Tensor, batch: Batch, cut: Cut, where: Where, step: int, body: Body) -> Message:
+def ask_forward(
+    h: Tensor, batch: Batch, cut: Cut, where: StepId, step: int, body: SharedModel
+) -> Message:
     """Return hidden states at the first cut as an ask, with labels where they are shared."""
     sections = {"activations": packed(h, indices(batch.lengths), pooled=False)}
     facts = {"round": where.round, "step": step}
@@ -46,7 +48,7 @@ def ask_forward(h: Tensor, batch: Batch, cut: Cut, where: Where, step: int, body
     return Message(kind="ask", topic="forward", sections=sections, facts=facts)
 
 
-def ask_backward(u: Tensor, batch: Batch, cut: Cut, where: Where) -> Message:
+def ask_backward(u: Tensor, batch: Batch, cut: Cut, where: StepId) -> Message:
     """Return the gradient at the head's cut as an ask: ∂ℓ/∂u, and how many labels it rests on."""
     slope = torch.zeros_like(u) if u.grad is None else u.grad
     return Message(
@@ -57,7 +59,7 @@ def ask_backward(u: Tensor, batch: Batch, cut: Cut, where: Where) -> Message:
     )
 
 
-def received(reply: Reply, where: Where) -> Message:
+def received(reply: Reply, where: StepId) -> Message:
     """Return an answer that is one, and is of this round.
 
     Raises:
@@ -74,7 +76,7 @@ def came_down(  # noqa: PLR0913 - what an answer must be
     section: str,
     topic: str,
     batch: Batch,
-    body: Body,
+    body: SharedModel,
     *,
     pooled: bool = False,
     kind: MessageKind = "answer",

@@ -30,25 +30,9 @@ from typing import Any, Generic
 
 import torch
 
-from triskel.data.text import lengths_of
+from triskel.data.batches import lengths_of
 from triskel.errors import MessageError
-from triskel.evaluate import BATCH_TOKENS, score_message, score_of
-from triskel.exchange import (
-    adapter_sections,
-    number,
-    same_round,
-    sections_of,
-)
-from triskel.metrics import empty, merge, score
-from triskel.model.body import Body
-from triskel.model.train import (
-    Moments,
-    Where,
-    adamw_step,
-    clipped,
-    finite,
-    learning_rate,
-)
+from triskel.model.shared import SharedModel
 from triskel.modes.split.cut import Cut, cut_of, lengths_in, packed
 from triskel.modes.split.messages import (
     answer_of,
@@ -72,9 +56,13 @@ from triskel.modes.split.server import (
     summed,
 )
 from triskel.modes.split.spec import SplitOptions
-from triskel.rng import derive
-from triskel.setting import ModeSetting
-from triskel.tensors import eval_plan, flat, select
+from triskel.numerics.metrics import empty, merge, score
+from triskel.numerics.rng import derive
+from triskel.numerics.tensors import eval_plan, flat, select
+from triskel.training.evaluate import BATCH_TOKENS, score_message, score_of
+from triskel.training.loop import Moments, StepId, adamw_step, clipped, finite, learning_rate
+from triskel.training.mode_setting import ModeSetting
+from triskel.training.worker import Worker
 from triskel.types import (
     A,
     Aggregate,
@@ -89,7 +77,7 @@ from triskel.types import (
     Talk,
     Tensors,
 )
-from triskel.worker import Worker
+from triskel.wire.adapters import adapter_sections, number, same_round, sections_of
 
 
 @dataclass(frozen=True)
@@ -134,7 +122,7 @@ class Split(Generic[A]):
         return cls(setting=setting, aggregate=setting.aggregate)
 
     @property
-    def body(self) -> Body:
+    def body(self) -> SharedModel:
         """The server's model."""
         return self.setting.body
 
@@ -160,13 +148,13 @@ class Split(Generic[A]):
             facts={"round": state.closed + 1, "cut": [cut.low, cut.high], "shared": cut.shared},
         )
 
-    def work(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def work(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Run the client's blocks batch by batch; ask the server for what lies between."""
         body, cut = worker.body, cut_of(self.setting.of(worker.client), worker.body)
         sent = opened(task, worker, cut)
-        where = Where(worker.client, int(number(task.facts, "round", least=1)))
-        learner = worker.learner(sent, where)
-        parameters = learner.parameters
+        where = StepId(worker.client, int(number(task.facts, "round", least=1)))
+        trainer = worker.trainer(sent, where)
+        parameters = trainer.parameters
         total, steps = 0.0, 0
         for step, batch in enumerate(worker.batches(where, worker.training.epochs)):
             worker.dropout(where, step)
@@ -189,9 +177,9 @@ class Split(Generic[A]):
                         slope = came_down(answer, "gradient", "backward", batch, body)
             if slope is not None:
                 h.backward(slope)  # type: ignore[no-untyped-call]
-            learner.step()
+            trainer.step()
             worker.meter.ran(batch, *cut.pieces(body.blocks.count), training=parameters)
-            worker.told(where, batch, value)
+            worker.report_step(where, batch, value)
             total, steps = total + value, steps + 1
         body.dropout(None)
         update = Message(
@@ -203,7 +191,7 @@ class Split(Generic[A]):
                 "loss": total / max(steps, 1),
             },
         )
-        return update, mine
+        return update, client_state
 
     def answer(
         self, state: SplitState, asks: Mapping[ClientId, Message]
@@ -255,20 +243,20 @@ class Split(Generic[A]):
     def _before(self, state: SplitState) -> dict[str, Section]:
         return adapter_sections(state.tensors, self.body.layout)
 
-    def served(self, state: SplitState) -> Tensors:
+    def server_model(self, state: SplitState) -> Tensors:
         """Return θ and φ: together a whole model."""
         return state.tensors
 
-    def own(self, mine: ClientState) -> None:
+    def client_model(self, client_state: ClientState) -> None:
         """Return None: clients use θ."""
 
-    def probe(self, task: Message, worker: Worker, mine: ClientState) -> Talk:
+    def probe(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Evaluate on the client's own test share, the trunk running at the server."""
         body = worker.body
         cut = cut_of(self.setting.of(worker.client), worker.body)
         sent = opened(task, worker, cut)
         parameters = body.parameters(sent)
-        where = Where(worker.client, int(number(task.facts, "round", least=1)))
+        where = StepId(worker.client, int(number(task.facts, "round", least=1)))
         body.dropout(None)
         total = empty(body.classes)
         for step, rows in enumerate(eval_plan(lengths_of(worker.test), tokens=BATCH_TOKENS)):
@@ -287,7 +275,7 @@ class Split(Generic[A]):
                 )  # fmt: skip
                 logits = cut.logits(parameters, u, batch, body)
             total = merge(total, score(logits, batch.targets.to(logits.device), body.classes))
-        return score_message(total), mine
+        return score_message(total), client_state
 
     # --- the server's answers -----------------------------------------------------------------
 
@@ -353,7 +341,7 @@ class Split(Generic[A]):
             self._dropout(state, some, on=True)
             found, losses = learn(
                 self.body, state.tensors, some, cuts[clients[0]],
-                share=share, where=lambda client: Where(client, state.closed + 1),
+                share=share, where=lambda client: StepId(client, state.closed + 1),
             )  # fmt: skip
             self.body.dropout(None)
             self._computed(

@@ -13,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triskel.errors import MessageError, TrainingError
-from triskel.exchange import number
-from triskel.message import expect, is_finite
-from triskel.metrics import Score, score
-from triskel.model.body import Body, Parameters
-from triskel.model.train import MOST, Where, finite
+from triskel.model.shared import Parameters, SharedModel
 from triskel.modes.split.cut import Cut, labelled, lengths_in, packed, shares, unpacked
 from triskel.modes.split.spec import SMALL, TIGHT
-from triskel.tensors import select
+from triskel.numerics.metrics import Score, score
+from triskel.numerics.tensors import select
+from triskel.training.loop import MOST, StepId, finite
 from triskel.types import Batch, ClientId, Message, Section, Tensors
+from triskel.wire import expect, is_finite
+from triskel.wire.adapters import number
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def group(asks: Mapping[ClientId, Message], cuts: Mapping[ClientId, Cut]) -> lis
 
 
 def forward(
-    body: Body, tensors: Tensors, asks: Mapping[ClientId, Message], cut: Cut, *, learn: bool
+    body: SharedModel, tensors: Tensors, asks: Mapping[ClientId, Message], cut: Cut, *, learn: bool
 ) -> Graph:
     """Run blocks [a, b) on the joined batch of these clients."""
     h, lengths, rows = joined(body, asks, cut)
@@ -100,7 +100,10 @@ def forward(
 
 
 def backward(
-    body: Body, graph: Graph, asks: Mapping[ClientId, Message], share: Mapping[ClientId, float]
+    body: SharedModel,
+    graph: Graph,
+    asks: Mapping[ClientId, Message],
+    share: Mapping[ClientId, float],
 ) -> Slopes:
     """Carry the clients' ∂ℓᵢ/∂u through the trunk; the graph can be used again.
 
@@ -126,8 +129,8 @@ def backward(
 
 
 def learn(
-    body: Body, tensors: Tensors, asks: Mapping[ClientId, Message], cut: Cut, *,
-    share: Mapping[ClientId, float], where: Callable[[ClientId], Where],
+    body: SharedModel, tensors: Tensors, asks: Mapping[ClientId, Message], cut: Cut, *,
+    share: Mapping[ClientId, float], where: Callable[[ClientId], StepId],
 ) -> tuple[Slopes, dict[ClientId, float]]:  # fmt: skip
     """With shared labels: run [a, L) and the head, and carry the losses back.
 
@@ -155,7 +158,7 @@ def learn(
 
 
 def scored(
-    body: Body, tensors: Tensors, asks: Mapping[ClientId, Message], cut: Cut
+    body: SharedModel, tensors: Tensors, asks: Mapping[ClientId, Message], cut: Cut
 ) -> dict[ClientId, Score]:
     """With shared labels: run [a, L) and the head forward, and count what each client's reaches."""
     h, lengths, rows = joined(body, asks, cut)
@@ -171,7 +174,7 @@ def scored(
 
 
 def joined(
-    body: Body, asks: Mapping[ClientId, Message], cut: Cut
+    body: SharedModel, asks: Mapping[ClientId, Message], cut: Cut
 ) -> tuple[Tensor, list[int], dict[ClientId, slice]]:
     """Return these clients' hidden states in one padded batch, its lengths, and whose rows.
 
@@ -256,7 +259,7 @@ def _slopes(
     return Slopes(trunk=trunk, down=down)
 
 
-def _labelled(body: Body, ask: Message, lengths: Sequence[int]) -> Batch:
+def _labelled(body: SharedModel, ask: Message, lengths: Sequence[int]) -> Batch:
     sizes = torch.tensor(list(lengths))
     rows, columns, targets = labelled(ask, sizes, body)
     if int((targets >= 0).sum()) != int(number(ask.facts, "labelled")):

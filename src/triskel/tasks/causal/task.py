@@ -14,8 +14,8 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from triskel.config.sections import Data
+from triskel.data.batches import Task
 from triskel.data.rows import Rows
-from triskel.data.text import Task
 from triskel.data.tokens import Ragged
 from triskel.errors import DataError
 from triskel.tasks.causal.spec import PLAIN

@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from triskel.config.sections import Data
+from triskel.data.batches import Task
 from triskel.data.rows import Rows
-from triskel.data.text import Task
 from triskel.data.tokens import Ragged
 from triskel.errors import DataError
-from triskel.metrics import Score, Tally
+from triskel.numerics.metrics import Score, Tally
 from triskel.types import ClientId, Examples
 
 

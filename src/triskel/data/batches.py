@@ -1,0 +1,159 @@
+"""Rows to token ids, as a task lays them out, and token ids to batches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from triskel.config.job import Job
+from triskel.config.sections import Data
+from triskel.core.registry import TASKS, imported
+from triskel.data.holdout import permutation
+from triskel.data.rows import Rows
+from triskel.errors import PluginError
+from triskel.numerics.metrics import Score
+from triskel.numerics.objective import Objective
+from triskel.numerics.rng import stream
+from triskel.types import Batch, ClientId, Examples
+
+WINDOW = 8
+"""Batches that are sorted by length together."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What `TaskSpec.algorithm` names.
+
+    A class that names `Task` among its bases may leave out what has a default here.
+    """
+
+    @property
+    def objective(self) -> Objective:
+        """What is made small, and how predictions are counted; cross-entropy by default."""
+        return Objective()
+
+    def tokens(
+        self,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        data: Data,
+        max_tokens: int,
+        classes: Sequence[str],
+    ) -> Examples:
+        """Return rows as token ids, with what is to be predicted.
+
+        Args:
+            rows: With the columns that the task's spec names.
+            tokenizer: Of the model that will read them.
+            data: The job's section `data`.
+            max_tokens: Tokens of a text that may be kept.
+            classes: Class names by index; empty where there are none.
+
+        Raises:
+            DataError: The rows, or the tokenizer, are not what the task needs.
+        """
+        ...
+
+    def untrained(
+        self,
+        train: Mapping[ClientId, Examples],
+        tests: Mapping[ClientId, Examples],
+        classes: Sequence[str],
+    ) -> tuple[Mapping[ClientId, Score], str] | None:
+        """Return what is reached on each client's test texts without training, and how.
+
+        None, the default, is the model as it came.
+        """
+        del train, tests, classes
+        return None
+
+
+def task_of(name: str) -> Task:
+    """Import how a task's texts become tokens.
+
+    Raises:
+        PluginError: There is no such task, or its package is broken.
+    """
+    place, whose = TASKS.spec(name).algorithm, f"task {name!r}"
+    found = imported(place, whose)()
+    if not isinstance(found, Task):
+        raise PluginError(f"{whose}: {place} is no `data.text.Task`")
+    return found
+
+
+def tokenise(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, *, job: Job, classes: Sequence[str]
+) -> Examples:
+    """Return rows as token ids, with what is to be predicted, as the job's task has it.
+
+    Raises:
+        DataError: The rows, or the tokenizer, are not what the task needs.
+    """
+    return task_of(job.data.task).tokens(
+        rows, tokenizer, data=job.data, max_tokens=job.train.max_tokens, classes=classes
+    )
+
+
+def batch_of(
+    examples: Examples, indices: Sequence[int], *, pool: Literal["first", "last"] = "last"
+) -> Batch:
+    """Return the named examples side by side, in the order named.
+
+    Args:
+        examples: Tokenised examples.
+        indices: At least one.
+        pool: Which token stands for a text that is classified: the last for decoders, which have
+            read all of it there, the first for encoders.
+    """
+    ids = [examples.ids[i] for i in indices]
+    lengths = torch.tensor([len(row) for row in ids])
+    if examples.scored:
+        hits = [examples.scored[i].nonzero().flatten() for i in indices]
+        counts = torch.tensor([len(hit) for hit in hits])
+        rows = torch.arange(len(ids)).repeat_interleave(counts)
+        columns = torch.cat(hits) - 1
+        targets = torch.cat([row[hit] for row, hit in zip(ids, hits, strict=True)])
+    else:
+        rows = torch.arange(len(ids))
+        columns = lengths - 1 if pool == "last" else torch.zeros_like(lengths)
+        targets = torch.tensor([examples.labels[i] for i in indices])
+    return Batch(
+        ids=pad_sequence(ids, batch_first=True),
+        lengths=lengths,
+        rows=rows,
+        columns=columns,
+        targets=targets,
+        examples=examples,
+        indices=indices,
+    )
+
+
+def lengths_of(examples: Examples) -> list[int]:
+    """Return the number of tokens of each example."""
+    return [len(ids) for ids in examples.ids]
+
+
+def plan(
+    lengths: Sequence[int], *, batch: int, seed: int, path: Sequence[str | int]
+) -> list[list[int]]:
+    """Return the batches of one epoch: random, yet alike in length within a batch.
+
+    Examples are shuffled, sorted by length within windows of `WINDOW` batches, cut into batches of
+    `batch` (one may be smaller), and the batches are shuffled. Every example comes exactly once.
+
+    Args:
+        lengths: Tokens of each example.
+        batch: Examples a batch.
+        seed: The job's seed.
+        path: Names of the random stream, such as round, client and epoch.
+    """
+    source = stream(seed, *path)
+    order = permutation(len(lengths), source)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), WINDOW * batch):
+        window = sorted(order[start : start + WINDOW * batch], key=lambda i: lengths[i])
+        batches += [window[low : low + batch] for low in range(0, len(window), batch)]
+    return [batches[i] for i in permutation(len(batches), source)]

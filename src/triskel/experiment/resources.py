@@ -1,0 +1,315 @@
+"""A job, loaded: its models, its tokens, its memory, and the workers that stages hand these to.
+
+`Resources` is what a comparison needs of a job wherever its texts lie; `LocalResources` is a job
+whose texts are all here. The server of a federation, which knows numbers only, has its own.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from triskel.config.job import Job, ModeName
+from triskel.config.sections import Judge
+from triskel.core import events
+from triskel.core.registry import MODES
+from triskel.core.result_parts import Data
+from triskel.data.assets import resolve
+from triskel.data.federate import Federation, describe, federate
+from triskel.experiment.models import Loaded, Models
+from triskel.experiment.stage_memory import Memory
+from triskel.experiment.tokens import Share, Tokens
+from triskel.model.shared import SharedModel
+from triskel.policy.model_hash import Seals
+from triskel.training.mode_setting import ModeSetting, options_in
+from triskel.training.worker import WHOLE, Worker
+from triskel.types import ClientId, Watch
+
+
+@runtime_checkable
+class Resources(Protocol):
+    """What a comparison needs of a job that is loaded, wherever its texts lie."""
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+        ...
+
+    @property
+    def judge(self) -> Judge:
+        """Which rows models are scored on."""
+        ...
+
+    @property
+    def federation(self) -> Federation:
+        """Who holds what, as far as it is known here."""
+        ...
+
+    @property
+    def clients(self) -> list[ClientId]:
+        """Everyone, by name."""
+        ...
+
+    def active(self) -> list[ClientId]:
+        """Return the clients that hold at least one training example, by name."""
+        ...
+
+    def body(self, client: ClientId | None = None) -> SharedModel:
+        """Return the model of a client, or the server's; loaded at first use."""
+        ...
+
+    def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
+        """Return what a mode is built from, with a fresh meter of the server's."""
+        ...
+
+    def epoch_tokens(self) -> Mapping[ClientId, int]:
+        """Return training tokens of one epoch of each client that holds any."""
+        ...
+
+    def public_tokens(self) -> int:
+        """Return how many tokens the public set has for the server's model."""
+        ...
+
+    def described(self) -> Data:
+        """Return a table, as JSON values, of what every client holds."""
+        ...
+
+    def count(self) -> None:
+        """Count what a training step costs, before anything is timed."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of what a stage kept in memory, unless there is ample room for the next's."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalResources:
+    """A job whose texts are all here.
+
+    Attributes:
+        job: The job.
+        federation: Who holds what, as text.
+        judge: Which rows models are scored on.
+        watch: Told about whatever a user should know.
+        memory: What may be kept.
+        models: Everybody's models.
+        tokens: Everybody's texts as tokens.
+    """
+
+    job: Job
+    federation: Federation
+    judge: Judge
+    watch: Watch
+    memory: Memory
+    models: Models
+    tokens: Tokens
+
+    @classmethod
+    def of(  # noqa: PLR0913 - what a job is loaded with
+        cls,
+        job: Job,
+        federation: Federation,
+        watch: Watch,
+        *,
+        modes: Sequence[ModeName] | None = None,
+        judge: Judge = "test",
+        choices: Path | None = None,
+        loaded: Loaded | None = None,
+        seals: Seals | None = None,
+    ) -> "LocalResources":
+        """Return a job with these texts; models are loaded and texts tokenised when asked for.
+
+        Args:
+            job: The job.
+            federation: Who holds what, as text.
+            watch: Told about whatever a user should know.
+            modes: What is played; None is the job's own mode.
+            judge: Which rows models are scored on.
+            choices: Where is written how each model computes.
+            loaded: What other seeds of the job loaded.
+            seals: What models are held to while they are loaded.
+        """
+        models = models_of(
+            job, federation, watch, modes=modes, choices=choices, loaded=loaded, seals=seals
+        )
+        return cls(
+            job=job,
+            federation=federation,
+            judge=judge,
+            watch=watch,
+            memory=models.memory,
+            models=models,
+            tokens=Tokens(job=job, federation=federation, models=models),
+        )
+
+    @property
+    def clients(self) -> list[ClientId]:
+        """Everyone, by name."""
+        return sorted(self.federation.clients)
+
+    def active(self) -> list[ClientId]:
+        """Return the clients that hold at least one training example, by name."""
+        return [c for c in self.clients if len(self.tokens.share(c).train)]
+
+    def body(self, client: ClientId | None = None) -> SharedModel:
+        """Return the model of a client, or the server's; loaded at first use."""
+        return self.models.body(client)
+
+    def worker(self, client: ClientId, watch: Watch) -> Worker:
+        """Return a client's worker, with a fresh meter."""
+        return self.worker_with(client, self.body(client), self.tokens.share(client), watch)
+
+    def worker_with(
+        self,
+        client: ClientId,
+        body: SharedModel,
+        share: Share,
+        watch: Watch,
+        rounds: int | None = None,
+    ) -> Worker:
+        """Return a worker with a given model and examples, and a fresh meter.
+
+        Args:
+            client: Whose.
+            body: Its model.
+            share: Its examples.
+            watch: Told of its steps.
+            rounds: How many there are, where these are not the job's.
+        """
+        return Worker(
+            client=client,
+            training=self.job.train,
+            rounds=rounds or self.job.rounds,
+            seed=self.job.seed,
+            body=body,
+            train=share.train,
+            test=share.test,
+            public=self.tokens.public(body),
+            meter=self.models.costs(body).meter(),
+            watch=watch,
+        )
+
+    def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
+        """Return what a mode is built from, with a fresh meter of the server's."""
+        return setting_of(self.job, mode, self.tokens, self._everyone, watch)
+
+    def _everyone(self) -> Iterator[tuple[ClientId, SharedModel]]:
+        yield from ((client, self.body(client)) for client in self.clients)
+
+    def epoch_tokens(self) -> Mapping[ClientId, int]:
+        """Return training tokens of one epoch of each client that holds any."""
+        return {c: sum(len(ids) for ids in self.tokens.share(c).train.ids) for c in self.active()}
+
+    def public_tokens(self) -> int:
+        """Return how many tokens the public set has for the server's model."""
+        return sum(len(ids) for ids in self.tokens.public(self.body()).ids)
+
+    def described(self) -> Data:
+        """Return a table, as JSON values, of what every client holds."""
+        return describe(self.federation)
+
+    def count(self) -> None:
+        """Count what a training step costs, before anything is timed."""
+        self.models.say("counting what a training step costs")
+        self.models.costs(self.body()).know(WHOLE)
+
+    def forget(self) -> None:
+        """Let go of what a stage kept in memory, unless there is ample room for the next's."""
+        self.memory.forget(self.models.in_memory)
+
+
+def models_of(  # noqa: PLR0913 - what models are loaded with
+    job: Job,
+    federation: Federation,
+    watch: Watch,
+    *,
+    modes: Sequence[ModeName] | None = None,
+    choices: Path | None = None,
+    loaded: Loaded | None = None,
+    seals: Seals | None = None,
+) -> Models:
+    """Return a job's models, to be loaded; see `LocalResources.of`."""
+
+    def say(text: str) -> None:
+        watch(events.note(text))
+
+    played = (job.mode,) if modes is None else tuple(modes)
+    return Models(
+        job=job,
+        classes=len(federation.classes),
+        modes=played,
+        memory=Memory.of(job, federation, played, say),
+        say=say,
+        choices=choices,
+        loaded=loaded or Loaded(),
+        seals=seals,
+    )
+
+
+def setting_of(
+    job: Job,
+    mode: ModeName,
+    tokens: Tokens,
+    models: Callable[[], Iterable[tuple[ClientId, SharedModel]]],
+    watch: Watch,
+) -> ModeSetting[Any]:
+    """Return what a mode of a job is built from.
+
+    Args:
+        job: The job.
+        mode: Which mode.
+        tokens: The public set as tokens.
+        models: Returns every client that is known here, with its model.
+        watch: Told of the server's own training steps.
+    """
+    spec, body = MODES.spec(mode), tokens.models.body()
+    options, each = options_in(job, spec)
+    return ModeSetting(
+        spec=spec,
+        options=options,
+        each=each,
+        training=job.train,
+        rounds=job.rounds,
+        seed=job.seed,
+        body=body,
+        meter=tokens.models.costs(body).meter(),
+        public=lambda: tokens.public(body),
+        models=models,
+        watch=watch,
+    )
+
+
+def prepare(
+    job: Job,
+    watch: Watch,
+    choices: Path | None = None,
+    *,
+    modes: Sequence[ModeName] | None = None,
+    judge: Judge = "test",
+    loaded: Loaded | None = None,
+) -> LocalResources:
+    """Read the data and deal them out.
+
+    Args:
+        job: The job.
+        watch: Told about whatever a user should know.
+        choices: A file of the run's folder, for how its models compute.
+        modes: What is played; None is the job's own mode.
+        judge: Which rows models are scored on.
+        loaded: What other seeds of the job loaded.
+
+    Raises:
+        DataError: The data are not what the job says.
+    """
+    if job.data.source == "opinions":
+        resolve("opinions", fetch=True, say=lambda text: watch(events.note(text)))
+    return LocalResources.of(
+        job,
+        federate(job, judge),
+        watch,
+        modes=modes,
+        judge=judge,
+        choices=choices,
+        loaded=loaded,
+    )

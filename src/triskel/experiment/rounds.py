@@ -1,0 +1,368 @@
+"""Rounds of one stage: who takes part, what is kept, what is written down; no mode by name.
+
+A stage is one mode on one set of clients. After every round the server's state, the clients' states
+and the rows of figures are checkpointed; a resumed stage starts at the last closed round and gives
+the same bits, as all randomness is derived from names. What clients keep goes to the disk one by
+one, and comes back one by one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, cast, runtime_checkable
+
+import torch
+
+from triskel.config.job import Job
+from triskel.core import events
+from triskel.core.files import write_text
+from triskel.core.result_parts import (
+    FIGURES,
+    ClientFigures,
+    Final,
+    RoundRow,
+    Spent,
+    SpentTogether,
+    StageRow,
+)
+from triskel.errors import RoundError
+from triskel.experiment.checkpoint import Saved, freeze, named, read, thaw, write
+from triskel.experiment.client_store import Store
+from triskel.experiment.records import ByClient
+from triskel.model.meter import Meter
+from triskel.model.shared import SharedModel
+from triskel.numerics.metrics import PerText, Score, empty, merge
+from triskel.numerics.rng import stream
+from triskel.report.links import LINKS, Link
+from triskel.report.links import seconds as on_link
+from triskel.training.worker import Worker
+from triskel.types import A, ClientId, ClientState, Event, Examples, Mode, S, Watch
+from triskel.wire.ledger import Account, Ledger, costs, totals
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A driver of a mode's generators; `engines.local` is one."""
+
+    def round(  # noqa: PLR0913 - what a round is made of
+        self,
+        mode: Mode[S, A, Worker],
+        state: S,
+        cohort: Sequence[ClientId],
+        *,
+        worker: Callable[[ClientId], Worker],
+        client_states: Mapping[ClientId, ClientState],
+        keep: Callable[[ClientId, ClientState], None],
+        ledger: Ledger,
+        watch: Watch,
+        gone: Collection[ClientId] = (),
+    ) -> S:
+        """Play one round and close it; `keep` takes each client's next state as it is done.
+
+        `gone` are clients of the cohort that get a task and are not heard of again.
+        """
+        ...
+
+
+CLIENTS = "clients"
+"""Folder of a stage with what its clients keep."""
+EACH = 100
+"""Up to how many clients a round's row holds what each of them spent. Beyond, it holds the sum and
+the slowest, what each spent is a table of its own, and only the last round has all scores."""
+ROWS = 10_000
+"""Clients times rounds up to which rounds hold what each client spent: what a run leaves must stay
+within what is read of a file (`untrusted.VALUES_MOST`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a state reaches: on everybody's test texts, and each client's model on its own.
+
+    Attributes:
+        pooled: The common model on everybody's texts; where there is none, as `own`.
+        own: Each client's own model where it has one, else the common one, on its own texts; all
+            texts count alike.
+        each: The figures of each client's own texts as a result holds them, `examples` among them.
+        everybody_texts: Text by text, by whose they are: the common model's.
+        own_texts: Text by text: each client's own model's.
+    """
+
+    pooled: Score
+    own: Score
+    each: Mapping[ClientId, ClientFigures]
+    everybody_texts: ByClient = field(default_factory=dict[ClientId, PerText])
+    own_texts: ByClient = field(default_factory=dict[ClientId, PerText])
+
+
+def _nothing(_state: object, _mine: Mapping[ClientId, ClientState]) -> None:
+    """Do nothing at the end."""
+
+
+def _none(_state: object, _mine: Mapping[ClientId, ClientState]) -> None:
+    """Know of no other figures for everybody's texts."""
+
+
+def _all(state: ClientState) -> ClientState:
+    """Let a client keep whatever it does."""
+    return state
+
+
+def _no_texts(_body: SharedModel) -> Mapping[ClientId, Examples]:
+    """Hold no test text."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[S, A]):
+    """One mode on one set of clients.
+
+    Attributes:
+        name: `params`, `local:bank`, ...
+        mode: The algorithm.
+        clients: Who holds training examples.
+        worker: Makes a client's worker; the watch it is given knows stage and round.
+        evaluate: Scores a state, after each round that the job tests (`Job.tested`).
+        body: The model that what the server ends with fits.
+        job: The job as this stage plays it.
+        everybody: Scores a last state on everybody's texts, where `evaluate` does not.
+        tests: Returns the test texts that scores are of, as a model's tokens; none where these are
+            at sites.
+        closing: Called with the last state, and what clients keep, when the last round is over.
+        kept: Returns what a client keeps of a round, once its mode may have it keep that.
+        saves: Whether the models it leaves are saved.
+        server: The server's account of compute, where it computes.
+    """
+
+    name: str
+    mode: Mode[S, A, Worker]
+    clients: Sequence[ClientId]
+    worker: Callable[[ClientId, Watch], Worker]
+    evaluate: Callable[[S, Mapping[ClientId, ClientState]], Scores]
+    body: SharedModel
+    job: Job
+    everybody: Callable[[S, Mapping[ClientId, ClientState]], Scores | None] = _none
+    tests: Callable[[SharedModel], Mapping[ClientId, Examples]] = _no_texts
+    closing: Callable[[S, Mapping[ClientId, ClientState]], None] = _nothing
+    kept: Callable[[ClientState], ClientState] = _all
+    saves: bool = True
+    server: Meter | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[S]):
+    """Where a stage ended.
+
+    Attributes:
+        state: The server's last state.
+        clients: The clients' last states, read from the stage's folder when asked for.
+        rows: One row of figures a round.
+        scores: What the last state reaches; None where its round was closed by an earlier process.
+    """
+
+    state: S
+    clients: Mapping[ClientId, ClientState] = field(default_factory=dict[ClientId, ClientState])
+    rows: list[RoundRow]
+    scores: Scores | None = None
+
+
+def cohort(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
+    """Return who takes part in a round: a share of the clients, at least one, drawn by name.
+
+    Raises:
+        RoundError: No client holds a training example.
+    """
+    if not clients:
+        raise RoundError("no client holds a training example; look at clients.partition")
+    count = max(1, math.ceil(job.clients.cohort * len(clients) - 1e-9))
+    order = torch.randperm(len(clients), generator=stream(job.seed, "cohort", round_))
+    names = sorted(clients)
+    return sorted(names[int(i)] for i in order[:count])
+
+
+def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> Outcome[S]:
+    """Play a stage to its last round, from its last checkpoint if there is one.
+
+    Raises:
+        TriskelError: Whatever stopped a round; closed rounds are on disk.
+    """
+    state, rows, store = _begun(stage, folder)
+    job, scores = stage.job, None
+    store.counted |= counted_in(job, stage.clients, rows)
+    seen = {c for r in range(1, len(rows) + 1) for c in _played(job, stage.clients, r)}
+    for round_ in range(len(rows) + 1, job.rounds + 1):
+        here = events.stamped(watch, stage=stage.name, round=round_)
+        chosen = cohort(job, stage.clients, round_)
+        here(events.round_start(chosen))
+        ledger, start = Ledger(), time.perf_counter()
+        before = stage.server.flops if stage.server else 0
+        state = engine.round(
+            stage.mode,
+            state,
+            chosen,
+            worker=lambda client, told=here: _hand(stage, client, told, seen),
+            client_states=store,
+            keep=lambda client, mine, now=round_: store.keep(client, stage.kept(mine), now),
+            ledger=ledger,
+            watch=here,
+            gone=dropped(job, chosen, round_),
+        )
+        store.counted |= dict.fromkeys(set(chosen) - ledger.absent.keys(), round_)
+        seconds = time.perf_counter() - start
+        row: RoundRow = {"round": round_}
+        if job.tested(round_):
+            here(events.evaluate())
+            scores = stage.evaluate(state, store)
+            _add(row, scores)
+        row["seconds"] = seconds
+        row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
+        seen.update(_played(job, stage.clients, round_))
+        if len(stage.clients) > EACH or len(stage.clients) * job.rounds > ROWS:
+            write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
+            for one in rows:
+                one.pop("per_client", None)
+            row["sum"], row["slowest"] = _crowd(ledger, len(seen))
+        else:
+            row["clients"] = ledger.rows()
+        _book(row, ledger)
+        rows.append(row)
+        store.flush()
+        write(
+            folder,
+            Saved(
+                closed=round_,
+                state=freeze(state),
+                clients=store.filed,
+                rows=cast("list[dict[str, Any]]", rows),
+            ),
+        )
+        store.sweep(named(folder))
+        here(_summary(rows[-1]))
+    return Outcome(state=state, clients=store, rows=rows, scores=scores)
+
+
+def counted_in(
+    job: Job, clients: Sequence[ClientId], rows: Sequence[RoundRow]
+) -> dict[ClientId, int]:
+    """Return the last of these closed rounds that each client counted in.
+
+    Those of a round's cohort counted whom its row does not call absent.
+    """
+    found: dict[ClientId, int] = {}
+    for round_, row in enumerate(rows, 1):
+        there = row.get("clients") or cohort(job, clients, round_)
+        found |= dict.fromkeys(set(there) - set(row.get("absent", ())), round_)
+    return found
+
+
+def dropped(job: Job, cohort_: Sequence[ClientId], round_: int) -> list[ClientId]:
+    """Return who of a round's cohort drops out of it: `clients.drop_share`, drawn by name.
+
+    At least one client stays.
+    """
+    count = min(round(job.clients.drop_share * len(cohort_)), len(cohort_) - 1)
+    order = torch.randperm(len(cohort_), generator=stream(job.seed, "drop", round_))
+    names = sorted(cohort_)
+    return sorted(names[int(i)] for i in order[:count])
+
+
+def _played(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
+    """Return who plays a round to its end."""
+    chosen = cohort(job, clients, round_)
+    gone = dropped(job, chosen, round_)
+    return [client for client in chosen if client not in gone]
+
+
+def _hand(
+    stage: Stage[Any, Any], client: ClientId, watch: Watch, seen: Collection[ClientId]
+) -> Worker:
+    """Return a client's worker, whose meter knows whether the client took part before."""
+    hand = stage.worker(client, watch)
+    hand.meter.returning = client in seen
+    return hand
+
+
+def pooled(
+    each: Mapping[ClientId, Score] | Iterable[tuple[ClientId, Score]], classes: int
+) -> Scores:
+    """Return the figures of each client's share, and of all shares together.
+
+    Args:
+        each: Scores by client, or one after the other in the order of their names.
+        classes: Classes of a `classify` task, or 0 for `causal`.
+    """
+    if isinstance(each, Mapping):
+        each = sorted(cast("Mapping[ClientId, Score]", each).items())
+    total, rows = empty(classes), dict[ClientId, ClientFigures]()
+    texts = dict[ClientId, PerText]()
+    for client, one in each:
+        total = merge(total, one)
+        rows[client] = {**one.row(), "examples": one.count}
+        if one.texts is not None:
+            texts[client] = one.texts
+    return Scores(pooled=total, own=total, each=rows, everybody_texts=texts, own_texts=texts)
+
+
+def summary(outcome: Outcome[Any]) -> StageRow:
+    """Return a stage as it stands in a result: rounds, totals and the final figures."""
+    last = cast("Mapping[str, Any]", outcome.rows[-1])
+    final = cast("Final", {k: last[k] for k in (*FIGURES, "own") if k in last})
+    return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
+
+
+def _begun(stage: Stage[S, A], folder: Path) -> tuple[S, list[RoundRow], Store]:
+    """Return where a stage stands: as its last checkpoint left it, or before round 1."""
+    state, store = stage.mode.start(), Store(folder / CLIENTS)
+    saved = read(folder, lambda one: store.check(one.clients))
+    if saved is None:
+        return state, [], store
+    store = Store(folder / CLIENTS, saved.clients)
+    store.sweep(named(folder))
+    return thaw(state, saved.state), cast("list[RoundRow]", saved.rows), store
+
+
+def _book(row: RoundRow, ledger: Ledger) -> None:
+    """Put into a round's row what was counted beside what each client spent, where there is any."""
+    if ledger.wire_bytes:
+        row["wire_bytes"] = ledger.wire_bytes
+    if ledger.scoring:
+        row["scoring"] = ledger.scoring
+    if ledger.absent:
+        row["absent"] = dict(sorted(ledger.absent.items()))
+
+
+def _add(row: RoundRow, scores: Scores) -> None:
+    """Give a round's row what the round reached."""
+    row |= cast("RoundRow", scores.pooled.row())
+    row["own"] = scores.own.row()
+    row["per_client"] = dict(scores.each)
+
+
+def _crowd(ledger: Ledger, seen: int) -> tuple[SpentTogether, dict[ClientId, Spent]]:
+    """Return what many clients spent in a round: together, and the slowest on each link."""
+    accounts = ledger.accounts
+    slowest = {max(sorted(accounts), key=lambda c: _waited(accounts[c], link)) for link in LINKS}
+    together: SpentTogether = {**ledger.total().row(), "clients": len(accounts), "seen": seen}
+    return together, {client: accounts[client].row() for client in sorted(slowest)}
+
+
+def _waited(account: Account, link: Link) -> float:
+    up, down = account.up, account.down
+    return on_link(
+        link,
+        compute_s=account.compute_s,
+        up=up.message_bytes,
+        down=down.message_bytes,
+        messages=up.messages + down.messages,
+    )
+
+
+def _summary(row: RoundRow) -> Event:
+    spent = costs(row)
+    return events.round_end(
+        {k: v for k, v in row.items() if isinstance(v, int | float)},
+        up_bytes=sum(one["up"]["message_bytes"] for one in spent),
+        down_bytes=sum(one["down"]["message_bytes"] for one in spent),
+        flops=sum(one["flops"] for one in spent),
+    )

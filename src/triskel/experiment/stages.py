@@ -1,0 +1,282 @@
+"""From a name to a stage: a mode on the clients it runs on, how it is scored, what it leaves.
+
+A stage is played by `rounds.play` and written to the run folder as soon as it ends. Baselines are
+the same machinery: `params` with one client only.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, cast
+
+from triskel.aggregate.mean import Mean
+from triskel.config.job import ModeName
+from triskel.core import events
+from triskel.core.files import write_text
+from triskel.core.result_file import DONE, stage_in
+from triskel.core.result_parts import ClientFigures, StageRow
+from triskel.experiment import records
+from triskel.experiment.folder import safe
+from triskel.experiment.resources import LocalResources, Resources
+from triskel.experiment.rounds import EACH, Engine, Outcome, Scores, Stage, play, pooled, summary
+from triskel.export.adapters import save_adapter
+from triskel.export.manifest import BASELINES, NOTHING, Training, training_of
+from triskel.model.shared import SharedModel
+from triskel.modes.params.mode import Params, ParamsState
+from triskel.numerics.metrics import Score, merge
+from triskel.report.descriptions import about_of
+from triskel.training.evaluate import evaluate, evaluate_each
+from triskel.training.mode_setting import allowed, mode_of
+from triskel.training.worker import Worker
+from triskel.types import ClientId, ClientState, Tensors, Watch
+
+EVERYONE = "everyone"
+"""The one client of the `central` baseline."""
+
+
+def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[Any, Any]:
+    """Return a mode on all clients that hold training examples."""
+    setting = resources.setting(name, events.stamped(watch, stage=name))
+    mode = mode_of(setting)
+
+    def scores(state: Any, client_states: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
+        return scored(
+            resources,
+            mode.server_model(state),
+            lambda c: mode.client_model(client_states.get(c, ClientState())),
+        )
+
+    def everybody(state: Any, client_states: Mapping[ClientId, ClientState]) -> Scores | None:  # noqa: ANN401 - any mode's
+        if mode.server_model(state) is not None:
+            return None
+        return own_everywhere(
+            resources, lambda c: mode.client_model(client_states.get(c, ClientState()))
+        )
+
+    return Stage(
+        name=name,
+        mode=mode,
+        clients=resources.active(),
+        worker=resources.worker,
+        evaluate=scores,
+        body=resources.body(),
+        job=resources.job,
+        everybody=everybody,
+        tests=resources.tokens.tests,
+        kept=partial(allowed, name),
+        server=setting.meter,
+    )
+
+
+def alone(
+    resources: LocalResources, client: ClientId, *, kind: str = "local", rounds: int | None = None
+) -> Stage[Any, Any]:
+    """Return `params` with one client of the federation only, scored on its own test share.
+
+    Args:
+        resources: The job, loaded.
+        client: Who trains.
+        kind: What the stage is called before the client's name.
+        rounds: How many rounds it trains, where these are not the job's.
+    """
+    body, share = resources.body(client), resources.tokens.share(client)
+    job = resources.job.model_copy(update={"rounds": rounds or resources.job.rounds})
+    mode = _plain(body)
+
+    def worker(who: ClientId, told: Watch) -> Worker:
+        return resources.worker_with(who, body, share, told, job.rounds)
+
+    def scores(state: ParamsState, client_states: Mapping[ClientId, ClientState]) -> Scores:
+        del client_states  # the one client keeps nothing
+        return pooled({client: evaluate(body, mode.server_model(state), share.test)}, body.classes)
+
+    def everybody(state: ParamsState, client_states: Mapping[ClientId, ClientState]) -> Scores:
+        del client_states
+        return everywhere(resources, body, mode.server_model(state))
+
+    return Stage(
+        name=f"{kind}:{client}",
+        mode=mode,
+        clients=[client],
+        worker=worker,
+        evaluate=scores,
+        body=body,
+        job=job,
+        everybody=everybody,
+        tests=resources.tokens.tests,
+        saves=kind == "local",
+    )
+
+
+def central(resources: LocalResources) -> Stage[Any, Any]:
+    """Return `params` with one client that holds everybody's examples, scored on every share."""
+    body, share = resources.body(), resources.tokens.pooled()
+    mode = _plain(body)
+
+    def worker(who: ClientId, told: Watch) -> Worker:
+        return resources.worker_with(who, body, share, told)
+
+    def scores(state: ParamsState, client_states: Mapping[ClientId, ClientState]) -> Scores:
+        del client_states  # the one client keeps nothing
+        return everywhere(resources, body, mode.server_model(state))
+
+    return Stage(
+        name="central",
+        mode=mode,
+        clients=[EVERYONE],
+        worker=worker,
+        evaluate=scores,
+        body=body,
+        job=resources.job,
+        tests=resources.tokens.tests,
+    )
+
+
+def _plain(body: SharedModel) -> Params[Any]:
+    """Return `params` with a server that takes over what its one client trained."""
+    return Params(initial=body.initial, layout=body.layout, aggregate=Mean())
+
+
+def complete(
+    stage: Stage[Any, Any], resources: Resources, engine: Engine, folder: Path, watch: Watch
+) -> StageRow:
+    """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
+    here = folder / "stages" / safe(stage.name)
+    if (left := stage_in(here)) is not None:
+        return left
+    watch(events.stage_start(stage.name, stage.job.rounds))
+    outcome = play(stage, engine, folder=here, watch=watch)
+    found = summary(outcome)
+    _record(stage, outcome, found, folder)
+    stage.closing(outcome.state, outcome.clients)
+    for name, body, tensors, owner in _left(stage, outcome, resources) if stage.saves else ():
+        place = folder / "adapters" / name
+        training = _training(stage, resources, found, owner)
+        task, classes = resources.job.data.task, resources.federation.classes
+        save_adapter(place, body, tensors, classes, training, task=task)
+    write_text(here / DONE, json.dumps(found))
+    watch(events.stage_end(stage.name, found["final"], found["totals"]["seconds"]))
+    return found
+
+
+def _record(
+    stage: Stage[Any, Any],
+    outcome: Outcome[Any],
+    found: StageRow,
+    folder: Path,
+) -> None:
+    """Write down what the stage's last state reaches in both columns, and on each text."""
+    state, mine = outcome.state, outcome.clients
+    scores = outcome.scores or stage.evaluate(state, mine)
+    everybody = stage.everybody(state, mine) or scores
+    found["final"]["everybody"] = everybody.pooled.row()
+    if everybody.everybody_texts or scores.own_texts:  # a client alone may have no text of its own
+        columns = {"everybody": everybody.everybody_texts, "own": scores.own_texts}
+        tests = stage.tests(stage.body)
+        records.write(folder, safe(stage.name), records.gathered(tests, columns))
+
+
+def everywhere(resources: LocalResources, body: SharedModel, tensors: Tensors) -> Scores:
+    """Score one model on every client's own test share."""
+    return pooled(evaluate_each(body, tensors, resources.tokens.groups(body)), body.classes)
+
+
+def scored(
+    resources: LocalResources, served: Tensors | None, own_of: Callable[[ClientId], Tensors | None]
+) -> Scores:
+    """Score the server's model on all shares, and clients' own models on their own.
+
+    Args:
+        resources: The job, loaded.
+        served: The server's model, where it has one.
+        own_of: Returns a client's own model, or None where it has none (yet).
+    """
+    together = None if served is None else everywhere(resources, resources.body(), served)
+    if together is not None and all(own_of(client) is None for client in resources.clients):
+        return together
+    own = pooled(_own_scores(resources, own_of), resources.body().classes)
+    if together is None:
+        return replace(own, everybody_texts={})
+    return replace(own, pooled=together.pooled, everybody_texts=together.everybody_texts)
+
+
+def _own_scores(
+    resources: LocalResources, own_of: Callable[[ClientId], Tensors | None]
+) -> Iterator[tuple[ClientId, Score]]:
+    """Score clients' own models, of which one is in memory at a time."""
+    for client in resources.clients:
+        own, body = own_of(client), resources.body(client)
+        test = resources.tokens.share(client).test
+        yield client, evaluate(body, body.initial if own is None else own, test)
+
+
+def own_everywhere(
+    resources: LocalResources, own_of: Callable[[ClientId], Tensors | None]
+) -> Scores | None:
+    """Score every client's own model on everybody's texts, and return the mean over the models."""
+    if len(resources.active()) > EACH:
+        return None
+    found: list[Scores] = []
+    for client in resources.active():
+        own = own_of(client)
+        if own is not None:
+            found.append(everywhere(resources, resources.body(client), own))
+    return averaged(found) if found else None
+
+
+def averaged(models: Sequence[Scores]) -> Scores:
+    """Return the mean over models of what each reaches on everybody's texts."""
+    clients = models[0].everybody_texts
+    alike = all(
+        one.everybody_texts[c].scored.equal(texts.scored)
+        for one in models
+        for c, texts in clients.items()
+    )
+    texts = {c: records.mean([one.everybody_texts[c] for one in models]) for c in clients}
+    pooled_ = reduce(merge, (one.pooled for one in models))
+    return replace(models[0], pooled=pooled_, everybody_texts=texts if alike else {})
+
+
+def _left(
+    stage: Stage[Any, Any], outcome: Outcome[Any], resources: Resources
+) -> Iterator[tuple[str, SharedModel, Tensors, ClientId | None]]:
+    """Return the models a stage leaves, one at a time, and whose own each is."""
+    name, served = safe(stage.name), stage.mode.server_model(outcome.state)
+    if served is not None:
+        yield name, stage.body, served, None
+    for client in outcome.clients:
+        own = stage.mode.client_model(outcome.clients[client])
+        if own is not None:
+            yield f"{name}-{safe(client)}", resources.body(client), own, client
+
+
+def last_of(found: StageRow) -> Mapping[ClientId, ClientFigures]:
+    """Return what each client reached in the last round."""
+    return found["rounds"][-1].get("per_client", {})
+
+
+def _training(
+    stage: Stage[Any, Any], resources: Resources, found: StageRow, owner: ClientId | None
+) -> Training:
+    """Return what the model card says of how an adapter came about.
+
+    A client's own model has its figures on that client's own texts.
+    """
+    kind = stage.name.partition(":")[0]
+    totals = found["totals"]
+    scores = found["final"] if owner is None else last_of(found)[owner]
+    alone_ = kind in BASELINES
+    return training_of(
+        resources.job,
+        kind,
+        clients=len(resources.active()) if kind != "local" else 1,
+        scores=cast("Mapping[str, float | Mapping[str, float]]", scores),
+        own=owner is not None or kind == "local",
+        judge=resources.judge,
+        traffic=None
+        if alone_
+        else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),
+        about=NOTHING if alone_ else about_of(resources.job, kind),
+    )

@@ -1,0 +1,339 @@
+"""The model card of a saved adapter: what it is, code that runs, figures, limits, privacy."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from triskel.config.sections import called
+from triskel.data.assets import ASSETS
+from triskel.export.manifest import Manifest, Training, asset_of
+
+CARD = "README.md"
+PAPER = "https://arxiv.org/abs/2501.04436"
+
+
+def card(manifest: Manifest, *, merged: bool = False) -> str:
+    """Return the model card: what it is, code that runs, figures, limits, privacy, citation."""
+    parts = [
+        _front(manifest, merged=merged),
+        f"# {_title(manifest)}",
+        _what(manifest, merged=merged),
+        "## Use",
+        _use(manifest, merged=merged),
+        "## Figures",
+        _figures(manifest.training),
+        "## How it was trained",
+        _trained(manifest),
+        "## Licence",
+        _licence(manifest),
+        "## Intended use and limits",
+        _limits(manifest),
+        "## Privacy",
+        _privacy(manifest.training),
+        "## Citation",
+        _citation(manifest),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(manifest: Manifest, *, merged: bool) -> str:
+    asset = asset_of(manifest.base)
+    causal = not manifest.classes
+    lines = [f"library_name: {'transformers' if merged else 'peft'}"]
+    if asset:
+        lines.append(f"license: {ASSETS[asset].licence.lower()}")
+    elif not Path(manifest.base).is_absolute() and manifest.base:
+        lines.append(f"base_model: {manifest.base}")
+    lines.append(f"pipeline_tag: {'text-generation' if causal else 'text-classification'}")
+    lines += ["tags:", "- triskel", "- federated-learning", f"- {manifest.kind}"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _title(manifest: Manifest) -> str:
+    told = manifest.training
+    return f"{told.job}, trained by {told.mode}" if told else "An adapter trained by Triskel"
+
+
+def _what(manifest: Manifest, *, merged: bool) -> str:
+    task = "continues texts"
+    if manifest.classes:
+        task = f"sorts texts into {len(manifest.classes)} classes: {', '.join(manifest.classes)}"
+    made = f"`{called(manifest.base)}` with a {manifest.kind} adapter"
+    if merged:
+        return f"{made} merged in. It {task}."
+    base = (
+        f"The base model is Triskel's asset `{asset_of(manifest.base)}`; `triskel assets get` "
+        "fetches it, and where it lies in another folder, name that one below."
+        if asset_of(manifest.base)
+        else "Where the base model lies elsewhere, name that place below."
+        if Path(manifest.base).is_absolute()
+        else "The base model is named by its hub id."
+    )
+    head = " and head" if manifest.classes else ""
+    return (
+        f"The {manifest.kind} adapter{head} for `{called(manifest.base)}`, as a PEFT folder. "
+        f"It {task}. {base}"
+    )
+
+
+def _use(manifest: Manifest, *, merged: bool) -> str:
+    code = [
+        *_loading(manifest, merged=merged),
+        *(_asking(manifest) if manifest.classes else _going(manifest)),
+    ]
+    text = "\n".join(["```python", *code, "```"])
+    if manifest.classes and not merged:
+        text += "\n\ntransformers may say that the head is new: the adapter brings it."
+    return text
+
+
+def _loading(manifest: Manifest, *, merged: bool) -> list[str]:
+    kind = "AutoModelForSequenceClassification" if manifest.classes else "AutoModelForCausalLM"
+    lines = ["import torch"] + ([] if merged else ["from peft import PeftModel"])
+    lines += [f"from transformers import {kind}, AutoTokenizer", ""]
+    options = [
+        f"dtype=torch.{manifest.dtype}",
+        f"attn_implementation={_quoted(manifest.attention)}",
+    ]
+    if merged:
+        return [
+            *lines,
+            'folder = "."  # where this card is',
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"model = {kind}.from_pretrained(",
+            "    folder,",
+            *(f"    {option}," for option in options),
+            ").eval()",
+            *_wide_head(manifest),
+        ]
+    if manifest.classes:
+        names = ", ".join(f"{i}: {_quoted(name)}" for i, name in enumerate(manifest.classes))
+        ids = ", ".join(f"{_quoted(name)}: {i}" for i, name in enumerate(manifest.classes))
+        options += [f"id2label={{{names}}}", f"label2id={{{ids}}}", "ignore_mismatched_sizes=True"]
+    lines += [
+        f"base = {_quoted(manifest.base)}",
+        'adapter = "."  # where this card is',
+        "tokenizer = AutoTokenizer.from_pretrained(base)",
+        f"model = {kind}.from_pretrained(",
+        "    base,",
+        *(f"    {option}," for option in options),
+        ")",
+        *_wide_head(manifest),
+        "model = PeftModel.from_pretrained(model, adapter).eval()",
+    ]
+    if manifest.classes and manifest.pooling == "last":
+        lines += [
+            f"tokenizer.pad_token = {_quoted(manifest.padding)}",
+            "model.config.pad_token_id = tokenizer.pad_token_id",
+        ]
+    return lines
+
+
+def _wide_head(manifest: Manifest) -> list[str]:
+    """Return what lets a classifier's head compute in float32 over a model in bfloat16."""
+    if not manifest.classes or manifest.dtype != "bfloat16":
+        return []
+    head = "score" if manifest.pooling == "last" else "classifier"
+    return [
+        f"head = model.{head}.float()  # as it was trained",
+        "head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))",
+    ]
+
+
+def _asking(manifest: Manifest) -> list[str]:
+    told = manifest.training
+    limit = f", max_length={told.max_tokens}" if told else ""
+    return [
+        'tokenizer.padding_side = "right"',
+        "",
+        'texts = ["I like it.", "It broke on the second day."]',
+        "batch = tokenizer(",
+        f'    texts, padding=True, truncation=True{limit}, return_tensors="pt"',
+        ")",
+        "with torch.no_grad():",
+        "    logits = model(",
+        '        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]',
+        "    ).logits",
+        "for text, scores in zip(texts, logits.float().softmax(-1)):",
+        '    print(text, "->", model.config.id2label[int(scores.argmax())], float(scores.max()))',
+    ]
+
+
+def _going(manifest: Manifest) -> list[str]:
+    layout = manifest.training.prompt if manifest.training else ""
+    special = ""
+    if layout == "chat":
+        special = ", add_special_tokens=False"
+        lines = [
+            'turns = [{"role": "user", "content": "What is federated learning?"}]',
+            "text = tokenizer.apply_chat_template(",
+            "    turns, tokenize=False, add_generation_prompt=True",
+            ")",
+        ]
+    elif layout:
+        before = layout.partition("{response}")[0]
+        lines = [
+            'prompt = "What is federated learning?"',
+            f'text = {_quoted(before)}.replace("{{prompt}}", prompt)',
+        ]
+    else:
+        lines = ['text = "Federated learning is"']
+    return [
+        "",
+        *lines,
+        f'batch = tokenizer(text{special}, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    tokens = model.generate(",
+        '        input_ids=batch["input_ids"],',
+        '        attention_mask=batch["attention_mask"],',
+        "        max_new_tokens=40,",
+        "        do_sample=False,",
+        "    )",
+        'print(tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :]))',
+    ]
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a Python literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _figures(told: Training | None) -> str:
+    """Return both columns as a table, and whose texts and whose model each is of."""
+    if told is None or not told.scores:
+        return "None were recorded."
+    single = told.own
+    everybody = told.everybody or ({} if single else told.scores)
+    own = told.scores if single else told.own_texts
+    names = [name for name in told.scores if name in everybody or name in own]
+    rows = [
+        f"| {name.replace('_', ' ')} | {_figure(everybody, name)} | {_figure(own, name)} |"
+        for name in names
+    ]
+    mine = f"this client's own {told.judge} texts" if single else f"own {told.judge} texts"
+    head = [f"| | everybody's {told.judge} texts | {mine} |", "|---|---:|---:|"]
+    said = [_whose(told, single=single), *([] if single else _spread(told))]
+    return "\n".join([*head, *rows, "", "\n\n".join(said)])
+
+
+def _figure(column: Mapping[str, float], name: str) -> str:
+    return f"{column[name]:.4g}" if name in column else "–"
+
+
+def _whose(told: Training, *, single: bool) -> str:
+    """Say which model and which texts the two columns are of."""
+    if single:
+        return (
+            f"Both columns are of this one client's model: on the {told.judge} texts of all "
+            "clients together, where that was measured, and on those of this client."
+        )
+    if told.personal:
+        return (
+            f"Everybody's: this model, on the {told.judge} texts of all clients together. Own: not "
+            f"this model but the clients' own, each on the {told.judge} texts of its client, "
+            "pooled over texts."
+        )
+    return (
+        f"Both columns are of this model: on the {told.judge} texts of all clients together, and "
+        "on each client's own, pooled over texts."
+    )
+
+
+def _spread(told: Training) -> list[str]:
+    """Say how far clients differ on their own texts, where that is known."""
+    said = [
+        f"The client that does worst on its own texts: {name.replace('_', ' ')} {value:.4g}."
+        for name, value in told.worst.items()
+    ]
+    if told.alone:
+        better, worse = told.alone["better"], told.alone["worse_sure"]
+        count = told.alone["clients"]
+        size = f"{count} {'client' if count == 1 else 'clients'}"
+        text = f"Own texts, beside each client trained alone: {better} of {size} better"
+        text += f", {told.alone['better_sure']} of them beyond chance" if better else ""
+        said.append(f"{text}; {worse} worse beyond chance." if worse else f"{text}.")
+    return said
+
+
+def _trained(manifest: Manifest) -> str:
+    shape = f"The adapter is {manifest.kind}"
+    if manifest.kind != "ia3":
+        shape += f" of rank {manifest.rank}, alpha {manifest.alpha:g}"
+    shape += f", in blocks `{manifest.blocks}`; hidden states were computed in {manifest.dtype}."
+    told = manifest.training
+    if told is None:
+        return shape
+    size = f"{told.clients} {'client' if told.clients == 1 else 'clients'}"
+    span = f"{told.rounds} {'round' if told.rounds == 1 else 'rounds'}"
+    text = f"{_how(told)} {size}, {span}, seed {told.seed}. {shape}"
+    if told.up_bytes is not None and told.down_bytes is not None:
+        up, down = told.up_bytes / 1e6, told.down_bytes / 1e6
+        text += f" All clients together sent {up:.4g} MB and received {down:.4g} MB."
+    return text
+
+
+def _how(told: Training) -> str:
+    return told.how or {
+        "central": "On all texts in one place: a baseline for comparison.",
+        "local": "On one client's texts alone: a baseline for comparison.",
+    }.get(told.mode, f"In Triskel's mode `{told.mode}`.")
+
+
+def _licence(manifest: Manifest) -> str:
+    asset = asset_of(manifest.base)
+    if asset:
+        return (
+            f"The base model is under {ASSETS[asset].licence}. What the texts allow is for their "
+            "owners to say."
+        )
+    return (
+        "The licence of the base model is not known here and binds whoever uses this; look it up "
+        "where the base comes from. What the texts allow is for their owners to say."
+    )
+
+
+def _limits(manifest: Manifest) -> str:
+    use = (
+        "For texts like those it was trained on, sorted into the classes above; any other text is "
+        "sorted into one of them too. Scores are not calibrated probabilities."
+        if manifest.classes
+        else "For prompts like those it was trained on. It can state what is not so."
+    )
+    told = manifest.training
+    if told:
+        use += f" Only the first {told.max_tokens} tokens of a text were read."
+    judge = told.judge if told else "test"
+    hold = f"The figures hold for {judge} texts of the same sources, for one seed"
+    if judge == "validation":
+        hold += "; where a setting was chosen by them, they are a little too good"
+    return (
+        f"{use} {hold}. It inherits the base model's faults, and was not tested for fairness "
+        "between groups of people: test it on your own texts before anything depends on it."
+    )
+
+
+def _privacy(told: Training | None) -> str:
+    left = (
+        {
+            "central": "All texts were in one place. ",
+            "local": "One client's texts were used, and nothing left it in training. ",
+        }.get(told.mode, "")
+        if told
+        else ""
+    )
+    if told and told.privacy:
+        left = f"{told.privacy} "
+    return (
+        f"{left}A trained model can hold traces of its training texts, and this one carries no "
+        "formal privacy guarantee: whoever passes it on passes those on. This folder holds no "
+        "text and no name of a client."
+    )
+
+
+def _citation(manifest: Manifest) -> str:
+    asset = asset_of(manifest.base)
+    text = (
+        "- The three modes: Yan, Su, Deng and Schober, *Federated Fine-Tuning of LLMs: Framework "
+        f"Comparison and Research Directions*, {PAPER}"
+    )
+    return f"{text}\n- The base model: {ASSETS[asset].citation}" if asset else text

@@ -1,0 +1,1 @@
+"""Arithmetic that all algorithms share: named tensors, scores, losses, streams of randomness."""

@@ -1,0 +1,1 @@
+"""What a job costs, known before anything runs: memory, and what one client sends."""

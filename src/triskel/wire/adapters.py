@@ -1,0 +1,112 @@
+"""Adapters as sections of a message: how they are put in, and how they are read with suspicion."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from triskel.errors import MessageError
+from triskel.model.slots import Layout
+from triskel.numerics.tensors import flat
+from triskel.types import Message, MessageKind, Section, Tensors
+from triskel.wire import expect
+
+
+def adapter_sections(tensors: Tensors, layout: Layout) -> dict[str, Section]:
+    """Return an `adapter` section, and a `head` section where there is a head among the tensors.
+
+    LoRA factors travel as `lowrank`, with the scale of their product; other adapters as `dense`.
+    """
+    adapter, head, factors = dict[str, Tensor](), dict[str, Tensor](), True
+    for name, t in tensors.items():
+        plain = t if t.is_cpu and not t.requires_grad else t.detach().cpu()
+        if name in layout.head:
+            head[name] = plain
+        else:
+            adapter[name] = plain
+            factors = factors and (".lora_A." in name or ".lora_B." in name)
+    sections: dict[str, Section] = {}
+    if adapter:
+        sections["adapter"] = (
+            Section(kind="lowrank", tensors=adapter, facts={"scale": layout.scale})
+            if factors
+            else Section(kind="dense", tensors=adapter)
+        )
+    if head:
+        sections["head"] = Section(kind="dense", tensors=head)
+    return sections
+
+
+def adapter_of(
+    message: Message, template: Tensors, layout: Layout, *, kind: MessageKind
+) -> dict[str, Tensor]:
+    """Return the adapter and head a message carries.
+
+    Args:
+        message: From a peer.
+        template: The tensors that must be there, no more and no fewer, by shape.
+        layout: Which of them are the head's.
+        kind: What the message must be.
+
+    Raises:
+        MessageError: The message is of another kind, or a name, shape or scale differs.
+    """
+    return flat(sections_of(message, adapter_sections(template, layout), kind=kind))
+
+
+def sections_of(
+    message: Message, wanted: Mapping[str, Section], *, kind: MessageKind
+) -> dict[str, Section]:
+    """Return the sections of a message that must be like these, and no others.
+
+    Raises:
+        MessageError: The message is of another kind, or a name, shape or scale differs.
+    """
+    expect(message, kind=kind, sections={n: s.tensors for n, s in wanted.items()})
+    for name, section in wanted.items():
+        found = message.sections[name]
+        if found.kind != section.kind or dict(found.facts) != dict(section.facts):
+            raise MessageError(
+                f"section {name!r} is {found.kind} with {dict(found.facts)}, "
+                f"expected {section.kind} with {dict(section.facts)}"
+            )
+    return {name: message.sections[name] for name in wanted}
+
+
+def number(facts: Mapping[str, object], name: str, *, least: float = 0) -> float:
+    """Return a fact that must be a number.
+
+    Raises:
+        MessageError: It is missing, not a number, or too small.
+    """
+    value = facts.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+        raise MessageError(f"fact {name!r} must be a number of at least {least}, got {value!r}")
+    return float(value)
+
+
+def integers(facts: Mapping[str, object], name: str) -> list[int]:
+    """Return a fact that must be a list of integers.
+
+    Raises:
+        MessageError: It is missing or is anything else.
+    """
+    value = facts.get(name)
+    if not isinstance(value, list | tuple):
+        raise MessageError(f"fact {name!r} must be a list of integers, got {value!r}")
+    found: list[int] = []
+    for item in value:  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise MessageError(f"fact {name!r} must hold integers only, got {item!r}")
+        found.append(item)
+    return found
+
+
+def same_round(message: Message, now: int) -> None:
+    """Check that a message belongs to the round that is open.
+
+    Raises:
+        MessageError: It belongs to another one.
+    """
+    found = int(number(message.facts, "round", least=1))
+    if found != now:
+        raise MessageError(f"message belongs to round {found}, and round {now} is open")
