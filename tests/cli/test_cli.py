@@ -27,6 +27,7 @@ from triskel.config.job import Job, ModeName
 from triskel.config.read import dump, load, parse, to_toml
 from triskel.config.sections import Override
 from triskel.config.template import text as template
+from triskel.core import run_folder
 from triskel.core.registry import MODES
 from triskel.data import assets
 from triskel.errors import JobError, RoundError
@@ -169,7 +170,7 @@ def test_other_libraries_are_kept_quiet(monkeypatch: pytest.MonkeyPatch, *, debu
 
 
 def test_the_version_is_shown() -> None:
-    assert triskel("--version") == (0, f"triskel {cli.__version__}\n", "")
+    assert triskel("--version") == (0, f"triskel {cli.VERSION}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -347,9 +348,9 @@ def test_the_demo_plays_the_seeds_of_its_rung_and_names_it(
 def test_the_next_folder_is_above_all_that_are_there() -> None:
     for name in ("job-9", "job-10", "job-x", "other-99", "job-11-copy"):
         Path("runs", name).mkdir(parents=True)
-    assert options.next_folder("job") == Path("runs/job-11")
-    assert options.next_folder("../a b/..") == Path("runs/a-b-1")
-    assert options.next_folder("..") == Path("runs/run-1")
+    assert run_folder.next_folder("job") == Path("runs/job-11")
+    assert run_folder.next_folder("../a b/..") == Path("runs/a-b-1")
+    assert run_folder.next_folder("..") == Path("runs/run-1")
 
 
 def test_options_reach_the_run(played: Played) -> None:

@@ -320,9 +320,9 @@ def test_a_site_of_another_version_or_whose_policy_says_no_ends_the_job_before_a
     source = HERE.parent / "src"
     for name in ("older", "patched"):
         shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    start = tmp_path / "older" / "triskel" / "__init__.py"
-    start.write_text(start.read_text() + '\n__version__ = "0.0.9"\n')
-    line = tmp_path / "patched" / "triskel" / "rng.py"
+    start = tmp_path / "older" / "triskel" / "core" / "source.py"
+    start.write_text(start.read_text() + '\nVERSION = "0.0.9"\n')
+    line = tmp_path / "patched" / "triskel" / "numerics" / "rng.py"
     line.write_text(line.read_text() + "\n# nothing else\n")
     otherwise("bank", tmp_path / "older")
     otherwise("clinic", tmp_path / "patched")

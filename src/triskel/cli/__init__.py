@@ -17,11 +17,11 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from triskel import __version__
 from triskel.cli import begin, federation, plugins, results, runs, schema, site, sweep, training
 from triskel.cli.output import console_for
 from triskel.core.console import echo
 from triskel.core.files import OTHERS
+from triskel.core.source import VERSION
 from triskel.errors import TriskelError
 
 INTERRUPTED = 130
@@ -95,7 +95,7 @@ def main() -> None:
 
 def _show_version(value: bool) -> bool:
     if value:
-        echo(f"triskel {__version__}")
+        echo(f"triskel {VERSION}")
         raise typer.Exit
     return value
 

@@ -1,14 +1,12 @@
 """What several commands take: options, names in a list, and the next free run folder."""
 
 import difflib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from triskel.cli.output import safe_name
 from triskel.config.job import MODE_NAMES, ModeName
 from triskel.core.registry import MODES
 from triskel.errors import JobError
@@ -128,12 +126,3 @@ def seeds_in(text: str, first: int) -> list[int]:
     if not found[0]:
         raise JobError("--seeds 0 would run nothing; leave it out for the job's own seed")
     return [first + step for step in range(found[0])]
-
-
-def next_folder(name: str) -> Path:
-    """Return `runs/NAME-N` with the first number above all that are there."""
-    runs, safe = Path("runs"), safe_name(name)
-    numbered = re.compile(re.escape(safe) + r"-(\d+)")
-    there: Iterable[Path] = runs.iterdir() if runs.is_dir() else ()
-    taken = [int(found[1]) for path in there if (found := numbered.fullmatch(path.name))]
-    return runs / f"{safe}-{max(taken, default=0) + 1}"

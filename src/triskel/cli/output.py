@@ -1,7 +1,6 @@
 """How commands write to the terminal and to files."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,3 @@ def write_text(file: Path, text: str, *, force: bool) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise JobError(f"{file} cannot be written: {error.strerror}") from error
-
-
-def safe_name(name: str) -> str:
-    """Return a job's name as the name of a file.
-
-    >>> safe_name("../a b/..")
-    'a-b'
-    """
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"

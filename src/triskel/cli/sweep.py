@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from triskel.cli.options import next_folder, rows_in
+from triskel.cli.options import rows_in
 from triskel.cli.output import Event, Watch, console_for
 from triskel.cli.quick_import import loading
 from triskel.config.grid import settings_of
 from triskel.config.job import MODE_NAMES
+from triskel.core.run_folder import next_folder
 from triskel.errors import JobError, TriskelError
 
 CHOOSING: tuple[Literal["local", "central"], ...] = ("local", "central")

@@ -17,7 +17,6 @@ from triskel.cli.options import (
     Out,
     Set,
     names_in,
-    next_folder,
     rows_in,
     seeds_in,
 )
@@ -28,10 +27,9 @@ from triskel.config.job import MODE_NAMES, Job, ModeName
 from triskel.config.read import load
 from triskel.core.console import echo
 from triskel.core.registry import MODES
+from triskel.core.run_folder import clear_refused, is_free, next_folder
 from triskel.errors import JobError, TriskelError
 from triskel.report.catalogue import kind_of, taken
-
-LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl"}
 
 
 def compare(
@@ -121,7 +119,7 @@ def _start(
     drop_share: float = 0.0,
 ) -> None:
     folder = next_folder(job.name) if out is None else out
-    ours = not folder.exists() or not any(folder.iterdir())
+    ours = is_free(folder)
 
     def go(watch: Watch) -> Mapping[str, Any]:
         from triskel.engines.local import LocalEngine
@@ -137,7 +135,7 @@ def _start(
         _play(folder, go)
     except TriskelError as error:
         if ours and error.exit_code == JobError.exit_code:
-            _clear(folder)
+            clear_refused(folder)
         raise
 
 
@@ -247,11 +245,3 @@ def _one_of(known: Sequence[Name], text: str | None) -> Name | None:
     if more:
         raise JobError(f"--mode takes one name, got {text!r}; `triskel compare` takes several")
     return first
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a refused job wrote, unless there is more than that."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= LEFT_BY_A_REFUSAL:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()

@@ -3,15 +3,17 @@
 import functools
 import hashlib
 from importlib.machinery import all_suffixes
+from importlib.metadata import version
 from pathlib import Path
 
-import triskel
+VERSION = version("triskel")
+PACKAGE = Path(__file__).parents[1]
 
 
 @functools.cache
 def code_sha256() -> str:
     """Return the SHA-256 of this package's source."""
-    return source_sha256(Path(triskel.__file__).parent)
+    return source_sha256(PACKAGE)
 
 
 def source_sha256(place: Path) -> str:

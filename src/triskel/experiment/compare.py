@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, cast, get_args
 
-from triskel import __version__
 from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
 from triskel.config.read import dump, parse, to_toml
 from triskel.config.sections import Judge
@@ -26,6 +25,7 @@ from triskel.core.files import alone, write_text
 from triskel.core.registry import CODECS, MODES
 from triskel.core.result_file import ONE, RunResult
 from triskel.core.result_parts import Asked, BaselineRow, DroppedRow
+from triskel.core.source import VERSION
 from triskel.core.untrusted import TOML_MOST, json_in, table_of, text_of
 from triskel.errors import CheckpointError, DataError, JobError
 from triskel.experiment.baselines import BASELINES, BaselineName, baseline, equal_compute
@@ -237,7 +237,7 @@ def _run(
             raise JobError(f"mode {mode} cannot run this job: {reason}")
         result: RunResult = {
             "schema": ONE,
-            "triskel": __version__,
+            "triskel": VERSION,
             "job": dump(job),
             "about": {mode: about_of(job, mode) for mode in request.modes},
             "task": task_about(job),

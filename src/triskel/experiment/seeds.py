@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from triskel import __version__
 from triskel.config.job import Job
 from triskel.config.read import dump, to_toml
 from triskel.core import events
 from triskel.core.files import write_text
 from triskel.core.result_file import NAME, SEVERAL, RunResult, SeedsResult, several_in
+from triskel.core.source import VERSION
 from triskel.core.untrusted import json_in
 from triskel.errors import CheckpointError, JobError
 from triskel.experiment.compare import HERE, Request, read_run, resume, run, used
@@ -107,7 +107,7 @@ def _run(
     venue = replace(HERE, prepare=partial(prepare, loaded=loaded))
     result: SeedsResult = {
         "schema": SEVERAL,
-        "triskel": __version__,
+        "triskel": VERSION,
         "job": dump(job),
         "request": request.asked(),
         "seeds": list(seeds),

@@ -17,13 +17,13 @@ from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
-from triskel import __version__
 from triskel.config.job import Job
 from triskel.config.read import dump, parse
 from triskel.config.sections import is_name
 from triskel.core.registry import TASKS
 from triskel.core.result_file import run_in, stage_in
 from triskel.core.result_parts import FIGURES
+from triskel.core.source import VERSION
 from triskel.core.untrusted import TOML_MOST, copied, json_in, safetensors_at, table_of, text_of
 from triskel.data.assets import resolve
 from triskel.errors import CheckpointError, JobError, ModelError
@@ -90,7 +90,7 @@ def save_adapter(
         alpha=body.adapter.alpha,
         blocks=body.adapter.blocks,
         training=training,
-        versions={"triskel": __version__, **{name: version(name) for name in PACKAGES}},
+        versions={"triskel": VERSION, **{name: version(name) for name in PACKAGES}},
         attention=body.blocks.attention,
     )
     with _whole(folder) as making:
@@ -164,6 +164,54 @@ def export_run(
         _describe(making, manifest, merged=merge)
     say(f"{named} is in {target}")
     return target
+
+
+def tensors_of(run: Path, *, mode: str | None = None, client: str | None = None) -> Tensors:
+    """Return the tensors of an adapter that a run left, named as in the base model.
+
+    Args:
+        run: A run folder, finished or not.
+        mode: As of `export_run`.
+        client: As of `export_run`.
+
+    Raises:
+        CheckpointError: It is not a run folder.
+        JobError: It is several runs, or the run has no such adapter.
+        ModelError: The adapter is damaged.
+    """
+    one_run(run)
+    _, named = choose(run, _job_of(run), mode=mode, client=client)
+    return peft_folder.tensors_in(run / ADAPTERS / named)
+
+
+def model_of(
+    run: Path, *, mode: str | None = None, client: str | None = None, say: Say
+) -> tuple[Any, Any]:
+    """Return the base model in float32 with an adapter that a run left on it, and its tokenizer.
+
+    Args:
+        run: A run folder, finished or not.
+        mode: As of `export_run`.
+        client: As of `export_run`.
+        say: Told what happens.
+
+    Raises:
+        CheckpointError: It is not a run folder, or the adapter is damaged.
+        JobError: It is several runs, or the run has no such adapter.
+        ModelError: The base cannot be loaded, or the adapter does not fit it.
+    """
+    one_run(run)
+    job = _job_of(run)
+    _, named = choose(run, job, mode=mode, client=client)
+    source = run / ADAPTERS / named
+    manifest = read_manifest(source)
+    with TemporaryDirectory(prefix="triskel-") as name:  # peft would follow links
+        adapter_copied(source, Path(name))
+        base, classes = _base(job, manifest, client, say), manifest.classes
+        model, tokenizer, _ = peft_folder.opened(Path(name), base, classes=classes)
+    last = manifest.classes and manifest.pooling == "last"
+    peft_folder.pad_with(model, tokenizer, manifest.padding if last else "")
+    return model, tokenizer
 
 
 def adapter_copied(source: Path, making: Path) -> None:

@@ -66,10 +66,9 @@ def read(folder: Path, body: SharedModel) -> Tensors:
     """
     try:
         found = cast("dict[str, Any]", json_in(folder / CONFIG))
-        with safe_open(safetensors_at(folder / WEIGHTS), framework="pt") as file:
-            tensors = {from_peft(n): cast("Tensor", file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
+    tensors = tensors_in(folder)
     for name, wanted in _options(body).items():
         if name in MEANT and found.get(name) != wanted:
             raise ModelError(
@@ -246,13 +245,7 @@ def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], p
     Raises:
         ModelError: The base cannot be loaded, or the adapter cannot be merged into it.
     """
-    head: Head = "classes" if classes else "vocabulary"
-    try:
-        with quiet():
-            model, tokenizer, stored = _base(source, head, classes)
-            wrapped: Any = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"model {source!r} with {adapter} cannot be loaded: {error}") from error
+    wrapped, tokenizer, stored = opened(adapter, source, classes=classes)
     before = _probe(wrapped)
     try:
         wrapped.merge_adapter(safe_merge=True)
@@ -262,12 +255,51 @@ def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], p
     change = float((_probe(merged) - before).abs().max() / before.abs().max().clamp(min=1))
     if not change <= MERGE_ERROR:
         raise _unmergeable(adapter, f"merging changes its logits by {change:.2g} of the largest")
-    if classes and pad:
-        tokenizer.pad_token = pad
-        merged.config.pad_token_id = tokenizer.convert_tokens_to_ids(pad)
+    pad_with(merged, tokenizer, pad if classes else "")
     with quiet():
         merged.to(stored).save_pretrained(str(target))
         tokenizer.save_pretrained(str(target))
+
+
+def opened(adapter: Path, source: str, *, classes: Sequence[str]) -> tuple[Any, Any, torch.dtype]:
+    """Return the base in float32 with an adapter on it, its tokenizer, and its stored type.
+
+    Args:
+        adapter: A PEFT folder.
+        source: The base: a folder or a hub id.
+        classes: Names by index; empty for `causal`.
+
+    Raises:
+        ModelError: The base cannot be loaded, or the adapter does not fit it.
+    """
+    head: Head = "classes" if classes else "vocabulary"
+    try:
+        with quiet():
+            model, tokenizer, stored = _base(source, head, classes)
+            wrapped: Any = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"model {source!r} with {adapter} cannot be loaded: {error}") from error
+    return wrapped, tokenizer, stored
+
+
+def pad_with(model: Any, tokenizer: Any, token: str) -> None:
+    """Let model and tokenizer pad with a token; an empty one leaves all as it is."""
+    if token:
+        tokenizer.pad_token = token
+        model.config.pad_token_id = tokenizer.convert_tokens_to_ids(token)
+
+
+def tensors_in(folder: Path) -> Tensors:
+    """Return the tensors of a PEFT folder by our names, whatever model they belong to.
+
+    Raises:
+        ModelError: There is no such folder, or it is damaged.
+    """
+    try:
+        with safe_open(safetensors_at(folder / WEIGHTS), framework="pt") as file:
+            return {from_peft(n): cast("Tensor", file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"adapter {folder} cannot be read: {error}") from error
 
 
 def _base(source: str, head: Head, classes: Sequence[str]) -> tuple[Any, Any, torch.dtype]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from triskel import __version__
 from triskel.config.grid import Setting
 from triskel.config.job import MODE_NAMES, Job, ModeName
 from triskel.config.read import dump, parse, to_toml
 from triskel.core.files import write_text
 from triskel.core.registry import TASKS
+from triskel.core.source import VERSION
 from triskel.core.untrusted import TOML_MOST, json_in, text_of
 from triskel.data.federate import UNSHARED
 from triskel.errors import CheckpointError, JobError
@@ -130,7 +130,7 @@ def begun(asked: Sweep, folder: Path) -> dict[str, Any]:
 def _fresh(asked: Sweep) -> dict[str, Any]:
     return {
         "schema": 1,
-        "triskel": __version__,
+        "triskel": VERSION,
         "about": {mode: about_of(asked.job, mode) for mode in asked.modes},
         "job": dump(asked.job),
         "request": {"modes": asked.modes, "baselines": asked.baselines},

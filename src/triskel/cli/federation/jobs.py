@@ -12,11 +12,12 @@ from rich.markup import escape
 
 from triskel.cli.federation.arguments import As, Folder, Number, Out, Sites, Supervise
 from triskel.cli.federation.nodes import sentence
-from triskel.cli.output import conclude, console_for, safe_name
+from triskel.cli.output import conclude, console_for
 from triskel.config.job import ModeName
 from triskel.core.console import clean, echo
 from triskel.core.registry import MODES
 from triskel.core.result_file import result_in
+from triskel.core.run_folder import safe_name
 from triskel.errors import CheckpointError, FederationError, JobError
 
 if TYPE_CHECKING:

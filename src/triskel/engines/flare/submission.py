@@ -5,12 +5,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import triskel
 from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
 from triskel.config.read import parse
 from triskel.core.mode_spec import NAME
 from triskel.core.registry import CODECS, MODES, TASKS, Registry
-from triskel.core.source import code_sha256
+from triskel.core.source import VERSION, code_sha256
 from triskel.engines.flare.protocol import text
 from triskel.errors import JobError, PluginError
 from triskel.wire import show
@@ -74,15 +73,15 @@ def job_of(spec: Mapping[str, Any], imports: Collection[str]) -> tuple[Job, tupl
 
 def own_code() -> dict[str, str]:
     """Return which package runs here."""
-    return {"version": triskel.__version__, "code": code_sha256()}
+    return {"version": VERSION, "code": code_sha256()}
 
 
 def other_code(about: Mapping[str, Any], who: str) -> str:
     """Return why a peer's package is not this one, or nothing."""
     version = text(about, "version")
-    if version != triskel.__version__:
+    if version != VERSION:
         return (
-            f"{who} runs triskel {version or 'of no version'} and this side {triskel.__version__}; "
+            f"{who} runs triskel {version or 'of no version'} and this side {VERSION}; "
             "install the same release everywhere"
         )
     if text(about, "code") != code_sha256():

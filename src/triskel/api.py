@@ -1,0 +1,293 @@
+"""What `import triskel` gives: compare, run and load, and what a run came to.
+
+    job = triskel.load("job.toml", ["rounds=5"])
+    result = triskel.compare(job, modes=["params", "split"])
+    result.frame()                      # a row for each baseline and mode
+    model = result.model("params")      # the base with the trained adapter, as PEFT has it
+
+These names stay; every other module of the package may change.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from triskel.config import read as config
+from triskel.config.job import MODE_NAMES, Job
+from triskel.core.registry import MODES
+from triskel.core.result_file import Result as Found
+from triskel.core.result_file import RunResult, result_in
+from triskel.core.result_parts import RoundRow
+from triskel.core.run_folder import clear_refused, is_free, next_folder
+from triskel.engines.local import LocalEngine
+from triskel.errors import JobError, TriskelError
+from triskel.experiment.baselines import BASELINES, BaselineName
+from triskel.experiment.compare import Request
+from triskel.experiment.compare import resume as resume_run
+from triskel.experiment.compare import run as run_once
+from triskel.experiment.seeds import compare_seeds, resume_seeds, seeds_of
+from triskel.export.adapters import model_of, tensors_of
+from triskel.report.cells import flops_each
+from triskel.report.conclusions import per_client_bytes
+from triskel.report.names import figure_of, quality
+from triskel.report.reading import read
+from triskel.report.result import ModeRun
+from triskel.report.tables import markdown
+from triskel.report.terminal import Live
+from triskel.types import Tensors, Watch
+
+
+def load(job: str | Path | None = None, settings: Sequence[str] = ()) -> Job:
+    """Read a job file; without one, the demonstration's job.
+
+    Args:
+        job: A TOML file; relative paths inside it are relative to its folder.
+        settings: `section.key=value` pairs, applied in order.
+
+    Raises:
+        JobError: The file is missing, is not TOML, or does not describe a job that can run.
+
+    >>> load(settings=["rounds=2", "train.lr=1e-4"]).rounds
+    2
+    """
+    return config.load(None if job is None else Path(job), settings)
+
+
+def compare(
+    job: Job | str | Path,
+    *,
+    modes: Sequence[str] = MODE_NAMES,
+    baselines: Sequence[BaselineName] = BASELINES,
+    seeds: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    watch: Watch | None = None,
+) -> "Result":
+    """Run baselines and modes on one model, data split and seed, and write a report.
+
+    Args:
+        job: A job, or the file that holds it.
+        modes: Which modes, in order.
+        baselines: Which baselines.
+        seeds: Repeat with these seeds; None is the job's own, once.
+        out: A new folder for the run; `runs/NAME-N` if left out.
+        watch: Told what happens; shows progress if left out.
+
+    Raises:
+        TriskelError: The job cannot run, or a stage failed; what was finished stays on disk.
+    """
+    asked = job if isinstance(job, Job) else load(job)
+    request = Request(modes=tuple(map(_mode, modes)), baselines=tuple(baselines))
+    return _played(asked, request, out, seeds, watch)
+
+
+def run(
+    job: Job | str | Path | None = None,
+    *,
+    mode: str | None = None,
+    resume: str | Path | None = None,
+    out: str | Path | None = None,
+    watch: Watch | None = None,
+) -> "Result":
+    """Run one mode, or go on with a run that was stopped.
+
+    Args:
+        job: A job, or the file that holds it.
+        mode: Which mode; the job's own if left out.
+        resume: The folder of a run that was stopped, of `run` or `compare`; then nothing else.
+        out: A new folder for the run; `runs/NAME-N` if left out.
+        watch: Told what happens; shows progress if left out.
+
+    Raises:
+        TriskelError: The job cannot run, or a stage failed; what was finished stays on disk.
+    """
+    if resume is not None:
+        if any(one is not None for one in (job, mode, out)):
+            raise JobError("resume goes on with the job as it was; leave out everything else")
+        return _resumed(Path(resume), watch)
+    if job is None:
+        raise JobError("give a job, or the folder of a run to resume")
+    asked = job if isinstance(job, Job) else load(job)
+    name = _mode(mode or asked.mode)
+    asked = asked.model_copy(update={"mode": name})
+    request = Request(modes=(name,), baselines=(), strict=True)
+    return _played(asked, request, out, None, watch)
+
+
+class Result:
+    """What a run came to: figures, adapters and models, out of its folder.
+
+    Args:
+        folder: A run's, or that of several seeds.
+
+    Raises:
+        CheckpointError: It holds no result, or one of another version, or a damaged one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read the result."""
+        self.folder = Path(folder)
+        self.found: Found = result_in(self.folder)
+        self._seen = read(cast("Mapping[str, Any]", self.found))
+
+    @property
+    def report(self) -> Path:
+        """The page with all figures."""
+        return self.folder / "report.html"
+
+    @property
+    def seeds(self) -> "list[Result]":
+        """The run of each seed, where there are several."""
+        places = [self.folder / f"seed-{seed}" for seed in seeds_of(self.folder) or ()]
+        return [Result(place) for place in places if (place / "result.json").exists()]
+
+    @property
+    def figure(self) -> str:
+        """What `everybody` and `own` are: accuracy, say, or perplexity."""
+        return quality(self._seen)
+
+    @property
+    def figures(self) -> dict[str, dict[str, float | None]]:
+        """What each baseline and mode reaches and costs, by name; None where it was not counted.
+
+        `everybody` is the common model on all test texts, `own` each client's own model (or the
+        common one) on its own; with several seeds both are means over seeds. Bytes and FLOPs are
+        of a client, all rounds together; `server_flops` and `peak_bytes` are numbers and bytes.
+        """
+        return {row.name: _numbers(self._seen, row) for row in self._seen.scored}
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the figures as rows."""
+        return [{"row": name, **figures} for name, figures in self.figures.items()]
+
+    def frame(self) -> Any:  # noqa: ANN401 - pandas may not be here
+        """Return the figures as a `pandas.DataFrame`, a row for each baseline and mode.
+
+        Raises:
+            JobError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415 - not a dependency
+        except ImportError as error:
+            raise JobError("frame() needs pandas: pip install pandas; table() does not") from error
+        return pd.DataFrame(self.table()).set_index("row")
+
+    def rounds(self, mode: str) -> list[RoundRow]:
+        """Return a mode's rounds as `result.json` has them.
+
+        Raises:
+            JobError: The run has no such mode, or is several seeds.
+        """
+        found = self._one("rounds")["modes"]
+        if mode not in found:
+            raise JobError(f"run {self.folder} has no mode {mode!r}; it has {', '.join(found)}")
+        return found[mode]["rounds"]
+
+    def adapter(self, mode: str | None = None, client: str | None = None) -> Tensors:
+        """Return the trained tensors, named as in the base model.
+
+        Args:
+            mode: A mode, `central` or `local`; may be left out where there is one.
+            client: This client's own model, where a mode leaves such.
+
+        Raises:
+            JobError: There is no such adapter, or several.
+        """
+        self._one("adapter")
+        return tensors_of(self.folder, mode=mode, client=client)
+
+    def model(self, mode: str | None = None, client: str | None = None) -> Any:  # noqa: ANN401 - PEFT's
+        """Return the base model in float32 with the adapter on it: a `peft.PeftModel`.
+
+        Its tokenizer is `tokenizer(mode, client)`.
+
+        Raises:
+            JobError: There is no such adapter, or several.
+            ModelError: The base cannot be loaded.
+        """
+        return self._loaded(mode, client)[0]
+
+    def tokenizer(self, mode: str | None = None, client: str | None = None) -> Any:  # noqa: ANN401 - of transformers
+        """Return the tokenizer that goes with `model`."""
+        return self._loaded(mode, client)[1]
+
+    def _loaded(self, mode: str | None, client: str | None) -> tuple[Any, Any]:
+        self._one("model")
+        return model_of(self.folder, mode=mode, client=client, say=_quiet)
+
+    def _one(self, what: str) -> RunResult:
+        """Return the one run of this folder; `what` needs one."""
+        if self.found["schema"] != 1:
+            raise JobError(f"{self.folder} holds several seeds; .seeds[0].{what}(...) is of one")
+        return self.found
+
+    def __repr__(self) -> str:
+        """Return the table that a run ends with."""
+        return f"{self.folder}\n\n{markdown(cast('Mapping[str, Any]', self.found))}"
+
+    def _repr_markdown_(self) -> str:
+        """Show the table in a notebook."""
+        return markdown(cast("Mapping[str, Any]", self.found))
+
+
+def _played(
+    job: Job,
+    request: Request,
+    out: str | Path | None,
+    seeds: Sequence[int] | None,
+    watch: Watch | None,
+) -> Result:
+    folder = next_folder(job.name) if out is None else Path(out)
+    ours = is_free(folder)
+    try:
+        with _watched(watch) as told:
+            if seeds is None:
+                run_once(job, request, folder, LocalEngine(job), told)
+            else:
+                compare_seeds(job, request, seeds, folder, LocalEngine, told)
+    except TriskelError as error:
+        if ours and error.exit_code == JobError.exit_code:
+            clear_refused(folder)
+        raise
+    return Result(folder)
+
+
+def _resumed(folder: Path, watch: Watch | None) -> Result:
+    with _watched(watch) as told:
+        again = resume_run if seeds_of(folder) is None else resume_seeds
+        again(folder, LocalEngine, told)
+    return Result(folder)
+
+
+@contextmanager
+def _watched(watch: Watch | None) -> Generator[Watch]:
+    """Yield who is told what happens: somebody, or a display."""
+    if watch is not None:
+        yield watch
+        return
+    with Live() as live:
+        yield live
+
+
+def _mode(name: str) -> str:
+    """Return a mode's name, once there is such a mode."""
+    return MODES.spec(name).name
+
+
+def _quiet(_text: str) -> None:
+    """Tell nobody."""
+
+
+def _numbers(seen: Any, row: Any) -> dict[str, float | None]:  # noqa: ANN401 - of a report
+    """Return one row's figures and costs as numbers."""
+    mode = row if isinstance(row, ModeRun) else None
+    return {
+        "everybody": figure_of(seen, row, "everybody"),
+        "own": figure_of(seen, row, "own"),
+        "up_bytes": per_client_bytes(mode, "up") if mode else None,
+        "down_bytes": per_client_bytes(mode, "down") if mode else None,
+        "client_flops": flops_each(row),
+        "server_flops": mode.server_flops if mode else None,
+        "peak_bytes": mode.total.peak_bytes if mode else None,
+        "seconds": row.seconds,
+    }
