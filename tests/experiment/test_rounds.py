@@ -143,10 +143,10 @@ class Engine:
 
     def round(self, mode: Any, state: Count, cohort: Sequence[str], **more: Any) -> Count:
         del mode
-        self.rounds.append((state.closed + 1, tuple(cohort), dict(more["mine"])))
+        self.rounds.append((state.closed + 1, tuple(cohort), dict(more["client_states"])))
         if state.closed + 1 == self.stop:
             raise TrainingError("loss became nan")
-        mine, ledger = more["mine"], more["ledger"]
+        mine, ledger = more["client_states"], more["ledger"]
         for client in cohort:
             ledger.computed(client, flops=state.closed + 1, peak_bytes=5, seconds=0.1)
             more["watch"]({"event": "step", "client": client})

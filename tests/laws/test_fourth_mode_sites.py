@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from triskel.core.registry import MODES
-from triskel.engines.flare import server_job
+from triskel.engines.flare import server_roster
 
 TESTS = Path(__file__).resolve().parent.parent
 plugins = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "plugins.py")))
@@ -141,7 +141,7 @@ def test_both_sides_must_have_the_same_package(
 ) -> None:
     there = house(tmp_path)
     allow(there, PINNED)
-    monkeypatch.setattr(server_job, "own_plugins", lambda *_: {"mode sign": "own-mode 2.0 (ab)"})
+    monkeypatch.setattr(server_roster, "own_plugins", lambda *_: {"mode sign": "own-mode 2.0 (ab)"})
     ended = Meeting(there, there.spec("sign")).play()
     assert not ended["done"]
     assert (

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from triskel.config.job import Job
 from triskel.config.read import parse as parse_job
-from triskel.core.registry import MODES
+from triskel.core.registry import MODES, Origin
 from triskel.errors import DataError
 from triskel.experiment.rounds import cohort
 from triskel.plan.payload import Sizes, round_bytes
@@ -27,7 +27,7 @@ from triskel.policy.limits import cohort_of
 from triskel.policy.model_hash import weights
 from triskel.policy.read import SECTIONS, PolicyError, load, parse
 from triskel.policy.refusal import Circumstances
-from triskel.policy.rules import Hours, Policy
+from triskel.policy.rules import Hours, Pin, Policy
 from triskel.policy.template import TEMPLATE
 from triskel.types import Message, Section
 from triskel.wire import pack
@@ -742,3 +742,11 @@ def test_limits_and_codecs_left_at_their_defaults_fit_a_job_of_defaults() -> Non
         round_bytes=1_850_112,
     )  # fmt: skip
     assert not decide(parse(text), parse_job(""), here)
+
+
+@pytest.mark.parametrize("digit", ["a", "A"])
+def test_a_pin_of_a_source_reads_both_cases_as_pins_of_weights_do(digit: str) -> None:
+    pin = Pin(package="pack", sha256=digit * 64)
+    assert pin.against(Origin(package="pack", version="1", sha256="a" * 64)) == ""
+    other = pin.against(Origin(package="pack", version="1", sha256="b" * 64))
+    assert other == f"has it of sha256 {'b' * 64!r}, and pins {'a' * 64!r}"

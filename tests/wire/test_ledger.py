@@ -278,7 +278,7 @@ def test_split_exchanges_what_crosses_the_cut_and_the_clients_tensors(
     (rows,) = play(resources, "split")
     assert sorted(rows) == resources.clients
     for client, row in rows.items():
-        expected = split_form(resources, client, room.width, shape=shape, client_states=mine)
+        expected = split_form(resources, client, room.width, shape=shape, mine=mine)
         assert totals_of(row) == expected, client
 
 
@@ -293,9 +293,7 @@ def test_bytes_of_split_grow_with_epochs_and_rounds_and_not_with_waves(
         resources = room.resources(task=task, train={"epochs": 2}, split=split, clients=few)
         for rows in play(resources, "split", rounds=2):
             for client, row in rows.items():
-                expected = split_form(
-                    resources, client, room.width, shape="hugd", client_states=mine
-                )
+                expected = split_form(resources, client, room.width, shape="hugd", mine=mine)
                 assert totals_of(row) == expected, (client, wave)
 
 

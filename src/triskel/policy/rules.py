@@ -153,7 +153,7 @@ class Pin(Options):
 
     package: Name
     version: StrictStr = ""
-    sha256: Annotated[StrictStr, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    sha256: Annotated[StrictStr, Field(pattern="^([0-9a-fA-F]{64})?$")] = ""
 
     def against(self, found: Origin | None) -> str:
         """Return what is other than pinned, or nothing."""
@@ -162,7 +162,7 @@ class Pin(Options):
         for key, wanted in (
             ("package", self.package),
             ("version", self.version),
-            ("sha256", self.sha256),
+            ("sha256", self.sha256.lower()),
         ):
             if wanted and wanted != getattr(found, key):
                 return f"has it of {key} {getattr(found, key)!r}, and pins {wanted!r}"

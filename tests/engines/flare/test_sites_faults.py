@@ -376,7 +376,7 @@ def adapter(place: Path) -> bytes:
 def test_a_run_does_not_begin_without_a_site_unless_the_quorum_spares_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triskel.engines.flare.server_job.LOADING_S", 1.0)
+    monkeypatch.setattr("triskel.engines.flare.server_roster.LOADING_S", 1.0)
 
     def lose(name: str, method: str, _a: Mapping[str, Any]) -> str:
         return "before" if (name, method) == ("shop", "hello") else ""
@@ -404,7 +404,7 @@ def who_played(out: Path) -> list[tuple[list[str], Mapping[str, str]]]:
 def test_a_run_that_could_not_begin_without_a_site_begins_with_it_when_it_is_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triskel.engines.flare.server_job.LOADING_S", 1.0)
+    monkeypatch.setattr("triskel.engines.flare.server_roster.LOADING_S", 1.0)
     there = house(tmp_path, **{"federation.patience_s": "1"})
 
     def lose(name: str, method: str, _a: Mapping[str, Any]) -> str:
@@ -418,7 +418,7 @@ def test_a_run_that_could_not_begin_without_a_site_begins_with_it_when_it_is_sen
 def test_a_site_that_misses_the_beginning_is_named_and_asked_again_in_every_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triskel.engines.flare.server_job.LOADING_S", 1.0)
+    monkeypatch.setattr("triskel.engines.flare.server_roster.LOADING_S", 1.0)
     keys = {"federation.patience_s": "1", "federation.quorum": "0.6"}
     there = house(tmp_path, **keys, rounds="3")
     met: list[str] = []

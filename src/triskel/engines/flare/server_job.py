@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,6 @@ class ServerJob:
         self._lock = threading.Lock()
         self._seals = Seals()
         self.engine: RemoteEngine | None = None
-        place = self._folder.with_name(self._folder.name + ROSTER)
-        self._roster = Roster(place=place, peers=peers, stopped=stopped)
         self._job, self._modes = Job(), tuple[ModeName, ...]()
 
     def play(self, out: Path) -> dict[str, Any]:
@@ -146,6 +145,11 @@ class ServerJob:
             found |= {"play": inbox.play.rpartition("/")[0], "clients": clients}
             found["waiting_for"] = [c for c, one in clients.items() if one["state"] == "working"]
         return found
+
+    @cached_property
+    def _roster(self) -> Roster:
+        place = self._folder.with_name(self._folder.name + ROSTER)
+        return Roster(place=place, peers=self._peers, stopped=self._stopped)
 
     @property
     def _folder(self) -> Path:
