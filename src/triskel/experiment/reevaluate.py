@@ -27,8 +27,9 @@ from triskel.experiment.folder import safe
 from triskel.experiment.resources import LocalResources, prepare
 from triskel.experiment.rounds import Scores, pooled
 from triskel.experiment.stages import everywhere, own_everywhere, scored
-from triskel.export.adapters import ADAPTERS, read_adapter, saved
+from triskel.export.adapters import read_adapter
 from triskel.export.manifest import read_manifest
+from triskel.export.saved import ADAPTERS, saved
 from triskel.model.shared import SharedModel
 from triskel.numerics.metrics import Score
 from triskel.report.catalogue import one_run
