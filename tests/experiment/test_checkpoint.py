@@ -21,6 +21,7 @@ from triskel.core.files import write_text
 from triskel.errors import CheckpointError
 from triskel.experiment import checkpoint
 from triskel.experiment.checkpoint import Filed, Frozen, Saved, freeze, named, read, thaw, write
+from triskel.types import Section
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,47 @@ def test_tensors_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
     back = thaw(State(adapter={}), found.state).adapter
     assert torch.equal(back["a"], one)
     assert torch.equal(back["b"], one)
+
+
+@dataclass(frozen=True)
+class Sided:
+    """A state of what an aggregate returned beside the adapter."""
+
+    adapter: Mapping[str, Tensor]
+    further: Mapping[str, Section] = field(default_factory=dict)
+
+
+SIDES = {
+    "z": Section(
+        kind="lowrank", tensors={"q/up": torch.randn(3, 2), "a": torch.randn(2)},
+        facts={"scale": 0.5, "ranks": [2, 1]}, codec=("bf16",),
+    ),
+    "a": Section(kind="dense", tensors={"z": torch.randn(4), "k": torch.randn(1)}),
+    "none": Section(kind="dense", tensors={}),
+}  # fmt: skip
+
+
+def test_a_state_may_hold_sections(tmp_path: Path) -> None:
+    for further in (SIDES, {}):
+        frozen = freeze(Sided(adapter=FULL.adapter, further=further))
+        write(tmp_path, dataclasses.replace(saved(), state=frozen))
+        found = read(tmp_path)
+        assert found is not None
+        back = thaw(Sided(adapter={}, further={"other": SIDES["a"]}), found.state)
+        assert equal(back.adapter, FULL.adapter)
+        assert list(back.further) == list(further)
+        for name, section in further.items():
+            one = back.further[name]
+            assert equal(one.tensors, section.tensors)
+            assert (one.kind, one.codec) == (section.kind, section.codec)
+            assert list(one.facts.items()) == list(section.facts.items())
+
+
+@pytest.mark.parametrize("told", [[["z", {}]], [["z", 3]], [["z", {"kind": "dense", "codec": 3}]]])
+def test_what_is_no_section_is_refused_with_its_name(told: Any) -> None:
+    frozen = Frozen(tensors={"adapter/x": torch.zeros(1)}, facts={"further#sections": told})
+    with pytest.raises(CheckpointError, match="checkpoint has no section 'z'"):
+        thaw(Sided(adapter={}), frozen)
 
 
 def test_a_field_that_the_checkpoint_lacks_is_named() -> None:

@@ -17,8 +17,8 @@ MB = 1_000_000
 
 
 @dataclass
-class Wire:
-    """The wire of one round.
+class Channel:
+    """What one round sends, in both directions.
 
     What is sent to many clients alike is packed and read once, as long as nobody wrote into it.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from triskel.config.job import Job
-from triskel.engines.channel import Wire
+from triskel.engines.channel import Channel
 from triskel.engines.fold import Fold
 from triskel.engines.waves import due, groups_in_flight
 from triskel.errors import RoundError
@@ -128,25 +128,25 @@ class LocalEngine:
             TriskelError: Whatever stopped a client or the server; what was kept does not count.
         """
         fold = Fold(self.job, mode, state, mode.zero(state))
-        wire = Wire(self.job, ledger, watch)
+        channel = Channel(self.job, ledger, watch)
         for group in groups_in_flight(mode, sorted(cohort), free=IN_FLIGHT):
             lines: dict[ClientId, _Line] = {}
             for client in sorted(set(group) & set(gone)):
-                wire.carry(mode.task(state, client), client, "down")
+                channel.carry(mode.task(state, client), client, "down")
                 ledger.left_out(client, DROPPED)
             for client in sorted(set(group) - set(gone)):
                 hand = worker(client)
-                task = wire.carry(mode.task(state, client), client, "down")
+                task = channel.carry(mode.task(state, client), client, "down")
                 talk = mode.work(task, hand, client_states.get(client, ClientState()))
                 lines[client] = _Line(hand, Conversation(client, talk))
                 if not mode.asks:
-                    _advance(lines[client], wire)
+                    _advance(lines[client], channel)
                     _settle(lines, fold, keep, ledger)
             while any(line.update is None for line in lines.values()):
                 for client in sorted(lines):
-                    _advance(lines[client], wire)
+                    _advance(lines[client], channel)
                 if not labour(lines):
-                    state = self._wave(mode, state, lines, wire)
+                    state = self._wave(mode, state, lines, channel)
             _settle(lines, fold, keep, ledger)
         total, share = fold.close()
         ledger.weighed(share)
@@ -157,7 +157,7 @@ class LocalEngine:
         mode: Mode[S, A, Worker],
         state: S,
         lines: Mapping[ClientId, _Line],
-        wire: Wire,
+        channel: Channel,
     ) -> S:
         """Answer what is due, of each client one ask."""
         live = [client for client, line in lines.items() if line.update is None]
@@ -169,7 +169,7 @@ class LocalEngine:
         if missing := sorted(asks.keys() - answers.keys()):
             raise RoundError(f"the server left client {missing[0]!r} without an answer")
         for client, ticket in turn.items():
-            answer = wire.carry(answers[client], client, "down")
+            answer = channel.carry(answers[client], client, "down")
             lines[client].talk.answer(ticket, answer)
         return state
 
@@ -192,16 +192,16 @@ def _settle(
         ledger.computed(client, flops=meter.flops, peak_bytes=meter.peak_bytes, seconds=seconds)
 
 
-def _advance(line: _Line, wire: Wire) -> None:
+def _advance(line: _Line, channel: Channel) -> None:
     """Run a client until it waits for an answer, could work with others, or is done."""
     talk = line.talk
     while line.work is None and (step := talk.step()) is not None:
         if isinstance(step, Sent):
-            line.asks[step.ticket] = wire.carry(step.ask, talk.client, "up")
+            line.asks[step.ticket] = channel.carry(step.ask, talk.client, "up")
         elif step.kind is None:
             talk.do(step)
         else:
             line.work = step
     if line.update is None and talk.finished:
         update, line.mine = talk.hand_over()
-        line.update = wire.carry(update, talk.client, "up")
+        line.update = channel.carry(update, talk.client, "up")

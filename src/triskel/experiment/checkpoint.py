@@ -1,9 +1,10 @@
 """States on disk: written whole or not at all, read with suspicion, never pickled.
 
-A checkpoint is one safetensors file: tensors by `part/group/name`, and in its metadata the facts as
-JSON with a SHA-256 over all of it. It is written beside its place, flushed, and renamed, so a kill
-at any moment leaves the last whole one. The last two rounds are kept. What clients keep is not in
-it: it names the file of `client_store` that counts for each of them.
+A checkpoint is one safetensors file: tensors by `part/group/name`, those of sections by
+`part/group/section/name`, and in its metadata the facts as JSON with a SHA-256 over all of it. It
+is written beside its place, flushed, and renamed, so a kill at any moment leaves the last whole
+one. The last two rounds are kept. What clients keep is not in it: it names the file of
+`client_store` that counts for each of them.
 """
 
 import contextlib
@@ -23,10 +24,12 @@ from torch import Tensor
 from triskel.core.files import drop, flush
 from triskel.core.untrusted import json_of, safetensors_at
 from triskel.errors import CheckpointError
-from triskel.types import ClientId
+from triskel.types import ClientId, Section
 
 KEPT = 2
 FORMAT = 3
+SECTIONS = "#sections"
+"""After the name of a field that holds sections: a fact with the kind and the facts of each."""
 S = TypeVar("S")
 
 
@@ -80,11 +83,14 @@ def freeze(state: object, prefix: str = "") -> Frozen:
             inner = freeze(value, f"{name}.")
             tensors |= inner.tensors
             facts |= inner.facts
-        elif isinstance(value, Mapping) and any(
-            isinstance(v, Tensor) for v in cast("Mapping[str, Any]", value).values()
-        ):
+        elif _holds(value, Tensor):
             group = cast("Mapping[str, Tensor]", value)
             tensors |= {f"{name}/{key}": t for key, t in group.items()}
+        elif _holds(value, Section):
+            parts = cast("Mapping[str, Section]", value)
+            facts[f"{name}{SECTIONS}"] = [[key, _told(one)] for key, one in parts.items()]
+            for key, one in parts.items():
+                tensors |= {f"{name}/{key}/{n}": t for n, t in one.tensors.items()}
         else:
             facts[name] = value
     return Frozen(tensors=tensors, facts=facts)
@@ -105,18 +111,44 @@ def thaw(like: S, frozen: Frozen, prefix: str = "") -> S:
         if is_dataclass(value):
             found[field.name] = thaw(value, frozen, f"{name}.")
             continue
-        group = {
-            key.removeprefix(f"{name}/"): t
-            for key, t in frozen.tensors.items()
-            if key.startswith(f"{name}/")
-        }
-        if group:
+        group = _under(frozen.tensors, f"{name}/")
+        if (told := frozen.facts.get(f"{name}{SECTIONS}")) is not None:
+            found[field.name] = {key: _section(one, group, key) for key, one in told}
+        elif group:
             found[field.name] = group
         elif name in frozen.facts:
             found[field.name] = frozen.facts[name]
         else:
             raise CheckpointError(f"checkpoint lacks {name!r}; it belongs to another version")
     return replace(cast("Any", like), **found)
+
+
+def _holds(value: object, kind: type) -> bool:
+    """Return whether a value is a mapping to things of a kind."""
+    found = cast("Mapping[str, object]", value).values() if isinstance(value, Mapping) else ()
+    return any(isinstance(one, kind) for one in found)
+
+
+def _told(section: Section) -> dict[str, Any]:
+    facts = [[name, fact] for name, fact in section.facts.items()]  # JSON may sort names
+    return {"kind": section.kind, "codec": list(section.codec), "facts": facts}
+
+
+def _section(told: Mapping[str, Any], group: Mapping[str, Tensor], key: str) -> Section:
+    """Return a section that `freeze` took apart.
+
+    Raises:
+        CheckpointError: What the checkpoint says of it is no section.
+    """
+    try:
+        return Section(
+            kind=told["kind"],
+            codec=tuple(told["codec"]),
+            facts=dict(told["facts"]),
+            tensors=_under(group, f"{key}/"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint has no section {key!r}: {error}") from error
 
 
 def write(folder: Path, saved: Saved) -> Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from triskel.config.job import Job
-from triskel.engines.channel import MB, Wire, alike
+from triskel.engines.channel import MB, Channel, alike
 from triskel.engines.flare.protocol import Peer, Spent, What, play_of, whole
 from triskel.engines.flare.server_calls import Follower
 from triskel.engines.flare.server_inbox import Inbox
@@ -51,7 +51,7 @@ class Play:
         engine: Whose play it is.
         what: The part that clients have.
         mode: The algorithm.
-        wire: Packs, reads and books.
+        channel: Packs, reads and books.
         take: Handed each client's last message, in the order of their names.
         may_go: How many clients may be lost.
         least: With how many clients the round may close, for sites to hold against their policy.
@@ -63,7 +63,7 @@ class Play:
     engine: Server
     what: What
     mode: Mode[Any, Any, Worker]
-    wire: Wire
+    channel: Channel
     take: Take
     may_go: int
     least: int = 0
@@ -100,12 +100,12 @@ class Play:
             facts = {"round": round_}
             same = Message(kind="evaluate", sections=self.sections, facts=facts)
             tasks = dict.fromkeys(group, same)
-        packed = _each_packed(self.wire, tasks)
+        packed = _each_packed(self.channel, tasks)
         name = play_of(engine.stage, round_, self.what, engine.session)
         inbox = Inbox(name, packed, self._asked, int(engine.job.wire.max_mb * MB))
         engine.inbox, self.round = inbox, round_
         for client in group:
-            self.wire.book(tasks[client], len(packed[client]), client, "down")
+            self.channel.book(tasks[client], len(packed[client]), client, "down")
             order = {
                 "play": name,
                 "stage": engine.stage,
@@ -125,7 +125,7 @@ class Play:
 
     def _asked(self, data: bytes, client: ClientId) -> Message:
         with _from(client):
-            ask = self.wire.read(data, client, "up")
+            ask = self.channel.read(data, client, "up")
         if ask.topic not in self.mode.asks:
             raise MessageError(f"client {client!r} asks about {ask.topic!r}, which nobody answers")
         return ask
@@ -141,9 +141,9 @@ class Play:
             if line.update is not None and line.spent is not None and not line.gone:
                 try:
                     with _from(client):
-                        message = self.wire.read(line.update, client, "up")
+                        message = self.channel.read(line.update, client, "up")
                         self.take(client, message, line.spent)
-                        self.wire.book(message, len(line.update), client, "up")
+                        self.channel.book(message, len(line.update), client, "up")
                 except TriskelError as error:
                     inbox.leave(client, str(error))
                 line.update = b""
@@ -164,9 +164,9 @@ class Play:
         if missing := sorted(asks.keys() - answers.keys()):
             raise RoundError(f"the server left client {missing[0]!r} without an answer")
         for client, ask in asks.items():
-            self.wire.book(ask, inbox.size(client), client, "up")
+            self.channel.book(ask, inbox.size(client), client, "up")
         for client in asks:
-            self.wire.book(answers[client], len(packed[client]), client, "down")
+            self.channel.book(answers[client], len(packed[client]), client, "down")
         inbox.deliver({client: packed[client] for client in asks})
         return after
 
@@ -185,7 +185,7 @@ class Play:
         asks: Mapping[ClientId, Message],
     ) -> tuple[Any, Mapping[ClientId, Message], dict[ClientId, bytes]]:
         after, answers = self.mode.answer(state, asks)
-        return after, answers, _each_packed(self.wire, answers)
+        return after, answers, _each_packed(self.channel, answers)
 
     def _lose(self, inbox: Inbox, seconds: float) -> None:
         """Go on without the silent and, once it is time, without the slow."""
@@ -231,13 +231,13 @@ def _from(client: ClientId) -> Generator[None]:
         raise MessageError(f"what it sent cannot be worked with: {kind}") from error
 
 
-def _each_packed(wire: Wire, messages: Mapping[ClientId, Message]) -> dict[ClientId, bytes]:
+def _each_packed(channel: Channel, messages: Mapping[ClientId, Message]) -> dict[ClientId, bytes]:
     """Return every message packed; one that goes to several in a row is packed once."""
     packed: dict[ClientId, bytes] = {}
     last: tuple[Message, bytes] | None = None
     for client, message in sorted(messages.items()):
         if last is None or not alike(last[0], message):
-            last = message, wire.pack(message, client, "down")
+            last = message, channel.pack(message, client, "down")
         packed[client] = last[1]
     return packed
 

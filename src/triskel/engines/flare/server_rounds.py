@@ -19,7 +19,7 @@ from typing import Any
 
 from triskel.config.job import Job
 from triskel.core import events
-from triskel.engines.channel import Wire
+from triskel.engines.channel import Channel
 from triskel.engines.flare.protocol import Peer, Spent, What
 from triskel.engines.flare.server_inbox import Inbox
 from triskel.engines.flare.server_play import Play, Take, sentence
@@ -121,7 +121,8 @@ class RemoteEngine:
                 "they happen by themselves: set it to 0"
             )
         self.ledger = ledger
-        wire, shares = Wire(self.job, ledger, watch), Fold(self.job, mode, state, mode.zero(state))
+        channel = Channel(self.job, ledger, watch)
+        shares = Fold(self.job, mode, state, mode.zero(state))
         folded = list[ClientId]()
 
         def fold(client: ClientId, update: Message, spent: Spent) -> None:
@@ -133,7 +134,7 @@ class RemoteEngine:
             )
 
         before = self.crossed()
-        state, left, round_ = self._played("work", mode, state, cohort, wire=wire, take=fold)
+        state, left, round_ = self._played("work", mode, state, cohort, channel=channel, take=fold)
         for client, why in sorted(left.items()):
             ledger.left_out(client, why)
             watch(events.warning(f"{client} is left out of this round: {why}"))
@@ -153,7 +154,7 @@ class RemoteEngine:
         state: S,
         clients: Sequence[ClientId],
         *,
-        wire: Wire,
+        channel: Channel,
         take: Take,
         sections: Mapping[str, Any] | None = None,
     ) -> tuple[S, dict[ClientId, str], int]:
@@ -165,8 +166,8 @@ class RemoteEngine:
         least, gone, round_ = quorum_of(self.job, len(clients)), dict[ClientId, str](), 0
         for group in groups_in_flight(mode, sorted(clients), free=len(clients)):
             play = Play(
-                self, what, mode, wire, take, may_go=len(clients) - least - len(gone), least=least,
-                sections=sections,
+                self, what, mode, channel, take, may_go=len(clients) - least - len(gone),
+                least=least, sections=sections,
             )  # fmt: skip
             state = play.run(state, group)
             gone |= play.gone
@@ -223,8 +224,8 @@ class RemoteEngine:
             del spent
             found[client] = score_of(message, body.classes)
 
-        wire = Wire(self.job, self.ledger, _quiet, scoring=True)
-        self._played(what, mode, state, clients, wire=wire, take=take, sections=sections)
+        channel = Channel(self.job, self.ledger, _quiet, scoring=True)
+        self._played(what, mode, state, clients, channel=channel, take=take, sections=sections)
         if not found:
             raise RoundError("no client could test the round's model")
         return found
