@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import triskel
-from triskel.errors import CheckpointError, JobError, PluginError
+from triskel.errors import CheckpointError, JobError, RoundError
 from triskel.experiment.resources import prepare
 from triskel.export.adapters import read_adapter
 
@@ -151,7 +151,7 @@ def test_a_job_file_is_read_and_progress_shown_by_default(
 
 def test_several_seeds_have_a_result_each(room: Path) -> None:
     both = triskel.compare(
-        job_of(room), modes=["params"], baselines=[], seeds=[3, 4],
+        job_of(room), modes=["params"], baselines=[], seeds=torch.tensor([3, 4]),
         out=room / "seeds", watch=SMALL.watch,
     )  # fmt: skip
     each = [one.figures["params"]["everybody"] for one in both.seeds]
@@ -177,7 +177,7 @@ def test_what_cannot_be_is_said(given: Any, error: type[Exception], said: str) -
 
 
 def test_an_unknown_mode_is_refused_before_anything_is_written(room: Path) -> None:
-    with pytest.raises(PluginError, match="there is no mode 'parms' here"):
+    with pytest.raises(JobError, match="there is no mode 'parms' here; there are params, logits"):
         triskel.compare(job_of(room), modes=["parms"], out=room / "none", watch=SMALL.watch)
     assert not (room / "none").exists()
 
@@ -194,3 +194,57 @@ def test_a_refused_job_leaves_no_folder(room: Path) -> None:
 def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"result\.json does not exist"):
         triskel.Result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"baselines": ["centrall"]},
+            "no baseline 'centrall' here; there are base, local",
+        ),
+        ({"modes": [], "baselines": []}, "nothing to run: name modes"),
+        ({"modes": "central"}, "there is no mode 'central' here; there are params"),
+    ],
+)
+def test_what_is_not_there_is_named_before_anything_is_written(
+    room: Path,
+    given: Any,  # noqa: ANN401 - of `compare`
+    said: str,
+) -> None:
+    with pytest.raises(JobError, match=said):
+        triskel.compare(job_of(room), **given, out=room / "nothing", watch=SMALL.watch)
+    assert not (room / "nothing").exists()
+
+
+def test_one_name_stands_alone_and_so_does_a_number_of_seeds(room: Path) -> None:
+    result = triskel.compare(
+        job_of(room, seed=7), modes="params", baselines="base", seeds=2,
+        out=room / "names", watch=SMALL.watch,
+    )  # fmt: skip
+    assert [one.folder.name for one in result.seeds] == ["seed-7", "seed-8"]
+    assert list(result.figures) == ["base", "params"]
+    assert triskel.load(settings="rounds=2").rounds == 2
+
+
+def test_a_stopped_run_says_how_it_goes_on(room: Path) -> None:
+    def stopping(event: Any) -> None:  # noqa: ANN401 - an event
+        if event["event"] == "round_start" and event.get("round") == 2:
+            raise RoundError("the link is cut")
+
+    with pytest.raises(RoundError) as stopped:
+        triskel.run(job_of(room), mode="params", out=room / "cut", watch=stopping)
+    way = f"triskel.run(resume={str(room / 'cut')!r}) goes on"
+    assert stopped.value.__notes__ == [f"what was finished is in {room / 'cut'}; {way}"]
+    with pytest.raises(RoundError) as again:
+        triskel.run(resume=room / "cut", watch=stopping)
+    assert way in again.value.__notes__[-1]
+
+
+def test_a_result_without_rows_is_a_frame_without_rows(
+    compared: triskel.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pandas")
+    assert list(compared.frame().dtypes.unique()) == ["float64"]
+    monkeypatch.setattr(triskel.Result, "table", lambda _: [])
+    assert compared.frame().empty

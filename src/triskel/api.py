@@ -5,13 +5,14 @@
     result.frame()                      # a row for each baseline and mode
     model = result.model("params")      # the base with the trained adapter, as PEFT has it
 
-These names stay; every other module of the package may change.
+These names stay, and so do the errors in `triskel.errors`; every other module may change.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, SupportsIndex, TypeVar, cast
 
 from triskel.config import read as config
 from triskel.config.job import MODE_NAMES, Job
@@ -22,12 +23,12 @@ from triskel.core.result_parts import RoundRow
 from triskel.core.run_folder import clear_refused, is_free, next_folder
 from triskel.engines.local import LocalEngine
 from triskel.errors import JobError, TriskelError
-from triskel.experiment.baselines import BASELINES, BaselineName
+from triskel.experiment.baselines import BASELINES
 from triskel.experiment.compare import Request
 from triskel.experiment.compare import resume as resume_run
 from triskel.experiment.compare import run as run_once
 from triskel.experiment.seeds import compare_seeds, resume_seeds, seeds_of
-from triskel.export.adapters import model_of, tensors_of
+from triskel.export.adapters import model_of, tensors_of, tokenizer_of
 from triskel.report.cells import flops_each
 from triskel.report.conclusions import per_client_bytes
 from triskel.report.names import figure_of, quality
@@ -37,13 +38,26 @@ from triskel.report.tables import markdown
 from triskel.report.terminal import Live
 from triskel.types import Tensors, Watch
 
+Name = TypeVar("Name", bound=str)
+FIGURES = (
+    "everybody",
+    "own",
+    "up_bytes",
+    "down_bytes",
+    "client_flops",
+    "server_flops",
+    "peak_bytes",
+    "seconds",
+)
+"""What is told of each row."""
 
-def load(job: str | Path | None = None, settings: Sequence[str] = ()) -> Job:
+
+def load(job: str | Path | None = None, settings: str | Sequence[str] = ()) -> Job:
     """Read a job file; without one, the demonstration's job.
 
     Args:
         job: A TOML file; relative paths inside it are relative to its folder.
-        settings: `section.key=value` pairs, applied in order.
+        settings: `section.key=value`, or several of them, applied in order.
 
     Raises:
         JobError: The file is missing, is not TOML, or does not describe a job that can run.
@@ -51,15 +65,16 @@ def load(job: str | Path | None = None, settings: Sequence[str] = ()) -> Job:
     >>> load(settings=["rounds=2", "train.lr=1e-4"]).rounds
     2
     """
-    return config.load(None if job is None else Path(job), settings)
+    given = [settings] if isinstance(settings, str) else settings
+    return config.load(None if job is None else Path(job), given)
 
 
 def compare(
     job: Job | str | Path,
     *,
-    modes: Sequence[str] = MODE_NAMES,
-    baselines: Sequence[BaselineName] = BASELINES,
-    seeds: Sequence[int] | None = None,
+    modes: str | Sequence[str] = MODE_NAMES,
+    baselines: str | Sequence[str] = BASELINES,
+    seeds: int | Iterable[SupportsIndex] | None = None,
     out: str | Path | None = None,
     watch: Watch | None = None,
 ) -> "Result":
@@ -68,8 +83,8 @@ def compare(
     Args:
         job: A job, or the file that holds it.
         modes: Which modes, in order.
-        baselines: Which baselines.
-        seeds: Repeat with these seeds; None is the job's own, once.
+        baselines: Which baselines: `base`, `local`, `central`, `local_equal`.
+        seeds: So many, from the job's own on, or these; None is the job's own, once.
         out: A new folder for the run; `runs/NAME-N` if left out.
         watch: Told what happens; shows progress if left out.
 
@@ -77,8 +92,15 @@ def compare(
         TriskelError: The job cannot run, or a stage failed; what was finished stays on disk.
     """
     asked = job if isinstance(job, Job) else load(job)
-    request = Request(modes=tuple(map(_mode, modes)), baselines=tuple(baselines))
-    return _played(asked, request, out, seeds, watch)
+    chosen = _named("mode", modes, MODES.names())
+    beside = _named("baseline", baselines, BASELINES)
+    if not chosen and not beside:
+        raise JobError(
+            f"nothing to run: name modes ({', '.join(MODES.names())}) or baselines "
+            f"({', '.join(BASELINES)})"
+        )
+    request = Request(modes=chosen, baselines=beside)
+    return _played(asked, request, out, _seeds(seeds, asked.seed), watch)
 
 
 def run(
@@ -108,7 +130,7 @@ def run(
     if job is None:
         raise JobError("give a job, or the folder of a run to resume")
     asked = job if isinstance(job, Job) else load(job)
-    name = _mode(mode or asked.mode)
+    (name,) = _named("mode", mode or asked.mode, MODES.names())
     asked = asked.model_copy(update={"mode": name})
     request = Request(modes=(name,), baselines=(), strict=True)
     return _played(asked, request, out, None, watch)
@@ -148,11 +170,13 @@ class Result:
 
     @property
     def figures(self) -> dict[str, dict[str, float | None]]:
-        """What each baseline and mode reaches and costs, by name; None where it was not counted.
+        """What each baseline and mode reaches and costs, by name.
 
-        `everybody` is the common model on all test texts, `own` each client's own model (or the
-        common one) on its own; with several seeds both are means over seeds. Bytes and FLOPs are
-        of a client, all rounds together; `server_flops` and `peak_bytes` are numbers and bytes.
+        `everybody` is of the common model on all test texts (of `local`, the clients' own models
+        on them), `own` of each client's model on its own texts. `up_bytes`, `down_bytes` and
+        `client_flops` are means over clients, all rounds together; `server_flops` is of all rounds,
+        `peak_bytes` the most memory of any client, `seconds` how long it took here. With several
+        seeds all are means over seeds. None: not counted, no cost of this row, or no finite number.
         """
         return {row.name: _numbers(self._seen, row) for row in self._seen.scored}
 
@@ -160,17 +184,18 @@ class Result:
         """Return the figures as rows."""
         return [{"row": name, **figures} for name, figures in self.figures.items()]
 
-    def frame(self) -> Any:  # noqa: ANN401 - pandas may not be here
+    def frame(self) -> Any:  # noqa: ANN401 - pandas comes with datasets
         """Return the figures as a `pandas.DataFrame`, a row for each baseline and mode.
 
         Raises:
             JobError: pandas is not installed.
         """
         try:
-            import pandas as pd  # noqa: PLC0415 - not a dependency
+            import pandas as pd  # noqa: PLC0415 - slow, and of other packages
         except ImportError as error:
             raise JobError("frame() needs pandas: pip install pandas; table() does not") from error
-        return pd.DataFrame(self.table()).set_index("row")
+        frame = pd.DataFrame(self.table(), columns=["row", *FIGURES]).set_index("row")
+        return frame.astype(float)
 
     def rounds(self, mode: str) -> list[RoundRow]:
         """Return a mode's rounds as `result.json` has them.
@@ -205,15 +230,13 @@ class Result:
             JobError: There is no such adapter, or several.
             ModelError: The base cannot be loaded.
         """
-        return self._loaded(mode, client)[0]
+        self._one("model")
+        return model_of(self.folder, mode=mode, client=client, say=_quiet)
 
     def tokenizer(self, mode: str | None = None, client: str | None = None) -> Any:  # noqa: ANN401 - of transformers
         """Return the tokenizer that goes with `model`."""
-        return self._loaded(mode, client)[1]
-
-    def _loaded(self, mode: str | None, client: str | None) -> tuple[Any, Any]:
-        self._one("model")
-        return model_of(self.folder, mode=mode, client=client, say=_quiet)
+        self._one("tokenizer")
+        return tokenizer_of(self.folder, mode=mode, client=client, say=_quiet)
 
     def _one(self, what: str) -> RunResult:
         """Return the one run of this folder; `what` needs one."""
@@ -245,18 +268,31 @@ def _played(
                 run_once(job, request, folder, LocalEngine(job), told)
             else:
                 compare_seeds(job, request, seeds, folder, LocalEngine, told)
-    except TriskelError as error:
-        if ours and error.exit_code == JobError.exit_code:
+    except (KeyboardInterrupt, TriskelError) as stop:
+        if not _said(stop, folder) and ours:
             clear_refused(folder)
         raise
     return Result(folder)
 
 
 def _resumed(folder: Path, watch: Watch | None) -> Result:
-    with _watched(watch) as told:
-        again = resume_run if seeds_of(folder) is None else resume_seeds
-        again(folder, LocalEngine, told)
+    try:
+        with _watched(watch) as told:
+            again = resume_run if seeds_of(folder) is None else resume_seeds
+            again(folder, LocalEngine, told)
+    except (KeyboardInterrupt, TriskelError) as stop:
+        _said(stop, folder)
+        raise
     return Result(folder)
+
+
+def _said(stop: BaseException, folder: Path) -> bool:
+    """Say how a run goes on that was stopped; return whether it was stopped and not refused."""
+    refused = isinstance(stop, TriskelError) and stop.exit_code == JobError.exit_code
+    if not refused and folder.exists():
+        way = f"triskel.run(resume={str(folder)!r}) goes on"
+        stop.add_note(f"what was finished is in {folder}; {way}")
+    return not refused
 
 
 @contextmanager
@@ -269,9 +305,22 @@ def _watched(watch: Watch | None) -> Generator[Watch]:
         yield live
 
 
-def _mode(name: str) -> str:
-    """Return a mode's name, once there is such a mode."""
-    return MODES.spec(name).name
+def _named(what: str, given: str | Sequence[str], known: Sequence[Name]) -> tuple[Name, ...]:
+    """Return names, each once, once all of them are known; one name may stand alone."""
+    names = dict.fromkeys([given] if isinstance(given, str) else given)
+    for name in names:
+        if name not in known:
+            raise JobError(f"there is no {what} {name!r} here; there are {', '.join(known)}")
+    return tuple(cast("Iterable[Name]", names))
+
+
+def _seeds(seeds: int | Iterable[SupportsIndex] | None, first: int) -> list[int] | None:
+    """Return the seeds that are meant: so many from the job's own on, or these."""
+    if seeds is None:
+        return None
+    if isinstance(seeds, int):
+        return list(range(first, first + seeds))
+    return [index(seed) for seed in seeds]
 
 
 def _quiet(_text: str) -> None:

@@ -242,7 +242,7 @@ def test_a_run_folder_must_be_there(words: list[str]) -> None:
             ["compare", "no.toml"],
             "job file no.toml does not exist; `triskel init` writes one",
         ),
-        (["compare", "--set", "rounds"], "--set takes section.key=value, got 'rounds'"),
+        (["compare", "--set", "rounds"], "a setting is section.key=value, got 'rounds'"),
         (
             ["run"],
             (

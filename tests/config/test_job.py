@@ -310,12 +310,12 @@ def test_overrides_come_last_and_in_order() -> None:
 
 @pytest.mark.parametrize("override", ["rounds", "=3", "train.=3", ".lr=3", "", "a..b=1"])
 def test_an_override_without_key_or_value_is_refused(override: str) -> None:
-    assert refusal("", override) == f"--set takes section.key=value, got {override!r}"
+    assert refusal("", override) == f"a setting is section.key=value, got {override!r}"
 
 
 def test_an_override_below_a_value_is_refused() -> None:
     assert refusal("rounds = 2", "rounds.more=1") == (
-        "--set 'rounds.more=1': 'rounds' is a value, not a section"
+        "setting 'rounds.more=1': 'rounds' is a value, not a section"
     )
 
 

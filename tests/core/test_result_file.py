@@ -252,9 +252,19 @@ LIES: dict[str, tuple[Change, str]] = {
     ),
     "several faults": (
         lambda r: (r.pop("modes"), r.pop("data")),
-        "it lacks data, and has 1 more faults;",
+        "it lacks data, and has 1 more fault;",
     ),
 }
+
+
+@pytest.mark.parametrize(("key", "value"), [("p", "0.1"), ("beyond", "yes")])
+def test_what_is_claimed_of_a_difference_is_held_to_its_type(
+    key: str, value: object, played: Path
+) -> None:
+    found = json.loads((played / "classify" / "result.json").read_text(encoding="utf-8"))
+    found["summary"]["differences"][0][key] = value
+    with pytest.raises(CheckpointError, match=rf"at summary\.differences\[0\]\.{key}, which"):
+        dump(found)
 
 
 @pytest.mark.parametrize("lie", LIES)

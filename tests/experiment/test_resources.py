@@ -15,6 +15,7 @@ from triskel.data.tokens import concatenated
 from triskel.errors import JobError
 from triskel.experiment import tokens as tokens_module
 from triskel.experiment.resources import LocalResources
+from triskel.experiment.stages import alone, central
 from triskel.model.flops import Piece
 from triskel.modes.logits.mode import Logits
 from triskel.training.mode_setting import unfit
@@ -217,6 +218,18 @@ def test_clients_without_training_examples_are_not_active(room: Path, tmp_path: 
         logits={"public": 2},
     )
     assert (it.clients, it.active()) == (["north", "south"], ["north"])
+
+
+@pytest.mark.parametrize("rounds", [None, 3])
+def test_texts_of_whoever_trains_alone_are_told_apart_by_the_servers_tokens(
+    room: Path, rounds: int | None
+) -> None:
+    """Records of clients with models of their own are compared text by text with all others."""
+    it = bench_of(room, clients={"each": {"client-01": {"model": str(room / "gpt2")}}})
+    ours = it.tokens.tests(it.body())
+    for stage in (alone(it, "client-01", rounds=rounds), central(it)):
+        assert stage.tests() is ours
+    assert alone(it, "client-01").body is not it.body()
 
 
 def test_no_server_is_loaded_for_a_client_with_its_own_model(room: Path) -> None:

@@ -408,7 +408,7 @@ def test_a_card_has_both_columns_and_says_whose_model_each_is_of(tmp_path: Path)
 def test_a_sheet_written_before_there_were_columns_is_read(tmp_path: Path) -> None:
     body = body_of(base(tmp_path / "base", "llama", "classify"))
     save_adapter(tmp_path / "a", body, body.initial, CLASSES, training())
-    place = tmp_path / "a" / manifest.SHEET
+    place = tmp_path / "a" / manifest.MANIFEST
     raw = json.loads(place.read_text())
     del raw["training"]["everybody"], raw["training"]["own_texts"]
     place.write_text(json.dumps(raw))
@@ -544,7 +544,7 @@ def test_reading_refuses_what_does_not_fit(tmp_path: Path) -> None:
 def test_reading_refuses_a_damaged_folder(tmp_path: Path) -> None:
     body = body_of(base(tmp_path / "base", "llama", "classify"))
     save_adapter(tmp_path / "a", body, body.initial, CLASSES)
-    weights, facts = tmp_path / "a" / peft_folder.WEIGHTS, tmp_path / "a" / manifest.SHEET
+    weights, facts = tmp_path / "a" / peft_folder.WEIGHTS, tmp_path / "a" / manifest.MANIFEST
     whole, known = weights.read_bytes(), facts.read_text()
     weights.write_bytes(whole[:-9])
     with pytest.raises(ModelError, match="cannot be read"):

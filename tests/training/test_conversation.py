@@ -485,7 +485,7 @@ def test_at_the_board_the_ask_that_was_due_is_answered_not_the_oldest() -> None:
 
 def test_more_asks_than_may_be_on_their_way_cost_a_site_its_place(party: Any) -> None:
     many = posting([f"s{j}" for j in range(AHEAD + 1)], ())
-    with pytest.raises(RoundError, match=f"more than {AHEAD} asks are open"):
+    with pytest.raises(RoundError, match=f"is more than {AHEAD} ahead of the oldest"):
         between(party, Planned({SITES[0]: many, SITES[1]: posting([], ())}))
     assert board_.AHEAD == AHEAD
 

@@ -126,13 +126,13 @@ def setting_of(override: str) -> tuple[tuple[str, ...], object]:
     key, equals, value = override.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
-        raise JobError(f"--set takes section.key=value, got {override!r}")
+        raise JobError(f"a setting is section.key=value, got {override!r}")
     try:
         found = toml_of(f"value = {value}")
     except tomllib.TOMLDecodeError:
         found = {"value": value.strip()}
     if set(found) != {"value"}:
-        raise JobError(f"--set takes one section.key=value at a time, got {override!r}")
+        raise JobError(f"a setting is one section.key=value at a time, got {override!r}")
     return parts, found["value"]
 
 
@@ -142,7 +142,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         below = place.setdefault(part, {})
         if not isinstance(below, dict):
-            raise JobError(f"--set {override!r}: {part!r} is a value, not a section")
+            raise JobError(f"setting {override!r}: {part!r} is a value, not a section")
         place = cast("dict[str, Any]", below)
     place[parts[-1]] = parsed
 

@@ -105,7 +105,8 @@ def result_in(folder: Path) -> Result:
     found = _in(folder)
     if found is None:
         raise CheckpointError(
-            f"{folder / NAME} does not exist; give the folder of a run that finished a round"
+            f"{folder / NAME} does not exist; give the folder of a run that finished a baseline or "
+            "a mode, or let a stopped one go on: triskel run --resume"
         )
     return found
 
@@ -234,7 +235,8 @@ def _sentence(where: str, error: ValidationError, way_out: str) -> str:
     else:
         wanted = first["msg"].removeprefix("Input should be ").partition(" or instance of")[0]
         fault = f"has {_kind(first['input'])} at {_clipped(place)}, which should be {wanted}"
-    more = f", and has {many - 1} more faults" if many > 1 else ""
+    rest = many - 1
+    more = f", and has {rest:,} more fault{'' if rest == 1 else 's'}" if rest else ""
     return f"{where} is damaged: it {fault}{more}; {way_out}"
 
 

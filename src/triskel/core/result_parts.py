@@ -1,4 +1,4 @@
-"""The tables that `result.json` is made of; `result` has the whole, and writes and reads it.
+"""The tables that `result.json` is made of; `result_file` has the whole, and writes and reads it.
 
 What every version has written is required, what came later or stands in some rows only is not.
 """
@@ -297,6 +297,7 @@ class BetterOff(TypedDict):
     lose: int
 
 
+@with_config(CHECKED)
 class SummaryRow(TypedDict):
     """What one row reaches."""
 
@@ -306,6 +307,7 @@ class SummaryRow(TypedDict):
     better_off: NotRequired[BetterOff]
 
 
+@with_config(CHECKED)
 class Gap(TypedDict):
     """Two rows in one column: left minus right."""
 
@@ -321,6 +323,7 @@ class Gap(TypedDict):
     beyond: bool
 
 
+@with_config(CHECKED)
 class BesideAlone(TypedDict):
     """A client in a mode, beside training alone."""
 

@@ -16,6 +16,7 @@ from triskel.core import events
 from triskel.core.result_file import RunResult
 from triskel.core.result_parts import BaselineRow, ClientFigures, Figures, RoundRow
 from triskel.data.batches import task_of
+from triskel.errors import JobError
 from triskel.experiment import records
 from triskel.experiment.folder import safe
 from triskel.experiment.resources import LocalResources
@@ -35,13 +36,19 @@ MORE = 1.1
 def baseline(
     name: BaselineName, resources: LocalResources, engine: Engine, folder: Path, watch: Watch
 ) -> BaselineRow:
-    """Return how a baseline that needs no other result stands in a result."""
+    """Return how a baseline that needs no other result stands in a result.
+
+    Raises:
+        JobError: There is no such baseline.
+    """
     if name == "base":
         return _base(resources, folder, watch)
     if name == "central":
         found = complete(central(resources), resources, engine, folder, watch)
         figures: BaselineRow = {**found["final"], "per_client": dict(last_of(found))}
         return {**figures, **found}
+    if name != "local":
+        raise JobError(f"there is no baseline {name!r}; there are {', '.join(BASELINES)}")
     return _alone(resources, engine, folder, watch, kind="local", rounds={})
 
 

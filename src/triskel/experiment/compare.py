@@ -130,7 +130,7 @@ def run(
         TriskelError: The job cannot run, or a stage failed; what was finished stays on disk.
     """
     if folder.exists() and not folder.is_dir():
-        raise JobError(f"{folder} is a file; choose another --out")
+        raise JobError(f"{folder} is a file; name another folder")
     job = job.playing(request.modes)
     text = to_toml(job)
     if folder.exists() and used(folder, text):
@@ -173,7 +173,7 @@ def read_run(folder: Path, *, imports: Collection[str] | None = None) -> tuple[J
 
     Args:
         folder: The run.
-        imports: What of other packages may be imported, as `job.parse` has it.
+        imports: What of other packages may be imported, as `config.read.parse` has it.
 
     Raises:
         CheckpointError: It is not a run folder.

@@ -109,11 +109,6 @@ def _all(state: ClientState) -> ClientState:
     return state
 
 
-def _no_texts(_body: SharedModel) -> Mapping[ClientId, Examples]:
-    """Hold no test text."""
-    return {}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[S, A]):
     """One mode on one set of clients.
@@ -127,8 +122,8 @@ class Stage(Generic[S, A]):
         body: The model that what the server ends with fits.
         job: The job as this stage plays it.
         everybody: Scores a last state on everybody's texts, where `evaluate` does not.
-        tests: Returns the test texts that scores are of, as a model's tokens; none where these are
-            at sites.
+        tests: Returns the test texts that scores are of, as the server's tokens; none where these
+            are at sites.
         closing: Called with the last state, and what clients keep, when the last round is over.
         kept: Returns what a client keeps of a round, once its mode may have it keep that.
         saves: Whether the models it leaves are saved.
@@ -143,7 +138,7 @@ class Stage(Generic[S, A]):
     body: SharedModel
     job: Job
     everybody: Callable[[S, Mapping[ClientId, ClientState]], Scores | None] = _none
-    tests: Callable[[SharedModel], Mapping[ClientId, Examples]] = _no_texts
+    tests: Callable[[], Mapping[ClientId, Examples]] = dict[ClientId, Examples]
     closing: Callable[[S, Mapping[ClientId, ClientState]], None] = _nothing
     kept: Callable[[ClientState], ClientState] = _all
     saves: bool = True

@@ -64,7 +64,7 @@ def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[A
         body=resources.body(),
         job=resources.job,
         everybody=everybody,
-        tests=resources.tokens.tests,
+        tests=lambda: resources.tokens.tests(resources.body()),
         kept=partial(allowed, name),
         server=setting.meter,
     )
@@ -105,7 +105,7 @@ def alone(
         body=body,
         job=job,
         everybody=everybody,
-        tests=resources.tokens.tests,
+        tests=lambda: resources.tokens.tests(resources.body()),
         saves=kind == "local",
     )
 
@@ -130,7 +130,7 @@ def central(resources: LocalResources) -> Stage[Any, Any]:
         evaluate=scores,
         body=body,
         job=resources.job,
-        tests=resources.tokens.tests,
+        tests=lambda: resources.tokens.tests(resources.body()),
     )
 
 
@@ -174,7 +174,7 @@ def _record(
     found["final"]["everybody"] = everybody.pooled.row()
     if everybody.everybody_texts or scores.own_texts:  # a client alone may have no text of its own
         columns = {"everybody": everybody.everybody_texts, "own": scores.own_texts}
-        tests = stage.tests(stage.body)
+        tests = stage.tests()
         records.write(folder, safe(stage.name), records.gathered(tests, columns))
 
 

@@ -28,7 +28,7 @@ from triskel.data.assets import resolve
 from triskel.errors import CheckpointError, JobError, ModelError
 from triskel.export.manifest import (
     BASELINES,
-    SHEET,
+    MANIFEST,
     Manifest,
     Training,
     read_manifest,
@@ -154,7 +154,7 @@ def export_run(
         if merge:
             base = _base(job, manifest, client, say)
             say(f"merging {named} into {base}")
-            pad = manifest.padding if manifest.pooling == "last" else ""
+            pad = _padding(manifest)
             with TemporaryDirectory(prefix="triskel-") as name:  # peft would follow links
                 adapter_copied(source, Path(name))
                 peft_folder.merge(Path(name), base, making, classes=manifest.classes, pad=pad)
@@ -183,10 +183,8 @@ def tensors_of(run: Path, *, mode: str | None = None, client: str | None = None)
     return peft_folder.tensors_in(run / ADAPTERS / named)
 
 
-def model_of(
-    run: Path, *, mode: str | None = None, client: str | None = None, say: Say
-) -> tuple[Any, Any]:
-    """Return the base model in float32 with an adapter that a run left on it, and its tokenizer.
+def model_of(run: Path, *, mode: str | None = None, client: str | None = None, say: Say) -> Any:  # noqa: ANN401 - PEFT's
+    """Return the base model in float32 with an adapter that a run left on it, as PEFT has it.
 
     Args:
         run: A run folder, finished or not.
@@ -199,18 +197,48 @@ def model_of(
         JobError: It is several runs, or the run has no such adapter.
         ModelError: The base cannot be loaded, or the adapter does not fit it.
     """
+    source, base, manifest = _meant(run, mode, client, say)
+    with TemporaryDirectory(prefix="triskel-") as name:  # peft would follow links
+        adapter_copied(source, Path(name))
+        model, tokenizer, _ = peft_folder.opened(Path(name), base, classes=manifest.classes)
+    peft_folder.pad_with(model, tokenizer, _padding(manifest))
+    return model
+
+
+def tokenizer_of(run: Path, *, mode: str | None = None, client: str | None = None, say: Say) -> Any:  # noqa: ANN401 - of transformers
+    """Return the tokenizer that goes with `model_of`.
+
+    Args:
+        run: A run folder, finished or not.
+        mode: As of `export_run`.
+        client: As of `export_run`.
+        say: Told what happens.
+
+    Raises:
+        CheckpointError: It is not a run folder.
+        JobError: It is several runs, or the run has no such adapter.
+        ModelError: The tokenizer cannot be loaded.
+    """
+    _, base, manifest = _meant(run, mode, client, say)
+    tokenizer = peft_folder.tokenizer_in(base)
+    if token := _padding(manifest):
+        tokenizer.pad_token = token
+    return tokenizer
+
+
+def _meant(run: Path, mode: str | None, client: str | None, say: Say) -> tuple[Path, str, Manifest]:
+    """Return the folder of the adapter that is meant, where its base is, and what it is."""
     one_run(run)
     job = _job_of(run)
     _, named = choose(run, job, mode=mode, client=client)
     source = run / ADAPTERS / named
     manifest = read_manifest(source)
-    with TemporaryDirectory(prefix="triskel-") as name:  # peft would follow links
-        adapter_copied(source, Path(name))
-        base, classes = _base(job, manifest, client, say), manifest.classes
-        model, tokenizer, _ = peft_folder.opened(Path(name), base, classes=classes)
-    last = manifest.classes and manifest.pooling == "last"
-    peft_folder.pad_with(model, tokenizer, manifest.padding if last else "")
-    return model, tokenizer
+    return source, _base(job, manifest, client, say), manifest
+
+
+def _padding(manifest: Manifest) -> str:
+    """Return what a decoder that classifies is padded with; empty where nothing is to be set."""
+    return manifest.padding if manifest.classes and manifest.pooling == "last" else ""
 
 
 def adapter_copied(source: Path, making: Path) -> None:
@@ -322,7 +350,7 @@ def _json(place: Path) -> dict[str, Any]:
 
 
 def _describe(folder: Path, manifest: Manifest, *, merged: bool) -> None:
-    (folder / SHEET).write_text(to_json(manifest), encoding="utf-8")
+    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
     (folder / CARD).write_text(card(manifest, merged=merged), encoding="utf-8")
 
 

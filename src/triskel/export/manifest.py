@@ -19,7 +19,7 @@ from triskel.data.assets import ASSETS, cache_folder
 from triskel.errors import CheckpointError
 
 SCHEMA = 1
-SHEET = "triskel.json"
+MANIFEST = "triskel.json"
 NOTHING: Mapping[str, Any] = {}
 BASELINES = ("central", "local")
 """Stages that are no mode and leave models."""
@@ -176,16 +176,18 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: There is none, or it is of another version.
     """
     try:
-        raw = cast("dict[str, Any]", json_in(folder / SHEET))
+        raw = cast("dict[str, Any]", json_in(folder / MANIFEST))
         schema, told = raw.pop("schema"), raw.pop("training")
         if told is not None:
             told.pop("shared_labels", None)  # of early versions
         training = Training(**told) if told is not None else None
         manifest = Manifest(classes=tuple(raw.pop("classes")), training=training, **raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / SHEET} is missing or damaged: {error}") from error
+        raise CheckpointError(f"{folder / MANIFEST} is missing or damaged: {error}") from error
     if schema != SCHEMA:
-        raise CheckpointError(f"{folder / SHEET} has schema {schema}; this version reads {SCHEMA}")
+        raise CheckpointError(
+            f"{folder / MANIFEST} has schema {schema}; this version reads {SCHEMA}"
+        )
     return manifest
 
 

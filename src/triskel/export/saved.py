@@ -6,14 +6,14 @@ from pathlib import Path
 from triskel.config.job import Job
 from triskel.config.sections import is_name
 from triskel.errors import JobError
-from triskel.export.manifest import SHEET
+from triskel.export.manifest import MANIFEST
 
 ADAPTERS = "adapters"
 
 
 def saved(run: Path) -> dict[str, tuple[str, str | None]]:
     """Return what a run has saved: folder name to stage and, for a client's own model, client."""
-    names = sorted(p.name for p in (run / ADAPTERS).glob("[!.]*") if (p / SHEET).is_file())
+    names = sorted(p.name for p in (run / ADAPTERS).glob("[!.]*") if (p / MANIFEST).is_file())
     parts = {name: name.partition("-") for name in names}  # no stage has a dash in its name
     return {name: (stage, owner if dash else None) for name, (stage, dash, owner) in parts.items()}
 

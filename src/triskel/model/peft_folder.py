@@ -289,6 +289,19 @@ def pad_with(model: Any, tokenizer: Any, token: str) -> None:
         model.config.pad_token_id = tokenizer.convert_tokens_to_ids(token)
 
 
+def tokenizer_in(source: str) -> Any:
+    """Return the tokenizer of a base model.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer of {source!r} cannot be loaded: {error}") from error
+
+
 def tensors_in(folder: Path) -> Tensors:
     """Return the tensors of a PEFT folder by our names, whatever model they belong to.
 
@@ -317,7 +330,7 @@ def _base(source: str, head: Head, classes: Sequence[str]) -> tuple[Any, Any, to
             "id2label": dict(enumerate(classes)),
             "label2id": {name: index for index, name in enumerate(classes)},
         }
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = tokenizer_in(source)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return kind.from_pretrained(source, **options), tokenizer, stored
 

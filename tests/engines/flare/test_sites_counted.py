@@ -219,7 +219,19 @@ def test_who_counted_is_read_from_closed_rounds(party: Any) -> None:
     assert Store(Path("none"), counted={"a": 1}).counted == {"a": 1}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"rounds": [1]}', '{"rounds": [], "filed": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"rounds": [1]}',
+        '{"rounds": [], "filed": 3}',
+        '{"rounds": 5, "filed": {}}',
+        '{"rounds": ["a"], "filed": {}}',
+        '{"rounds": [], "filed": {}, "counted": null}',
+    ],
+)
 def test_a_damaged_account_of_what_is_kept_is_refused_with_its_place(
     text: str, tmp_path: Path
 ) -> None:

@@ -280,8 +280,12 @@ def test_fewer_than_the_quorum_end_the_round_with_names_reasons_and_what_to_do(p
     assert "federation.quorum" in str(found.value)
 
 
-def test_a_deadline_leaves_out_the_slow_but_never_more_than_the_quorum_spares(party: Any) -> None:
-    fewer, _ = party.round("params", ("bank", "shop"))
+@pytest.mark.parametrize("stage", ["params", "logits"])
+def test_a_deadline_leaves_out_the_slow_but_never_more_than_the_quorum_spares(
+    stage: str, party: Any
+) -> None:
+    """In `logits` the others wait for the slow at a barrier: who waits is not late."""
+    fewer, _ = party.round(stage, ("bank", "shop"))
     free = threading.Event()
 
     def slow(name: str, method: str, _a: Any, real: Any) -> Any:
@@ -290,13 +294,13 @@ def test_a_deadline_leaves_out_the_slow_but_never_more_than_the_quorum_spares(pa
         return real()
 
     party.twist = slow
-    ours, ledger = party.round("params", quorum=0.6, deadline_s=1.5)
+    ours, ledger = party.round(stage, quorum=0.6, deadline_s=1.5)
     assert ledger.absent == {"clinic": "not done after 1.5 s"}
     same(ours, fewer)
     free.set()
     free.clear()
     threading.Timer(2.0, free.set).start()
-    _, ledger = party.round("params", quorum=1.0, deadline_s=0.2)
+    _, ledger = party.round(stage, quorum=1.0, deadline_s=0.2)
     assert not ledger.absent
 
 

@@ -302,5 +302,5 @@ def _out_of_order(line: Line, ticket: int, taken: int) -> str:
         return f"ticket {ticket} follows ticket {line.tickets}; asks were lost or made up"
     kept = [old for old in line.answered if old > taken]
     if ticket > line.tickets and len(line.asked) + len(kept) >= AHEAD:
-        return f"more than {AHEAD} asks are open"
+        return f"ticket {ticket} is more than {AHEAD} ahead of the oldest answer it lacks"
     return ""

@@ -30,7 +30,7 @@ Take = Callable[[ClientId, Message, Spent], None]
 
 @runtime_checkable
 class Server(Protocol):
-    """What a play needs of the engine that it is a play of; `Remote` says what each is."""
+    """What a play needs of the engine that it is a play of; `RemoteEngine` says what each is."""
 
     job: Job
     peers: Mapping[ClientId, Peer]
@@ -196,7 +196,7 @@ class Play:
             inbox.leave(client, f"not heard of for {options.patience_s:g} s")
         lost = [c for c, line in inbox.lines.items() if line.gone]
         if options.deadline_s and seconds > options.deadline_s:
-            late = inbox.open()
+            late = inbox.waited_for()
             if len(late) + len(lost) <= self.may_go:
                 for client in late:
                     inbox.leave(client, f"not done after {options.deadline_s:g} s")

@@ -126,8 +126,9 @@ class Admission:
             return held.written("read", [(one, found) for one, found in barred if found])
         if strange := other_plugins(about, "the server", job, modes):
             return strange
+        plugins = own_plugins(job, modes)  # before any of them can change what is told
         job, modes = job_of(self.spec, importable(policy))
-        return self._loaded(held, job, modes)
+        return self._loaded(held, job, modes, plugins)
 
     def _at_the_door(self, policy: Policy) -> list[Refusal]:
         """Return why nothing is looked for on this machine, or nothing."""
@@ -141,7 +142,9 @@ class Admission:
             found.append(Refusal(key="site", asks=asks, allows=is_))
         return found
 
-    def _loaded(self, held: "_Held", job: Job, modes: Sequence[ModeName]) -> Admitted | str:
+    def _loaded(
+        self, held: "_Held", job: Job, modes: Sequence[ModeName], plugins: Mapping[str, str]
+    ) -> Admitted | str:
         """Read the site's rows for a job that may read them, and return it, if it may send."""
         files = files_of(held.policy, [n for n in (job.data.train, job.data.test) if n])
         spent = Spent(self.root / "triskel", files, held.policy.budget, self.run, self.clock)
@@ -170,7 +173,7 @@ class Admission:
             job=job,
             policy=held.policy,
             clients=held.clients,
-            plugins=own_plugins(job, modes),
+            plugins=plugins,
             facts=facts,
             resources=resources,
             modes={mode: mode_of(setting) for mode, setting in settings.items()},

@@ -209,17 +209,17 @@ class SiteJob:
 
     def _prepare(self, about: Mapping[str, Any]) -> None:
         """Decide, then read; nothing of the site is read before."""
-        state, error = "failed", ""
+        state, error, admitted = "failed", "", None
         try:
             found = self._admission.decide(about)
             if isinstance(found, Admitted):
-                self._admitted, state = found, "ready"
+                admitted, state = found, "ready"
             else:
                 state, error = "refused", found
         except Exception as failed:  # noqa: BLE001 - whatever it is stays here
             error = self._told(failed)
         with self._changed:
-            self._state, self._error = state, error
+            self._admitted, self._state, self._error = admitted, state, error
             self._changed.notify_all()
 
     @property

@@ -35,10 +35,10 @@ class SiteStore:
         try:
             if self._index.exists():
                 known = json_in(self._index)
-            self._rounds: list[int] = known["rounds"]
-            self._counted: list[int] = known.get("counted", [])
+            self._rounds = [int(one) for one in known["rounds"]]
+            self._counted = [int(one) for one in known.get("counted", [])]
             self._filed: dict[int, str | None] = {int(r): s for r, s in known["filed"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{self._index} is damaged and does not say what rounds left: {error}; put it "
                 "back, or delete this run's folder at the site and submit the job as a new run"
