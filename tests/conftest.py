@@ -26,13 +26,17 @@ SLOW = (hypothesis.HealthCheck.too_slow,)
 hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=SLOW)
 hypothesis.settings.load_profile("house")
 
-# Files whose tests share a federation, so that one worker runs them: xdist 3.8 reads no marks of
-# groups under pytest 9.2. Links mostly wait, so they have a worker of their own.
+# Files whose tests share a federation, or what takes long to make, so that one worker runs them
+# and makes it once: xdist 3.8 reads no marks of groups under pytest 9.2. Links mostly wait, so they
+# have a worker of their own.
 GROUPS = {
+    "test_api.py": "results",
+    "test_conversation.py": "conversation",
     "test_commands.py": "federation",
     "test_flare.py": "federation",
     "test_flare_security.py": "federation",
     "test_flare_links.py": "links",
+    "test_result_file.py": "results",
 }
 
 

@@ -3,7 +3,6 @@
 import ast
 import json
 import runpy
-import timeit
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,21 +98,6 @@ def test_a_log_tells_when_its_run_began(told: SimpleNamespace, tmp_path: Path) -
     ):
         (tmp_path / events.NAME).write_text(line, encoding="utf-8")
         assert events.began(tmp_path) is None, line
-
-
-def test_an_event_of_a_step_costs_little() -> None:
-    heard: list[Any] = []
-
-    def plain() -> None:
-        heard.append(
-            {"event": "step", "client": "a", "round": 1, "phase": "x", "loss": 0.5, "tokens": 3}
-        )
-
-    def made() -> None:
-        heard.append(events.step("a", round_=1, phase="x", loss=0.5, tokens=3))
-
-    took = {one: min(timeit.repeat(one, number=2000, repeat=7)) / 2000 for one in (plain, made)}
-    assert took[made] - took[plain] < 2e-6
 
 
 def test_a_stamp_adds_where_it_happened_and_leaves_the_event_as_it_was() -> None:
