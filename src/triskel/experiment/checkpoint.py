@@ -134,7 +134,7 @@ def _told(section: Section) -> dict[str, Any]:
     return {"kind": section.kind, "codec": list(section.codec), "facts": facts}
 
 
-def _section(told: Mapping[str, Any], group: Mapping[str, Tensor], key: str) -> Section:
+def _section(told: Any, group: Mapping[str, Tensor], key: str) -> Section:  # noqa: ANN401 - JSON
     """Return a section that `freeze` took apart.
 
     Raises:
