@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread, and visible skips where a file is absent."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -26,26 +27,29 @@ SLOW = (hypothesis.HealthCheck.too_slow,)
 hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=SLOW)
 hypothesis.settings.load_profile("house")
 
-# Files whose tests share a federation, or what takes long to make, so that one worker runs them
-# and makes it once: xdist 3.8 reads no marks of groups under pytest 9.2. Links mostly wait, so they
-# have a worker of their own.
+# Files whose tests share a federation, so that one worker runs them: xdist 3.8 reads no marks of
+# groups under pytest 9.2. Links mostly wait, so they have a worker of their own.
 GROUPS = {
-    "test_api.py": "results",
-    "test_conversation.py": "conversation",
     "test_commands.py": "federation",
     "test_flare.py": "federation",
     "test_flare_security.py": "federation",
     "test_flare_links.py": "links",
-    "test_result_file.py": "results",
 }
 
 
+@functools.cache
+def shares(file: str) -> bool:
+    """Return whether tests of a file share what takes long to make: each worker would make it."""
+    return 'scope="module"' in (ROOT / file).read_text(encoding="utf-8")
+
+
 class Scheduling(LoadGroupScheduling):
-    """Deals tests to workers one by one, and those of a group together; groups come first."""
+    """Deals tests to workers one by one, and those of a group together; large groups come first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0].rpartition("/")[2]
-        return GROUPS.get(file) or super()._split_scope(nodeid)
+        file = nodeid.partition("::")[0]
+        group = GROUPS.get(file.rpartition("/")[2]) or (file if shares(file) else None)
+        return group or super()._split_scope(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is none

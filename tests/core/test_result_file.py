@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
@@ -148,7 +149,6 @@ def unnamed(value: Any, shape: Any, named: Any) -> Iterator[str]:  # noqa: ANN40
 
 
 def test_a_result_is_valid_under_the_schema_that_the_command_prints(played: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     printed = json.loads(CliRunner().invoke(cli.app, ["schema", "result"]).output)
     validator = jsonschema.Draft202012Validator(printed)
     for file in files(played):

@@ -21,7 +21,6 @@ from triskel.model.shared import SharedModel
 from triskel.training.loop import TrainStep
 from triskel.training.mode_setting import mode_of
 from triskel.types import Ask, Message, Section
-from triskel.wire.ledger import Ledger
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
 NAN = float("nan")
@@ -40,20 +39,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def play(resources: LocalResources, mode: str, **spoilt: Any) -> dict[str, Any]:
     """Play one round; `spoilt` replaces functions of the mode."""
-    it, ledger = mode_of(resources.setting(mode, SMALL.watch)), Ledger()
-    for name, function in spoilt.items():
-        object.__setattr__(it, name, function(getattr(it, name)))
-    LocalEngine(resources.job).round(
-        it,
-        it.start(),
-        resources.active(),
-        worker=lambda c: resources.worker(c, SMALL.watch),
-        client_states={},
-        keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
-        ledger=ledger,
-        watch=SMALL.watch,
-    )
-    return ledger.rows()
+    (rows,) = SMALL.play(resources, mode, **spoilt)
+    return rows
 
 
 # --- numbers that are none --------------------------------------------------------------------

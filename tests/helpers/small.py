@@ -2,7 +2,7 @@
 
 # ruff: noqa: ANN401 - stand-ins take whatever they are handed
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from triskel.config.job import Job
+from triskel.engines.local import LocalEngine
 from triskel.experiment.resources import LocalResources, prepare
+from triskel.training.mode_setting import mode_of
+from triskel.types import ClientState
+from triskel.wire.ledger import Ledger
 
 WORDS = [f"w{i}" for i in range(40)]
 LABELS = ("bad", "fair", "good")
@@ -102,6 +106,37 @@ def job(model: Path, rows: Path, *, task: str = "classify", **sections: Mapping[
 
 def resources(job_: Job) -> LocalResources:
     return prepare(job_, watch)
+
+
+def play(
+    resources: LocalResources, mode: str, rounds: int = 1, **spoilt: Callable[[Any], Any]
+) -> list[dict[str, Any]]:
+    """Play rounds of a mode in one process; return the rows of the ledger, round by round.
+
+    Args:
+        resources: The job, loaded.
+        mode: Which mode.
+        rounds: How many.
+        spoilt: Makes another function of a function of the mode.
+    """
+    it, kept, found = mode_of(resources.setting(mode, watch)), dict[str, ClientState](), []
+    for name, function in spoilt.items():
+        object.__setattr__(it, name, function(getattr(it, name)))
+    state = it.start()
+    for _ in range(rounds):
+        ledger = Ledger()
+        state = LocalEngine(resources.job).round(
+            it,
+            state,
+            resources.active(),
+            worker=lambda c: resources.worker(c, watch),
+            client_states=kept,
+            keep=kept.__setitem__,
+            ledger=ledger,
+            watch=watch,
+        )
+        found.append(ledger.rows())
+    return found
 
 
 def watch(event: Mapping[str, Any]) -> None:

@@ -241,18 +241,9 @@ def bench_of(
 
 
 def play(resources: LocalResources, mode: str) -> dict[str, Any]:
-    it, ledger = mode_of(resources.setting(mode, SMALL.watch)), Ledger()
-    LocalEngine(resources.job).round(
-        it,
-        it.start(),
-        resources.active(),
-        worker=lambda c: resources.worker(c, SMALL.watch),
-        client_states={},
-        keep=lambda client, state: None,  # noqa: ARG005 - nothing is kept
-        ledger=ledger,
-        watch=SMALL.watch,
-    )
-    return ledger.rows()
+    """Play one round."""
+    (rows,) = SMALL.play(resources, mode)
+    return rows
 
 
 @pytest.mark.parametrize("mode", ["params", "logits"])

@@ -62,22 +62,7 @@ def _no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def play(resources: LocalResources, mode: str, rounds: int = 1) -> list[dict[str, Any]]:
     """Return the rows of the ledger, round by round."""
-    it, mine, found = mode_of(resources.setting(mode, SMALL.watch)), {}, []
-    state = it.start()
-    for _ in range(rounds):
-        ledger = Ledger()
-        state = LocalEngine(resources.job).round(
-            it,
-            state,
-            resources.active(),
-            worker=lambda c: resources.worker(c, SMALL.watch),
-            client_states=mine,
-            keep=mine.__setitem__,
-            ledger=ledger,
-            watch=SMALL.watch,
-        )
-        found.append(ledger.rows())
-    return found
+    return SMALL.play(resources, mode, rounds)
 
 
 # --- counted by hand --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import runpy
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,6 @@ SPENT = Spent(flops=1, peak_bytes=1, seconds=1.0)
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Three sites and a server whose models are loaded once."""
-    with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        found = Party(house(tmp_path_factory.mktemp("party")))
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def party(shared: Any) -> Iterator[Any]:
-    yield shared
-    shared.twist = sites["plain"]
 
 
 def bits(state: Any) -> Mapping[str, torch.Tensor]:

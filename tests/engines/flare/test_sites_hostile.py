@@ -8,7 +8,7 @@ import logging
 import re
 import runpy
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,22 +54,6 @@ PLACE = "/home/clinic/patients.csv"
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Three sites and a server whose models are loaded once."""
-    with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        found = Party(house(tmp_path_factory.mktemp("party")))
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def party(shared: Any) -> Iterator[Any]:
-    yield shared
-    shared.twist = sites["plain"]
 
 
 @pytest.fixture(scope="module")
