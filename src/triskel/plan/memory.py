@@ -13,6 +13,7 @@ from triskel.model.flops import Piece
 from triskel.model.meter import Costs
 from triskel.model.shared import SharedModel
 from triskel.training.loop import MOST
+from triskel.training.mode_setting import options_in
 
 ROOM = 0.6
 """Share of free memory that activations may take before they are computed twice instead."""
@@ -55,8 +56,8 @@ def kept(
     )
     found = [float(step)]
     for spec in map(MODES.spec, modes):
-        differ = [c for c, own in sorted(job.clients.each.items()) if own.of(spec)]
-        found.append(spec.bytes_kept([spec.of(job), *(spec.of(job, c) for c in differ)], memory))
+        options, each = options_in(job, spec)
+        found.append(spec.bytes_kept([options, *each.values()], memory))
     return max(found)
 
 
