@@ -228,7 +228,8 @@ class ClientUpdate:
 class Aggregate(Protocol[A]):
     """A fold over updates, so that a round needs the memory of a few of them.
 
-    `before` is what the server held when the round opened, in the same sections.
+    `before` is what the server held when the round opened, in the same sections; side factors are
+    among them where an earlier value made some.
     """
 
     def zero(self) -> A:
@@ -244,7 +245,13 @@ class Aggregate(Protocol[A]):
         ...
 
     def value(self, total: A, before: Mapping[str, Section]) -> Mapping[str, Section]:
-        """Return what the total amounts to, in the sections of `before`."""
+        """Return what the total amounts to, in the sections of `before`.
+
+        Beside them it may have a section `side`: low-rank pairs, named as in
+        `model.side_factors` and of the adapter's scale, that stay frozen and are added to those
+        that train, in every model, until the next value. A section `side` of `before` is gone
+        unless the value has it.
+        """
         ...
 
 

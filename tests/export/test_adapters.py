@@ -23,6 +23,7 @@ from triskel.export.adapters import read_adapter, save_adapter
 from triskel.model import peft_folder
 from triskel.model.load import load, quiet
 from triskel.model.shared import SharedModel
+from triskel.model.side_factors import blank, parted
 from triskel.types import Examples, Tensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))
@@ -137,6 +138,28 @@ def test_peft_computes_from_the_folder_what_we_compute(
     ours, theirs = both(body, tensors, by_peft(tmp_path / "a", task))
     assert float((ours - theirs).abs().max()) <= 1e-6 * max(1.0, float(ours.abs().max()))
     assert tiny.equal(read_adapter(tmp_path / "a", body), tensors)
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora"])
+@pytest.mark.parametrize(("family", "task"), [("llama", "classify"), ("gpt2", "causal")])
+def test_peft_computes_the_side_factors_too(
+    family: str, task: str, kind: str, tmp_path: Path
+) -> None:
+    """The folder is an adapter of their common rank, of the scale that the job's has."""
+    folder = base(tmp_path / "base", family, task)
+    body = body_of(folder, task, kind=kind, targets=TARGETS[family])
+    side = tiny.random_like(dict(list(blank(body.initial, 5).items())[:-2]), 2)
+    tensors = tiny.random_like(body.initial, 1) | side
+    save_adapter(tmp_path / "a", body, tensors, names_of(task))
+    ours, theirs = both(body, tensors, by_peft(tmp_path / "a", task))
+    assert float((ours - theirs).abs().max()) <= 1e-6 * max(1.0, float(ours.abs().max()))
+    plain, _ = both(body, parted(tensors)[0], by_peft(tmp_path / "a", task))
+    assert float((ours - plain).abs().max()) > 1e-3, "they do something"
+    again = read_adapter(tmp_path / "a", body)
+    assert tiny.equal({n: again[n] for n in tensors}, tensors)
+    assert not any(bool(again[n].any()) for n in again.keys() - tensors.keys()), "filled up"
+    with pytest.raises(ModelError, match="it belongs to another job"):
+        peft_folder.read(tmp_path / "a", body)
 
 
 @pytest.mark.parametrize(("family", "task"), [("llama", "causal"), ("gpt2", "causal")])

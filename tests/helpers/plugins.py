@@ -1,4 +1,4 @@
-"""Packages beside Triskel for tests: `examples/own_mode` as pip installs it, in a folder."""
+"""Packages beside Triskel for tests: an example or another as pip installs it, in a folder."""
 
 import importlib
 import os
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).with_name("triskel")
 
 
-def install(example: str, work: Path) -> Path:
-    """Install an example's package into a folder of its own, offline; return that folder."""
+def install(example: str | Path, work: Path) -> Path:
+    """Install an example's package, or another, into a folder of its own, offline; return that."""
     source, target = work / "source", work / "site"
     shutil.copytree(ROOT / "examples" / example, source)
     words = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(target)]

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, field_validator, model_serializer, model_valida
 from triskel.config.names import kept, known_name, mode_section, untyped
 from triskel.config.sections import (
     DROPPING,
+    LOWRANK,
     Adapter,
     Clients,
     Data,
@@ -182,6 +183,12 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
         named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
         if named is not None:
             known_name(AGGREGATES, named, info, f"{spec.name}.{spec.aggregate_key} ")
+            sums_up = None if kept(AGGREGATES, named, info) else AGGREGATES.spec(named)
+            if sums_up is not None and sums_up.side_factors and job.adapter.kind not in LOWRANK:
+                yield (
+                    f"{spec.name}.{spec.aggregate_key} {named!r} works with adapters of low rank "
+                    f"({', '.join(LOWRANK)}), not with {job.adapter.kind}"
+                )
         for problem in spec.problems(spec.of(job)):
             yield f"{spec.name}.{problem}"
         for client, own in job.clients.each.items():

@@ -27,6 +27,8 @@ ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
 DROPPING: tuple[AdapterKind, ...] = ("lora", "dora", "rslora")
 """Kinds whose dropout is on the adapter's input."""
+LOWRANK: tuple[AdapterKind, ...] = ("lora", "rslora")
+"""Kinds that add s B A to a weight and do nothing else."""
 
 
 class Model(Options):

@@ -18,6 +18,8 @@ class AggregateSpec:
             (secure aggregation).
         keeps_updates: It keeps every update until the round closes, as robust rules must: a round
             takes the memory of all of them, and the server sees each.
+        side_factors: It may make frozen low-rank factors beside those that train (a section `side`
+            of its value), so the adapter must be one of low-rank factors and nothing else.
     """
 
     name: str
@@ -25,6 +27,7 @@ class AggregateSpec:
     algorithm: str
     linear: bool = False
     keeps_updates: bool = False
+    side_factors: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what nobody could name, or what cannot be.

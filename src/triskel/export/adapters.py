@@ -39,6 +39,7 @@ from triskel.export.model_card import CARD, card
 from triskel.export.saved import ADAPTERS, choose
 from triskel.model import peft_folder
 from triskel.model.shared import SharedModel
+from triskel.model.side_factors import side_rank
 from triskel.report.catalogue import one_run
 from triskel.report.conclusions import better_off
 from triskel.report.descriptions import about_in
@@ -67,7 +68,7 @@ def save_adapter(
     Args:
         folder: Where to.
         body: The model it belongs to.
-        tensors: All of the body's trainable tensors.
+        tensors: All of the body's trainable tensors, and side factors where there are some.
         classes: Class names by index; empty where there are none.
         training: How it came about, for the card.
         task: What it was trained for; the first task of ours with such a head if left out.
@@ -87,6 +88,7 @@ def save_adapter(
         kind=body.adapter.kind,
         rank=body.adapter.rank,
         alpha=body.adapter.alpha,
+        side=side_rank(tensors),
         blocks=body.adapter.blocks,
         training=training,
         versions={"triskel": VERSION, **{name: version(name) for name in PACKAGES}},
@@ -105,7 +107,7 @@ def read_adapter(folder: Path, body: SharedModel) -> Tensors:
         CheckpointError: Its `triskel.json` is missing or damaged.
     """
     manifest = read_manifest(folder)
-    tensors = peft_folder.read(folder, body)
+    tensors = peft_folder.read(folder, body, manifest.side)
     if manifest.fingerprint != peft_folder.fingerprint(body):
         raise ModelError(
             f"adapter {folder} was trained on another base model ({manifest.base}) than "

@@ -89,6 +89,8 @@ class Manifest:
         kind: Kind of adapter.
         rank: Its rank.
         alpha: Its numerator of scale.
+        side: Rank of the frozen side factors behind those that trained; its folder holds them
+            stacked, as one adapter of rank `rank + side` and the same scale.
         blocks: The blocks it sits in, as the job names them.
         training: How it came about; None where that was not said.
         versions: Versions of the packages that wrote it.
@@ -108,6 +110,7 @@ class Manifest:
     training: Training | None
     versions: Mapping[str, str]
     attention: str = "eager"
+    side: int = 0
 
 
 def training_of(  # noqa: PLR0913 - what a job does not say, named one by one

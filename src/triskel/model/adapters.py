@@ -20,7 +20,7 @@ from peft.utils.constants import (
 )
 from torch import Tensor, nn
 
-from triskel.config.sections import Adapter, blocks_of
+from triskel.config.sections import LOWRANK, Adapter, blocks_of
 from triskel.errors import ModelError
 from triskel.model.blocks import Blocks
 from triskel.numerics.rng import derive, stream
@@ -120,12 +120,21 @@ def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:
 
 def is_lowrank(adapter: Adapter) -> bool:
     """Return whether an adapter adds s B A to a weight and does nothing else."""
-    return adapter.kind in {"lora", "rslora"}
+    return adapter.kind in LOWRANK
 
 
 def scale_of(adapter: Adapter) -> float:
     """Return what the product B·A is multiplied by: alpha/r, or alpha/√r for rslora."""
     return adapter.alpha / (adapter.rank**0.5 if adapter.kind == "rslora" else adapter.rank)
+
+
+def widened(adapter: Adapter, side: int) -> Adapter:
+    """Return an adapter with this much more rank and the same scale."""
+    if not side:
+        return adapter
+    rank = adapter.rank + side
+    alpha = scale_of(adapter) * (rank**0.5 if adapter.kind == "rslora" else rank)
+    return adapter.model_copy(update={"rank": rank, "alpha": alpha})
 
 
 def canonical(name: str) -> str:

@@ -35,7 +35,9 @@ MAX_SIDE_BY_SIDE = 128
 """Largest K r: beyond it, factors side by side cost more than they save."""
 
 Parameters = Mapping[str, nn.Parameter]
-"""One party's trainable tensors, as leaves autograd can differentiate by."""
+"""One party's tensors: leaves autograd can differentiate by, and side factors that are frozen."""
+Installed = Mapping[str, Tensor]
+"""What the slots take of them: the leaves themselves, or leaves and side factors stacked."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class PartyBatch:
     """Whose adapters run, and which rows of the batch are whose.
 
     Attributes:
-        parties: One mapping of tensors a party.
+        parties: One mapping of tensors a party, of one rank.
         rows: Number of rows of each party, in order.
     """
 
-    parties: Sequence[Parameters]
+    parties: Sequence[Installed]
     rows: Sequence[int]
 
 
@@ -115,7 +117,6 @@ class FastBlocks:
         config = blocks.config
         self._blocks = blocks
         self._scale = scale_of(adapter)
-        self._rank = adapter.rank
         self._heads = int(config.num_attention_heads)
         self._groups = int(config.num_key_value_heads)
         self._eps = float(config.rms_norm_eps)
@@ -199,7 +200,8 @@ class FastBlocks:
             torch.arange(len(party_batch.rows), device=h.device),
             torch.tensor(list(party_batch.rows), device=h.device) * h.shape[1],
         )
-        column = torch.arange(len(party_batch.rows), device=h.device).repeat_interleave(self._rank)
+        rank = next((len(t) for n, t in party_batch.parties[0].items() if ".lora_A." in n), 0)
+        column = torch.arange(len(party_batch.rows), device=h.device).repeat_interleave(rank)
         return (owner[:, None] == column[None]).to(h.dtype)
 
     def _hidden(self, h: Tensor, window: int) -> Tensor:

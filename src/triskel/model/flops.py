@@ -30,6 +30,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from triskel.errors import MeterError
 from triskel.model.shared import Choice, SharedModel
+from triskel.model.side_factors import blank
 from triskel.types import Batch
 
 PieceKind = Literal["train", "forward", "bottom", "trunk", "top"]
@@ -54,6 +55,7 @@ class Piece:
         high: One past the last block, for `bottom` and `trunk`.
         rows: For `top` on a bare head: hidden states arrive one per scored position.
         slope: For `trunk` and `top`: whether the gradient of its input is wanted.
+        side: Rank of the side factors beside those that train.
     """
 
     kind: PieceKind
@@ -61,6 +63,7 @@ class Piece:
     high: int = 0
     rows: bool = False
     slope: bool = True
+    side: int = 0
 
     def beyond(self, depth: int) -> "Piece | None":
         """Return what is left to run when what enters block `depth` is at hand; None for nothing.
@@ -209,8 +212,8 @@ def _measure(
         columns=torch.full((scored,), tokens - 1),
         targets=torch.zeros(scored, dtype=torch.int64),
     )
-    parameters = body.parameters(body.initial)
-    body.install(parameters, parameters)  # what was installed before may be freed from here on
+    parameters = body.parameters({**body.initial, **blank(body.initial, piece.side)})
+    body.install(parameters, body.initial)  # what was installed before may be freed from here on
     own = {p.untyped_storage().data_ptr() for p in body.blocks.model.parameters()}
     own |= {p.untyped_storage().data_ptr() for p in body.blocks.model.buffers()}
     saved: dict[int, torch.UntypedStorage] = {}

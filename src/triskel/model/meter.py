@@ -19,6 +19,7 @@ from triskel.core.source import code_sha256
 from triskel.model.flops import Cost, Piece, bytes_of, cost_in, count, saved_in
 from triskel.model.machine_cache import place_of, recalled, remember
 from triskel.model.shared import Parameters, SharedModel
+from triskel.model.side_factors import side_rank
 from triskel.types import Batch
 
 WORTH_KEEPING_S = 0.1
@@ -57,18 +58,24 @@ class Meter:
         Args:
             batch: The batch, as padded.
             pieces: What ran.
-            training: The tensors an optimiser holds state for meanwhile.
+            training: What a party's model is of: an optimiser holds state for those of its
+                tensors that train.
         """
         rows, tokens = batch.ids.shape
+        model = training or {}
+        if side := side_rank(model):
+            pieces = tuple(replace(piece, side=side) for piece in pieces)
         scored = len(batch.rows)
         saved = 0
         pieces = self._left(batch, pieces)
         for piece in pieces:
             self.computed(piece, rows, tokens, scored)
             saved += self._costs.bytes_of(piece, rows, tokens, scored)
-        trained = sum(p.numel() for p in (training or {}).values())
+        trained = sum(p.numel() for p in model.values() if p.requires_grad)
+        frozen = sum(p.nbytes for p in model.values() if not p.requires_grad)
         self.tokens += rows * tokens if training else 0
-        held = self._costs.resident(pieces) + trained * (GRADIENT_BYTES + ADAM_BYTES) + saved
+        state = trained * (GRADIENT_BYTES + ADAM_BYTES)
+        held = self._costs.resident(pieces) + frozen + state + saved
         self.peak_bytes = max(self.peak_bytes, held)
 
     def computed(self, piece: Piece, rows: int, tokens: int, scored: int) -> None:
@@ -163,6 +170,7 @@ class Costs(Mapping[Piece, Cost]):
         return self._resident[pieces]
 
     def _weigh(self, pieces: tuple[Piece, ...]) -> int:
+        self._body.install(self._body.parameters(self._body.initial), self._body.initial)
         modules: list[nn.Module] = []
         blocks = self._body.blocks
         for piece in pieces:

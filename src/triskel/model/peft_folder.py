@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from triskel.core.task_spec import Head
 from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
-from triskel.model.adapters import SLOT, canonical, config_of
+from triskel.model.adapters import SLOT, canonical, config_of, widened
 from triskel.model.load import quiet
 from triskel.model.shared import SharedModel
+from triskel.model.side_factors import misfit, parted, side_rank, stacked, unstacked
 from triskel.types import Tensors
 
 CONFIG = "adapter_config.json"
@@ -46,20 +47,26 @@ MERGE_ERROR = 1e-3
 
 
 def write(folder: Path, body: SharedModel, tensors: Tensors) -> None:
-    """Write a PEFT folder into an existing one.
+    """Write a PEFT folder into an existing one; factors as they are installed.
 
     Raises:
         ModelError: The tensors are not this body's.
     """
     _check(tensors, body, where="the adapter")
-    options = _options(body)
+    options = _options(body, side_rank(tensors))
     (folder / CONFIG).write_text(json.dumps(options, indent=2, sort_keys=True), encoding="utf-8")
-    owned = {to_peft(n): t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    whole = stacked(tensors, parted(tensors)[0])
+    owned = {to_peft(n): t.detach().cpu().contiguous().clone() for n, t in whole.items()}
     save_file(owned, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def read(folder: Path, body: SharedModel) -> Tensors:
+def read(folder: Path, body: SharedModel, side: int = 0) -> Tensors:
     """Return the tensors of a PEFT folder; the inverse of `write`.
+
+    Args:
+        folder: Where it is.
+        body: The model it belongs to.
+        side: Rank of the side factors in it.
 
     Raises:
         ModelError: There is no such folder, or it does not fit this body.
@@ -69,12 +76,14 @@ def read(folder: Path, body: SharedModel) -> Tensors:
     except (OSError, ValueError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
     tensors = tensors_in(folder)
-    for name, wanted in _options(body).items():
+    for name, wanted in _options(body, side).items():
         if name in MEANT and found.get(name) != wanted:
             raise ModelError(
                 f"adapter {folder} has {name} = {found.get(name)!r} and the job's adapter has "
                 f"{wanted!r}; it belongs to another job"
             )
+    if side:
+        tensors = unstacked(tensors, body.adapter.rank)
     _check(tensors, body, where=f"adapter {folder}")
     return tensors
 
@@ -134,7 +143,10 @@ def padding_token(tokenizer: Any) -> str:
 
 
 def _check(tensors: Tensors, body: SharedModel, *, where: str) -> None:
-    """Refuse tensors that are not exactly the body's trainable ones."""
+    """Refuse tensors that are not exactly the body's trainable ones, and side factors of those."""
+    tensors, side = parted(tensors)
+    if (why := misfit(side, body.initial)) is not None:
+        raise ModelError(f"{where}: {why}")
     missing = sorted(body.initial.keys() - tensors.keys())
     if missing:
         raise ModelError(f"{where} lacks {len(missing)} tensors, {missing[0]!r} for one")
@@ -152,9 +164,9 @@ def _check(tensors: Tensors, body: SharedModel, *, where: str) -> None:
 # --- its configuration ------------------------------------------------------------------------
 
 
-def _options(body: SharedModel) -> dict[str, Any]:
+def _options(body: SharedModel, side: int) -> dict[str, Any]:
     """Return `adapter_config.json`, its lists in one order."""
-    config: Any = config_of(body.blocks, body.adapter)
+    config: Any = config_of(body.blocks, widened(body.adapter, side))
     classify = body.ends == "classes"
     config.task_type = peft.TaskType.SEQ_CLS if classify else peft.TaskType.CAUSAL_LM
     config.base_model_name_or_path = base_of(body)

@@ -2,6 +2,8 @@
 
 A body has slots for the tensors that train. Every call installs the tensors it is given, by
 pointer, and runs a range of blocks: no adapter is ever copied into the model or left behind in it.
+Where side factors are among them, what is installed is factors and side factors stacked
+(`model.side_factors`).
 A graph built for one client therefore keeps that client's tensors while another client runs.
 
 Blocks run on one of two paths. `reference` is the library's own code, block by block. `fast` is
@@ -26,8 +28,9 @@ from triskel.core.task_spec import Head
 from triskel.errors import ModelError
 from triskel.model.adapters import insert, without_adapter
 from triskel.model.blocks import Blocks
-from triskel.model.fast import FastBlocks, Parameters, PartyBatch, why_not
+from triskel.model.fast import FastBlocks, Installed, Parameters, PartyBatch, why_not
 from triskel.model.hidden_cache import HiddenCache
+from triskel.model.side_factors import is_side, side_name, stacked
 from triskel.model.slots import layout_of, leaves_of, values_in
 from triskel.model.vocab_loss import vocabulary_losses
 from triskel.numerics.objective import Objective
@@ -113,6 +116,7 @@ class SharedModel:
         self.seed = seed
         self.initial: Tensors = values_in(self._slots)
         self.layout = layout_of(self._slots, self.blocks, adapter)
+        self._sides = tuple(side for n in self._slots if is_side(side := side_name(n)))
         self.frozen = min(self.layout.block.values(), default=self.blocks.count)
         self.choice = Choice()
         self.prefix: HiddenCache | None = None
@@ -153,7 +157,7 @@ class SharedModel:
     def parameters(self, tensors: Tensors) -> dict[str, nn.Parameter]:
         """Return copies of the tensors that autograd can differentiate by.
 
-        In a float64 body they are float64, elsewhere float32.
+        In a float64 body they are float64, elsewhere float32. Side factors need no gradient.
 
         Raises:
             ModelError: A name or shape is not this body's.
@@ -164,7 +168,7 @@ class SharedModel:
         """Return which token of each text stands for all of it."""
         return lengths - 1 if self.blocks.pool == "last" else torch.zeros_like(lengths)
 
-    def install(self, parameters: Parameters, names: Iterable[str]) -> None:
+    def install(self, parameters: Installed, names: Iterable[str]) -> None:
         """Point the named slots at these tensors."""
         for name in names:
             try:
@@ -172,7 +176,10 @@ class SharedModel:
             except KeyError:
                 raise ModelError(f"tensor {name!r} is needed here and was not given") from None
             owner, attribute = self._slots[name]
-            setattr(owner, attribute, tensor)  # by pointer
+            if isinstance(tensor, nn.Parameter):
+                setattr(owner, attribute, tensor)  # by pointer
+            else:  # made of parameters: torch takes it for one only where it keeps them
+                vars(owner)["_parameters"][attribute] = tensor
 
     def dropout(self, seed: int | None) -> None:
         """Switch the adapter's dropout on with this seed, or off with None."""
@@ -328,6 +335,8 @@ class SharedModel:
         high: int,
     ) -> Tensor:
         """Return hidden states after blocks [low, high), on the path that was chosen."""
+        parties = [self._installed(one, low, high) for one in party_batch.parties]
+        party_batch = PartyBatch(parties, party_batch.rows)
         if self._fast is not None and self.choice.path == "fast":
             choice = self.choice
             return self._fast.run(
@@ -344,13 +353,19 @@ class SharedModel:
             h = checkpoint(again, h, use_reentrant=False, preserve_rng_state=drops)
         return h
 
+    def _installed(self, parameters: Installed, low: int, high: int) -> Installed:
+        """Return what slots of blocks [low, high) take: tensors as they are, or stacked."""
+        if any(side in parameters for side in self._sides):
+            return stacked(parameters, self.layout.within(low, high))
+        return parameters
+
     @property
     def _drops(self) -> bool:
         """Whether the adapter's dropout is on."""
         return any(module.training for module in self._dropouts)
 
     def _block(
-        self, parameters: Parameters, lengths: Tensor, index: int, h: Tensor, *, drops: bool
+        self, parameters: Installed, lengths: Tensor, index: int, h: Tensor, *, drops: bool
     ) -> Tensor:
         """Run one block of the library's code: forward, and again when its backward pass comes.
 

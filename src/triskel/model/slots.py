@@ -15,6 +15,7 @@ from triskel.config.sections import Adapter
 from triskel.errors import ModelError
 from triskel.model.adapters import scale_of
 from triskel.model.blocks import Blocks
+from triskel.model.side_factors import misfit, parted
 from triskel.types import Tensors
 
 Slots = Mapping[str, tuple[nn.Module, str]]
@@ -62,19 +63,22 @@ def values_in(slots: Slots) -> dict[str, Tensor]:
 def leaves_of(
     tensors: Tensors, *, like: Tensors, dtype: torch.dtype, device: torch.device
 ) -> dict[str, nn.Parameter]:
-    """Return copies of tensors that autograd can differentiate by.
+    """Return copies of tensors that autograd can differentiate by; side factors need no gradient.
 
     Args:
-        tensors: Values by slot.
+        tensors: Values by slot, and side factors beside them.
         like: A tensor for every slot there is, of the shape that it takes.
         dtype: Of the copies.
         device: Where they are.
 
     Raises:
-        ModelError: There is no such slot, or it takes another shape.
+        ModelError: There is no such slot, it takes another shape, or a side factor does not fit.
     """
     leaves = dict[str, nn.Parameter]()
-    for name, tensor in tensors.items():
+    trained, side = parted(tensors)
+    if (why := misfit(side, like)) is not None:
+        raise ModelError(why)
+    for name, tensor in trained.items():
         expected = like.get(name)
         if expected is None or expected.shape != tensor.shape:
             shape = None if expected is None else tuple(expected.shape)
@@ -82,8 +86,9 @@ def leaves_of(
                 f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit this model, "
                 f"which has {shape}"
             )
+    for name, tensor in tensors.items():
         copy = tensor.detach().to(
             device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format
         )
-        leaves[name] = nn.Parameter(copy)
+        leaves[name] = nn.Parameter(copy, requires_grad=name not in side)
     return leaves

@@ -17,6 +17,7 @@ from triskel.config.sections import Train
 from triskel.errors import TrainingError
 from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.model.shared import SharedModel
+from triskel.model.side_factors import side_rank
 from triskel.numerics.objective import Loss, label_loss
 from triskel.numerics.rng import derive
 from triskel.types import Batch, Local, Tensors, Work
@@ -167,6 +168,9 @@ class Trainer:
     Attributes:
         body: The model they belong to.
         parameters: The leaves, by name.
+        model: What the model runs: the leaves, and side factors where there are some, which do not
+            train.
+        rank: That of the factors that are installed.
     """
 
     def __init__(self, body: SharedModel, tensors: Tensors, train: Train, lr: float) -> None:
@@ -176,7 +180,9 @@ class Trainer:
             ModelError: A name or shape is not this body's.
         """
         self.body = body
-        self.parameters = body.parameters(tensors)
+        self.model = body.parameters(tensors)
+        self.parameters = {n: p for n, p in self.model.items() if p.requires_grad}
+        self.rank = body.adapter.rank + side_rank(self.model)
         self._train = train
         self._slopes: Tensor | None = None
         whole: Mapping[str, nn.Parameter] = self.parameters
@@ -242,8 +248,9 @@ class TrainStep:
 
     @property
     def kind(self) -> Hashable:
-        """Parties with the same model and as many terms go together."""
-        return (id(self.trainer.body), len(self.terms)) if self.trainer.body.joins else None
+        """Parties with the same model, of one rank and with as many terms go together."""
+        trainer = self.trainer
+        return (id(trainer.body), trainer.rank, len(self.terms)) if trainer.body.joins else None
 
     @property
     def size(self) -> int:
@@ -253,7 +260,7 @@ class TrainStep:
     def beside(self, others: Sequence[Work]) -> bool:
         """Return whether one pass with these is cheaper: all small, and little padding between."""
         all_ = [work for work in (self, *others) if isinstance(work, TrainStep)]
-        if len(all_) * self.trainer.body.adapter.rank > MAX_SIDE_BY_SIDE:
+        if len(all_) * self.trainer.rank > MAX_SIDE_BY_SIDE:
             return False
         joined = 0
         for place in range(len(self.terms)):
@@ -302,7 +309,7 @@ class TrainStep:
         self, together: Sequence["TrainStep"], terms: Sequence[LossTerm]
     ) -> Sequence[Tensor]:
         body = self.trainer.body
-        parties = [work.trainer.parameters for work in together]
+        parties = [work.trainer.model for work in together]
         batches = [term.batch for term in terms]
         if all(term.loss is label_loss for term in terms):
             found = body.label_losses(parties, batches)

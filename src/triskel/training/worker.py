@@ -92,7 +92,7 @@ class Worker:
 
         def after(terms: Sequence[LossTerm], loss: float) -> None:
             for term in terms:
-                self.meter.ran(term.batch, WHOLE, training=trainer.parameters)
+                self.meter.ran(term.batch, WHOLE, training=trainer.model)
             self.report_step(where, terms[0].batch, loss)
 
         loss = yield from fit(trainer, work, seed=self.seed, where=where, after=after)

@@ -4,23 +4,31 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from triskel.errors import MessageError
+from triskel.errors import MessageError, RoundError
+from triskel.model.side_factors import is_side, misfit, parted
 from triskel.model.slots import Layout
 from triskel.numerics.tensors import flat
 from triskel.types import Message, MessageKind, Section, Tensors
 from triskel.wire import expect
 
+SIDE = "side"
+"""The section of the side factors that an aggregate made."""
+
 
 def adapter_sections(tensors: Tensors, layout: Layout) -> dict[str, Section]:
-    """Return an `adapter` section, and a `head` section where there is a head among the tensors.
+    """Return sections `adapter`, `head` and `side` of what is there of them among the tensors.
 
-    LoRA factors travel as `lowrank`, with the scale of their product; other adapters as `dense`.
+    LoRA factors and side factors travel as `lowrank`, with the scale of their product; other
+    adapters as `dense`.
     """
     adapter, head, factors = dict[str, Tensor](), dict[str, Tensor](), True
+    side = dict[str, Tensor]()
     for name, t in tensors.items():
         plain = t if t.is_cpu and not t.requires_grad else t.detach().cpu()
         if name in layout.head:
             head[name] = plain
+        elif is_side(name):
+            side[name] = plain
         else:
             adapter[name] = plain
             factors = factors and (".lora_A." in name or ".lora_B." in name)
@@ -33,24 +41,32 @@ def adapter_sections(tensors: Tensors, layout: Layout) -> dict[str, Section]:
         )
     if head:
         sections["head"] = Section(kind="dense", tensors=head)
+    if side:
+        sections[SIDE] = Section(kind="lowrank", tensors=side, facts={"scale": layout.scale})
     return sections
 
 
 def adapter_of(
     message: Message, template: Tensors, layout: Layout, *, kind: MessageKind
 ) -> dict[str, Tensor]:
-    """Return the adapter and head a message carries.
+    """Return the adapter and head that the server sent, and the side factors beside them.
 
     Args:
-        message: From a peer.
-        template: The tensors that must be there, no more and no fewer, by shape.
+        message: From the server.
+        template: The tensors that must be there by shape; beside them only side factors may be.
         layout: Which of them are the head's.
         kind: What the message must be.
 
     Raises:
-        MessageError: The message is of another kind, or a name, shape or scale differs.
+        MessageError: The message is of another kind, a name, shape or scale differs, or a side
+            factor does not fit.
     """
-    return flat(sections_of(message, adapter_sections(template, layout), kind=kind))
+    wanted = adapter_sections(template, layout)
+    if (side := message.sections.get(SIDE)) is not None:
+        if (why := misfit(side.tensors, template)) is not None:
+            raise MessageError(f"section {SIDE!r}: {why}")
+        wanted |= adapter_sections(side.tensors, layout)
+    return flat(sections_of(message, wanted, kind=kind))
 
 
 def sections_of(
@@ -70,6 +86,28 @@ def sections_of(
                 f"expected {section.kind} with {dict(section.facts)}"
             )
     return {name: message.sections[name] for name in wanted}
+
+
+def aggregated(
+    found: Mapping[str, Section], before: Mapping[str, Section], layout: Layout
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what an aggregate made of a round: the tensors that train, and side factors.
+
+    Args:
+        found: Its value.
+        before: The sections it was given; of its value all but the side factors must be like them.
+        layout: Which tensors are the head's.
+
+    Raises:
+        RoundError: A section, name, shape or scale is another, or a side factor does not fit.
+    """
+    template, _ = parted(flat(before))
+    message = Message(kind="state", sections=found)
+    try:
+        tensors = adapter_of(message, template, layout, kind="state")
+    except MessageError as error:
+        raise RoundError(f"the aggregate's value does not fit what was sent: {error}") from error
+    return parted(tensors)
 
 
 def number(facts: Mapping[str, object], name: str, *, least: float = 0) -> float:

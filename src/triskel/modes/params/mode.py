@@ -3,7 +3,7 @@
 One round t, adapter and head θ, clients i of the cohort with nᵢ examples:
 
     server                                    client
-    sends θ
+    sends θ (and S)
                                               θᵢ ← θ;  per batch:  θᵢ ← AdamW(θᵢ, ∇ℓ(θᵢ; batch))
                                               sends θᵢ, nᵢ
     θ̄ = Σ nᵢ θᵢ / Σ nᵢ
@@ -11,6 +11,9 @@ One round t, adapter and head θ, clients i of the cohort with nᵢ examples:
 
 With λ = 1 and β = 0 this is FedAvg (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1) on adapter
 parameters (FedLLMs of arXiv:2501.04436); with β > 0, FedAvgM (Hsu et al. 2019, arXiv:1909.06335).
+
+S are frozen side factors, which an aggregate may make beside θ̄ and the mean does not; they stay
+until the next round closes (model/side_factors.py).
 
 What leaves a client: the trained adapter and head, and how many examples they rest on. Never texts
 or labels; but an adapter can reveal texts it was trained on (docs/threats.md).
@@ -24,9 +27,9 @@ from torch import Tensor
 
 from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import RoundError
+from triskel.model.side_factors import parted
 from triskel.model.slots import Layout
 from triskel.modes.params.spec import ParamsOptions
-from triskel.numerics.tensors import flat
 from triskel.training.evaluate import probe_joined
 from triskel.training.loop import StepId
 from triskel.training.mode_setting import ModeSetting
@@ -43,7 +46,15 @@ from triskel.types import (
     Talk,
     Tensors,
 )
-from triskel.wire.adapters import adapter_of, adapter_sections, number, same_round, sections_of
+from triskel.wire.adapters import (
+    SIDE,
+    adapter_of,
+    adapter_sections,
+    aggregated,
+    number,
+    same_round,
+    sections_of,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class ParamsState:
     """The server between rounds.
 
     Attributes:
-        adapter: θ, adapter and head.
+        adapter: θ, adapter and head, and S.
         moments: What the server's optimiser remembers: m, empty while β = 0.
         closed: Rounds closed so far.
     """
@@ -96,7 +107,7 @@ class Params(Generic[A]):
         return ParamsState(adapter=self.initial, moments=self.optimizer.start())
 
     def task(self, state: ParamsState, client: ClientId) -> Message:
-        """Send θ."""
+        """Send θ, and S where there is one."""
         del client  # everyone gets the same
         return Message(
             kind="task",
@@ -137,9 +148,10 @@ class Params(Generic[A]):
         """Fold nᵢ θᵢ in."""
         same_round(update, state.closed + 1)
         before = adapter_sections(state.adapter, self.layout)
+        trained = {name: section for name, section in before.items() if name != SIDE}
         theirs = ClientUpdate(
             client=client,
-            sections=sections_of(update, before, kind="update"),
+            sections=sections_of(update, trained, kind="update"),
             weight=number(update.facts, "examples", least=1),
         )
         return self.aggregate.add(total, theirs, before)
@@ -150,14 +162,15 @@ class Params(Generic[A]):
         return self.aggregate.merge(left, right)
 
     def close(self, state: ParamsState, total: A) -> ParamsState:
-        """Return θ + λ m; with λ = 1, β = 0 and the mean exactly θ̄."""
+        """Return θ + λ m, with λ = 1, β = 0 and the mean exactly θ̄; and S."""
         before = adapter_sections(state.adapter, self.layout)
-        mean = flat(self.aggregate.value(total, before))
-        adapter, moments = self.optimizer.step(state.adapter, mean, state.moments)
-        return ParamsState(adapter=adapter, moments=moments, closed=state.closed + 1)
+        mean, side = aggregated(self.aggregate.value(total, before), before, self.layout)
+        trained, _ = parted(state.adapter)
+        adapter, moments = self.optimizer.step(trained, mean, state.moments)
+        return ParamsState(adapter={**adapter, **side}, moments=moments, closed=state.closed + 1)
 
     def server_model(self, state: ParamsState) -> Tensors:
-        """Return θ."""
+        """Return θ and S."""
         return state.adapter
 
     def client_model(self, client_state: ClientState) -> None:

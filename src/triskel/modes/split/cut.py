@@ -14,9 +14,10 @@ from torch import Tensor
 from triskel.errors import JobError, MessageError
 from triskel.model.flops import Piece
 from triskel.model.shared import Parameters, SharedModel
+from triskel.model.side_factors import with_side
 from triskel.modes.split.spec import SplitOptions, default_cut
-from triskel.numerics.tensors import indices, padded, ragged
-from triskel.types import Batch, ClientId, Message, MessageKind, Section
+from triskel.numerics.tensors import indices, padded, ragged, select
+from triskel.types import Batch, ClientId, Message, MessageKind, Section, Tensors
 from triskel.wire import expect
 from triskel.wire.adapters import integers
 
@@ -59,6 +60,10 @@ class Cut:
             return (bottom,)
         rows = self.pooled and self.high == blocks
         return bottom, Piece("top", low=self.high, rows=rows, slope=self.inside)
+
+    def held(self, tensors: Tensors, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the named tensors, with the side factors beside them."""
+        return select(tensors, with_side(names, tensors))
 
     def logits(self, parameters: Parameters, u: Tensor, batch: Batch, body: SharedModel) -> Tensor:
         """Return the client's logits from what the trunk sent down."""

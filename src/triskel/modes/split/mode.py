@@ -19,6 +19,7 @@ clients hold also count the server's copy, by the examples of the others. With `
 the server has [a, L) and the head: h and y go up, ∂ℓ/∂h comes down. One client and one batch is one
 step of the joined model: the chain rule, cut (Gupta and Raskar 2018, arXiv:1810.06060, Algorithm 1
 and the U-shape of section 3.4; SplitLoRA, arXiv:2407.00952; Split-FedLLMs of arXiv:2501.04436).
+An aggregate may make frozen side factors S beside θ; each side runs those of its own blocks.
 
 What leaves a client: hidden states of its texts and gradients at the cut, from which texts can be
 approximated (docs/threats.md); labels only where shared; each round its adapter and head.
@@ -33,6 +34,7 @@ import torch
 from triskel.data.batches import lengths_of
 from triskel.errors import MessageError
 from triskel.model.shared import SharedModel
+from triskel.model.side_factors import parted, side_rank
 from triskel.modes.split.cut import Cut, cut_of, lengths_in, packed
 from triskel.modes.split.messages import (
     answer_of,
@@ -58,7 +60,7 @@ from triskel.modes.split.server import (
 from triskel.modes.split.spec import SplitOptions
 from triskel.numerics.metrics import empty, merge, score
 from triskel.numerics.rng import derive
-from triskel.numerics.tensors import eval_plan, flat, select
+from triskel.numerics.tensors import eval_plan, select
 from triskel.training.evaluate import BATCH_TOKENS, score_message, score_of
 from triskel.training.loop import Moments, StepId, adamw_step, clipped, finite, learning_rate
 from triskel.training.mode_setting import ModeSetting
@@ -77,7 +79,13 @@ from triskel.types import (
     Talk,
     Tensors,
 )
-from triskel.wire.adapters import adapter_sections, number, same_round, sections_of
+from triskel.wire.adapters import (
+    adapter_sections,
+    aggregated,
+    number,
+    same_round,
+    sections_of,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class SplitState:
     """The server between rounds, and within one.
 
     Attributes:
-        tensors: θ as last averaged, and φ.
+        tensors: θ as last averaged, and φ; beside them S.
         moments: Adam's state of φ; kept from round to round.
         closed: Rounds closed so far.
         graphs: What clients of the open wave wait for; never checkpointed.
@@ -140,11 +148,11 @@ class Split(Generic[A]):
         return SplitState(tensors=self.body.initial)
 
     def task(self, state: SplitState, client: ClientId) -> Message:
-        """Send θ and the cut; φ stays."""
+        """Send θ, what of S is beside it, and the cut; φ stays."""
         cut = self.cut(client)
         return Message(
             kind="task",
-            sections=adapter_sections(select(state.tensors, cut.mine), self.body.layout),
+            sections=adapter_sections(cut.held(state.tensors, cut.mine), self.body.layout),
             facts={"round": state.closed + 1, "cut": [cut.low, cut.high], "shared": cut.shared},
         )
 
@@ -154,7 +162,7 @@ class Split(Generic[A]):
         sent = opened(task, worker, cut)
         where = StepId(worker.client, int(number(task.facts, "round", least=1)))
         trainer = worker.trainer(sent, where)
-        parameters = trainer.parameters
+        parameters = trainer.model
         total, steps = 0.0, 0
         for step, batch in enumerate(worker.batches(where, worker.training.epochs)):
             worker.dropout(where, step)
@@ -184,7 +192,7 @@ class Split(Generic[A]):
         body.dropout(None)
         update = Message(
             kind="update",
-            sections=adapter_sections(parameters, body.layout),
+            sections=adapter_sections(trainer.parameters, body.layout),
             facts={
                 "round": where.round,
                 "examples": len(worker.train),
@@ -235,16 +243,20 @@ class Split(Generic[A]):
         return self.aggregate.merge(left, right)
 
     def close(self, state: SplitState, total: A) -> SplitState:
-        """Average θ; the server's copy counts for the examples of those who do not hold it."""
-        means = flat(self.aggregate.value(total, self._before(state)))
-        tensors = select(means, state.tensors)
+        """Average θ; the server's copy counts for the examples of those who do not hold it.
+
+        S is as the aggregate makes it.
+        """
+        before, layout = self._before(state), self.body.layout
+        means, side = aggregated(self.aggregate.value(total, before), before, layout)
+        tensors = select(means, parted(state.tensors)[0]) | side
         return SplitState(tensors=tensors, moments=state.moments, closed=state.closed + 1)
 
     def _before(self, state: SplitState) -> dict[str, Section]:
         return adapter_sections(state.tensors, self.body.layout)
 
     def server_model(self, state: SplitState) -> Tensors:
-        """Return θ and φ: together a whole model."""
+        """Return θ and φ, together a whole model, and S."""
         return state.tensors
 
     def client_model(self, client_state: ClientState) -> None:
@@ -290,7 +302,7 @@ class Split(Generic[A]):
             graph = forward(self.body, state.tensors, some, cut, learn=learning)
             self.body.dropout(None)
             if learning:
-                self._computed(graph.lengths, cut)
+                self._computed(state, graph.lengths, cut)
             for client in clients:
                 texts = graph.texts(client)
                 u = graph.u[graph.rows[client]]
@@ -344,9 +356,8 @@ class Split(Generic[A]):
                 share=share, where=lambda client: StepId(client, state.closed + 1),
             )  # fmt: skip
             self.body.dropout(None)
-            self._computed(
-                [n for ask in some.values() for n in lengths_in(ask)], cuts[clients[0]], some
-            )
+            lengths = [n for ask in some.values() for n in lengths_in(ask)]
+            self._computed(state, lengths, cuts[clients[0]], some)
             slopes.append(found.trunk)
             for client in clients:
                 down = {"gradient": found.down[client]} if client in found.down else {}
@@ -367,12 +378,17 @@ class Split(Generic[A]):
         return state, answers
 
     def _computed(
-        self, lengths: Sequence[int], cut: Cut, shared: Mapping[ClientId, Message] | None = None
+        self,
+        state: SplitState,
+        lengths: Sequence[int],
+        cut: Cut,
+        shared: Mapping[ClientId, Message] | None = None,
     ) -> None:
         """Account for a joined batch, forward and back; `shared` are its asks that bring labels."""
         asks = (shared or {}).values()
         scored = sum(len(ask.sections["labels"].tensors["labels"]) for ask in asks)
-        self.setting.meter.computed(cut.server_piece, len(lengths), max(lengths), scored)
+        piece = replace(cut.server_piece, side=side_rank(cut.held(state.tensors, cut.theirs)))
+        self.setting.meter.computed(piece, len(lengths), max(lengths), scored)
 
     def _stepped(self, state: SplitState, slopes: Tensors) -> SplitState:
         """Take one AdamW step of φ."""

@@ -17,7 +17,6 @@ from triskel.model.shared import Parameters, SharedModel
 from triskel.modes.split.cut import Cut, labelled, lengths_in, packed, shares, unpacked
 from triskel.modes.split.spec import SMALL, TIGHT
 from triskel.numerics.metrics import Score, score
-from triskel.numerics.tensors import select
 from triskel.training.loop import MOST, StepId, finite
 from triskel.types import Batch, ClientId, Message, Section, Tensors
 from triskel.wire import expect, is_finite
@@ -30,7 +29,7 @@ class Graph:
 
     Attributes:
         cut: Where its clients' models are divided.
-        leaves: The trunk's tensors as autograd knows them.
+        leaves: The trunk's tensors as autograd knows them, and side factors beside them.
         h: What came up: a leaf.
         u: What went down.
         lengths: Real tokens of each text.
@@ -90,7 +89,7 @@ def forward(
     """Run blocks [a, b) on the joined batch of these clients."""
     h, lengths, rows = joined(body, asks, cut)
     h.requires_grad_(learn and cut.below)
-    leaves = body.parameters(select(tensors, cut.theirs))
+    leaves = body.parameters(cut.held(tensors, cut.theirs))
     sizes = torch.tensor(lengths)
     with torch.set_grad_enabled(learn and cut.inside):
         u = body.middle(leaves, h, sizes, low=cut.low, high=cut.high)
@@ -139,7 +138,7 @@ def learn(
     """
     h, lengths, rows = joined(body, asks, cut)
     h.requires_grad_(cut.below)
-    leaves = body.parameters(select(tensors, cut.theirs))
+    leaves = body.parameters(cut.held(tensors, cut.theirs))
     batches = {c: _labelled(body, asks[c], lengths[rows[c]]) for c in asks}
     joint = _merged([batches[c] for c in asks], [rows[c].start for c in asks], lengths)
     logits = body.top(leaves, h, joint, cut.low)
@@ -162,7 +161,7 @@ def scored(
 ) -> dict[ClientId, Score]:
     """With shared labels: run [a, L) and the head forward, and count what each client's reaches."""
     h, lengths, rows = joined(body, asks, cut)
-    leaves = body.parameters(select(tensors, cut.theirs))
+    leaves = body.parameters(cut.held(tensors, cut.theirs))
     batches = {c: _labelled(body, asks[c], lengths[rows[c]]) for c in asks}
     joint = _merged([batches[c] for c in asks], [rows[c].start for c in asks], lengths)
     with torch.no_grad():
