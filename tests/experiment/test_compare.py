@@ -51,8 +51,8 @@ def test_a_run_folder_holds_job_request_log_result_report_adapters_and_stages(
     stages = {"central", "params", "logits", "split"} | alone
     more = {f"local_equal-{c}" for c in clients}
     assert {p.name for p in whole.folder.iterdir()} == {
-        "job.toml", "request.json", "choices.json", "events.jsonl", "result.json", "report.html",
-        "adapters", "outcomes", "stages",
+        "job.toml", "request.json", "choices.json", "data.json", "events.jsonl", "result.json",
+        "report.html", "adapters", "outcomes", "stages",
     }  # fmt: skip
     assert {p.name for p in (whole.folder / "stages").iterdir()} == stages | more
     assert {p.stem for p in (whole.folder / "outcomes").iterdir()} == {

@@ -30,6 +30,14 @@ def trained_names() -> list[str]:
 
 SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SETTING)]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="data.KEY=PATH",
+        help="Where the run's data lie by now: data.train, data.test or data.public.",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder of the run.", show_default="runs/NAME-N, next free", metavar="DIR"),

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.cli.options import Run, Trained
+from triskel.cli.options import Moved, Run, Trained
 from triskel.cli.output import console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
@@ -69,6 +69,7 @@ def evaluate(
             file_okay=False,
         ),
     ] = None,
+    settings: Moved = None,
 ) -> None:
     """Score what a run trained, on the texts it was scored on or on others."""
     console = console_for(stderr=True)
@@ -77,7 +78,9 @@ def evaluate(
         from triskel.experiment.reevaluate import assess
         from triskel.report.terminal import Live
     with Live(console) as live:
-        found = assess(folder, mode=mode, data=data, model=model, watch=live)
+        found = assess(
+            folder, mode=mode, data=data, model=model, settings=settings or (), watch=live
+        )
     console_for().print(_scores(found))
     texts = f"the texts of {data}" if data else f"the run's own {found.get('judge', 'test')} texts"
     echo(f"\nScored on {texts}.")

@@ -93,9 +93,12 @@ def run(
 ) -> None:
     """Run one mode, or go on with a run that was stopped."""
     if resume is not None:
-        if job or mode or out or settings or baselines != "none":
-            raise JobError("--resume goes on with the job as it was; leave out everything else")
-        _resume(resume)
+        if job or mode or out or baselines != "none":
+            raise JobError(
+                "--resume goes on with the job as it was; leave out everything else but where its "
+                "data lie by now (--set data.train=FILE)"
+            )
+        _resume(resume, settings or ())
         return
     if job is None:
         raise JobError(
@@ -167,7 +170,7 @@ def _notes(console: Console) -> Watch:
     return told
 
 
-def _resume(folder: Path) -> None:
+def _resume(folder: Path, settings: Sequence[str]) -> None:
     if kind_of(folder) == "sweep":
         raise JobError(f"{folder} holds a sweep; `triskel sweep --resume {folder}` goes on")
 
@@ -177,7 +180,7 @@ def _resume(folder: Path) -> None:
         from triskel.experiment.seeds import resume_seeds, seeds_of
 
         again = resume if seeds_of(folder) is None else resume_seeds
-        return again(folder, LocalEngine, watch)
+        return again(folder, LocalEngine, watch, settings=settings)
 
     _play(folder, go)
 

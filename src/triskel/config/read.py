@@ -21,6 +21,8 @@ from triskel.core.registry import MODES
 from triskel.core.untrusted import TOML_MOST, text_of, toml_of
 from triskel.errors import JobError
 
+MOVABLE = ("train", "test", "public")
+"""Keys of `data` that say where files lie."""
 LONGEST_SHOWN = 80
 """Characters of a value that an error repeats."""
 
@@ -104,6 +106,30 @@ def parse(
     return job if base is None else _rooted(job, base)
 
 
+def moved(job: Job, overrides: Sequence[str]) -> Job:
+    """Return a job whose data lie elsewhere than when it was read.
+
+    Args:
+        job: The job of a run.
+        overrides: `section.key=value` pairs; paths are relative to the current folder.
+
+    Raises:
+        JobError: A pair says anything else.
+    """
+    files: dict[str, str] = {}
+    for override in overrides:
+        parts, value = setting_of(override)
+        if parts[:-1] != ("data",) or parts[-1] not in MOVABLE or not isinstance(value, str):
+            raise JobError(
+                "a run that goes on, or is evaluated, may only be told where its data lie: "
+                f"{', '.join(f'data.{key}' for key in MOVABLE)}; got {override!r}"
+            )
+        files[parts[-1]] = value
+    if not files:
+        return job
+    return _rooted(job.model_copy(update={"data": job.data.model_copy(update=files)}), Path.cwd())
+
+
 def dump(job: Job) -> dict[str, Any]:
     """Return the job as JSON values, defaults included."""
     return cast("dict[str, Any]", json.loads(job.model_dump_json(exclude_none=True)))
@@ -160,10 +186,7 @@ def _rooted(job: Job, base: Path) -> Job:
             raise JobError(f"{value[:LONGEST_SHOWN]!r} is no path: {error}") from error
 
     local = job.data.source in {"csv", "jsonl", "parquet", "clients"}
-    files = {
-        key: find(cast("str", getattr(job.data, key)), always=local)
-        for key in ("train", "test", "public")
-    }
+    files = {key: find(cast("str", getattr(job.data, key)), always=local) for key in MOVABLE}
     each = {
         name: e if e.model is None else e.model_copy(update={"model": find(e.model, always=False)})
         for name, e in job.clients.each.items()

@@ -10,12 +10,13 @@ Draws are by the job's seed in one process. A party of a federation brings its o
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from triskel.config.job import Job
 from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
 from triskel.core.result_parts import Data
+from triskel.data.digest import Digest, digest_of
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
 from triskel.data.rows import Rows
@@ -43,11 +44,14 @@ class Holding:
         train: What it trains on; may be empty, and then it never joins a cohort.
         test: What models are judged on.
         validation: How many rows are held out of its training rows to choose settings by.
+        digests: What its rows are known by, share by share: `train`, `validation` and, where test
+            rows are read, `test`.
     """
 
     train: Rows
     test: Rows
     validation: int = 0
+    digests: Mapping[str, Digest] = field(default_factory=dict[str, Digest])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +204,14 @@ def _holding(
         order = shuffled(range(len(rows)), by("cap", what, cap, *dealt), "cap", client, what)
         return rows.take(sorted(order[:cap]))
 
+    kept = capped(mine, caps.examples, "train")
+    judged = capped(test if judge == "test" else aside, caps.test_examples, judge)
+    shares = {"train": kept, "validation": aside} | ({"test": judged} if judge == "test" else {})
     return Holding(
-        train=capped(mine, caps.examples, "train"),
-        test=capped(test if judge == "test" else aside, caps.test_examples, judge),
+        train=kept,
+        test=judged,
         validation=len(aside),
+        digests={share: digest_of(rows) for share, rows in shares.items()},
     )
 
 

@@ -3,7 +3,7 @@
 A comparison is a list of stages, each played by `rounds.play` and written to the run folder as soon
 as it ends, so that a killed comparison goes on where it was. A run folder holds
 
-    job.toml  request.json  choices.json  events.jsonl  result.json  report.html
+    job.toml  request.json  choices.json  data.json  events.jsonl  result.json  report.html
     adapters/<stage>/       PEFT folders
     stages/<stage>/         checkpoints, and done.json once the stage is over
 """
@@ -11,13 +11,13 @@ as it ends, so that a killed comparison goes on where it was. A run folder holds
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, cast, get_args
 
 from triskel.config.job import MODE_NAMES, Job, ModeName, unsupported
-from triskel.config.read import dump, parse, to_toml
+from triskel.config.read import dump, moved, parse, to_toml
 from triskel.config.sections import Judge
 from triskel.core import events
 from triskel.core.events import Log
@@ -27,17 +27,17 @@ from triskel.core.result_file import ONE, RunResult
 from triskel.core.result_parts import Asked, BaselineRow, DroppedRow
 from triskel.core.source import VERSION
 from triskel.core.untrusted import TOML_MOST, json_in, table_of, text_of
-from triskel.errors import CheckpointError, DataError, JobError
+from triskel.errors import CheckpointError, JobError
 from triskel.experiment.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.experiment.folder import environment, save
+from triskel.experiment.opening import opening, same_data, skipped_in, warnings
 from triskel.experiment.records import COLUMNS, DROPS
 from triskel.experiment.resources import Resources, prepare
 from triskel.experiment.rounds import Engine, Stage
 from triskel.experiment.stages import complete, stage_of
 from triskel.report.catalogue import taken
 from triskel.report.descriptions import about_of, task_about
-from triskel.training.mode_setting import unfit
-from triskel.types import ClientId, Event, Watch
+from triskel.types import Watch
 
 UNBEGUN = {"job.toml", "job.toml.part", "request.json.part"}
 """What a kill can leave before a run is one that can be resumed."""
@@ -156,16 +156,29 @@ def used(folder: Path, text: str) -> bool:
 
 
 def resume(
-    folder: Path, engine: Callable[[Job], Engine], watch: Watch, venue: Venue[Any] = HERE
+    folder: Path,
+    engine: Callable[[Job], Engine],
+    watch: Watch,
+    venue: Venue[Any] = HERE,
+    *,
+    settings: Sequence[str] = (),
 ) -> RunResult:
     """Go on with a run folder from its last checkpoint, and return its result.
 
+    Args:
+        folder: The run.
+        engine: Returns what plays a job.
+        watch: Told about whatever a user should know.
+        venue: Where the job is played.
+        settings: Where its data lie by now, as `config.read.moved` has it.
+
     Raises:
         CheckpointError: It is not a run folder.
+        DataError: Its data are not those that it began with.
         TriskelError: A stage failed.
     """
     job, request = read_run(folder)
-    return _run(job, request, folder, engine(job), watch, venue)
+    return _run(job, request, folder, engine(job), watch, venue, settings)
 
 
 def read_run(folder: Path, *, imports: Collection[str] | None = None) -> tuple[Job, Request]:
@@ -220,18 +233,28 @@ def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Re
     )
 
 
-def _run(
-    job: Job, request: Request, folder: Path, engine: Engine, watch: Watch, venue: Venue[Any]
+def _run(  # noqa: PLR0913, PLR0917 - what a run is made of
+    job: Job,
+    request: Request,
+    folder: Path,
+    engine: Engine,
+    watch: Watch,
+    venue: Venue[Any],
+    settings: Sequence[str] = (),
 ) -> RunResult:
     start = time.perf_counter()
     with alone(), Log(folder / events.NAME, watch) as told:
         resources: Resources = venue.prepare(
-            job, told, folder / "choices.json", modes=request.modes, judge=request.judge
+            moved(job, settings),
+            told,
+            folder / "choices.json",
+            modes=request.modes,
+            judge=request.judge,
         )
         for codec in (job.wire.up, job.wire.down):
             CODECS.spec(codec)  # what arrives may name no other
-        _somebody(resources)
-        skipped = _skipped(resources, request, told)
+        same_data(folder, resources, told)
+        skipped = skipped_in(resources, request.modes, told)
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))
             raise JobError(f"mode {mode} cannot run this job: {reason}")
@@ -248,9 +271,9 @@ def _run(
             "skipped": skipped,
             "modes": {},
         }
-        for text in _warnings(resources, skipped):
+        for text in warnings(resources, skipped):
             told(events.warning(text))
-        told(_opening(resources, request, skipped))
+        told(opening(resources, request.modes, request.baselines, skipped))
         resources.count()
         _play(result, resources, request, engine, folder, told, venue)
         from triskel.experiment.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
@@ -313,70 +336,3 @@ def _dropped(final: Mapping[str, object], request: Request) -> DroppedRow:
     """Return what a mode reaches with drop-outs, in both columns."""
     both = {column: final[column] for column in COLUMNS}
     return cast("DroppedRow", {"drop_share": request.drop_share, **both})
-
-
-def _warnings(resources: Resources, skipped: Mapping[str, str]) -> Iterator[str]:
-    if idle := sorted(set(resources.clients) - set(resources.active())):
-        yield _idle(idle)
-    for mode, reason in skipped.items():
-        yield f"{mode} is skipped: {reason}"
-
-
-def _somebody(resources: Resources) -> None:
-    """Refuse a job in which nobody can train.
-
-    Raises:
-        DataError: No client holds a training example.
-    """
-    if resources.active():
-        return
-    if rows := sum(len(held.train) for held in resources.federation.clients.values()):
-        raise DataError(
-            f"none of {rows} training rows has a token of its response within train.max_tokens = "
-            f"{resources.job.train.max_tokens}; raise it, or look at what the tokenizer makes of "
-            "them"
-        )
-    raise DataError("no client holds a training example; look at clients.partition")
-
-
-def _skipped(resources: Resources, request: Request, watch: Watch) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for mode in request.modes:
-        reason = unsupported(resources.job, mode)
-        if reason is None:
-            reason = unfit(resources.setting(mode, watch))
-        if reason is not None:
-            found[mode] = reason
-    return found
-
-
-def _idle(clients: Sequence[ClientId]) -> str:
-    names = ", ".join(clients[:12]) + (", ..." if len(clients) > 12 else "")  # noqa: PLR2004 - what fits a line
-    return f"{len(clients)} clients hold no training example and never take part: {names}"
-
-
-def _opening(resources: Resources, request: Request, skipped: Mapping[str, str]) -> Event:
-    before = [name for name in request.baselines if name != "local_equal"]
-    after = ["local_equal"] if {"local", "local_equal"} <= {*request.baselines} else []
-    stages = [*before, *(m for m in request.modes if m not in skipped), *after]
-    return events.run_start(
-        stages,
-        clients=resources.clients,
-        rounds=resources.job.rounds,
-        examples=sum(len(held.train) for held in resources.federation.clients.values()),
-        work={stage: _work(resources, stage, request.modes) for stage in stages},
-    )
-
-
-def _work(resources: Resources, stage: str, modes: Sequence[ModeName]) -> int:
-    """Return about how many tokens a stage trains on, for an estimate of the time left."""
-    job = resources.job
-    if stage == "base":
-        return 0
-    private = sum(resources.epoch_tokens().values()) * job.train.epochs
-    # clients alone at equal FLOPs compute as much as the costliest mode
-    played = modes if stage == "local_equal" else [stage] if stage in modes else []
-    specs = [MODES.spec(mode) for mode in played]
-    passes = max((spec.public_passes(spec.of(job)) for spec in specs), default=0)
-    public = resources.public_tokens() if passes else 0
-    return job.rounds * (private + int(len(resources.active()) * public * passes))

@@ -5,12 +5,13 @@ the last bit, on the machine and with the threads that made it. The shares of a 
 at its sites, and only another file can be had.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from triskel.config.job import Job
+from triskel.config.read import moved
 from triskel.config.sections import Judge, is_name
 from triskel.core import events
 from triskel.core.registry import TASKS
@@ -21,6 +22,7 @@ from triskel.data.files import load, select
 from triskel.data.rows import Rows
 from triskel.data.sources import columns_of
 from triskel.errors import DataError, JobError, ModelError
+from triskel.experiment import data_record
 from triskel.experiment.baselines import local_row
 from triskel.experiment.compare import read_run
 from triskel.experiment.folder import safe
@@ -40,13 +42,14 @@ FILE = "file"
 """The one part of a file that is not dealt to clients."""
 
 
-def assess(
+def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
     run: Path,
     *,
     mode: str | None = None,
     data: Path | None = None,
     model: Path | None = None,
     judge: Judge | None = None,
+    settings: Sequence[str] = (),
     watch: Watch,
 ) -> dict[str, Any]:
     """Evaluate what a run trained.
@@ -59,6 +62,7 @@ def assess(
             the file has it, each client's row counts for it; else all rows are one part.
         model: Where the job's model lies here, if not where the job says.
         judge: Which of the run's own rows; those the run itself was scored on if left out.
+        settings: Where the run's data lie by now, as `config.read.moved` has it.
         watch: Told about whatever a user should know.
 
     Returns:
@@ -68,11 +72,13 @@ def assess(
     Raises:
         CheckpointError: It is not a run folder.
         JobError: It is several runs, or the run has no such adapter.
-        DataError: The file does not fit the job, or there is none and the texts are elsewhere.
+        DataError: The file does not fit the job; or there is none, and the texts are elsewhere or
+            not those that the run began with.
         ModelError: The job's model is not here, or a saved adapter does not fit it.
     """
     one_run(run)
     job, request = read_run(run, imports=())
+    job = moved(job, settings)
     stage = _stage_named(run, mode, job.mode)
     if model is not None:
         job = _with_model(job, path=str(model.resolve()))
@@ -89,6 +95,9 @@ def assess(
         if away
         else prepare(job, watch, modes=(), judge=judge or request.judge)  # nothing is trained
     )
+    if data is None and not data_record.hold(run, job, resources.federation, write=False):
+        watch(events.warning(data_record.unsaid(run)))
+    data_record.hold_tokenizers(run, resources.tokenizers(), write=False)
     watch(events.stage_start(stage, 0))
     if data is None:
         found = _local(run, resources) if stage == "local" else _again(run, resources, stage)

@@ -58,6 +58,10 @@ class Resources(Protocol):
         """Return the model of a client, or the server's; loaded at first use."""
         ...
 
+    def tokenizers(self) -> Mapping[str, Any]:
+        """Return every tokenizer that is known here: a client's own, the server's under ""."""
+        ...
+
     def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
         """Return what a mode is built from, with a fresh meter of the server's."""
         ...
@@ -155,6 +159,11 @@ class LocalResources:
     def body(self, client: ClientId | None = None) -> SharedModel:
         """Return the model of a client, or the server's; loaded at first use."""
         return self.models.body(client)
+
+    def tokenizers(self) -> Mapping[str, Any]:
+        """Return every tokenizer: a client's own, the server's under an empty name."""
+        own = [c for c in self.clients if self.job.client(c).model]
+        return {"": self.body().tokenizer, **{c: self.body(c).tokenizer for c in own}}
 
     def worker(self, client: ClientId, watch: Watch) -> Worker:
         """Return a client's worker, with a fresh meter."""

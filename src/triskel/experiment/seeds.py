@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from triskel.config.job import Job
-from triskel.config.read import dump, to_toml
+from triskel.config.read import dump, moved, to_toml
 from triskel.core import events
 from triskel.core.files import write_text
 from triskel.core.result_file import NAME, SEVERAL, RunResult, SeedsResult, several_in
@@ -68,8 +68,16 @@ def compare_seeds(
     return _run(job, request, seeds, folder, engine, watch)
 
 
-def resume_seeds(folder: Path, engine: Engines, watch: Watch) -> SeedsResult:
+def resume_seeds(
+    folder: Path, engine: Engines, watch: Watch, *, settings: Sequence[str] = ()
+) -> SeedsResult:
     """Go on with a folder of several seeds, and return their result.
+
+    Args:
+        folder: Of the seeds.
+        engine: Returns what plays a job.
+        watch: Told about whatever a user should know.
+        settings: Where the data lie by now, as `config.read.moved` has it.
 
     Raises:
         CheckpointError: It is not such a folder.
@@ -79,7 +87,7 @@ def resume_seeds(folder: Path, engine: Engines, watch: Watch) -> SeedsResult:
     if seeds is None:
         raise CheckpointError(f"{folder} holds no comparison over several seeds")
     job, request = read_run(folder)
-    return _run(job, request, seeds, folder, engine, watch)
+    return _run(job, request, seeds, folder, engine, watch, settings)
 
 
 def seeds_of(folder: Path) -> list[int] | None:
@@ -95,13 +103,14 @@ def seeds_of(folder: Path) -> list[int] | None:
     return [s for s in seeds if type(s) is int] if all(type(s) is int for s in seeds) else None
 
 
-def _run(
+def _run(  # noqa: PLR0913, PLR0917 - what a comparison is made of
     job: Job,
     request: Request,
     seeds: Sequence[int],
     folder: Path,
     engine: Engines,
     watch: Watch,
+    settings: Sequence[str] = (),
 ) -> SeedsResult:
     loaded = Loaded()
     venue = replace(HERE, prepare=partial(prepare, loaded=loaded))
@@ -117,9 +126,10 @@ def _run(
         if number <= len(result["runs"]):
             continue
         watch(events.seed_start(seed, number=number, of=len(seeds)))
-        place, own = folder / f"seed-{seed}", job.model_copy(update={"seed": seed})
+        place, here = folder / f"seed-{seed}", moved(job, settings)
+        own = here.model_copy(update={"seed": seed})
         if (place / "request.json").exists():
-            found = resume(place, engine, watch, venue)
+            found = resume(place, engine, watch, venue, settings=settings)
         else:
             found = run(own, request, place, engine(own), watch, venue)
         result["runs"].append(found)

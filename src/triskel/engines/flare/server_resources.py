@@ -55,6 +55,10 @@ class ServerResources:
         """Return the server's model, or the one that a site's options name."""
         return self.models.body(client)
 
+    def tokenizers(self) -> Mapping[str, Any]:
+        """Return the server's; sites hold their own against what they began with."""
+        return {"": self.body().tokenizer}
+
     def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
         """Return what a mode is built from; each site compares its model with the server's."""
         return setting_of(

@@ -19,7 +19,8 @@ from triskel.engines.flare.protocol import whole
 from triskel.engines.flare.site_outbox import Outbox
 from triskel.engines.flare.site_payload import sizes_of
 from triskel.engines.flare.submission import job_of, other_code, other_plugins, own_plugins
-from triskel.errors import JobError
+from triskel.errors import DataError, JobError
+from triskel.experiment import data_record
 from triskel.experiment.resources import LocalResources
 from triskel.plan.payload import round_bytes
 from triskel.policy.audit import Audit
@@ -154,6 +155,8 @@ class Admission:
             return refused
         spent.job()
         resources = self._read(held, job, modes, files)  # only now is anything of the site read
+        if strange := self._other_data(resources):
+            return strange
         for codec in (job.wire.up, job.wire.down):
             CODECS.spec(codec)  # what arrives may name no other
         settings = {mode: self._setting(resources, mode) for mode in modes}
@@ -197,6 +200,22 @@ class Admission:
             choices=self.home / "choices.json",
             seals=held.seals,
         )
+
+    def _other_data(self, resources: LocalResources) -> str:
+        """Return that the site's rows are not those it began the run with, or nothing.
+
+        How they differ is said in its own log only.
+        """
+        try:
+            data_record.hold(self.home, resources.job, resources.federation, write=True)
+            data_record.hold_tokenizers(self.home, resources.tokenizers(), write=True)
+        except DataError as error:
+            LOGGER.error("%s", error)  # noqa: TRY400 - one sentence
+            return (
+                f"the data of site {self.name!r} are not those that it began this run with; its "
+                "log says more"
+            )
+        return ""
 
     def _setting(self, resources: LocalResources, mode: ModeName) -> ModeSetting[Any]:
         """Return what a mode is built from.

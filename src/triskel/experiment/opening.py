@@ -1,0 +1,103 @@
+"""What is settled before a run begins: its data, who takes part, what is skipped, how much work."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from triskel.config.job import ModeName, unsupported
+from triskel.core import events
+from triskel.core.registry import MODES
+from triskel.errors import DataError
+from triskel.experiment import data_record
+from triskel.experiment.baselines import BaselineName
+from triskel.experiment.resources import Resources
+from triskel.training.mode_setting import unfit
+from triskel.types import ClientId, Event, Watch
+
+
+def same_data(folder: Path, resources: Resources, told: Watch) -> None:
+    """Hold what was read against what the run began with, or write it down.
+
+    Raises:
+        DataError: It is not what the run began with, or nobody can train on it.
+    """
+    began = (folder / "stages").exists()
+    known = data_record.hold(folder, resources.job, resources.federation, write=True)
+    if began and not known:
+        told(events.warning(data_record.unsaid(folder)))
+    _somebody(resources)
+    data_record.hold_tokenizers(folder, resources.tokenizers(), write=True)
+
+
+def warnings(resources: Resources, skipped: Mapping[str, str]) -> Iterator[str]:
+    """Return what a user should know before a run begins."""
+    if idle := sorted(set(resources.clients) - set(resources.active())):
+        yield _idle(idle)
+    for mode, reason in skipped.items():
+        yield f"{mode} is skipped: {reason}"
+
+
+def _somebody(resources: Resources) -> None:
+    """Refuse a job in which nobody can train.
+
+    Raises:
+        DataError: No client holds a training example.
+    """
+    if resources.active():
+        return
+    if rows := sum(len(held.train) for held in resources.federation.clients.values()):
+        raise DataError(
+            f"none of {rows} training rows has a token of its response within train.max_tokens = "
+            f"{resources.job.train.max_tokens}; raise it, or look at what the tokenizer makes of "
+            "them"
+        )
+    raise DataError("no client holds a training example; look at clients.partition")
+
+
+def skipped_in(resources: Resources, modes: Sequence[ModeName], watch: Watch) -> dict[str, str]:
+    """Return the modes that cannot play the job here, each with the reason."""
+    found: dict[str, str] = {}
+    for mode in modes:
+        reason = unsupported(resources.job, mode)
+        if reason is None:
+            reason = unfit(resources.setting(mode, watch))
+        if reason is not None:
+            found[mode] = reason
+    return found
+
+
+def _idle(clients: Sequence[ClientId]) -> str:
+    names = ", ".join(clients[:12]) + (", ..." if len(clients) > 12 else "")  # noqa: PLR2004 - what fits a line
+    return f"{len(clients)} clients hold no training example and never take part: {names}"
+
+
+def opening(
+    resources: Resources,
+    modes: Sequence[ModeName],
+    baselines: Sequence[BaselineName],
+    skipped: Mapping[str, str],
+) -> Event:
+    """Return the event that a run begins: its stages, who takes part, and about how much work."""
+    before = [name for name in baselines if name != "local_equal"]
+    after = ["local_equal"] if {"local", "local_equal"} <= {*baselines} else []
+    stages = [*before, *(m for m in modes if m not in skipped), *after]
+    return events.run_start(
+        stages,
+        clients=resources.clients,
+        rounds=resources.job.rounds,
+        examples=sum(len(held.train) for held in resources.federation.clients.values()),
+        work={stage: _work(resources, stage, modes) for stage in stages},
+    )
+
+
+def _work(resources: Resources, stage: str, modes: Sequence[ModeName]) -> int:
+    """Return about how many tokens a stage trains on, for an estimate of the time left."""
+    job = resources.job
+    if stage == "base":
+        return 0
+    private = sum(resources.epoch_tokens().values()) * job.train.epochs
+    # clients alone at equal FLOPs compute as much as the costliest mode
+    played = modes if stage == "local_equal" else [stage] if stage in modes else []
+    specs = [MODES.spec(mode) for mode in played]
+    passes = max((spec.public_passes(spec.of(job)) for spec in specs), default=0)
+    public = resources.public_tokens() if passes else 0
+    return job.rounds * (private + int(len(resources.active()) * public * passes))
