@@ -204,3 +204,34 @@ def test_a_result_that_cannot_be_copied_is_said(
     ended = json.loads((tmp_path / "out" / "ended.json").read_text())
     assert not ended["done"]
     assert ended["error"] == "the result was not copied: No space left on device"
+
+
+def test_a_site_whose_rows_changed_does_not_go_on_and_says_only_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How they changed stands in its own log; the server keeps nothing of its rows."""
+    there = house(tmp_path, **{"federation.patience_s": "3"})
+
+    def lose(name: str, _method: str, told: Any) -> str:
+        play = told.get("play") or told.get("order", {}).get("play", "")
+        return "before" if name == "shop" and play.startswith("params/2/work") else ""
+
+    assert Meeting(there, there.spec("params"), lose).play()["again"]
+    rows = tmp_path / "bank" / "reviews.csv"
+    before = rows.read_text(encoding="utf-8")
+    head, first, second, *rest = before.splitlines(keepends=True)
+    rows.write_text("".join([head, second, first, *rest]), encoding="utf-8")
+    caplog.clear()
+    ended = Meeting(there, there.spec("params")).play()
+    assert "the data of site 'bank' are not those that it began this run with" in ended["error"]
+    assert not ended["done"]
+    told = [one.getMessage() for one in caplog.records if one.name == "triskel.site"]
+    assert any("the file of bank in reviews has" in line and "order" in line for line in told)
+    kept = [*(tmp_path / "server").rglob("data.json"), *(tmp_path / "out").rglob("data.json")]
+    assert kept
+    for place in kept:
+        record = json.loads(place.read_text(encoding="utf-8"))
+        assert record["clients"] == {name: {} for name in SITES}
+    rows.write_text(before, encoding="utf-8")
+    assert Meeting(there, there.spec("params")).play()["done"]
+    same(there, ("params",), result(there))
