@@ -35,8 +35,11 @@ def test_a_score_is_what_counting_says(rows: list[tuple[int, int]]) -> None:
             assert int(found.confusion[t, g]) == sum((a, b) == (t, g) for a, b, _ in known)
     nats = sum(math.log(sum(math.exp(x) for x in z)) - z[t] for t, _, z in known)
     assert found.loss_sum == pytest.approx(nats, rel=1e-5, abs=1e-6)
-    assert found.accuracy == pytest.approx(found.correct / len(known) if known else 0)
-    assert found.loss == pytest.approx(nats / len(known) if known else 0, rel=1e-5, abs=1e-6)
+    if not known:
+        assert (found.accuracy, found.loss, found.perplexity, found.macro_f1) == (None,) * 4
+        return
+    assert found.accuracy == pytest.approx(found.correct / len(known))
+    assert found.loss == pytest.approx(nats / len(known), rel=1e-5, abs=1e-6)
 
 
 @given(rows=ROWS)
@@ -51,8 +54,10 @@ def test_macro_f1_is_the_mean_over_classes_that_occur_or_are_predicted(
         fn = sum(t == c != g for t, g in known)
         if tp + fp + fn:
             each.append(2 * tp / (2 * tp + fp + fn))
-    wanted = sum(each) / len(each) if each else 0.0
-    assert scored(rows).macro_f1 == pytest.approx(wanted)
+    if each:
+        assert scored(rows).macro_f1 == pytest.approx(sum(each) / len(each))
+    else:
+        assert scored(rows).macro_f1 is None
 
 
 @given(left=ROWS, right=ROWS, classes=st.sampled_from([0, 3]))
@@ -75,11 +80,12 @@ def test_merging_is_scoring_together(
 def test_a_causal_score_has_perplexity_and_no_table() -> None:
     found = scored([(0, 0), (1, 0)], classes=0)
     assert found.confusion is None
-    assert found.macro_f1 == 0
+    assert found.macro_f1 is None
     assert found.perplexity == pytest.approx(math.exp(found.loss))
-    assert set(found.row()) == {"accuracy", "token_accuracy", "perplexity", "loss"}
+    assert set(found.row()) == {"accuracy", "token_accuracy", "perplexity", "loss", "n"}
     assert found.row()["token_accuracy"] == found.accuracy == 0.5
-    assert set(scored([(0, 0)]).row()) == {"accuracy", "macro_f1", "loss"}
+    assert set(scored([(0, 0)]).row()) == {"accuracy", "macro_f1", "loss", "n"}
+    assert found.row()["n"] == 2
 
 
 def test_perplexity_is_exponentiated_once_and_never_overflows() -> None:
@@ -94,7 +100,8 @@ def test_perplexity_is_exponentiated_once_and_never_overflows() -> None:
 def test_nothing_scores_nothing() -> None:
     for classes in (0, 3):
         found = empty(classes)
-        assert (found.accuracy, found.loss, found.macro_f1, found.count) == (0, 0, 0, 0)
+        assert (found.accuracy, found.loss, found.perplexity, found.macro_f1) == (None,) * 4
+        assert {k: v for k, v in found.row().items() if v is not None} == {"n": 0}
     assert scored([(-1, 0), (-1, 2)]).count == 0
 
 

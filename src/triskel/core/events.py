@@ -94,13 +94,14 @@ class StageEnd(_Told):
     """A baseline or mode is over, with the figures it ends with."""
 
     event: Literal["stage_end"]
-    accuracy: NotRequired[float]
-    macro_f1: NotRequired[float]
-    token_accuracy: NotRequired[float]
-    perplexity: NotRequired[float]
-    loss: NotRequired[float]
-    own: NotRequired[dict[str, float]]
-    everybody: NotRequired[dict[str, float]]
+    accuracy: NotRequired[float | None]
+    macro_f1: NotRequired[float | None]
+    token_accuracy: NotRequired[float | None]
+    perplexity: NotRequired[float | None]
+    loss: NotRequired[float | None]
+    n: NotRequired[int]
+    own: NotRequired[dict[str, float | None]]
+    everybody: NotRequired[dict[str, float | None]]
     seconds: NotRequired[float]
 
 
@@ -115,11 +116,12 @@ class RoundEnd(_Told):
     """A round is closed: its figures, and what all clients sent, received and computed."""
 
     event: Literal["round_end"]
-    accuracy: NotRequired[float]
-    macro_f1: NotRequired[float]
-    token_accuracy: NotRequired[float]
-    perplexity: NotRequired[float]
-    loss: NotRequired[float]
+    accuracy: NotRequired[float | None]
+    macro_f1: NotRequired[float | None]
+    token_accuracy: NotRequired[float | None]
+    perplexity: NotRequired[float | None]
+    loss: NotRequired[float | None]
+    n: NotRequired[int]
     seconds: float
     up_bytes: int
     down_bytes: int

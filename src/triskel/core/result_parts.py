@@ -16,6 +16,8 @@ from typing_extensions import TypedDict
 
 FIGURES = ("accuracy", "macro_f1", "token_accuracy", "perplexity", "loss")
 """Keys of one evaluation, in the order of a final row."""
+Reached = float | None
+"""A figure; null where nothing was scored."""
 CHECKED = ConfigDict(extra="allow", strict=True)
 """Of outermost tables; those within take it over."""
 Number = Annotated[float, Field(strict=True)]
@@ -45,16 +47,20 @@ class _Named(BaseModel):
 
 
 class _Further(TypedDict):
-    macro_f1: NotRequired[float]
-    token_accuracy: NotRequired[float]
-    perplexity: NotRequired[float]
-    loss: NotRequired[float]
+    macro_f1: NotRequired[Reached]
+    token_accuracy: NotRequired[Reached]
+    perplexity: NotRequired[Reached]
+    loss: NotRequired[Reached]
+    n: NotRequired[int]
 
 
 class Figures(_Further):
-    """One evaluation: shares of right predictions, and the loss in nats a prediction."""
+    """One evaluation: shares of right predictions, and the loss in nats a prediction.
 
-    accuracy: float
+    `n` predictions are what they rest on; all are null where there is none.
+    """
+
+    accuracy: Reached
 
 
 class ClientFigures(Figures):
@@ -62,7 +68,7 @@ class ClientFigures(Figures):
 
     examples: NotRequired[int]
     everybody: NotRequired[Figures]
-    global_accuracy: NotRequired[float]
+    global_accuracy: NotRequired[Reached]
     flops: NotRequired[int]
 
 
@@ -163,7 +169,7 @@ class RoundRow(_Further):
     """
 
     round: int
-    accuracy: NotRequired[float]
+    accuracy: NotRequired[Reached]
     own: NotRequired[Figures]
     per_client: NotRequired[dict[str, ClientFigures]]
     everybody: NotRequired[Figures]
@@ -196,7 +202,7 @@ class BaselineRow(Final):
     what: NotRequired[str]
     mode: NotRequired[str]
     rounds_each: NotRequired[dict[str, int]]
-    global_accuracy: NotRequired[float]
+    global_accuracy: NotRequired[Reached]
     client_flops: NotRequired[int]
     seconds: NotRequired[float]
     per_client: dict[str, ClientFigures]

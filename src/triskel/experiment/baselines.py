@@ -6,7 +6,6 @@ every client alone for as many FLOPs as the costliest mode takes. Steps, seed an
 those of the modes.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from triskel.experiment.folder import safe
 from triskel.experiment.resources import LocalResources
 from triskel.experiment.rounds import Engine, pooled
 from triskel.experiment.stages import alone, central, complete, everywhere, last_of
-from triskel.numerics.metrics import LARGEST_LOG, PerText
+from triskel.numerics.metrics import PerText, perplexity_of
 from triskel.training.loop import StepId
 from triskel.training.worker import WHOLE
 from triskel.types import ClientId, Watch
@@ -156,19 +155,23 @@ def local_row(each: dict[ClientId, ClientFigures], classes: int) -> BaselineRow:
     clients of their models.
     """
     alone_ = cast("Mapping[ClientId, Mapping[str, Any]]", each).values()
-    count = sum(one["examples"] for one in alone_)
+    tested = [one for one in alone_ if one["examples"]]
+    count = sum(one["examples"] for one in tested)
     own: dict[str, Any] = {
-        name: sum(one[name] * one["examples"] for one in alone_) / count if count else 0.0
+        name: sum(one[name] * one["examples"] for one in tested) / count if count else None
         for name in ("accuracy", "loss")
     }
-    everybody = {
-        name: sum(one["everybody"][name] for one in alone_) / max(len(each), 1)
+    everybody: dict[str, Any] = {
+        name: _mean([one["everybody"][name] for one in alone_])
         for name in ("accuracy", "macro_f1", "loss")
         if all(name in one["everybody"] for one in alone_)
     }
     for figures in (own, everybody) if not classes else ():
         figures["token_accuracy"] = figures["accuracy"]
-        figures["perplexity"] = math.exp(min(figures["loss"], LARGEST_LOG))
+        figures["perplexity"] = perplexity_of(figures["loss"])
+    own["n"] = count
+    if all("n" in one["everybody"] for one in alone_):
+        everybody["n"] = max((one["everybody"]["n"] for one in alone_), default=0)
     row = {
         **own,
         "global_accuracy": everybody["accuracy"],
@@ -178,6 +181,12 @@ def local_row(each: dict[ClientId, ClientFigures], classes: int) -> BaselineRow:
         "per_client": each,
     }
     return cast("BaselineRow", row)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean over models; None where one was scored on nothing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _base(resources: LocalResources, folder: Path, watch: Watch) -> BaselineRow:

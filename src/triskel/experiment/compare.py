@@ -273,7 +273,8 @@ def _run(  # noqa: PLR0913, PLR0917 - what a run is made of
         }
         for text in warnings(resources, skipped):
             told(events.warning(text))
-        told(opening(resources, request.modes, request.baselines, skipped))
+        examples = sum(one["train"] for one in result["data"]["clients"].values())
+        told(opening(resources, request.modes, request.baselines, skipped, examples))
         resources.count()
         _play(result, resources, request, engine, folder, told, venue)
         from triskel.experiment.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import

@@ -37,20 +37,26 @@ def warnings(resources: Resources, skipped: Mapping[str, str]) -> Iterator[str]:
 
 
 def _somebody(resources: Resources) -> None:
-    """Refuse a job in which nobody can train.
+    """Refuse a job in which nobody can train, or nothing can be scored.
 
     Raises:
-        DataError: No client holds a training example.
+        DataError: No client holds a training example, or none holds one to be scored on.
     """
-    if resources.active():
-        return
-    if rows := sum(len(held.train) for held in resources.federation.clients.values()):
+    held = resources.federation.clients.values()
+    for kind, there, rows in (
+        ("training", resources.active(), sum(len(one.train) for one in held)),
+        (resources.judge, resources.testers(), sum(len(one.test) for one in held)),
+    ):
+        if there:
+            continue
+        if not rows:
+            where = "clients.partition" if kind == "training" else f"data.{kind}_share"
+            raise DataError(f"no client holds a {kind} example; look at {where}")
         raise DataError(
-            f"none of {rows} training rows has a token of its response within train.max_tokens = "
+            f"none of {rows} {kind} rows has a token of its response within train.max_tokens = "
             f"{resources.job.train.max_tokens}; raise it, or look at what the tokenizer makes of "
             "them"
         )
-    raise DataError("no client holds a training example; look at clients.partition")
 
 
 def skipped_in(resources: Resources, modes: Sequence[ModeName], watch: Watch) -> dict[str, str]:
@@ -75,6 +81,7 @@ def opening(
     modes: Sequence[ModeName],
     baselines: Sequence[BaselineName],
     skipped: Mapping[str, str],
+    examples: int,
 ) -> Event:
     """Return the event that a run begins: its stages, who takes part, and about how much work."""
     before = [name for name in baselines if name != "local_equal"]
@@ -84,7 +91,7 @@ def opening(
         stages,
         clients=resources.clients,
         rounds=resources.job.rounds,
-        examples=sum(len(held.train) for held in resources.federation.clients.values()),
+        examples=examples,
         work={stage: _work(resources, stage, modes) for stage in stages},
     )
 

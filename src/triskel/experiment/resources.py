@@ -54,6 +54,10 @@ class Resources(Protocol):
         """Return the clients that hold at least one training example, by name."""
         ...
 
+    def testers(self) -> list[ClientId]:
+        """Return the clients that hold at least one text to be scored on, by name."""
+        ...
+
     def body(self, client: ClientId | None = None) -> SharedModel:
         """Return the model of a client, or the server's; loaded at first use."""
         ...
@@ -156,6 +160,10 @@ class LocalResources:
         """Return the clients that hold at least one training example, by name."""
         return [c for c in self.clients if len(self.tokens.share(c).train)]
 
+    def testers(self) -> list[ClientId]:
+        """Return the clients that hold at least one text to be scored on, by name."""
+        return [c for c in self.clients if len(self.tokens.share(c).test)]
+
     def body(self, client: ClientId | None = None) -> SharedModel:
         """Return the model of a client, or the server's; loaded at first use."""
         return self.models.body(client)
@@ -215,8 +223,12 @@ class LocalResources:
         return sum(len(ids) for ids in self.tokens.public(self.body()).ids)
 
     def described(self) -> Data:
-        """Return a table, as JSON values, of what every client holds."""
-        return describe(self.federation)
+        """Return a table, as JSON values, of what every client holds once texts are tokens."""
+        found = describe(self.federation)
+        for client, told in found["clients"].items():
+            share = self.tokens.share(client)
+            told["train"], told["test"] = len(share.train), len(share.test)
+        return found
 
     def count(self) -> None:
         """Count what a training step costs, before anything is timed."""

@@ -302,7 +302,7 @@ def pooled(
 def summary(outcome: Outcome[Any]) -> StageRow:
     """Return a stage as it stands in a result: rounds, totals and the final figures."""
     last = cast("Mapping[str, Any]", outcome.rows[-1])
-    final = cast("Final", {k: last[k] for k in (*FIGURES, "own") if k in last})
+    final = cast("Final", {k: last[k] for k in (*FIGURES, "n", "own") if k in last})
     return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
 
 

@@ -330,7 +330,7 @@ def _spread(result: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:
 
 
 def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float(scores[k]) for k in FIGURES if k in scores}
+    return {k: float(scores[k]) for k in FIGURES if scores.get(k) is not None}
 
 
 def _stage_of(run: Path, result: Mapping[str, Any], stage: str, named: str) -> dict[str, Any]:

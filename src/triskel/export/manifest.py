@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from triskel.config.job import Job
 from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
-from triskel.core.result_parts import FIGURES
+from triskel.core.result_parts import FIGURES, Reached
 from triskel.core.untrusted import json_in
 from triskel.data.assets import ASSETS, cache_folder
 from triskel.errors import CheckpointError
@@ -21,6 +21,8 @@ from triskel.errors import CheckpointError
 SCHEMA = 1
 MANIFEST = "triskel.json"
 NOTHING: Mapping[str, Any] = {}
+Told = Reached | Mapping[str, Reached]
+"""A figure, or the figures of a column."""
 BASELINES = ("central", "local")
 """Stages that are no mode and leave models."""
 
@@ -118,7 +120,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     mode: str,
     *,
     clients: int,
-    scores: Mapping[str, float | Mapping[str, float]],
+    scores: Mapping[str, Told],
     own: bool = False,
     rounds: int | None = None,
     traffic: tuple[int, int] | None = None,
@@ -157,12 +159,12 @@ def layout_of(job: Job) -> str:
     return TASKS.spec(job.data.task).layout(job.data) if job.data.task in TASKS.names() else ""
 
 
-def _column(scores: Mapping[str, float | Mapping[str, float]], name: str) -> Mapping[str, float]:
+def _column(scores: Mapping[str, Told], name: str) -> Mapping[str, float]:
     found = scores.get(name)
     return _figures(found) if isinstance(found, Mapping) else {}
 
 
-def _figures(scores: Mapping[str, float | Mapping[str, float]]) -> dict[str, float]:
+def _figures(scores: Mapping[str, Told]) -> dict[str, float]:
     """Return the figures among a result's keys, in one order."""
     return {k: v for k in FIGURES if not isinstance(v := scores.get(k), Mapping | None)}
 

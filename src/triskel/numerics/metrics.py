@@ -56,49 +56,56 @@ class Score:
     texts: PerText | None = field(default=None, compare=False, repr=False)
 
     @property
-    def accuracy(self) -> float:
-        """Share of predictions that are right; 0 without predictions."""
-        return self.correct / self.count if self.count else 0.0
+    def accuracy(self) -> float | None:
+        """Share of predictions that are right; None without predictions."""
+        return self.correct / self.count if self.count else None
 
     @property
-    def loss(self) -> float:
-        """Mean cross-entropy in nats; 0 without predictions."""
-        return self.loss_sum / self.count if self.count else 0.0
+    def loss(self) -> float | None:
+        """Mean cross-entropy in nats; None without predictions."""
+        return self.loss_sum / self.count if self.count else None
 
     @property
-    def perplexity(self) -> float:
-        """The exponential of the mean loss, at most e^700, where float64 ends."""
-        return math.exp(min(self.loss, LARGEST_LOG))
+    def perplexity(self) -> float | None:
+        """The exponential of the mean loss, at most e^700, where float64 ends; None as `loss`."""
+        return perplexity_of(self.loss)
 
     @property
-    def macro_f1(self) -> float:
+    def macro_f1(self) -> float | None:
         """Mean over classes of 2 tp / (2 tp + fp + fn).
 
-        Classes that neither occur nor are predicted are left out.
+        Classes that neither occur nor are predicted are left out; None where that is all of them.
         """
         if self.confusion is None:
-            return 0.0
+            return None
         table = self.confusion.double()
         hits = table.diagonal()
         seen = table.sum(0) + table.sum(1)
         f1 = (2 * hits / seen.clamp(min=1))[seen > 0]
-        return float(f1.mean()) if len(f1) else 0.0
+        return float(f1.mean()) if len(f1) else None
 
     def row(self) -> Figures:
-        """Return the figures that a result file holds.
+        """Return the figures that a result file holds, and over how many predictions they are.
 
         For `causal`, `accuracy` is the token accuracy. Without a table there is no `macro_f1`.
         """
+        n, accuracy, loss = self.count, self.accuracy, self.loss
         if self.confusion is not None:
-            return {"accuracy": self.accuracy, "macro_f1": self.macro_f1, "loss": self.loss}
+            return {"accuracy": accuracy, "macro_f1": self.macro_f1, "loss": loss, "n": n}
         if self.classes:
-            return {"accuracy": self.accuracy, "loss": self.loss}
+            return {"accuracy": accuracy, "loss": loss, "n": n}
         return {
-            "accuracy": self.accuracy,
-            "token_accuracy": self.accuracy,
+            "accuracy": accuracy,
+            "token_accuracy": accuracy,
             "perplexity": self.perplexity,
-            "loss": self.loss,
+            "loss": loss,
+            "n": n,
         }
+
+
+def perplexity_of(loss: float | None) -> float | None:
+    """Return the exponential of a mean loss in nats, at most e^700; None for None."""
+    return None if loss is None else math.exp(min(loss, LARGEST_LOG))
 
 
 def empty(classes: int) -> Score:

@@ -41,10 +41,12 @@ def rounded(message: Message, policy: ScoresOut, classes: int) -> Message:
 
 def rounded_score(score: Score, policy: ScoresOut) -> Score:
     """Return a score as it may leave."""
+    kept = replace(score, confusion=score.confusion if policy.table else None)
+    if score.accuracy is None or score.loss is None:  # of no text
+        return kept
     right = min(round(near(score.accuracy, policy.share_step) * score.count), score.count)
     return replace(
-        score,
-        confusion=score.confusion if policy.table else None,
+        kept,
         correct=right if not policy.table else score.correct,
         loss_sum=near(score.loss, policy.loss_step) * score.count,
     )

@@ -64,11 +64,12 @@ def columns_of(row: str, found: Row, about: Row = NOTHING) -> Columns:
 
 def _pooled(each: Mapping[str, Row]) -> dict[str, Any]:
     """Return clients' figures together, weighted by their examples."""
-    count = sum(one.get("examples", 0) for one in each.values())
+    tested = [one for one in each.values() if one.get("examples")]
+    count = sum(one["examples"] for one in tested)
     if not count:
         return {}
     told: dict[str, Any] = {
-        name: sum(one[name] * one["examples"] for one in each.values()) / count
+        name: sum(one[name] * one["examples"] for one in tested) / count
         for name in ("accuracy", "loss")
     }
     if any("perplexity" in one for one in each.values()):

@@ -266,7 +266,8 @@ class ServerJob:
             engine.counted = _counted(client_states)  # what they keep is at the sites
             personal = MODES.spec(name).traits.personal_models
             student = mode.server_model(state) if personal else None
-            return engine.scores(mode, state, resources.testers, resources.body(), student=student)
+            who, body = resources.testers(), resources.body()
+            return engine.scores(mode, state, who, body, student=student)
 
         def closing(state: Any, client_states: Mapping[ClientId, ClientState]) -> None:  # noqa: ANN401
             del state

@@ -46,9 +46,8 @@ class ServerResources:
         """Return the sites that may hold a training example, by name."""
         return [c for c, one in sorted(self.present.items()) if one is None or one.examples]
 
-    @property
     def testers(self) -> list[ClientId]:
-        """Sites that may hold a test example, by name."""
+        """Return the sites that may hold a test example, by name."""
         return [c for c, one in sorted(self.present.items()) if one is None or one.tests]
 
     def body(self, client: ClientId | None = None) -> SharedModel:
