@@ -7,6 +7,7 @@ at zero in every round, as a client that may sit rounds out keeps none.
 import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -170,7 +171,6 @@ class Trainer:
         parameters: The leaves, by name.
         model: What the model runs: the leaves, and side factors where there are some, which do not
             train.
-        rank: That of the factors that are installed.
     """
 
     def __init__(self, body: SharedModel, tensors: Tensors, train: Train, lr: float) -> None:
@@ -182,7 +182,6 @@ class Trainer:
         self.body = body
         self.model = body.parameters(tensors)
         self.parameters = {n: p for n, p in self.model.items() if p.requires_grad}
-        self.rank = body.adapter.rank + side_rank(self.model)
         self._train = train
         self._slopes: Tensor | None = None
         whole: Mapping[str, nn.Parameter] = self.parameters
@@ -198,6 +197,11 @@ class Trainer:
         row_by_row({n: p.grad for n, p in self.parameters.items() if p.grad is not None})
         self._adam.step()
         self.forget()
+
+    @cached_property
+    def rank(self) -> int:
+        """That of the factors that are installed: those that train, and side factors."""
+        return self.body.adapter.rank + side_rank(self.model)
 
     @property
     def sound(self) -> bool:
