@@ -1,6 +1,8 @@
 """What `import triskel` gives, and nothing else: runs without a command line or a file's name."""
 
+import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,17 @@ def test_figures_are_those_of_the_result(compared: triskel.Result) -> None:
     assert compared.report.exists()
     for told in (repr(compared), compared._repr_markdown_()):
         assert "| params |" in told
+
+
+def test_both_columns_are_told_apart(compared: triskel.Result, tmp_path: Path) -> None:
+    told = json.loads((compared.folder / "result.json").read_text())
+    told["modes"]["logits"]["final"]["own"]["accuracy"] = 0.25
+    told["modes"]["logits"]["final"]["everybody"]["accuracy"] = 0.75
+    del told["summary"]  # which would be believed first
+    shutil.copytree(compared.folder, tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text(json.dumps(told))
+    row = triskel.Result(tmp_path / "run").figures["logits"]
+    assert (row["own"], row["everybody"]) == (0.25, 0.75)
 
 
 def test_a_frame_is_the_table(compared: triskel.Result) -> None:

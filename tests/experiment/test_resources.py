@@ -237,3 +237,15 @@ def test_no_server_is_loaded_for_a_client_with_its_own_model(room: Path) -> None
     it = bench_of(room, clients={"each": {"client-01": {"model": str(room / "gpt2")}}})
     it.body("client-01")
     assert [Path(path).name for path, _ in it.models._bodies] == ["gpt2"]
+
+
+def test_what_may_be_kept_counts_public_texts_for_every_model_and_tests_for_each_that_reads_them(
+    room: Path,
+) -> None:
+    """Two models: training texts once, public ones twice, tests their owner's and of both."""
+    one = bench_of(room, logits={"public": 6})
+    two = bench_of(room, logits={"public": 6}, clients={"each": {"client-02": {"rank": 3}}})
+    for it, models in ((one, 1), (two, 2)):
+        held = it.federation.clients.values()
+        train, tests = (sum(len(getattr(h, what)) for h in held) for what in ("train", "test"))
+        assert it.memory.texts == train + models * 6 + (1 + models) * tests
