@@ -156,6 +156,29 @@ AskStyle = Literal["barrier", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lost:
+    """What did not fit within `train.max_tokens`.
+
+    Attributes:
+        texts: Texts that were cut or left out.
+        tokens: Tokens that nobody reads.
+        rows: Texts that were left out.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    rows: int = 0
+
+    def __add__(self, other: "Lost") -> "Lost":
+        """Return both together."""
+        return Lost(
+            texts=self.texts + other.texts,
+            tokens=self.tokens + other.tokens,
+            rows=self.rows + other.rows,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Examples:
     """One party's tokenised examples; they never leave it whole.
 
@@ -164,11 +187,15 @@ class Examples:
         labels: Class index of each example, -1 where unknown; empty for `causal`.
         scored: For `causal`, which tokens are targets of the loss; never the first token.
             Empty for `classify`.
+        whole: Tokens of each text before it was cut; empty where none was.
+        lost: What did not fit.
     """
 
     ids: Sequence[Int[Tensor, " _tokens"]]
     labels: Sequence[int]
     scored: Sequence[Bool[Tensor, " _tokens"]] = ()
+    whole: Sequence[int] = ()
+    lost: Lost = Lost()
 
     def __len__(self) -> int:
         """Return the number of examples."""

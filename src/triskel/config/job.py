@@ -80,6 +80,7 @@ class Job(Options):
         foreign = untyped(found, cls.model_fields, info)
         rest = {k: v for k, v in found.items() if k not in foreign}
         _one_count(rest)
+        _length(rest, info)
         return {**typed(rest, cls.model_fields, mode_section), **foreign}
 
     @field_validator("mode")
@@ -148,6 +149,23 @@ class Job(Options):
     def client(self, name: str) -> Override:
         """Return what client `name` does differently."""
         return self.clients.each.get(name, Override())
+
+
+def _length(found: dict[str, Any], info: Any) -> None:  # noqa: ANN401 - pydantic's
+    """Give `train.max_tokens` the default of the task, where it has one and the job says none."""
+    data, train = found.get("data", {}), found.get("train", {})
+    if isinstance(data, Options):
+        data = data.model_dump()
+    if isinstance(train, Options):
+        train = train.model_dump()
+    if not isinstance(data, Mapping) or not isinstance(train, Mapping):
+        return
+    task = cast("Mapping[str, Any]", data).get("task", TASKS.default)
+    if not isinstance(task, str) or task not in TASKS.names() or kept(TASKS, task, info):
+        return
+    default = TASKS.spec(task).max_tokens
+    if default and cast("Mapping[str, Any]", train).get("max_tokens") is None:
+        found["train"] = {**train, "max_tokens": default}
 
 
 def _one_count(found: dict[str, Any]) -> None:

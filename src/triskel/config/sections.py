@@ -14,6 +14,7 @@ from triskel.config.names import client_section, known_name, untyped
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
 from triskel.core.registry import CODECS, MODES, TASKS
+from triskel.errors import JobError
 
 CodecName = str
 """A codec that `core.registry` knows."""
@@ -155,7 +156,22 @@ class Train(Options):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Positive = 48
+    max_tokens: Positive | None = None
+    overlong: Literal["cut", "drop", "refuse"] = "cut"
+
+    @property
+    def length(self) -> int:
+        """`max_tokens`, once it is needed.
+
+        Raises:
+            JobError: The job does not say it, and its task has no default.
+        """
+        if self.max_tokens is None:
+            raise JobError(
+                "train.max_tokens must be set: this task has no default, as texts that are cut "
+                "would teach something else"
+            )
+        return self.max_tokens
 
 
 class Evaluate(Options):

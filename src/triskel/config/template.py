@@ -95,7 +95,8 @@ lr = 0.004                   # of AdamW [0.001]
 schedule = "constant"        # constant, linear or cosine; changes between rounds only
 weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone
-max_tokens = 48              # longer texts are cut
+max_tokens = 48              # tokens of a text that are read; for causal there is no default
+overlong = "cut"             # what becomes of longer texts: cut, drop or refuse
 
 @MODES@
 

@@ -44,6 +44,8 @@ class TaskSpec:
         unread: Keys of the section `data` that would not be read, each with the reason.
         layout: How prompt and response are laid out, for whoever prompts the trained model: a text
             with `{prompt}` and `{response}`, `chat`, or empty where there are none.
+        max_tokens: How long texts are where a job does not say (`train.max_tokens`); 0 where it
+            must, as texts that are cut would teach another thing.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TaskSpec:
     problems: Callable[[Any], Iterator[str]] = _nothing
     unread: Callable[[Any], Iterator[tuple[str, str]]] = _nothing
     layout: Callable[[Any], str] = _plain
+    max_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what nobody could name or rank.

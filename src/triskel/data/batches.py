@@ -1,22 +1,25 @@
 """Rows to token ids, as a task lays them out, and token ids to batches."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from triskel.config.job import Job
-from triskel.config.sections import Data
+from triskel.config.sections import Data, Train
 from triskel.core.registry import TASKS, imported
 from triskel.data.holdout import permutation
 from triskel.data.rows import Rows
-from triskel.errors import PluginError
+from triskel.data.tokens import Ragged
+from triskel.errors import DataError, PluginError
 from triskel.numerics.metrics import Score
 from triskel.numerics.objective import Objective
 from triskel.numerics.rng import stream
-from triskel.types import Batch, ClientId, Examples
+from triskel.types import Batch, ClientId, Examples, Lost
 
 WINDOW = 8
 """Batches that are sorted by length together."""
@@ -49,7 +52,8 @@ class Task(Protocol):
             rows: With the columns that the task's spec names.
             tokenizer: Of the model that will read them.
             data: The job's section `data`.
-            max_tokens: Tokens of a text that may be kept.
+            max_tokens: Tokens of a text that may be kept. How many a text had before it was cut
+                goes into `Examples.whole`, so that what is lost is counted.
             classes: Class names by index; empty where there are none.
 
         Raises:
@@ -89,12 +93,61 @@ def tokenise(
 ) -> Examples:
     """Return rows as token ids, with what is to be predicted, as the job's task has it.
 
+    Rows of which nothing is left to be predicted are left out.
+
     Raises:
-        DataError: The rows, or the tokenizer, are not what the task needs.
+        DataError: The rows, or the tokenizer, are not what the task needs, or texts are too long.
     """
-    return task_of(job.data.task).tokens(
-        rows, tokenizer, data=job.data, max_tokens=job.train.max_tokens, classes=classes
+    found = task_of(job.data.task).tokens(
+        rows, tokenizer, data=job.data, max_tokens=job.train.length, classes=classes
     )
+    return within(found, len(rows), job.train)
+
+
+def within(examples: Examples, rows: int, train: Train) -> Examples:
+    """Return what is kept of texts of which some are too long, and what is lost.
+
+    Args:
+        examples: All texts, cut, with `whole`; a task may have left some out itself.
+        rows: How many texts there were.
+        train: How long they may be, and what becomes of longer ones.
+
+    Raises:
+        DataError: Some are too long, and are to be refused.
+    """
+    lengths = lengths_of(examples)
+    whole = list(examples.whole) or lengths
+    cut = [size > kept for size, kept in zip(whole, lengths, strict=True)]
+    if train.overlong == "refuse" and any(cut):
+        raise DataError(
+            f"{sum(cut):,} of {rows:,} texts are longer than train.max_tokens = "
+            f"{train.length} (the longest has {max(whole):,} tokens); raise it, or choose "
+            'train.overlong = "cut" or "drop"'
+        )
+    blind = [not hits for hits in _hits(examples.scored)] or [False] * len(lengths)
+    gone = [b or (c and train.overlong == "drop") for b, c in zip(blind, cut, strict=True)]
+    lost = Lost(
+        texts=sum(c or g for c, g in zip(cut, gone, strict=True)) + rows - len(lengths),
+        tokens=sum(w - n * (not g) for w, n, g in zip(whole, lengths, gone, strict=True)),
+        rows=sum(gone) + rows - len(lengths),
+    )
+    places = [place for place, left_out in enumerate(gone) if not left_out]
+    if len(places) == len(lengths):
+        return replace(examples, whole=(), lost=lost)
+    return Examples(
+        ids=_take(examples.ids, places),
+        labels=[examples.labels[i] for i in places] if examples.labels else (),
+        scored=_take(examples.scored, places) if examples.scored else (),
+        lost=lost,
+    )
+
+
+def _hits(marks: Sequence[Tensor]) -> list[int]:
+    return marks.hits() if isinstance(marks, Ragged) else [int(row.sum()) for row in marks]
+
+
+def _take(rows: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]:
+    return rows.take(places) if isinstance(rows, Ragged) else [rows[i] for i in places]
 
 
 def batch_of(
@@ -133,7 +186,8 @@ def batch_of(
 
 def lengths_of(examples: Examples) -> list[int]:
     """Return the number of tokens of each example."""
-    return [len(ids) for ids in examples.ids]
+    ids = examples.ids
+    return ids.lengths if isinstance(ids, Ragged) else [len(row) for row in ids]
 
 
 def plan(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triskel.types import Examples
+from triskel.types import Examples, Lost
 
 
 class Ragged(Sequence[Tensor]):
@@ -75,6 +75,25 @@ class Ragged(Sequence[Tensor]):
         """Return the number of rows."""
         return len(self._ends) - 1
 
+    def take(self, places: Sequence[int]) -> "Ragged":
+        """Return some of the rows, in the order named.
+
+        >>> Ragged.ids([[5, 6], [7], [8, 9]]).take([2, 0])[0]
+        tensor([8, 9])
+        """
+        parts = [self._values[self._ends[i] : self._ends[i + 1]] for i in places]
+        values = np.concatenate([self._values[:0], *parts])
+        return Ragged(values, map(len, parts), self._dtype)
+
+    def hits(self) -> list[int]:
+        """Return how many marks each row has.
+
+        >>> Ragged.marks([[False, True], [], [True, True]]).hits()
+        [1, 0, 2]
+        """
+        sums = np.concatenate([[0], np.cumsum(self._values, dtype=np.int64)])
+        return (sums[self._ends[1:]] - sums[self._ends[:-1]]).tolist()
+
     def followed(self, parts: "Sequence[Ragged]") -> "Ragged":
         """Return these rows, then those of the parts."""
         values = np.concatenate([self._values, *(part._values for part in parts)])  # noqa: SLF001 - its own class
@@ -88,6 +107,7 @@ def concatenated(parts: Sequence[Examples]) -> Examples:
         ids=_joined([p.ids for p in parts]),
         labels=[label for p in parts for label in p.labels],
         scored=_joined([p.scored for p in parts]),
+        lost=sum((p.lost for p in parts), Lost()),
     )
 
 

@@ -271,7 +271,7 @@ def _run(  # noqa: PLR0913, PLR0917 - what a run is made of
             "skipped": skipped,
             "modes": {},
         }
-        for text in warnings(resources, skipped):
+        for text in warnings(resources, skipped, result["data"]):
             told(events.warning(text))
         examples = sum(one["train"] for one in result["data"]["clients"].values())
         told(opening(resources, request.modes, request.baselines, skipped, examples))

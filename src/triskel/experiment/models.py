@@ -150,7 +150,7 @@ def _long_enough(body: SharedModel, job: Job) -> None:
     Raises:
         JobError: `train.max_tokens` is beyond them.
     """
-    most, asked = body.blocks.positions, job.train.max_tokens
+    most, asked = body.blocks.positions, job.train.length
     if most is not None and asked > most:
         raise JobError(
             f"train.max_tokens is {asked}, and a {body.blocks.config.model_type} model of this job "

@@ -6,8 +6,9 @@ from pathlib import Path
 from triskel.config.job import ModeName, unsupported
 from triskel.core import events
 from triskel.core.registry import MODES
+from triskel.core.result_parts import Data
 from triskel.errors import DataError
-from triskel.experiment import data_record
+from triskel.experiment import data_record, lengths
 from triskel.experiment.baselines import BaselineName
 from triskel.experiment.resources import Resources
 from triskel.training.mode_setting import unfit
@@ -28,12 +29,31 @@ def same_data(folder: Path, resources: Resources, told: Watch) -> None:
     data_record.hold_tokenizers(folder, resources.tokenizers(), write=True)
 
 
-def warnings(resources: Resources, skipped: Mapping[str, str]) -> Iterator[str]:
-    """Return what a user should know before a run begins."""
+def warnings(resources: Resources, skipped: Mapping[str, str], data: Data) -> Iterator[str]:
+    """Return what a user should know before a run begins.
+
+    Args:
+        resources: The job, loaded.
+        skipped: Modes that are not played, each with the reason.
+        data: What everybody holds, as a result has it.
+    """
+    yield from lengths.warnings(data, resources.job)
+    yield from _beyond(resources)
     if idle := sorted(set(resources.clients) - set(resources.active())):
         yield _idle(idle)
     for mode, reason in skipped.items():
         yield f"{mode} is skipped: {reason}"
+
+
+def _beyond(resources: Resources) -> Iterator[str]:
+    """Return that texts are longer than what a model has seen, whose positions have no end."""
+    blocks, asked = resources.body().blocks, resources.job.train.length
+    seen = getattr(blocks.config, "max_position_embeddings", None)
+    if blocks.positions is None and isinstance(seen, int) and asked > seen:
+        yield (
+            f"train.max_tokens is {asked:,}, and this model was made for texts of up to {seen:,} "
+            "tokens: what it makes of more is not known"
+        )
 
 
 def _somebody(resources: Resources) -> None:
@@ -54,7 +74,7 @@ def _somebody(resources: Resources) -> None:
             raise DataError(f"no client holds a {kind} example; look at {where}")
         raise DataError(
             f"none of {rows} {kind} rows has a token of its response within train.max_tokens = "
-            f"{resources.job.train.max_tokens}; raise it, or look at what the tokenizer makes of "
+            f"{resources.job.train.length}; raise it, or look at what the tokenizer makes of "
             "them"
         )
 

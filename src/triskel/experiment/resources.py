@@ -6,6 +6,7 @@ whose texts are all here. The server of a federation, which knows numbers only, 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,8 @@ from triskel.core import events
 from triskel.core.registry import MODES
 from triskel.core.result_parts import Data
 from triskel.data.assets import resolve
-from triskel.data.federate import Federation, describe, federate
+from triskel.data.federate import EACH, Federation, describe, federate
+from triskel.experiment.lengths import lost_of, said, together
 from triskel.experiment.models import Loaded, Models
 from triskel.experiment.stage_memory import Memory
 from triskel.experiment.tokens import Share, Tokens
@@ -224,10 +226,19 @@ class LocalResources:
 
     def described(self) -> Data:
         """Return a table, as JSON values, of what every client holds once texts are tokens."""
-        found = describe(self.federation)
+        return self._described
+
+    @cached_property
+    def _described(self) -> Data:
+        found, many = describe(self.federation), len(self.clients) > EACH
         for client, told in found["clients"].items():
             share = self.tokens.share(client)
             told["train"], told["test"] = len(share.train), len(share.test)
+            lost = together({"train": lost_of(share.train), "test": lost_of(share.test)})
+            if lost["texts"] or not many:
+                told["lost"] = lost
+        if len(self.federation.public):
+            found["public_lost"] = lost_of(self.tokens.public(self.body()))
         return found
 
     def count(self) -> None:
@@ -323,11 +334,17 @@ def prepare(
     Raises:
         DataError: The data are not what the job says.
     """
+
+    def say(text: str) -> None:
+        watch(events.note(text))
+
     if job.data.source == "opinions":
-        resolve("opinions", fetch=True, say=lambda text: watch(events.note(text)))
+        resolve("opinions", fetch=True, say=say)
+    federation = federate(job, judge)
+    said(job, federation, say)
     return LocalResources.of(
         job,
-        federate(job, judge),
+        federation,
         watch,
         modes=modes,
         judge=judge,

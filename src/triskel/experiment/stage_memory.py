@@ -61,7 +61,7 @@ class Memory:
         own = (len(one.train) + (1 + models) * len(one.test) for one in clients.values())
         return cls(
             texts=models * len(federation.public) + sum(own),
-            max_tokens=job.train.max_tokens,
+            max_tokens=job.train.length,
             clients=math.ceil(job.clients.cohort * len(clients)),
             job=job,
             modes=modes,

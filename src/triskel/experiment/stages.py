@@ -279,4 +279,5 @@ def _training(
         if alone_
         else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),
         about=NOTHING if alone_ else about_of(resources.job, kind),
+        data=resources.described(),
     )

@@ -305,6 +305,7 @@ def _training(run: Path, job: Job, stage: str, named: str) -> Training:
         traffic=traffic,
         judge=_json(run / "request.json").get("judge", "test"),
         about=about_in({"job": dump(job), **result}, stage),
+        data=result.get("data", {}),
     )
     if owner is not None or "summary" not in result:  # nobody is told how other clients do
         return training

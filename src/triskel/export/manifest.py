@@ -53,6 +53,7 @@ class Training:
         worst: The figure that ranks, of the client that does worst on its own texts.
         alone: How clients do on their own texts beside training alone: `clients`, how many of
             them are `better`, and how many `better_sure` and `worse_sure`, beyond chance.
+        unread: Share of the training texts' tokens that were not read, where that is known.
     """
 
     job: str
@@ -74,6 +75,7 @@ class Training:
     judge: Judge = "test"
     worst: Mapping[str, float] = field(default_factory=dict[str, float])
     alone: Mapping[str, int] = field(default_factory=dict[str, int])
+    unread: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +128,14 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     traffic: tuple[int, int] | None = None,
     judge: Judge = "test",
     about: Mapping[str, Any] = NOTHING,
+    data: Mapping[str, Any] = NOTHING,
 ) -> Training:
     """Return how a stage of a job trained; `rounds` are the job's unless given.
 
     `about` is what a result says of a mode (`descriptions.about_of`).
 
-    `scores` are the final figures as a result holds them, columns `everybody` and `own` within.
+    `scores` are the final figures as a result holds them, columns `everybody` and `own` within, and
+    `data` is who holds what.
     """
     return Training(
         job=job.name,
@@ -140,7 +144,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         rounds=job.rounds if rounds is None else rounds,
         clients=clients,
         seed=job.seed,
-        max_tokens=job.train.max_tokens,
+        max_tokens=job.train.length,
         prompt=layout_of(job),
         personal=bool(about.get("personal")),
         how=str(about.get("trained_own" if own else "trained", "")),
@@ -151,7 +155,16 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         up_bytes=traffic[0] if traffic else None,
         down_bytes=traffic[1] if traffic else None,
         judge=judge,
+        unread=_unread(data),
     )
+
+
+def _unread(data: Mapping[str, Any]) -> float | None:
+    """Return the share of the training texts' tokens that were not read."""
+    clients = cast("Mapping[str, Any]", data.get("clients", {})).values()
+    lost = [one["lost"]["train"] for one in clients if "train" in one.get("lost", {})]
+    of = sum(one["of"] for one in lost)
+    return sum(one["tokens"] for one in lost) / of if of else None
 
 
 def layout_of(job: Job) -> str:

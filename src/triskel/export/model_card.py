@@ -303,7 +303,9 @@ def _limits(manifest: Manifest) -> str:
     )
     told = manifest.training
     if told:
-        use += f" Only the first {told.max_tokens} tokens of a text were read."
+        use += f" Only the first {told.max_tokens} tokens of a text were read"
+        lost = told.unread
+        use += f": {lost:.1%} of what the training texts have was not." if lost else "."
     judge = told.judge if told else "test"
     hold = f"The figures hold for {judge} texts of the same sources, for one seed"
     if judge == "validation":

@@ -37,7 +37,7 @@ def kept(
         modes: What is played.
         clients: How many take part in a round.
     """
-    rows, tokens = job.train.batch, job.train.max_tokens
+    rows, tokens = job.train.batch, job.train.length
 
     def of(rows: int) -> int:
         scored = rows * tokens if body.ends == "vocabulary" else rows

@@ -47,6 +47,8 @@ class Row:
     cells: Mapping[str, Cell]
 
 
+NOTED = 0.01
+"""A client of whose tokens more than this share is not read is named."""
 NOTHING = Cell(text=formats.DASH)
 
 
@@ -110,6 +112,12 @@ def notes(result: Result) -> list[str]:
         found.append(
             "Alone at equal FLOPs: each client alone, in as many whole rounds as reach the client "
             f"FLOPs of {alone.what or 'the mode that computes most'}."
+        )
+    if any((held.unread or 0) > NOTED for held in result.holdings.values()):
+        worst = max(result.holdings, key=lambda c: result.holdings[c].unread or 0)
+        share = formats.percent(result.holdings[worst].unread)
+        found.append(
+            f"Texts were cut (train.max_tokens): {share} of {worst}'s tokens are not read."
         )
     in_place = result.modes and not any(run.scoring for run in result.modes.values())
     if in_place and inner(result.job, "data").get("source") != "clients":

@@ -38,7 +38,13 @@ def read_holding(raw: Json) -> Holding:
         test=whole_number(raw, "test") or 0,
         labels={str(label): whole_number(labels, label) or 0 for label in labels},
         words=number(raw, "words"),
+        unread=_unread(inner(raw, "lost")),
     )
+
+
+def _unread(lost: Json) -> float | None:
+    tokens, of = whole_number(lost, "tokens"), whole_number(lost, "of")
+    return tokens / of if tokens is not None and of else None
 
 
 def _score(raw: Json) -> Score:

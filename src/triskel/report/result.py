@@ -176,12 +176,17 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """How many examples one client holds."""
+    """How many examples one client holds.
+
+    `unread` is the share of its texts' tokens that nobody reads, as they are longer than the job
+    has it.
+    """
 
     train: int
     test: int
     labels: Mapping[str, int]
     words: float | None = None
+    unread: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,17 +54,23 @@ def data(result: Result, drawn: Drawn) -> str:
     order = sorted(result.holdings, key=lambda c: -result.holdings[c].train)
     names = list(result.holdings) if len(order) <= LIMIT else order[:LIMIT]
     columns = ["Client", "Training", "Test", "Words, mean"]
+    cut = any(held.unread for held in result.holdings.values())
+    columns += ["Tokens not read"] if cut else []
     columns += list(counts) if len(counts) > 1 else []
     body: list[list[str]] = []
     for client in names:
         held = result.holdings[client]
         words = formats.DASH if held.words is None else f"{held.words:.1f}"
         line = [client, f"{held.train:,}", f"{held.test:,}", words]
+        line += [formats.percent(held.unread)] if cut else []
         body.append(line + ([f"{c[client]:,}" for c in counts.values()] if len(counts) > 1 else []))
     more = len(order) - len(names)
     note = f"The {LIMIT} largest; {more:,} more are in result.json. " if more else ""
     if result.public:
         note += f"Beside these, {result.public:,} public texts that everybody may see."
+    if cut:
+        longest = inner(result.job, "train").get("max_tokens")
+        note += f" Of texts longer than train.max_tokens = {longest} the rest is not read."
     if len(result.seeds) > 1:
         note += f" Dealt so with seed {result.seeds[0]}; other seeds may deal otherwise."
     total = sum(held.train for held in result.holdings.values())

@@ -20,7 +20,7 @@ from triskel.engines.flare.site_outbox import Outbox
 from triskel.engines.flare.site_payload import sizes_of
 from triskel.engines.flare.submission import job_of, other_code, other_plugins, own_plugins
 from triskel.errors import DataError, JobError
-from triskel.experiment import data_record
+from triskel.experiment import data_record, lengths
 from triskel.experiment.resources import LocalResources
 from triskel.plan.payload import round_bytes
 from triskel.policy.audit import Audit
@@ -160,6 +160,8 @@ class Admission:
         for codec in (job.wire.up, job.wire.down):
             CODECS.spec(codec)  # what arrives may name no other
         settings = {mode: self._setting(resources, mode) for mode in modes}
+        for line in lengths.warnings(resources.described(), job):
+            LOGGER.warning("%s", line)
         share, sizes = resources.tokens.share(self.name), sizes_of(resources, self.name)
         rows = (len(share.train), len(share.test))
         sent = [

@@ -127,7 +127,7 @@ class Logits:
         if not len(setting.public()):
             return (
                 "no public text is left to predict on: within train.max_tokens = "
-                f"{setting.training.max_tokens} none has a token of its response; raise it, or "
+                f"{setting.training.length} none has a token of its response; raise it, or "
                 "give shorter public texts"
             )
         return None if setting.body.classes else _other_tokens(setting)

@@ -136,7 +136,7 @@ def moderate(ask: Message, training: Train) -> None:
             raise LimitError(f"section {name!r} has numbers too large to be squared")
     if ask.topic != "forward":
         return
-    lengths, most = lengths_in(ask), training.max_tokens
+    lengths, most = lengths_in(ask), training.length
     longest = max(lengths)
     texts = training.batch if ask.kind == "ask" else max(1, BATCH_TOKENS // longest)
     if longest > most or len(lengths) > texts:

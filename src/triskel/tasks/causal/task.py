@@ -38,10 +38,7 @@ class Causal(Task):
         max_tokens: int,
         classes: Sequence[str],
     ) -> Examples:
-        """Return texts as token ids, with which of them are targets.
-
-        Rows whose response lies wholly beyond `max_tokens` are dropped, so that
-        `len(rows) - len(examples)` is their number.
+        """Return texts as token ids, with which of them are targets; none where all were cut off.
 
         Raises:
             DataError: The tokenizer cannot do what the job asks.
@@ -68,17 +65,16 @@ def _causal(
         )
     kept_ids: list[list[int]] = []
     kept_scored: list[list[bool]] = []
+    whole: list[int] = []
     for ids, offsets, start in zip(
         encoded["input_ids"], encoded["offset_mapping"], starts, strict=True
     ):
         row, scored = _scored(ids, [last for _, last in offsets], start, end)
-        if any(scored[:limit]):
-            kept_ids.append(row[:limit])
-            kept_scored.append(scored[:limit])
+        whole.append(len(row))
+        kept_ids.append(row[:limit])
+        kept_scored.append(scored[:limit])
     return Examples(
-        ids=Ragged.ids(kept_ids),
-        labels=(),
-        scored=Ragged.marks(kept_scored),
+        ids=Ragged.ids(kept_ids), labels=(), scored=Ragged.marks(kept_scored), whole=whole
     )
 
 

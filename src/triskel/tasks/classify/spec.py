@@ -34,6 +34,7 @@ SPEC = TaskSpec(
     algorithm="triskel.tasks.classify.task:Classify",
     columns=columns,
     labelled=True,
+    max_tokens=48,
     problems=problems,
     unread=unread,
 )

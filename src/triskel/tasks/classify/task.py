@@ -6,7 +6,7 @@ predicted at one pooled token.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -69,14 +69,28 @@ def _classify(
             f"train.max_tokens must leave room beside the tokenizer's {extra} special tokens, "
             f"got {limit}"
         )
-    ids: list[list[int]] = []
-    if len(rows):
-        ids = cast(
-            "list[list[int]]",
-            tokenizer(list(rows.text), truncation=True, max_length=limit)["input_ids"],
-        )
+    ids = _encoded(tokenizer, rows.text)
+    whole = [max(len(row), 1) for row in ids]
+    long = [place for place, size in enumerate(whole) if size > limit]
+    cut = _encoded(tokenizer, [rows.text[i] for i in long], limit)
+    for place, row in zip(long, cut, strict=True):
+        ids[place] = row
     blank = _blank(tokenizer)
-    return Examples(ids=Ragged.ids([row or [blank] for row in ids]), labels=_labels(rows, classes))
+    return Examples(
+        ids=Ragged.ids([row or [blank] for row in ids]),
+        labels=_labels(rows, classes),
+        whole=whole,
+    )
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int | None = None
+) -> list[list[int]]:
+    """Return the tokens of each text, cut to a length."""
+    if not texts:
+        return []
+    options: Any = {} if limit is None else {"truncation": True, "max_length": limit}
+    return cast("list[list[int]]", tokenizer(list(texts), verbose=False, **options)["input_ids"])
 
 
 def _blank(tokenizer: PreTrainedTokenizerBase) -> int:
