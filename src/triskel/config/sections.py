@@ -24,6 +24,8 @@ Judge = Literal["test", "validation"]
 Partition = Literal["natural", "iid", "dirichlet", "quantity", "shards", "length"]
 
 
+Columns = str | tuple[str, ...]
+"""A column, or several that are read one below the other."""
 ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
 DROPPING: tuple[AdapterKind, ...] = ("lora", "dora", "rslora")
@@ -72,9 +74,9 @@ class Data(Options):
     public_count: Count | None = None
     hub: str = ""
     config: str = ""
-    text: str = ""
+    text: Columns = ""
     label: str = ""
-    prompt: str = ""
+    prompt: Columns = ""
     response: str = ""
     template: str = ""
     classes: tuple[str, ...] = ()

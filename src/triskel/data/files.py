@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from triskel.core.task_spec import Filled
 from triskel.data.rows import Rows
 from triskel.errors import DataError
 
@@ -57,12 +58,16 @@ def load(path: Path, fallback: str | None = None) -> Columns:
     return columns
 
 
-def select(columns: Columns, wanted: Mapping[Role, str], *, where: str) -> Rows:
+Wanted = Mapping[Role, str | Filled]
+"""The column that plays a role, or the text that columns are filled into."""
+
+
+def select(columns: Columns, wanted: Wanted, *, where: str) -> Rows:
     """Return the wanted columns as rows of text.
 
     Args:
         columns: What a file or a hub dataset holds.
-        wanted: Column name by role.
+        wanted: What plays each role.
         where: Name of the file or dataset, for errors.
 
     Raises:
@@ -73,7 +78,18 @@ def select(columns: Columns, wanted: Mapping[Role, str], *, where: str) -> Rows:
     )
 
 
-def _texts(columns: Columns, name: str, *, role: Role, where: str) -> tuple[str, ...]:
+def _texts(columns: Columns, wanted: str | Filled, *, role: Role, where: str) -> tuple[str, ...]:
+    if isinstance(wanted, str):
+        return _column(columns, wanted, role=role, where=where)
+    before = [text for text, _ in wanted.parts]
+    held = [_column(columns, name, role=role, where=where) for _, name in wanted.parts]
+    return tuple(
+        "".join(part for pair in zip(before, row, strict=True) for part in pair) + wanted.tail
+        for row in zip(*held, strict=True)
+    )
+
+
+def _column(columns: Columns, name: str, *, role: Role, where: str) -> tuple[str, ...]:
     if name not in columns:
         near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]!r}?" if near else ""

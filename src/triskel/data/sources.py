@@ -15,8 +15,9 @@ from typing import Any, cast
 
 from triskel.config.job import Job
 from triskel.core.registry import TASKS
+from triskel.core.task_spec import Column, Filled, joined, names_of
 from triskel.data import assets
-from triskel.data.files import FORMATS, Columns, Role, load, select
+from triskel.data.files import FORMATS, Columns, Role, Wanted, load, select
 from triskel.data.holdout import hold_out, shuffled
 from triskel.data.rows import Rows, Table, join
 from triskel.errors import DataError
@@ -106,7 +107,7 @@ def named_public(job: Job, datasets: Mapping[str, Dataset]) -> Rows:
     return _drawn(rows, job)
 
 
-def _named_rows(name: str, datasets: Mapping[str, Dataset], wanted: Mapping[Role, str]) -> Rows:
+def _named_rows(name: str, datasets: Mapping[str, Dataset], wanted: Wanted) -> Rows:
     if name not in datasets:
         raise DataError(f"there is no dataset {name!r} here; there are {', '.join(datasets)}")
     one, parts = datasets[name], list[Rows]()
@@ -120,8 +121,8 @@ def _named_rows(name: str, datasets: Mapping[str, Dataset], wanted: Mapping[Role
 UNREAD = "{key} is given and is not read {why}; leave it out, or change that"
 
 
-def columns_of(job: Job, *, labelled: bool) -> Mapping[Role, str]:
-    """Return the column that plays each role in this job.
+def columns_of(job: Job, *, labelled: bool) -> Wanted:
+    """Return what plays each role in this job: a column, or a text with columns in it.
 
     Args:
         job: The job.
@@ -129,7 +130,10 @@ def columns_of(job: Job, *, labelled: bool) -> Mapping[Role, str]:
     """
     data = job.data
     opinions = data.source == "opinions"
-    wanted = dict(cast("Mapping[Role, str]", TASKS.spec(data.task).columns(data)))
+    found = cast("Mapping[Role, Column]", TASKS.spec(data.task).columns(data))
+    wanted: dict[Role, str | Filled] = {
+        role: one if isinstance(one, Filled) else joined(one) for role, one in found.items()
+    }
     if labelled and (data.label or opinions):
         wanted["label"] = data.label or "label"
     by = job.clients.by or ("silo" if opinions else "")
@@ -198,9 +202,10 @@ def _hub(job: Job, split: str) -> Rows:
     return _hub_rows(job, split, columns_of(job, labelled=True))
 
 
-def _hub_rows(job: Job, split: str, wanted: Mapping[Role, str]) -> Rows:
+def _hub_rows(job: Job, split: str, wanted: Wanted) -> Rows:
     where = f"dataset {job.data.hub} split {split}"
-    return select(_hub_columns(job, split, set(wanted.values())), wanted, where=where)
+    names = {name for column in wanted.values() for name in names_of(column)}
+    return select(_hub_columns(job, split, names), wanted, where=where)
 
 
 def _hub_columns(job: Job, split: str, wanted: Collection[str]) -> Columns:
@@ -312,7 +317,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _own(path: Path, wanted: Mapping[Role, str], name: str) -> Rows:
+def _own(path: Path, wanted: Wanted, name: str) -> Rows:
     rows = select(load(path), wanted, where=f"data file {path}")
     return replace(rows, group=(name,) * len(rows))
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from triskel.config.sections import called
+from triskel.core.task_spec import around, filled, names_of, words_in
 from triskel.data.assets import ASSETS
 from triskel.export.manifest import Manifest, Training, asset_of
 
@@ -171,11 +172,7 @@ def _going(manifest: Manifest) -> list[str]:
             ")",
         ]
     elif layout:
-        before = layout.partition("{response}")[0]
-        lines = [
-            'prompt = "What is federated learning?"',
-            f'text = {_quoted(before)}.replace("{{prompt}}", prompt)',
-        ]
+        lines = _laid_out(around(layout, "response")[0])
     else:
         lines = ['text = "Federated learning is"']
     return [
@@ -191,6 +188,23 @@ def _going(manifest: Manifest) -> list[str]:
         "    )",
         'print(tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :]))',
     ]
+
+
+def _laid_out(before: str) -> list[str]:
+    """Return lines that fill a prompt in, and the columns beside it that a layout names."""
+    asked = "What is federated learning?"
+    if words_in(before) == ["prompt"] and "{{" not in before:
+        return [
+            f'prompt = "{asked}"',
+            f'text = {_quoted(before)}.replace("{{prompt}}", prompt)',
+        ]
+    parts = filled(before, {})
+    row = {name: asked if name == "prompt" else "..." for name in names_of(parts)}
+    pieces = [
+        part for text, name in parts.parts for part in (_quoted(text), f"row[{_quoted(name)}]")
+    ]
+    shown = [part for part in (*pieces, _quoted(parts.tail)) if part != _quoted("")]
+    return [f"row = {json.dumps(row, ensure_ascii=False)}", f"text = {' + '.join(shown)}"]
 
 
 def _quoted(text: str) -> str:

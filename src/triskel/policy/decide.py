@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from triskel.config.job import Job
 from triskel.core.registry import MODES, TASKS
+from triskel.core.task_spec import names_of, words_in
 from triskel.policy.foreign import (
     decide_aggregate,
     decide_codecs,
@@ -186,7 +187,9 @@ def wanted(job: Job) -> dict[str, set[str]]:
     labels of public texts are never read.
     """
     data = job.data
-    texts, more = {data.text, data.prompt, data.response}, {data.label, job.clients.by}
+    texts = {*names_of(data.text), *names_of(data.prompt), data.response}
+    texts |= {*words_in(data.template)} - {"prompt", "response"}
+    more = {data.label, job.clients.by}
     named = {data.train, data.test}
     if data.source == "opinions":
         texts, more = texts | {"text"}, more | {"label", "silo"}

@@ -14,11 +14,12 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from triskel.config.sections import Data
+from triskel.core.task_spec import around, filled
 from triskel.data.batches import Task
 from triskel.data.rows import Rows
 from triskel.data.tokens import Ragged
 from triskel.errors import DataError
-from triskel.tasks.causal.spec import PLAIN
+from triskel.tasks.causal.spec import PLAIN, more_in
 from triskel.types import Examples
 
 _PLACE = "\ue000"
@@ -117,14 +118,12 @@ def _laid_out(
 
 
 def _template(template: str) -> Layout:
-    head, _, rest = template.partition("{prompt}")
-    middle, _, suffix = rest.partition("{response}")
-    if template.count("{prompt}") != 1 or rest.count("{response}") != 1 or "{response}" in head:
-        raise DataError(
-            'data.template must be "chat", or a text with {prompt} once and {response} once after '
-            f"it, got {template!r}"
-        )
-    return lambda prompt: (head + prompt + middle, suffix)
+    before, after = around(template, "response")
+    start, suffix = filled(before, {}), filled(after, {}).tail
+    if more_in(template):  # the prompt is all that stands before the response
+        return lambda prompt: (prompt, suffix)
+    head = start.parts[0][0]
+    return lambda prompt: (head + prompt + start.tail, suffix)
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Layout:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from triskel.core.task_spec import TaskSpec
+from triskel.core.task_spec import Column, TaskSpec
 
 
-def columns(data: Any) -> Mapping[str, str]:  # noqa: ANN401 - the section `data`
+def columns(data: Any) -> Mapping[str, Column]:  # noqa: ANN401 - the section `data`
     """Return the column of the text."""
     return {"text": data.text or ("text" if data.source == "opinions" else "")}
 
