@@ -167,7 +167,7 @@ def job(mode: str = "params", task: str = "classify", **sections: Any) -> Job:  
         "data": causal if task == "causal" else {},
         **sections,
     }
-    given["train"] = {"batch": 3, "lr": 0.01, **given.get("train", {})}
+    given["train"] = {"batch": 3, "lr": 0.01, "max_tokens": 48, **given.get("train", {})}
     given["adapter"] = {"rank": 2, "alpha": 6.0, **given.get("adapter", {})}
     return Job.model_validate(given)
 
