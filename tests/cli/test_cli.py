@@ -69,7 +69,8 @@ class Played:
         self.stop, self.stages = stop, stages
         self.asked: list[tuple[Any, ...]] = []
 
-    def __call__(self, *given: object) -> Mapping[str, Any]:
+    def __call__(self, *given: object, settings: object = ()) -> Mapping[str, Any]:
+        assert settings == ()
         self.asked.append(given)
         folder = next(one for one in given if isinstance(one, Path))
         folder.mkdir(parents=True, exist_ok=True)
@@ -268,12 +269,17 @@ def test_a_run_takes_one_mode() -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [["job.toml"], ["--mode", "split"], ["--out", "x"], ["--set", "seed=1"], ["--baselines", ""]],
+    [["job.toml"], ["--mode", "split"], ["--out", "x"], ["--baselines", ""]],
 )
 def test_a_resumed_run_takes_no_changes(more: list[str], tmp_path: Path) -> None:
     assert "--resume goes on with the job as it was" in refusal(
         "run", "--resume", str(tmp_path), *more
     )
+
+
+def test_a_resumed_run_may_only_be_told_where_its_data_lie(tmp_path: Path) -> None:
+    said = refusal("run", "--resume", str(tmp_path), "--set", "seed=1")
+    assert "may only be told where its data lie: data.train, data.test, data.public" in said
 
 
 def test_a_surprise_is_one_sentence_and_a_traceback_on_request(
@@ -529,9 +535,11 @@ def test_evaluate_shows_a_table_of_clients(monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[Any] = []
 
     def assess(
-        run: Path, *, mode: str | None, data: Path | None, model: Path | None, watch: object
-    ) -> Mapping[str, Any]:
+        run: Path, *, mode: str | None, data: Path | None, model: Path | None, settings: object,
+        watch: object,
+    ) -> Mapping[str, Any]:  # fmt: skip
         asked.append((run, mode, data, model))
+        assert settings == ["data.train=x.csv"]
         assert isinstance(watch, terminal.Live)
         return {
             "mode": "split",
@@ -544,7 +552,9 @@ def test_evaluate_shows_a_table_of_clients(monkeypatch: pytest.MonkeyPatch) -> N
         sys.modules, "triskel.experiment.reevaluate", SimpleNamespace(assess=assess)
     )
     Path("run").mkdir()
-    code, out, _ = triskel("evaluate", "run", "--data", "more.csv", "--model", "run")
+    code, out, _ = triskel(
+        "evaluate", "run", "--data", "more.csv", "--model", "run", "--set", "data.train=x.csv"
+    )
     assert (code, asked) == (0, [(Path("run"), None, Path("more.csv"), Path("run"))])
     assert [line.split() for line in out.splitlines()] == [
         ["split", "accuracy", "macro", "f1", "examples"],

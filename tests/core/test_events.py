@@ -64,7 +64,7 @@ def test_keys_of_the_log_stand_in_the_order_in_which_they_always_stood(
         return list(next(e for e in log if e["event"] == kind and e.get("stage") != "base"))
 
     opening = ["stages", "clients", "rounds", "examples", "work"]
-    figures = ["accuracy", "macro_f1", "loss"]
+    figures = ["accuracy", "macro_f1", "loss", "n"]
     spent = ["seconds", "up_bytes", "down_bytes", "flops"]
     assert keys("run_start", told.log) == ["time", "event", *opening]
     assert keys("stage_start", told.log) == ["time", "event", "stage", "rounds"]

@@ -235,8 +235,8 @@ LIES: dict[str, tuple[Change, str]] = {
         "has True at modes.logits.final.accuracy, which should be a valid number",
     ),
     "no accuracy": (
-        lambda r: r["modes"]["logits"]["final"].update(accuracy=None),
-        "has null at modes.logits.final.accuracy, which should be a valid number",
+        lambda r: r["modes"]["logits"]["final"].update(accuracy="0.5"),
+        "has '0.5' at modes.logits.final.accuracy, which should be a valid number",
     ),
     "a client without a name": (
         lambda r: r["data"].update(clients=[3]),

@@ -15,7 +15,7 @@ from triskel.config import read as jobs
 from triskel.config.job import Job
 from triskel.data.batches import WINDOW, batch_of, lengths_of, plan, tokenise
 from triskel.data.rows import Rows
-from triskel.errors import DataError
+from triskel.errors import DataError, JobError
 from triskel.numerics.tensors import eval_plan
 from triskel.tasks.causal.spec import PLAIN
 
@@ -242,7 +242,7 @@ def test_a_chat_template_that_hides_the_answer_is_refused() -> None:
     "template", ["{prompt}", "{response}", "{response} {prompt}", "{prompt}{response}{response}"]
 )
 def test_a_template_without_both_places_is_refused(template: str) -> None:
-    with pytest.raises(DataError, match=r"data.template must be"):
+    with pytest.raises(JobError, match=r"data.template must be"):
         ask("a", "b", pieces(), template=template)
 
 

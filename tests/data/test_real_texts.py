@@ -95,7 +95,9 @@ def test_gsm8k_scores_the_reasoning_only(shared_data: Path, shared_models: Path)
 def test_running_text_is_scored_whole(shared_data: Path, shared_models: Path, name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared_models / name)
     lines = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8").split("\n")
-    ours = parse({"source": "csv", "task": "causal", "text": "t", "train": "x"})
+    ours = parse(
+        {"source": "csv", "task": "causal", "text": "t", "train": "x"}, "train.max_tokens=48"
+    )
     rows = Rows(text=tuple(lines[:200]))
     examples = tokenise(rows, tokenizer, job=ours, classes=())
     assert 100 < len(examples) < len(rows), "empty lines have nothing to predict"
@@ -131,6 +133,7 @@ def test_smollm2_splits_digits_and_tells_chats(assets: Path) -> None:
     ours = parse(
         {"source": "csv", "task": "causal", "prompt": "p", "response": "r", "train": "x"},
         "data.template=chat",
+        "train.max_tokens=48",
     )
     rows = Rows(prompt=("What is 2 + 2?",), response=("It is 4.",))
     examples = tokenise(rows, tokenizer, job=ours, classes=())

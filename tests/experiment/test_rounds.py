@@ -300,7 +300,7 @@ def test_a_summary_ends_with_the_last_rounds_figures(
     )
     found = summary(out)
     assert found["rounds"] == out.rows
-    figures = ("accuracy", "macro_f1", "loss", "own")
+    figures = ("accuracy", "macro_f1", "loss", "n", "own")
     assert found["final"] == {k: out.rows[-1][k] for k in figures}
     assert found["totals"]["client_flops"] == 10 * 1 + 10 * 2
     assert found["totals"]["seconds"] == sum(r["seconds"] for r in out.rows)

@@ -24,7 +24,7 @@ from triskel.cli.output import Event, Watch, conclude, console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
 from triskel.config.job import MODE_NAMES, Job, ModeName
-from triskel.config.read import load
+from triskel.config.read import load, places_in
 from triskel.core.console import echo
 from triskel.core.registry import MODES
 from triskel.core.run_folder import clear_refused, is_free, next_folder
@@ -98,6 +98,7 @@ def run(
                 "--resume goes on with the job as it was; leave out everything else but where its "
                 "data lie by now (--set data.train=FILE)"
             )
+        places_in(settings or ())
         _resume(resume, settings or ())
         return
     if job is None:

@@ -116,6 +116,17 @@ def moved(job: Job, overrides: Sequence[str]) -> Job:
     Raises:
         JobError: A pair says anything else.
     """
+    if not (files := places_in(overrides)):
+        return job
+    return _rooted(job.model_copy(update={"data": job.data.model_copy(update=files)}), Path.cwd())
+
+
+def places_in(overrides: Sequence[str]) -> dict[str, str]:
+    """Return where pairs say that data lie, by keys of `data`.
+
+    Raises:
+        JobError: A pair says anything else.
+    """
     files: dict[str, str] = {}
     for override in overrides:
         parts, value = setting_of(override)
@@ -125,9 +136,7 @@ def moved(job: Job, overrides: Sequence[str]) -> Job:
                 f"{', '.join(f'data.{key}' for key in MOVABLE)}; got {override!r}"
             )
         files[parts[-1]] = value
-    if not files:
-        return job
-    return _rooted(job.model_copy(update={"data": job.data.model_copy(update=files)}), Path.cwd())
+    return files
 
 
 def dump(job: Job) -> dict[str, Any]:
@@ -206,7 +215,7 @@ def _sentence(error: ValidationError) -> str:
     key, got = ".".join(place), first.get("input")
     if first["type"] == "extra_forbidden":
         known = _known(place[:-1])
-        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         if len(place) == 1 and isinstance(got, Mapping) and not near:
             hint += (

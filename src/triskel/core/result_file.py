@@ -20,13 +20,13 @@ from typing import Annotated, Any, Literal, NotRequired, cast
 
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 
+from triskel.core.result_data import Data
 from triskel.core.result_parts import (
     CHECKED,
     About,
     Amounts,
     Asked,
     BaselineRow,
-    Data,
     DroppedRow,
     StageRow,
     TaskAbout,

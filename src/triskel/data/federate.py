@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from triskel.config.job import Job
 from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
-from triskel.core.result_parts import Data
+from triskel.core.result_data import Data
 from triskel.data.digest import Digest, digest_of
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition

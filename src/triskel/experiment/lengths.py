@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 from triskel.config.job import Job
 from triskel.core.formats import percent
-from triskel.core.result_parts import Data, Held, LostByShare, LostTexts
+from triskel.core.result_data import Data, Held, LostByShare, LostTexts
 from triskel.data.assets import resolve
 from triskel.data.batches import lengths_of, task_of
 from triskel.data.federate import Federation

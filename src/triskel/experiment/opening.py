@@ -6,7 +6,7 @@ from pathlib import Path
 from triskel.config.job import ModeName, unsupported
 from triskel.core import events
 from triskel.core.registry import MODES
-from triskel.core.result_parts import Data
+from triskel.core.result_data import Data
 from triskel.errors import DataError
 from triskel.experiment import data_record, lengths
 from triskel.experiment.baselines import BaselineName

@@ -95,9 +95,7 @@ def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
         if away
         else prepare(job, watch, modes=(), judge=judge or request.judge)  # nothing is trained
     )
-    if data is None and not data_record.hold(run, job, resources.federation, write=False):
-        watch(events.warning(data_record.unsaid(run)))
-    data_record.hold_tokenizers(run, resources.tokenizers(), write=False)
+    _hold(run, resources, watch, texts=data is None)
     watch(events.stage_start(stage, 0))
     if data is None:
         found = _local(run, resources) if stage == "local" else _again(run, resources, stage)
@@ -106,6 +104,14 @@ def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
         found = _on_file(run, resources, stage, data)
     watch(events.stage_end(stage, {"accuracy": found["accuracy"]}))
     return {"mode": stage, **found}
+
+
+def _hold(run: Path, resources: LocalResources, watch: Watch, *, texts: bool) -> None:
+    """Hold texts, where they are the run's own, and tokenizers against what the run began with."""
+    known = texts and data_record.hold(run, resources.job, resources.federation, write=False)
+    if texts and not known:
+        watch(events.warning(data_record.unsaid(run)))
+    data_record.hold_tokenizers(run, resources.tokenizers(), write=False)
 
 
 def _with_model(job: Job, **changes: object) -> Job:

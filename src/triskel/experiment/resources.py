@@ -14,7 +14,7 @@ from triskel.config.job import Job, ModeName
 from triskel.config.sections import Judge
 from triskel.core import events
 from triskel.core.registry import MODES
-from triskel.core.result_parts import Data
+from triskel.core.result_data import Data
 from triskel.data.assets import resolve
 from triskel.data.federate import EACH, Federation, describe, federate
 from triskel.experiment.lengths import lost_of, said, together

@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -182,8 +183,16 @@ def _robustness(results: Sequence[RunResult], folders: Sequence[Path]) -> dict[s
 
 
 def _mean_figures(scores: Sequence[Figures]) -> Figures:
-    told = [cast("Mapping[str, float]", one) for one in scores]
-    return cast("Figures", {name: _over([one[name] for one in told], name) for name in told[0]})
+    """Return the mean over runs of each figure that all of them have, over as many texts."""
+    told = [cast("Mapping[str, float | None]", one) for one in scores]
+    found: dict[str, float | int | None] = {}
+    for name in told[0]:
+        values = [value for one in told if (value := one.get(name)) is not None]
+        if name == "n":
+            found[name] = round(fmean(values))
+        else:
+            found[name] = _over(values, name) if len(values) == len(told) else None
+    return cast("Figures", found)
 
 
 def _read(folder: Path, rows: Iterable[str]) -> dict[str, Record]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from triskel.config.job import Job, ModeName
 from triskel.config.sections import Judge
-from triskel.core.result_parts import Data
+from triskel.core.result_data import Data
 from triskel.data.federate import Federation
 from triskel.engines.flare.server_roster import Present
 from triskel.experiment.models import Models
