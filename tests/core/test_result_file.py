@@ -93,7 +93,7 @@ def test_keys_stand_in_the_order_in_which_they_always_stood(played: Path) -> Non
     assert list(found) == [*head, *rows]
     mode = found["modes"]["params"]
     assert list(mode) == ["rounds", "totals", "final"]
-    figures = ["accuracy", "macro_f1", "loss"]
+    figures = ["accuracy", "macro_f1", "loss", "n"]
     spent = ["seconds", "server", "clients"]
     assert list(mode["rounds"][0]) == ["round", *figures, "own", "per_client", *spent]
     client = mode["rounds"][0]["clients"]["client-01"]
@@ -107,7 +107,7 @@ def test_keys_stand_in_the_order_in_which_they_always_stood(played: Path) -> Non
     base, local, central = (found["baselines"][name] for name in ("base", "local", "central"))
     assert list(base) == [*figures, "everybody", "own", "what", "per_client"]
     assert list(local) == [
-        *("accuracy", "loss", "global_accuracy", "client_flops", "own", "everybody"),
+        *("accuracy", "loss", "n", "global_accuracy", "client_flops", "own", "everybody"),
         *("per_client", "seconds"),
     ]
     assert list(central) == [

@@ -77,19 +77,14 @@ def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
         ModelError: The job's model is not here, or a saved adapter does not fit it.
     """
     one_run(run)
-    job, request = read_run(run, imports=())
-    job = moved(job, settings)
+    asked, request = read_run(run, imports=())
+    job = moved(asked, settings)
     stage = _stage_named(run, mode, job.mode)
     if model is not None:
         job = _with_model(job, path=str(model.resolve()))
     if data is not None:  # nothing is kept of texts that run once
         job = _with_model(job, cache_mb=0)
-    away = job.data.source == "clients" and is_name(job.data.train)
-    if away and data is None:
-        raise DataError(
-            f"the test texts of {run} are at the sites of its federation, and what they scored "
-            "there is in its report; --data FILE evaluates on texts that are here"
-        )
+    away = _away(run, job, texts=data is None)
     resources = (
         _without_shares(run, job, stage, watch)
         if away
@@ -104,6 +99,21 @@ def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
         found = _on_file(run, resources, stage, data)
     watch(events.stage_end(stage, {"accuracy": found["accuracy"]}))
     return {"mode": stage, **found}
+
+
+def _away(run: Path, job: Job, *, texts: bool) -> bool:
+    """Return whether a run's texts are at sites.
+
+    Raises:
+        DataError: They are, and are wanted.
+    """
+    away = job.data.source == "clients" and is_name(job.data.train)
+    if away and texts:
+        raise DataError(
+            f"the test texts of {run} are at the sites of its federation, and what they scored "
+            "there is in its report; --data FILE evaluates on texts that are here"
+        )
+    return away
 
 
 def _hold(run: Path, resources: LocalResources, watch: Watch, *, texts: bool) -> None:
