@@ -14,10 +14,10 @@ from opened import listen
 from triskel.config import read as jobs
 from triskel.config.job import Job
 from triskel.config.sections import Data
-from triskel.data import sources
+from triskel.data import reading, sources
 from triskel.data.federate import Federation, describe, federate, federate_own
+from triskel.data.reading import Dataset
 from triskel.data.rows import Rows
-from triskel.data.sources import Dataset
 from triskel.errors import DataError, JobError
 
 KINDS = ["iid", "dirichlet", "quantity", "shards", "length", "natural"]
@@ -201,7 +201,7 @@ def test_a_split_of_tests_is_not_loaded_when_validation_rows_judge(
         loaded.append(split)
         return {"t": [f"text {i}" for i in range(60)], "l": ["no", "yes"] * 30}
 
-    monkeypatch.setattr(sources, "_hub_columns", columns)
+    monkeypatch.setattr(reading, "_hub_columns", columns)
     ours = job(Path("train"), 0.25, source="hub", hub="org/name", test="the-tests")
     federate(ours, "validation")
     assert loaded == ["train"]

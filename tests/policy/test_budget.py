@@ -13,7 +13,7 @@ import pytest
 from triskel.config.job import Job
 from triskel.config.read import parse
 from triskel.data.federate import federate_own
-from triskel.data.sources import Dataset
+from triskel.data.reading import Dataset
 from triskel.errors import DataError, LimitError
 from triskel.policy.budget import FILE, Spent, accounts, lines
 from triskel.policy.draws import Draws, files_of, key_of

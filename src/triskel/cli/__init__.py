@@ -17,7 +17,18 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from triskel.cli import begin, federation, plugins, results, runs, schema, site, sweep, training
+from triskel.cli import (
+    begin,
+    check,
+    federation,
+    plugins,
+    results,
+    runs,
+    schema,
+    site,
+    sweep,
+    training,
+)
 from triskel.cli.output import console_for
 from triskel.core.console import echo
 from triskel.core.files import OTHERS
@@ -74,6 +85,7 @@ app.add_typer(federation.app, name="federation")
 for command in (
     training.compare,
     training.run,
+    check.check,
     sweep.sweep,
     runs.runs,
     plugins.plugins,

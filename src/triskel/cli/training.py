@@ -26,6 +26,7 @@ from triskel.cli.torch_import import settle_threads
 from triskel.config.job import MODE_NAMES, Job, ModeName
 from triskel.config.read import load, places_in
 from triskel.core.console import echo
+from triskel.core.faults import refused
 from triskel.core.registry import MODES
 from triskel.core.run_folder import clear_refused, is_free, next_folder
 from triskel.errors import JobError, TriskelError
@@ -122,6 +123,7 @@ def _start(
     seeds: Sequence[int] | None = None,
     drop_share: float = 0.0,
 ) -> None:
+    _sound(job)
     folder = next_folder(job.name) if out is None else out
     ours = is_free(folder)
 
@@ -141,6 +143,18 @@ def _start(
         if ours and error.exit_code == JobError.exit_code:
             clear_refused(folder)
         raise
+
+
+def _sound(job: Job) -> None:
+    """Refuse a job whose files, columns or model are not there, before torch is loaded.
+
+    Raises:
+        JobError: One is not; names the first.
+    """
+    from triskel.experiment.check import early
+
+    for fault in refused(early(job)):
+        raise JobError(fault.text)
 
 
 def _start_demo(

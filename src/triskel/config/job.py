@@ -35,6 +35,10 @@ ModeName = str
 """A mode that `core.registry` knows."""
 MODE_NAMES: tuple[ModeName, ...] = MODES.ours
 """The modes that come with Triskel, which are compared unless others are named."""
+ALSO = "\n"
+"""Stands between several contradictions of one job."""
+ALONE = "alone"
+"""In a context: keys are looked at one by one, and may contradict each other."""
 MODES_STAND_BEFORE = "evaluate"
 """Where the sections of modes stand among those of a job."""
 
@@ -104,8 +108,9 @@ class Job(Options):
 
     @model_validator(mode="after")
     def _coherent(self, info: Any) -> Self:  # noqa: ANN401 - pydantic's
-        for problem in _contradictions(self, info):
-            raise ValueError(problem)
+        problems = list(_contradictions(self, info))
+        if problems and not (info.context or {}).get(ALONE):
+            raise ValueError(ALSO.join(problems))
         return self
 
     @property

@@ -7,19 +7,20 @@ that there is not, the error names the nearest that there is.
 import difflib
 import json
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from triskel.config.job import Job
+from triskel.config.job import ALONE, ALSO, Job
 from triskel.config.names import IMPORTS, client_section, mode_section
 from triskel.config.sections import Clients, Override
+from triskel.core.faults import Fault
 from triskel.core.registry import MODES
 from triskel.core.untrusted import TOML_MOST, text_of, toml_of
-from triskel.errors import JobError
+from triskel.errors import JobError, PluginError
 
 MOVABLE = ("train", "test", "public")
 """Keys of `data` that say where files lie."""
@@ -60,14 +61,18 @@ def load(
     """
     if path is None:
         return parse(DEMO, overrides=overrides, where="the demonstration")
+    text = _text(path)
+    base = path.resolve().parent
+    return parse(text, overrides=overrides, where=str(path), base=base, imports=imports)
+
+
+def _text(path: Path) -> str:
     try:
-        text = text_of(path.resolve(), most=TOML_MOST)  # a link to a job file is as good
+        return text_of(path.resolve(), most=TOML_MOST)  # a link to a job file is as good
     except FileNotFoundError:
         raise JobError(f"job file {path} does not exist; `triskel init` writes one") from None
     except (OSError, ValueError) as error:
         raise JobError(f"job file {path} cannot be read: {error}") from error
-    base = path.resolve().parent
-    return parse(text, overrides=overrides, where=str(path), base=base, imports=imports)
 
 
 def parse(
@@ -102,8 +107,72 @@ def parse(
     try:
         job = Job.model_validate(raw, context={IMPORTS: imports})
     except ValidationError as error:
-        raise JobError(f"{where}: {_sentence(error)}") from error
+        _, first = next(_sentences(error))
+        raise JobError(f"{where}: {first}") from error
     return job if base is None else _rooted(job, base)
+
+
+def faults_of(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Job | None, list[Fault]]:
+    """Return everything that is wrong with a job file, and the job without that.
+
+    Args:
+        path: As of `load`.
+        overrides: As of `load`.
+
+    Returns:
+        The job, in which what is wrong has its default; None where that makes no job either.
+    """
+    faults: dict[Fault, None] = {}
+    try:
+        raw, base = _raw(path, overrides)
+        job = _mended(raw, faults)
+        if job is not None:
+            job = job if base is None else _rooted(job, base)
+    except (JobError, PluginError) as error:
+        return None, [*faults, Fault("", str(error))]
+    return job, list(faults)
+
+
+def _raw(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
+    """Return a job file's table, settings applied, and the folder its paths are relative to."""
+    text, where = (DEMO, "the demonstration") if path is None else (_text(path), str(path))
+    try:
+        raw = toml_of(text)
+    except ValueError as error:
+        raise JobError(f"{where} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(raw, override)
+    return raw, None if path is None else path.resolve().parent
+
+
+def _mended(raw: dict[str, Any], faults: dict[Fault, None]) -> Job | None:
+    """Return a job without what is wrong with it, of which a fault each is noted."""
+    job: Job | None = None
+    while job is None:
+        try:
+            job = Job.model_validate(raw, context={IMPORTS: None, ALONE: True})
+        except ValidationError as error:
+            faults |= dict.fromkeys(Fault(key, text) for key, text in _sentences(error))
+            dropped = [_dropped(raw, one["loc"]) for one in error.errors()]
+            if not any(dropped):
+                return None
+    try:
+        Job.model_validate(raw, context={IMPORTS: None})
+    except ValidationError as error:  # keys that contradict each other
+        faults |= dict.fromkeys(Fault(key, text) for key, text in _sentences(error))
+    return job
+
+
+def _dropped(raw: dict[str, Any], place: Sequence[str | int]) -> bool:
+    """Take a key out of a table; return whether it was there."""
+    for depth in range(len(place), 0, -1):
+        table: Any = raw
+        for key in place[: depth - 1]:
+            table = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and place[depth - 1] in table:
+            del table[place[depth - 1]]
+            return True
+    return False
 
 
 def moved(job: Job, overrides: Sequence[str]) -> Job:
@@ -209,8 +278,14 @@ def _rooted(job: Job, base: Path) -> Job:
     )
 
 
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
+def _sentences(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield the key of each thing that is wrong, and what it is."""
+    for one in error.errors():
+        key, text = ".".join(map(str, one["loc"])), _sentence(one)
+        yield from ((key, problem) for problem in text.split(ALSO))
+
+
+def _sentence(first: Any) -> str:  # noqa: ANN401 - pydantic's
     place = [str(part) for part in first["loc"]]
     key, got = ".".join(place), first.get("input")
     if first["type"] == "extra_forbidden":

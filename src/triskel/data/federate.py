@@ -19,8 +19,9 @@ from triskel.core.result_data import Data
 from triskel.data.digest import Digest, digest_of
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
+from triskel.data.reading import Dataset
 from triskel.data.rows import Rows
-from triskel.data.sources import Dataset, named_public, read, read_own
+from triskel.data.sources import named_public, read, read_own
 from triskel.errors import DataError
 from triskel.types import ClientId
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from triskel.core.task_spec import Filled
 from triskel.data.rows import Rows
@@ -30,6 +30,8 @@ FORMATS: Mapping[str, str] = {
 """Format by file name; a JSON file may hold one array or one object a line."""
 
 LONGEST_CELL = 2**31 - 1
+HEADER_BYTES = 1 << 16
+"""A header is no longer."""
 
 
 def load(path: Path, fallback: str | None = None) -> Columns:
@@ -119,6 +121,40 @@ def _column(columns: Columns, name: str, *, role: Role, where: str) -> tuple[str
         known: dict[str, str] = {}
         return tuple(known.setdefault(value, value) for value in map(str, values))
     return tuple(map(str, values))
+
+
+def header(path: Path, fallback: str | None = None) -> list[str] | None:
+    """Return the names of a file's columns, without reading its rows; None where only rows say it.
+
+    Args:
+        path: The file; its extension says the format.
+        fallback: Format of a file whose extension says nothing.
+
+    Raises:
+        DataError: It is empty, damaged, or of no known format.
+    """
+    kind = FORMATS.get(path.suffix.lower(), fallback)
+    if kind == "csv":
+        with _opened(path) as file:
+            start = file.read(HEADER_BYTES)
+        first = next(csv.reader(io.StringIO(start.decode("utf-8-sig", "replace"))), list[str]())
+        return first or None
+    if kind == "parquet":
+        parquet = cast("Any", import_module("pyarrow.parquet"))  # untyped, slow, seldom needed
+        arrow = cast("Any", import_module("pyarrow"))
+        try:
+            return list(parquet.read_schema(path).names)
+        except (arrow.ArrowException, OSError) as error:
+            why = str(error).splitlines()[0]
+            raise DataError(f"data file {path} is not Parquet: {why}") from None
+    return None
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"data file {path} cannot be read: {error.strerror}") from None
 
 
 def text_of(path: Path) -> str:

@@ -7,6 +7,8 @@ from triskel.config.job import ModeName, unsupported
 from triskel.core import events
 from triskel.core.registry import MODES
 from triskel.core.result_data import Data
+from triskel.data.check import odd
+from triskel.data.rows import join
 from triskel.errors import DataError
 from triskel.experiment import data_record, lengths
 from triskel.experiment.baselines import BaselineName
@@ -25,8 +27,27 @@ def same_data(folder: Path, resources: Resources, told: Watch) -> None:
     known = data_record.hold(folder, resources.job, resources.federation, write=True)
     if began and not known:
         told(events.warning(data_record.unsaid(folder)))
+    _sound(resources, told)
     _somebody(resources)
     data_record.hold_tokenizers(folder, resources.tokenizers(), write=True)
+
+
+def _sound(resources: Resources, told: Watch) -> None:
+    """Tell what is odd about the rows that are here, and refuse what nothing can be learnt from.
+
+    Raises:
+        DataError: Nothing can be learnt from them.
+    """
+    held, public = resources.federation.clients, resources.federation.public
+    train = join([one.train for one in held.values()])
+    if not len(train):
+        return
+    test = join([one.test for one in held.values()])
+    clients = {client: len(one.train) for client, one in held.items()}
+    for fault in odd(resources.job, train, test, public, clients):
+        if fault.refuses:
+            raise DataError(fault.text)
+        told(events.warning(fault.text))
 
 
 def warnings(resources: Resources, skipped: Mapping[str, str], data: Data) -> Iterator[str]:

@@ -19,8 +19,8 @@ from triskel.data.assets import resolve
 from triskel.data.batches import tokenise
 from triskel.data.federate import Federation
 from triskel.data.files import load, select
+from triskel.data.reading import columns_of
 from triskel.data.rows import Rows
-from triskel.data.sources import columns_of
 from triskel.errors import DataError, JobError, ModelError
 from triskel.experiment import data_record
 from triskel.experiment.baselines import local_row

@@ -14,7 +14,7 @@ from typing import Any
 from triskel.config.job import Job
 from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin, Registry
 from triskel.data.assets import resolve
-from triskel.data.sources import Dataset
+from triskel.data.reading import Dataset
 from triskel.errors import DataError, JobError, PluginError
 from triskel.policy.decide import decide
 from triskel.policy.draws import files_of, key_of

@@ -22,7 +22,7 @@ from nvflare.collab.runtime import dispatch
 from nvflare.collab.runtime.defs import CallHeaderKey, ObjectCallKey
 from nvflare.fuel.f3.message import Message as Call
 
-from triskel.data import sources
+from triskel.data import reading
 from triskel.engines import flare
 from triskel.engines.flare import server_job as host_
 from triskel.engines.flare import site_admission
@@ -690,7 +690,7 @@ def test_a_job_beyond_a_policy_is_refused_before_data_are_read_logged_and_said(
         def opened(path: Path, *_: Any) -> Any:
             raise AssertionError(f"{path} was opened")
 
-        monkeypatch.setattr(sources, "load", opened)
+        monkeypatch.setattr(reading, "load", opened)
     meeting = Meeting(there, there.spec(mode), sites=("bank",))
     meeting.host._clock = lambda: NOON
     bank = meeting.sites["bank"]

@@ -1,0 +1,221 @@
+"""What is odd about texts and labels as people have them, before anybody trains on them.
+
+Nothing here needs torch. `unreadable` looks at names of files and columns only, which takes no
+time; `odd` looks at all rows once they are read.
+"""
+
+import difflib
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from triskel.config.job import Job
+from triskel.core.faults import Fault
+from triskel.core.formats import percent
+from triskel.core.registry import TASKS
+from triskel.core.task_spec import names_of
+from triskel.data.files import FORMATS, header
+from triskel.data.reading import columns_of, refuse_unused
+from triskel.data.rows import Rows
+from triskel.errors import DataError
+
+MISSING = frozenset({"", "-", "?", "n/a", "na", "nan", "nil", "none", "null", "unknown", "#n/a"})
+"""How people write that there is no label."""
+FEW = 5
+"""Rows of a class, below which it is hardly learnt."""
+PUBLIC = 1 / 3
+"""Share of the rows above which a public set takes too much."""
+SHOWN = 5
+"""Names in a sentence."""
+
+
+# --- names of files and columns ---------------------------------------------------------------
+
+
+def unreadable(job: Job) -> Iterator[Fault]:
+    """Return files and columns that are not there, without reading a row."""
+    data = job.data
+    try:
+        refuse_unused(job)
+    except DataError as error:
+        yield Fault("data", str(error))
+    if data.source in {"opinions", "hub"}:
+        return
+    labelled, plain = _wanted(job, labelled=True), _wanted(job, labelled=False)
+    for key, named, columns in (
+        ("data.train", data.train, labelled),
+        ("data.test", data.test, labelled),
+        ("data.public", data.public, plain),
+    ):
+        if named:
+            yield from _file(job, key, Path(named), columns)
+
+
+def _wanted(job: Job, *, labelled: bool) -> list[str]:
+    found = columns_of(job, labelled=labelled).values()
+    return list(dict.fromkeys(name for column in found for name in names_of(column)))
+
+
+def _file(job: Job, key: str, place: Path, wanted: Sequence[str]) -> Iterator[Fault]:
+    if not place.exists():
+        yield Fault(key, f"data file {place} does not exist{_near(place)}")
+        return
+    files = [place]
+    if place.is_dir():
+        files = [p for p in sorted(place.iterdir()) if p.suffix.lower() in FORMATS]
+        if not files:
+            known = ", ".join(sorted(FORMATS))
+            yield Fault(key, f"folder {place} holds no client files; name them CLIENT{known}")
+    elif job.data.source == "clients" and key == "data.train":
+        yield Fault(key, f"data.train must be a folder with one file per client, got {place}")
+        return
+    for file in files:
+        try:
+            names = header(file, None if place.is_dir() else job.data.source)
+        except DataError as error:
+            yield Fault(key, str(error))
+            continue
+        if names is None:
+            continue
+        for name in wanted:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                present = ", ".join(names)
+                yield Fault(
+                    key, f"data file {file} has no column {name!r}{hint} (columns: {present})"
+                )
+
+
+def _near(place: Path) -> str:
+    """Return a hint at what there is of a name much like this one."""
+    try:
+        names = [p.name for p in place.parent.iterdir()]
+    except OSError:
+        return f": there is no folder {place.parent}"
+    near = difflib.get_close_matches(place.name, names, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def odd(
+    job: Job, train: Rows, test: Rows, public: Rows, clients: Mapping[str, int]
+) -> Iterator[Fault]:
+    """Return what is odd about rows that were read.
+
+    Args:
+        job: The job.
+        train: All training rows.
+        test: All test rows; may be empty.
+        public: The public set.
+        clients: How many training rows each client has, as far as that is known.
+    """
+    if TASKS.spec(job.data.task).labelled:
+        yield from _labels(train.label, given=bool(job.data.classes))
+    yield from _constant(train)
+    yield from _overlap(train, test, "test", "what is measured on them is no proof")
+    yield from _overlap(train, public, "public", "what clients say of them is of their own texts")
+    whole = len(train) + (0 if job.data.public else len(public))
+    if len(public) > PUBLIC * whole:
+        yield Fault(
+            "data.public_count",
+            f"the public set has {len(public):,} texts and {whole:,} rows are there to train on: "
+            "lower data.public_count, or name a file of public texts",
+            refuses=False,
+        )
+    small = [client for client, rows in clients.items() if 0 < rows < job.train.batch]
+    if small:
+        yield Fault(
+            "train.batch",
+            f"{len(small)} clients have fewer rows than a batch of {job.train.batch}: "
+            f"{_listed(small)}",
+            refuses=False,
+        )
+
+
+def _labels(labels: Sequence[str], *, given: bool) -> Iterator[Fault]:
+    counts = Counter(labels)
+    if len(counts) == 1:
+        (only,) = counts
+        text = f"all {len(labels):,} training rows have the one label {only!r}"
+        yield Fault("data.label", text, refuses=not given)
+    if len(counts) > max(2, len(labels) // 2) and all(map(_number, counts)):
+        yield Fault(
+            "data.label",
+            f"the label column holds {len(counts):,} different numbers in {len(labels):,} rows: it "
+            "counts or measures something, and is no class; name another column as data.label",
+        )
+        return
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(counts):
+        alike[_folded(label)].append(label)
+    for group in alike.values():
+        if len(group) > 1:
+            told = " and ".join(f"{label!r} ({counts[label]:,} rows)" for label in group)
+            yield Fault(
+                "data.label",
+                f"labels differ in case, blanks or Unicode form only, and are learnt apart: {told}",
+                refuses=False,
+            )
+    for label in sorted(counts):
+        if label.strip().casefold() in MISSING:
+            yield Fault(
+                "data.label",
+                f"the label {label!r} ({counts[label]:,} rows) looks like a missing value, and is "
+                "learnt as a class",
+                refuses=False,
+            )
+    few = [label for label, count in sorted(counts.items()) if count < FEW]
+    if few:
+        yield Fault(
+            "data.label",
+            f"{len(few)} classes have fewer than {FEW} training rows: {_listed(few)}",
+            refuses=False,
+        )
+
+
+def _folded(label: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def _number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
+
+
+def _constant(train: Rows) -> Iterator[Fault]:
+    for role in ("text", "prompt", "response"):
+        values: Sequence[str] = getattr(train, role)
+        if len(values) > 1 and len(set(values)) == 1:
+            yield Fault(
+                f"data.{role}",
+                f"all {len(values):,} training rows have the same {role}, {values[0][:40]!r}: "
+                "nothing can be learnt from it",
+            )
+
+
+def _overlap(train: Rows, other: Rows, what: str, why: str) -> Iterator[Fault]:
+    seen = set(_read(train))
+    found = sum(text in seen for text in _read(other)) if len(other) else 0
+    if found:
+        yield Fault(
+            f"data.{what}",
+            f"{found:,} of {len(other):,} {what} texts ({percent(found / len(other))}) occur in "
+            f"training as well: {why}",
+            refuses=False,
+        )
+
+
+def _read(rows: Rows) -> Iterable[tuple[str, ...]]:
+    columns = [column for column in (rows.text, rows.prompt, rows.response) if column]
+    return zip(*columns, strict=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,0 +1,125 @@
+"""The files of a base model, looked at without loading any: what is missing, and what must not be.
+
+Nothing here needs torch, so a wrong path is said before anything slow begins.
+"""
+
+import difflib
+import os
+from collections.abc import Collection, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from triskel.core.faults import Fault
+from triskel.core.untrusted import json_in
+
+KEY = "model.path"
+TIMEOUT_S = 1.5
+"""How long the hub may take to say whether there is a model."""
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "tokenizer_config.json",
+)  # fmt: skip
+Json = dict[str, Any]
+
+
+def lacking(path: str, assets: Collection[str]) -> Iterator[Fault]:
+    """Return what keeps a model from being loaded, as far as its files say.
+
+    Args:
+        path: Name of an asset, path of a folder, or hub id.
+        assets: Names of models that are fetched when they are needed.
+    """
+    if path in assets:
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        yield from _folder(path, folder)
+    elif path.startswith((".", "~")) or folder.is_absolute() or path.count("/") > 1:
+        yield Fault(KEY, f"model folder {path} does not exist{_near(folder)}")
+    elif folder.exists():
+        yield Fault(KEY, f"{path} is a file; name the folder of a model, with its config.json")
+    else:
+        yield from _hub(path, assets)
+
+
+def _folder(path: str, folder: Path) -> Iterator[Fault]:
+    place = folder / "config.json"
+    if not place.exists():
+        yield Fault(KEY, f"model folder {path} has no config.json, so it is no model's folder")
+        return
+    try:
+        config = cast("Json", json_in(place))
+        named = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        yield Fault(KEY, f"{place} cannot be read: {error}")
+        return
+    if not named:
+        yield Fault(KEY, f"{place} names no model_type, so nobody knows how to load it")
+    if (folder / "adapter_config.json").exists():
+        yield Fault(
+            KEY,
+            f"model folder {path} also holds an adapter (adapter_config.json), which would be "
+            "loaded unasked: take it out of the folder, or merge it into the model",
+        )
+    if code := sorted(_code(config)):
+        yield Fault(
+            KEY,
+            f"model {path} wants to run code of its own ({code[0]}), and no model's code is ever "
+            "run: use a model that transformers knows",
+        )
+    names = {p.name for p in folder.iterdir()}
+    if not names & set(TOKENIZERS):
+        yield Fault(KEY, f"model folder {path} has no tokenizer; copy tokenizer.json into it")
+    if not any(name.endswith(".safetensors") for name in names):
+        yield from _weights(path, names)
+
+
+def _code(config: Json) -> Iterator[str]:
+    """Yield the modules of its own that a model's configuration names."""
+    for value in (config.get("auto_map"), config.get("custom_pipelines")):
+        if isinstance(value, dict):
+            yield from (str(name) for name in cast("Json", value).values())
+
+
+def _weights(path: str, names: set[str]) -> Iterator[Fault]:
+    old = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    if old:
+        yield Fault(
+            KEY,
+            f"model folder {path} has its weights in {old[0]}, a format that can run code when it "
+            "is read; convert it once, where you trust it: transformers' from_pretrained, then "
+            "save_pretrained(FOLDER)",
+        )
+    else:
+        yield Fault(KEY, f"model folder {path} has no weights (*.safetensors)")
+
+
+def _hub(path: str, assets: Collection[str]) -> Iterator[Fault]:
+    """Return why a hub id is no model that can be had; without network only the cache is asked."""
+    hub = cast("Any", import_module("huggingface_hub"))  # slow to import, seldom needed
+    if isinstance(hub.try_to_load_from_cache(path, "config.json"), str):
+        return
+    near = difflib.get_close_matches(path, assets, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    neither = f"model {path!r} is neither a folder here nor an asset{hint}"
+    if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE"):
+        yield Fault(KEY, f"{neither}, and the hub is switched off (HF_HUB_OFFLINE)")
+        return
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(path, "config.json"), timeout=TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001 - of any of the libraries below the hub's
+        gone = {"RepositoryNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"}
+        if {kind.__name__ for kind in type(error).__mro__} & gone:
+            yield Fault(KEY, f"{neither}, and the hub has no such model, or not for everybody")
+        elif type(error).__name__ != "GatedRepoError":
+            yield Fault(KEY, f"{neither}, and the hub cannot be reached ({type(error).__name__})")
+
+
+def _near(folder: Path) -> str:
+    try:
+        names = [p.name for p in folder.parent.iterdir() if p.is_dir()]
+    except OSError:
+        return f": there is no folder {folder.parent}"
+    near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
