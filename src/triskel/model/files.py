@@ -35,10 +35,10 @@ def lacking(path: str, assets: Collection[str]) -> Iterator[Fault]:
     folder = Path(path).expanduser()
     if folder.is_dir():
         yield from _folder(path, folder)
-    elif path.startswith((".", "~")) or folder.is_absolute() or path.count("/") > 1:
-        yield Fault(KEY, f"model folder {path} does not exist{_near(folder)}")
     elif folder.exists():
         yield Fault(KEY, f"{path} is a file; name the folder of a model, with its config.json")
+    elif path.startswith((".", "~")) or folder.is_absolute() or path.count("/") > 1:
+        yield Fault(KEY, f"model folder {path} does not exist{_near(folder)}")
     else:
         yield from _hub(path, assets)
 

@@ -1,0 +1,258 @@
+"""`triskel check` says all that is wrong at once, and a run refuses the same before torch loads."""
+
+# ruff: noqa: ANN401 - JSON
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from triskel import cli
+from triskel.config.job import Job
+from triskel.config.read import parse
+from triskel.data.check import odd
+from triskel.data.rows import Rows
+from triskel.engines.local import LocalEngine
+from triskel.errors import DataError
+from triskel.experiment.check import checked, early
+from triskel.experiment.compare import Request, run
+
+small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, a table, and a job file that is right."""
+    monkeypatch.chdir(tmp_path)
+    small.save_model(tmp_path / "model")
+    small.save_rows(tmp_path / "rows.csv", 60)
+    lines = [
+        "[model]", 'path = "model"', "[data]", 'source = "csv"', 'train = "rows.csv"',
+        'text = "text"', 'label = "label"', "[train]", "batch = 4", "[logits]", "public = 6",
+    ]  # fmt: skip
+    (tmp_path / "job.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def said(*words: str) -> tuple[int, list[str]]:
+    got = RUNNER.invoke(cli.app, ["check", *words])
+    assert not got.stderr
+    return got.exit_code, got.stdout.splitlines()
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("room")
+def test_a_job_that_can_run_is_said_to() -> None:
+    assert said("job.toml") == (0, ["nothing keeps this job from running"])
+    assert said() == (0, ["nothing keeps this job from running"])
+
+
+@pytest.mark.usefixtures("room")
+def test_everything_that_is_wrong_is_said_at_once_and_written_down() -> None:
+    """Keys that there are not, values that cannot be, contradictions, columns and the model."""
+    wrong = ["train.lrr=3", "train.lr=-1", "data.text=txt", "model.path=mdl", "clients.by=branch",
+             "clients.partition=shards", "data.label=", "xyzzy=1", "wire.up=int3"]  # fmt: skip
+    words = [word for setting in wrong for word in ("--set", setting)]
+    code, lines = said("job.toml", "--json", "found.json", *words)
+    assert code == 2
+    for part in (
+        "unknown key 'train.lrr'; did you mean 'lr'?",
+        "train.lr: input should be greater than 0, got -1",
+        "unknown key 'xyzzy'",
+        "wire.up must be one of raw, fp32, bf16, fp16, int8, int4, got 'int3'",
+        "data.text and data.label must name columns for a classify task",
+        'clients.partition "shards" needs data.label to name a column',
+        "has no column 'txt'; did you mean 'text'?",
+        "has no column 'branch'",
+        "model 'mdl' is neither a folder here nor an asset",
+    ):
+        assert [line for line in lines if part in line], part
+    assert lines[-1] == f"{len(lines) - 1} of {len(lines) - 1} keep this job from running"
+    told = json.loads(Path("found.json").read_text())
+    assert told["job"] == "job.toml"
+    assert len(told["faults"]) == len(lines) - 1
+    assert all(set(one) == {"key", "text", "refuses"} and one["refuses"] for one in told["faults"])
+
+
+NAMES: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
+    "a file that is not there": (lambda r: (r / "rows.csv").rename(r / "row.csv"), "data.train",
+        "does not exist; did you mean 'row.csv'?"),
+    "a column that is not there": (lambda r: edit(r, "label", "labels"), "data.train",
+        "has no column 'label'; did you mean 'labels'? (columns: text, labels, answer)"),
+    "a file of another kind": (lambda r: set_(r, 'train = "rows.csv"', 'train = "x.parquet"'),
+        "data.train", "does not exist"),
+    "a parquet file that is none": (lambda r: [(r / "rows.csv").rename(r / "rows.parquet"),
+        set_(r, "rows.csv", "rows.parquet"), set_(r, '"csv"', '"parquet"')], "data.train",
+        "is not Parquet"),
+    "a key that nobody reads": (lambda r: set_(r, 'text = "text"', 'text = "text"\nprompt = "p"'),
+        "data", "data.prompt is given and is not read for a classify task"),
+    "no model's folder": (lambda r: (r / "model" / "config.json").unlink(), "model.path",
+        "has no config.json, so it is no model's folder"),
+    "a damaged configuration": (lambda r: (r / "model" / "config.json").write_text("{"),
+        "model.path", "config.json cannot be read"),
+    "code of its own": (lambda r: config(r, auto_map={"AutoModel": "mine.Model"}), "model.path",
+        "wants to run code of its own (mine.Model)"),
+    "no type": (lambda r: config(r, model_type=None), "model.path", "names no model_type"),
+    "an adapter in its folder": (lambda r: (r / "model" / "adapter_config.json").write_text("{}"),
+        "model.path", "also holds an adapter"),
+    "no tokenizer": (lambda r: [p.unlink() for p in (r / "model").glob("*token*")], "model.path",
+        "has no tokenizer"),
+    "old weights": (lambda r: (r / "model" / "model.safetensors").rename(
+        r / "model" / "pytorch_model.bin"), "model.path", "a format that can run code when it is"),
+    "no weights": (lambda r: (r / "model" / "model.safetensors").unlink(), "model.path",
+        "has no weights (*.safetensors)"),
+    "a folder that is not there": (lambda r: set_(r, 'path = "model"', 'path = "./modell"'),
+        "model.path", "does not exist; did you mean 'model'?"),
+    "a file for a model": (lambda r: set_(r, 'path = "model"', 'path = "rows.csv"'),
+        "model.path", "is a file; name the folder of a model"),
+}  # fmt: skip
+
+
+def edit(room: Path, old: str, new: str, name: str = "rows.csv") -> None:
+    text = (room / name).read_text(encoding="utf-8")
+    assert old in text
+    (room / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def set_(room: Path, old: str, new: str) -> None:
+    edit(room, old, new, "job.toml")
+
+
+def config(room: Path, **more: Any) -> None:
+    place = room / "model" / "config.json"
+    told = {**json.loads(place.read_text()), **more}
+    place.write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
+
+
+@pytest.mark.parametrize("what", NAMES)
+def test_what_is_not_there_is_said_by_check_and_by_run(what: str, room: Path) -> None:
+    change, key, why = NAMES[what]
+    change(room)
+    faults = checked(Path("job.toml"))
+    assert [one for one in faults if one.key == key and why in one.text and one.refuses], faults
+    got = RUNNER.invoke(cli.app, ["run", "job.toml", "--out", "out"])
+    assert got.exit_code == 2
+    assert got.stderr.startswith("error: ")
+    assert why in got.stderr
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("settings", [["model.path=mdl"], ["data.text=x"], ["data.train=x.csv"]])
+def test_nothing_slow_is_loaded_before_it_is_said(settings: list[str], room: Path) -> None:
+    words = [word for setting in settings for word in ("--set", setting)]
+    script = (
+        "import sys; from triskel.cli import app\n"
+        f"try: app(['run', 'job.toml', *{words!r}])\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(code, sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=room
+    )
+    assert done.stdout.strip() == "2 []"
+
+
+def test_data_of_a_federation_are_at_its_sites() -> None:
+    job = parse(
+        '[data]\nsource = "clients"\ntrain = "tickets"\ntext = "t"\nlabel = "l"\n'
+        'classes = ["a", "b"]\n[model]\npath = "nowhere"'
+    )
+    assert early(job) == []
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def job_of(**sections: Any) -> Job:
+    data = {"source": "csv", "train": "x.csv", "text": "text", "label": "label"}
+    return Job.model_validate(
+        {"data": {**data, **sections.pop("data", {})}, "train": {"batch": 4}, **sections}
+    )
+
+
+def rows(labels: str, texts: str = "") -> Rows:
+    given = tuple(labels.split("|"))
+    return Rows(text=tuple(texts.split("|")) if texts else tuple(map(str, range(len(given)))),
+                label=given)  # fmt: skip
+
+
+PLENTY = "|".join(["a"] * 6 + ["b"] * 6)
+NONE = Rows()
+ODD: Mapping[str, tuple[Rows, Rows, Rows, str, bool]] = {
+    "case": (rows(f"{PLENTY}|A"), NONE, NONE,
+        "differ in case, blanks or Unicode form only, and are learnt apart: 'A' (1 rows) and 'a'",
+        False),
+    "blanks": (rows(f"{PLENTY}|b "), NONE, NONE, "'b' (6 rows) and 'b ' (1 rows)", False),
+    "Unicode form": (rows(f"{PLENTY}|é|e\u0301"), NONE, NONE, "learnt apart: 'e\u0301'", False),
+    "wide letters": (rows(f"{PLENTY}|\uff41"), NONE, NONE, "learnt apart", False),
+    "a missing value": (rows(f"{PLENTY}|N/A"), NONE, NONE,
+        "the label 'N/A' (1 rows) looks like a missing value", False),
+    "null": (rows(f"{PLENTY}|null"), NONE, NONE, "looks like a missing value", False),
+    "few": (rows(f"{PLENTY}|c|c|d"), NONE, NONE,
+        "2 classes have fewer than 5 training rows: c, d", False),
+    "one class": (rows("a|a|a"), NONE, NONE, "all 3 training rows have the one label 'a'", True),
+    "a measure": (rows("1|2|3.5|4|5|6"), NONE, NONE,
+        "the label column holds 6 different numbers in 6 rows", True),
+    "one text": (rows("a|b|a", "x|x|x"), NONE, NONE,
+        "all 3 training rows have the same text, 'x'", True),
+    "test in training": (rows(PLENTY), rows("a|b|a", "0|5|z"), NONE,
+        "2 of 3 test texts (67 %) occur in training as well", False),
+    "public in training": (rows(PLENTY), NONE, Rows(text=("1",)),
+        "1 of 1 public texts (100 %) occur in training as well", False),
+    "a large public set": (rows(PLENTY), NONE, Rows(text=tuple("abcdefgh")),
+        "the public set has 8 texts and 20 rows are there to train on", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_odd_about_rows_is_said(what: str) -> None:
+    train, test, public, why, refuses = ODD[what]
+    found = list(odd(job_of(), train, test, public, {}))
+    assert [one for one in found if why in one.text and one.refuses is refuses], found
+
+
+def test_what_is_not_odd_is_not_said() -> None:
+    labels = "|".join(["1"] * 6 + ["2"] * 6 + ["none of these"] * 5)
+    public = Rows(text=("p", "q"))
+    assert not list(odd(job_of(), rows(labels), rows("1|2", "x|y"), public, {"a": 4, "b": 0}))
+    causal = Rows(prompt=("a", "b"), response=("c", "c"))
+    assert len(list(odd(job_of(data={"task": "causal"}), causal, NONE, NONE, {}))) == 1
+
+
+def test_clients_below_a_batch_are_named() -> None:
+    found = list(odd(job_of(), rows(PLENTY), NONE, NONE, {"a": 3, "b": 9, "c": 1}))
+    assert [one.text for one in found] == ["2 clients have fewer rows than a batch of 4: a, c"]
+
+
+def test_one_label_of_several_that_are_given_is_only_odd() -> None:
+    (found,) = odd(job_of(data={"classes": ["a", "b"]}), rows("|".join("aaaaa")), NONE, NONE, {})
+    assert not found.refuses
+
+
+def test_a_run_says_what_is_odd_and_refuses_what_teaches_nothing(tmp_path: Path) -> None:
+    model = small.save_model(tmp_path / "model")
+    place = small.save_rows(tmp_path / "rows.csv", 60)
+    text = place.read_text(encoding="utf-8")
+    place.write_text(text.replace(",bad,", ",Good,", 3), encoding="utf-8")
+    one, told = small.job(model, place), list[Any]()
+    run(
+        one, Request(modes=("params",), baselines=()), tmp_path / "a", LocalEngine(one), told.append
+    )
+    warned = [event["text"] for event in told if event["event"] == "warning"]
+    assert any("labels differ in case" in line for line in warned)
+    head, *lines = text.splitlines()
+    same = [head, *(f"w1,{line.split(',')[1]},x" for line in lines)]
+    place.write_text("\n".join(same) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="have the same text, 'w1'"):
+        run(one, Request(), tmp_path / "b", LocalEngine(one), small.watch)
+    assert not (tmp_path / "b" / "stages").exists()
