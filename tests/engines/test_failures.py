@@ -200,7 +200,7 @@ def test_a_client_without_training_examples_is_warned_about_and_never_asked(
     events: list[Any] = []
     found = result(job, tmp_path / "run", events.append)
     warnings = [e["text"] for e in events if e["event"] == "warning"]
-    assert warnings == ["1 clients hold no training example and never take part: south"]
+    assert "1 clients hold no training example and never take part: south" in warnings
     assert set(found["data"]["clients"]) == {"north", "south"}
     assert found["baselines"]["local"]["per_client"].keys() == {"north"}
     for mode in MODES:

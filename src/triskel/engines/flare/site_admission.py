@@ -208,9 +208,10 @@ class Admission:
 
         How they differ is said in its own log only.
         """
+        tokenizers = resources.tokenizers()
         try:
             data_record.hold(self.home, resources.job, resources.federation, write=True)
-            data_record.hold_tokenizers(self.home, resources.tokenizers(), write=True)
+            data_record.hold_tokenizers(self.home, tokenizers, write=True)
         except DataError as error:
             LOGGER.error("%s", error)  # noqa: TRY400 - one sentence
             return (
