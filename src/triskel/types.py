@@ -286,6 +286,14 @@ class Aggregate(Protocol[A]):
 class ServerOptimizer(Protocol):
     """The server's step; what it remembers is flat named tensors, for checkpoints."""
 
+    @property
+    def takes_over(self) -> bool:
+        """Whether the step ends with what the updates amount to, whatever was before.
+
+        Side factors are for that alone: they are the rest of a sum of products.
+        """
+        return False
+
     def start(self) -> Tensors:
         """Return what is remembered before the first step."""
         ...

@@ -53,8 +53,28 @@ def said(*words: str) -> tuple[int, list[str]]:
 
 @pytest.mark.usefixtures("room")
 def test_a_job_that_can_run_is_said_to() -> None:
-    assert said("job.toml") == (0, ["nothing keeps this job from running"])
-    assert said() == (0, ["nothing keeps this job from running"])
+    for words in (["job.toml"], []):
+        code, lines = said(*words)
+        assert code == 0
+        assert lines[-1].startswith("nothing keeps this job from running")
+        assert all(line.startswith("odd ") for line in lines[:-1])
+
+
+def test_code_that_a_model_brings_is_said_and_never_run(room: Path) -> None:
+    """A type that transformers knows is loaded as that."""
+    (room / "model" / "mine.py").write_text("raise SystemExit('it was run')\n")
+    config(room, auto_map={"AutoModel": "mine.Model"})
+    (found,) = (one for one in checked(Path("job.toml")) if one.key == "model.path")
+    assert not found.refuses
+    assert "brings code of its own (mine.Model), which is never run" in found.text
+
+
+def test_links_of_a_cache_are_followed_to_a_models_files(room: Path) -> None:
+    (room / "snapshot").mkdir()
+    for place in (room / "model").iterdir():
+        (room / "snapshot" / place.name).symlink_to(place)
+    set_(room, 'path = "model"', 'path = "snapshot"')
+    assert not [one for one in checked(Path("job.toml")) if one.refuses]
 
 
 @pytest.mark.usefixtures("room")
@@ -100,8 +120,6 @@ NAMES: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
         "has no config.json, so it is no model's folder"),
     "a damaged configuration": (lambda r: (r / "model" / "config.json").write_text("{"),
         "model.path", "config.json cannot be read"),
-    "code of its own": (lambda r: config(r, auto_map={"AutoModel": "mine.Model"}), "model.path",
-        "wants to run code of its own (mine.Model)"),
     "no type": (lambda r: config(r, model_type=None), "model.path", "names no model_type"),
     "an adapter in its folder": (lambda r: (r / "model" / "adapter_config.json").write_text("{}"),
         "model.path", "also holds an adapter"),
@@ -227,6 +245,35 @@ def test_what_is_not_odd_is_not_said() -> None:
     assert not list(odd(job_of(), rows(labels), rows("1|2", "x|y"), public, {"a": 4, "b": 0}))
     causal = Rows(prompt=("a", "b"), response=("c", "c"))
     assert len(list(odd(job_of(data={"task": "causal"}), causal, NONE, NONE, {}))) == 1
+
+
+def test_a_causal_job_that_says_no_length_is_refused(room: Path) -> None:
+    set_(room, 'text = "text"', 'task = "causal"\ntext = "text"')
+    set_(room, 'label = "label"\n', "")
+    assert [one.key for one in checked(Path("job.toml")) if one.refuses] == ["train.max_tokens"]
+
+
+@pytest.mark.parametrize("name", ["my model", "mdl/", "a//b"])
+def test_what_cannot_be_a_models_name_is_one_sentence(name: str, room: Path) -> None:
+    set_(room, 'path = "model"', f'path = "{name}"')
+    got = RUNNER.invoke(cli.app, ["run", "job.toml"])
+    assert got.exit_code == 2
+    assert got.stderr.startswith("error: model ")
+    assert got.stderr.count("\n") == 1
+
+
+def test_what_a_folder_holds_beside_clients_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for name, text in (("ann.csv", "t,l\na,x\n"), ("._ann.csv", "?"), ("ann.test.csv", "q\n1\n")):
+        (tmp_path / "train" / name).write_text(text)
+    (tmp_path / "test.csv").write_text("t,l\na,x\n")
+    job = Job.model_validate({
+        "data": {
+            "source": "clients", "train": str(tmp_path / "train"), "text": "t", "label": "l",
+            "classes": ["x", "y"], "test": str(tmp_path / "test.csv"),
+        }
+    })  # fmt: skip
+    assert [one for one in early(job) if one.key != "model.path"] == []
 
 
 def test_clients_below_a_batch_are_named() -> None:

@@ -207,8 +207,8 @@ def test_the_log_warns_once_for_each_kind_of_texts(cut: Any) -> None:
 def test_table_page_and_card_say_it(cut: Any, tmp_path: Path) -> None:
     shown = io.StringIO()
     Console(file=shown, width=200).print(final_table(cut["result"]))
-    assert "Texts were cut (train.max_tokens)" in shown.getvalue()
-    assert "Texts were cut (train.max_tokens)" in markdown(cut["result"])
+    assert "Texts are longer than train.max_tokens" in shown.getvalue()
+    assert "Texts are longer than train.max_tokens" in markdown(cut["result"])
     page = render(cut["result"])
     assert "Tokens not read" in page
     assert "longer than train.max_tokens = 5" in page

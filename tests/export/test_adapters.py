@@ -162,6 +162,30 @@ def test_peft_computes_the_side_factors_too(
         peft_folder.read(tmp_path / "a", body)
 
 
+@pytest.mark.parametrize("side", [0, 3, 50, -1, "2", None])
+def test_side_factors_that_a_manifest_lies_about_are_refused(side: object, tmp_path: Path) -> None:
+    folder = base(tmp_path / "base", "llama", "classify")
+    body = body_of(folder, "classify", targets=TARGETS["llama"])
+    beside = tiny.random_like(blank(body.initial, 2), 2)
+    save_adapter(tmp_path / "a", body, tiny.random_like(body.initial, 1) | beside, CLASSES)
+    place = tmp_path / "a" / manifest.MANIFEST
+    told = json.loads(place.read_text())
+    place.write_text(json.dumps({**told, "side": side}))
+    with pytest.raises((ModelError, CheckpointError)):
+        read_adapter(tmp_path / "a", body)
+
+
+def test_factors_that_peft_would_not_apply_are_refused(tmp_path: Path) -> None:
+    folder = base(tmp_path / "base", "llama", "classify")
+    body = body_of(folder, "classify", targets=TARGETS["llama"])
+    save_adapter(tmp_path / "a", body, tiny.random_like(body.initial, 1), CLASSES)
+    weights = tmp_path / "a" / peft_folder.WEIGHTS
+    more = {peft_folder.to_peft(n): t for n, t in blank(body.initial, 2).items()}
+    save_file({**load_file(weights), **more}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="which PEFT would not apply"):
+        read_adapter(tmp_path / "a", body)
+
+
 @pytest.mark.parametrize(("family", "task"), [("llama", "causal"), ("gpt2", "causal")])
 def test_in_bfloat16_a_causal_model_is_the_same_to_the_bit(
     family: str, task: str, tmp_path: Path

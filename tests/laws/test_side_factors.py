@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from triskel.aggregate.mean import Mean
+from triskel.aggregate.server_optimizer import Momentum
 from triskel.config.job import Job
 from triskel.data.batches import batch_of
 from triskel.engines.local import LocalEngine
@@ -268,6 +269,30 @@ def test_an_aggregate_whose_value_does_not_fit_is_refused(mode: str, spoil: Any,
     ann = party("ann", 3, 0, mode)
     with pytest.raises(RoundError, match=f"the aggregate's value does not fit.*{why}"):
         tiny.play(mode_for(ann, Spoilt(spoil)), ann.job, [ann])
+
+
+@pytest.mark.parametrize("step", [{"lr": 0.5}, {"momentum": 0.9}])
+def test_a_step_that_ends_elsewhere_has_no_use_for_the_rest_of_a_sum(step: Any) -> None:
+    ann, bob = party("ann", 8, 0), party("bob", 5, 9)
+    body = ann.body
+    mode = Params(
+        initial=body.initial, layout=body.layout, aggregate=ExactSum(), optimizer=Momentum(**step)
+    )
+    with pytest.raises(
+        RoundError, match=r"params\.server_lr must be 1 and params\.server_momentum 0"
+    ):
+        tiny.play(mode, ann.job, [ann, bob])
+
+
+def test_a_section_without_factors_is_none() -> None:
+    ann = party("ann", 3, 0)
+
+    def empty(found: Any) -> Any:
+        facts = found["adapter"].facts
+        return {**found, "side": Section(kind="lowrank", tensors={}, facts=facts)}
+
+    state, _ = tiny.play(mode_for(ann, Spoilt(empty)), ann.job, [ann])
+    assert side_rank(state.adapter) == 0
 
 
 # --- a whole run ------------------------------------------------------------------------------

@@ -214,6 +214,11 @@ DOWN, UP = torch.zeros(3, 6), torch.zeros(4, 3)
         ({SIDE_A: DOWN[:, :5], SIDE_B: UP}, r"shapes \[3, 5\] and \[4, 3\], .* 6 numbers to 4"),
         ({SIDE_A: DOWN, SIDE_B: UP[:3]}, r"shapes \[3, 6\] and \[3, 3\], .* 6 numbers to 4"),
         ({SIDE_A: DOWN[:2], SIDE_B: UP}, r"shapes \[2, 6\] and \[4, 3\], .* 6 numbers to 4"),
+        (
+            {SIDE_A: DOWN.double(), SIDE_B: UP},
+            "side' holds torch.float64, expected torch.float32",
+        ),
+        ({f"{SIDE_B}.lora_A.side": DOWN, SIDE_A: DOWN, SIDE_B: UP}, "is beside no low-rank factor"),
         ({SIDE_A: DOWN[:0], SIDE_B: UP[:, :0]}, "'m.lora_A.side' has rank 0, expected 1 to 4"),
         (
             {SIDE_A: torch.zeros(5, 6), SIDE_B: torch.zeros(4, 5)},
@@ -225,6 +230,11 @@ def test_what_does_not_fit_is_named(side: Tensors, why: str) -> None:
     found = misfit(side, LIKE)
     assert found is not None
     assert re.search(why, found), found
+
+
+def test_dora_has_no_side_factors() -> None:
+    dora = {**LIKE, "m.lora_magnitude_vector.weight": torch.zeros(4)}
+    assert "beside no low-rank factor" in str(misfit({SIDE_A: DOWN, SIDE_B: UP}, dora))
 
 
 def test_what_fits_is_nothing() -> None:

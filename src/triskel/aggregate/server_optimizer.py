@@ -24,6 +24,11 @@ class Momentum:
     lr: float = 1.0
     momentum: float = 0.0
 
+    @property
+    def takes_over(self) -> bool:
+        """Whether the step ends with what the updates amount to, whatever was before."""
+        return self.lr == 1 and not self.momentum
+
     def start(self) -> Tensors:
         """Return v before the first step: nothing."""
         return {}

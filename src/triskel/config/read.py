@@ -153,7 +153,8 @@ def _mended(raw: dict[str, Any], faults: dict[Fault, None]) -> Job | None:
             job = Job.model_validate(raw, context={IMPORTS: None, ALONE: True})
         except ValidationError as error:
             faults |= dict.fromkeys(Fault(key, text) for key, text in _sentences(error))
-            dropped = [_dropped(raw, one["loc"]) for one in error.errors()]
+            places = {_place(one["loc"]) for one in error.errors()}
+            dropped = [_dropped(raw, place) for place in places]
             if not any(dropped):
                 return None
     try:
@@ -161,6 +162,11 @@ def _mended(raw: dict[str, Any], faults: dict[Fault, None]) -> Job | None:
     except ValidationError as error:  # keys that contradict each other
         faults |= dict.fromkeys(Fault(key, text) for key, text in _sentences(error))
     return job
+
+
+def _place(loc: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Return where a key stands; pydantic adds which of several types it tried."""
+    return tuple(part for part in loc if part != "str" and not str(part).startswith("tuple["))
 
 
 def _dropped(raw: dict[str, Any], place: Sequence[str | int]) -> bool:
@@ -187,7 +193,8 @@ def moved(job: Job, overrides: Sequence[str]) -> Job:
     """
     if not (files := places_in(overrides)):
         return job
-    return _rooted(job.model_copy(update={"data": job.data.model_copy(update=files)}), Path.cwd())
+    here = {key: str(Path(place).expanduser().resolve()) for key, place in files.items()}
+    return job.model_copy(update={"data": job.data.model_copy(update=here)})
 
 
 def places_in(overrides: Sequence[str]) -> dict[str, str]:
@@ -281,12 +288,12 @@ def _rooted(job: Job, base: Path) -> Job:
 def _sentences(error: ValidationError) -> Iterator[tuple[str, str]]:
     """Yield the key of each thing that is wrong, and what it is."""
     for one in error.errors():
-        key, text = ".".join(map(str, one["loc"])), _sentence(one)
+        key, text = ".".join(map(str, _place(one["loc"]))), _sentence(one)
         yield from ((key, problem) for problem in text.split(ALSO))
 
 
 def _sentence(first: Any) -> str:  # noqa: ANN401 - pydantic's
-    place = [str(part) for part in first["loc"]]
+    place = [str(part) for part in _place(first["loc"])]
     key, got = ".".join(place), first.get("input")
     if first["type"] == "extra_forbidden":
         known = _known(place[:-1])

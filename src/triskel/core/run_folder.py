@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl", "data.json"}
+LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl", "data.json", "choices.json"}
 
 
 def safe_name(name: str) -> str:

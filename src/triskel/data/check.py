@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from triskel.config.job import Job
+from triskel.config.sections import Judge
 from triskel.core.faults import Fault
 from triskel.core.formats import percent
 from triskel.core.registry import TASKS
 from triskel.core.task_spec import names_of
 from triskel.data.files import FORMATS, header
-from triskel.data.reading import columns_of, refuse_unused
+from triskel.data.reading import TEST_SUFFIX, columns_of, no_folder, refuse_unused
 from triskel.data.rows import Rows
 from triskel.errors import DataError
 
@@ -58,34 +59,43 @@ def _wanted(job: Job, *, labelled: bool) -> list[str]:
 
 
 def _file(job: Job, key: str, place: Path, wanted: Sequence[str]) -> Iterator[Fault]:
-    if not place.exists():
-        yield Fault(key, f"data file {place} does not exist{_near(place)}")
+    folder = job.data.source == "clients" and key == "data.train"
+    if not place.exists() or (folder and not place.is_dir()):
+        lost = f"data file {place} does not exist{_near(place)}"
+        yield Fault(key, no_folder(place) if folder else lost)
         return
-    files = [place]
-    if place.is_dir():
-        files = [p for p in sorted(place.iterdir()) if p.suffix.lower() in FORMATS]
-        if not files:
-            known = ", ".join(sorted(FORMATS))
-            yield Fault(key, f"folder {place} holds no client files; name them CLIENT{known}")
-    elif job.data.source == "clients" and key == "data.train":
-        yield Fault(key, f"data.train must be a folder with one file per client, got {place}")
-        return
+    files = _files(job, key, place) if place.is_dir() else [place]
+    if not files:
+        known = ", ".join(sorted(FORMATS))
+        yield Fault(key, f"folder {place} holds no client files; name them CLIENT{known}")
     for file in files:
         try:
             names = header(file, None if place.is_dir() else job.data.source)
         except DataError as error:
             yield Fault(key, str(error))
             continue
-        if names is None:
-            continue
-        for name in wanted:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                present = ", ".join(names)
-                yield Fault(
-                    key, f"data file {file} has no column {name!r}{hint} (columns: {present})"
-                )
+        yield from () if names is None else _columns(key, file, names, wanted)
+
+
+def _files(job: Job, key: str, folder: Path) -> list[Path]:
+    """Return the files of a folder that are read."""
+    own = key == "data.train" and job.data.test  # test rows are read from elsewhere
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in FORMATS
+        and not path.name.startswith(".")
+        and not (own and path.stem.endswith(TEST_SUFFIX))
+    ]
+
+
+def _columns(key: str, file: Path, names: Sequence[str], wanted: Sequence[str]) -> Iterator[Fault]:
+    for name in wanted:
+        if name and name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            present = ", ".join(names)
+            yield Fault(key, f"data file {file} has no column {name!r}{hint} (columns: {present})")
 
 
 def _near(place: Path) -> str:
@@ -102,7 +112,12 @@ def _near(place: Path) -> str:
 
 
 def odd(
-    job: Job, train: Rows, test: Rows, public: Rows, clients: Mapping[str, int]
+    job: Job,
+    train: Rows,
+    test: Rows,
+    public: Rows,
+    clients: Mapping[str, int],
+    judge: Judge = "test",
 ) -> Iterator[Fault]:
     """Return what is odd about rows that were read.
 
@@ -112,18 +127,19 @@ def odd(
         test: All test rows; may be empty.
         public: The public set.
         clients: How many training rows each client has, as far as that is known.
+        judge: What the test rows are.
     """
     if TASKS.spec(job.data.task).labelled:
         yield from _labels(train.label, given=bool(job.data.classes))
     yield from _constant(train)
-    yield from _overlap(train, test, "test", "what is measured on them is no proof")
+    yield from _overlap(train, test, judge, "what is measured on them is no proof")
     yield from _overlap(train, public, "public", "what clients say of them is of their own texts")
     whole = len(train) + (0 if job.data.public else len(public))
     if len(public) > PUBLIC * whole:
         yield Fault(
             "data.public_count",
             f"the public set has {len(public):,} texts and {whole:,} rows are there to train on: "
-            "lower data.public_count, or name a file of public texts",
+            "lower data.public_count",
             refuses=False,
         )
     small = [client for client, rows in clients.items() if 0 < rows < job.train.batch]
@@ -142,11 +158,12 @@ def _labels(labels: Sequence[str], *, given: bool) -> Iterator[Fault]:
         (only,) = counts
         text = f"all {len(labels):,} training rows have the one label {only!r}"
         yield Fault("data.label", text, refuses=not given)
-    if len(counts) > max(2, len(labels) // 2) and all(map(_number, counts)):
+    if len(counts) == len(labels) > 1 and all(map(_number, counts)):
         yield Fault(
             "data.label",
             f"the label column holds {len(counts):,} different numbers in {len(labels):,} rows: it "
             "counts or measures something, and is no class; name another column as data.label",
+            refuses=not given,
         )
         return
     alike: dict[str, list[str]] = defaultdict(list)
@@ -197,6 +214,7 @@ def _constant(train: Rows) -> Iterator[Fault]:
                 f"data.{role}",
                 f"all {len(values):,} training rows have the same {role}, {values[0][:40]!r}: "
                 "nothing can be learnt from it",
+                refuses=role == "text",
             )
 
 

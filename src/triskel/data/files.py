@@ -137,8 +137,11 @@ def header(path: Path, fallback: str | None = None) -> list[str] | None:
     if kind == "csv":
         with _opened(path) as file:
             start = file.read(HEADER_BYTES)
-        first = next(csv.reader(io.StringIO(start.decode("utf-8-sig", "replace"))), list[str]())
-        return first or None
+        lines = csv.reader(io.StringIO(start.decode("utf-8-sig", "replace"), newline=""))
+        try:
+            return next(lines, list[str]()) or None
+        except csv.Error:
+            return None  # reading it says more
     if kind == "parquet":
         parquet = cast("Any", import_module("pyarrow.parquet"))  # untyped, slow, seldom needed
         arrow = cast("Any", import_module("pyarrow"))

@@ -192,7 +192,7 @@ def _named(values: Sequence[object], names: Sequence[str] | None) -> Sequence[ob
 # --- One file per client ----------------------------------------------------------------------
 
 
-def _no_folder(there: Path) -> str:
+def no_folder(there: Path) -> str:
     """Say that there is no folder of clients, and where a job runs whose datasets are names."""
     why = f"data.train must be a folder with one file per client, got {there}"
     if there.exists():
@@ -209,7 +209,7 @@ def client_rows(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
     folder = Path(data.train)
     wanted = columns_of(job, labelled=True)
     if not folder.is_dir():
-        raise DataError(_no_folder(folder))
+        raise DataError(no_folder(folder))
     mine = {n: p for n, p in _files(folder).items() if not n.endswith(TEST_SUFFIX)}
     beside = {
         name.removesuffix(TEST_SUFFIX): path

@@ -1,22 +1,26 @@
 """All that can be said of a job before it runs, at once: `triskel check`.
 
-torch is not needed: texts are read, and no model is loaded.
+torch is loaded only where nothing is wrong yet and rows are dealt; no model is.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from triskel.config.job import Job
+from triskel.config.job import Job, unsupported
 from triskel.config.read import faults_of
 from triskel.config.sections import is_name
 from triskel.core.faults import Fault, refused
-from triskel.data.assets import ASSETS
-from triskel.data.check import odd, unreadable
-from triskel.data.reading import client_rows, hub_rows, local_rows, public_rows
-from triskel.data.rows import Rows
+from triskel.data.assets import ASSETS, cache_folder
+from triskel.data.check import unreadable
 from triskel.errors import TriskelError
 from triskel.model.files import lacking
+
+READ = {f"data.{key}" for key in ("source", "task", "text", "prompt", "response", "label")}
+"""Keys that say what is read."""
+UNSAID = (
+    "train.max_tokens must be set for this task, as it has no default; a run that lacks it names a "
+    "length that would do"
+)
 
 
 def checked(path: Path | None, settings: Sequence[str] = ()) -> list[Fault]:
@@ -29,7 +33,13 @@ def checked(path: Path | None, settings: Sequence[str] = ()) -> list[Fault]:
     job, faults = faults_of(path, settings)
     if job is None:
         return faults
-    faults = [*faults, *early(job)]
+    named = {fault.key for fault in faults}
+    if not named & READ:  # else what they were meant to name is not known
+        faults = [*faults, *early(job)]
+    if (why := unsupported(job, job.mode)) is not None:
+        faults.append(Fault("mode", f"mode {job.mode} cannot run this job: {why}"))
+    if job.train.max_tokens is None:
+        faults.append(Fault("train.max_tokens", UNSAID))
     return faults if refused(faults) else [*faults, *_rows(job)]
 
 
@@ -37,36 +47,26 @@ def early(job: Job) -> list[Fault]:
     """Return files, columns and models that are not there; it takes no time."""
     if job.data.source == "clients" and is_name(job.data.train):
         return []  # the data of a federation are at its sites
-    paths = [job.model.path, *(own.model for own in job.clients.each.values() if own.model)]
-    models = [fault for path in dict.fromkeys(paths) for fault in lacking(path, ASSETS)]
+    each = job.clients.each.items()
+    paths = {own.model: f"clients.each.{name}.model" for name, own in each if own.model}
+    paths[job.model.path] = "model.path"
+    models = [fault for path, key in paths.items() for fault in lacking(path, ASSETS, key)]
     return [*unreadable(job), *models]
 
 
 def _rows(job: Job) -> Iterator[Fault]:
+    """Deal the rows out, as a run does, and look at who holds what."""
+    from triskel.data.federate import federate  # noqa: PLC0415 - it loads torch
+    from triskel.experiment.odd_rows import odd_rows  # noqa: PLC0415 - as above
+
+    if job.data.source == "opinions" and not (cache_folder() / "opinions").is_dir():
+        yield Fault(
+            "data.source", "the opinions are not here yet; a run fetches them", refuses=False
+        )
+        return
     try:
-        train, test, public = _read(job)
+        federation = federate(job)
     except TriskelError as error:
         yield Fault("data", str(error))
         return
-    yield from odd(job, train, test, public, _clients(job, train))
-
-
-def _read(job: Job) -> tuple[Rows, Rows, Rows]:
-    """Return training, test and public rows as files hold them; nothing is held out."""
-    data, none = job.data, Rows()
-    if data.source == "clients":
-        train, test = client_rows(job, tests=True)
-    elif data.source == "hub":
-        train, test = hub_rows(job, data.train or "train"), None
-        if data.test:
-            test = hub_rows(job, data.test)
-    else:
-        train, test = local_rows(job, tests=True)
-    return train, test or none, public_rows(job) or none
-
-
-def _clients(job: Job, train: Rows) -> Mapping[str, int]:
-    """Return how many rows each client has, where that is known before they are dealt."""
-    if job.partition == "natural":
-        return Counter(train.group)
-    return {}
+    yield from odd_rows(job, federation, "test")

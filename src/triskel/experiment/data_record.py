@@ -24,6 +24,7 @@ from triskel.errors import CheckpointError, DataError
 
 NAME = "data.json"
 FORMAT = 1
+PUBLIC = "the public set"
 Shares = Mapping[str, Digest]
 SHARE = {"train": "training rows", "validation": "validation rows", "test": "test rows"}
 
@@ -212,7 +213,7 @@ def _by_file(
             found.setdefault(_file(job, share, client), []).append(
                 (f"{client}'s {SHARE[share]}", *pair)
             )
-    public = ("the public set", before.public, now.public)
+    public = (PUBLIC, before.public, now.public)
     found.setdefault(_file(job, "public", ""), []).append(public)
     return found
 
@@ -226,7 +227,8 @@ def _file(job: Job, share: str, client: str) -> str:
     if data.source == "hub" and not Path(own).exists():
         return f"dataset {data.hub} split {own or 'train'}"
     if data.source == "clients" and client and (share != "test" or not Path(own).is_file()):
-        return f"the {'test file' if share == 'test' else 'file'} of {client} in {own}"
+        apart = share == "test" and (bool(data.test) or any(Path(own).glob(f"{client}.test.*")))
+        return f"the {'test file' if apart else 'file'} of {client} in {own}"
     return f"data file {own}"
 
 
@@ -239,6 +241,8 @@ def _how(shares: list[tuple[str, Digest, Digest]]) -> str:
         counted = next(((n, w, i) for n, w, i in shares if w.rows != i.rows), (name, was, is_))
         one = f"{counted[0]}: {counted[2].rows:,} and {counted[1].rows:,}"
         return f"gives {rows_now:,} rows and gave {rows:,} when the run began ({one})"
+    if texts == texts_now and any(name == PUBLIC for name, *_ in shares):  # it has no labels
+        return f"has its rows in another order, or other labels, than when the run began ({name})"
     if texts == texts_now and labelled != labelled_now:
         return f"has other labels than when the run began ({name} among others)"
     if labelled == labelled_now:

@@ -7,11 +7,10 @@ from triskel.config.job import ModeName, unsupported
 from triskel.core import events
 from triskel.core.registry import MODES
 from triskel.core.result_data import Data
-from triskel.data.check import odd
-from triskel.data.rows import join
 from triskel.errors import DataError
 from triskel.experiment import data_record, lengths
 from triskel.experiment.baselines import BaselineName
+from triskel.experiment.odd_rows import odd_rows
 from triskel.experiment.resources import Resources
 from triskel.training.mode_setting import unfit
 from triskel.types import ClientId, Event, Watch
@@ -38,13 +37,7 @@ def _sound(resources: Resources, told: Watch) -> None:
     Raises:
         DataError: Nothing can be learnt from them.
     """
-    held, public = resources.federation.clients, resources.federation.public
-    train = join([one.train for one in held.values()])
-    if not len(train):
-        return
-    test = join([one.test for one in held.values()])
-    clients = {client: len(one.train) for client, one in held.items()}
-    for fault in odd(resources.job, train, test, public, clients):
+    for fault in odd_rows(resources.job, resources.federation, resources.judge):
         if fault.refuses:
             raise DataError(fault.text)
         told(events.warning(fault.text))
@@ -93,10 +86,11 @@ def _somebody(resources: Resources) -> None:
         if not rows:
             where = "clients.partition" if kind == "training" else f"data.{kind}_share"
             raise DataError(f"no client holds a {kind} example; look at {where}")
+        train = resources.job.train
+        is_ = "is as short as" if train.overlong == "drop" else "has a token of its response within"
         raise DataError(
-            f"none of {rows} {kind} rows has a token of its response within train.max_tokens = "
-            f"{resources.job.train.length}; raise it, or look at what the tokenizer makes of "
-            "them"
+            f"none of {rows} {kind} rows {is_} train.max_tokens = {train.length}; raise it, or "
+            "look at what the tokenizer makes of them"
         )
 
 

@@ -16,7 +16,7 @@ from triskel.core import events
 from triskel.core.registry import MODES
 from triskel.core.result_data import Data
 from triskel.data.assets import resolve
-from triskel.data.federate import EACH, Federation, describe, federate
+from triskel.data.federate import Federation, describe, federate
 from triskel.experiment.lengths import lost_of, said, together
 from triskel.experiment.models import Loaded, Models
 from triskel.experiment.stage_memory import Memory
@@ -230,13 +230,11 @@ class LocalResources:
 
     @cached_property
     def _described(self) -> Data:
-        found, many = describe(self.federation), len(self.clients) > EACH
+        found = describe(self.federation)
         for client, told in found["clients"].items():
             share = self.tokens.share(client)
             told["train"], told["test"] = len(share.train), len(share.test)
-            lost = together({"train": lost_of(share.train), "test": lost_of(share.test)})
-            if lost["texts"] or not many:
-                told["lost"] = lost
+            told["lost"] = together({"train": lost_of(share.train), "test": lost_of(share.test)})
         if len(self.federation.public):
             found["public_lost"] = lost_of(self.tokens.public(self.body()))
         return found

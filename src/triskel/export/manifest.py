@@ -199,7 +199,9 @@ def read_manifest(folder: Path) -> Manifest:
         if told is not None:
             told.pop("shared_labels", None)  # of early versions
         training = Training(**told) if told is not None else None
-        manifest = Manifest(classes=tuple(raw.pop("classes")), training=training, **raw)
+        side = _rank(raw.pop("side", 0))
+        classes = tuple(raw.pop("classes"))
+        manifest = Manifest(classes=classes, training=training, side=side, **raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is missing or damaged: {error}") from error
     if schema != SCHEMA:
@@ -207,6 +209,12 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder / MANIFEST} has schema {schema}; this version reads {SCHEMA}"
         )
     return manifest
+
+
+def _rank(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"side is {value!r}")
+    return value
 
 
 def asset_of(base: str) -> str | None:

@@ -274,7 +274,7 @@ def _trained(manifest: Manifest) -> str:
     if manifest.kind != "ia3":
         shape += f" of rank {manifest.rank}, alpha {manifest.alpha:g}"
     if manifest.side:
-        shape += f", beside frozen factors of rank {manifest.side} that make the clients' sum exact"
+        shape += f", beside frozen factors of rank {manifest.side} that the server's aggregate made"
     shape += f", in blocks `{manifest.blocks}`; hidden states were computed in {manifest.dtype}."
     told = manifest.training
     if told is None:

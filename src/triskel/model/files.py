@@ -4,8 +4,8 @@ Nothing here needs torch, so a wrong path is said before anything slow begins.
 """
 
 import difflib
-import os
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,8 @@ from triskel.core.untrusted import json_in
 KEY = "model.path"
 TIMEOUT_S = 1.5
 """How long the hub may take to say whether there is a model."""
+GONE = {"RepositoryNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"}
+"""What the hub's library raises where there is no such model."""
 TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model", "tokenizer_config.json",
@@ -23,13 +25,18 @@ TOKENIZERS = (
 Json = dict[str, Any]
 
 
-def lacking(path: str, assets: Collection[str]) -> Iterator[Fault]:
+def lacking(path: str, assets: Collection[str], key: str = KEY) -> Iterator[Fault]:
     """Return what keeps a model from being loaded, as far as its files say.
 
     Args:
         path: Name of an asset, path of a folder, or hub id.
         assets: Names of models that are fetched when they are needed.
+        key: The key of the job that names it.
     """
+    yield from (replace(fault, key=key) for fault in _lacking(path, assets))
+
+
+def _lacking(path: str, assets: Collection[str]) -> Iterator[Fault]:
     if path in assets:
         return
     folder = Path(path).expanduser()
@@ -49,7 +56,7 @@ def _folder(path: str, folder: Path) -> Iterator[Fault]:
         yield Fault(KEY, f"model folder {path} has no config.json, so it is no model's folder")
         return
     try:
-        config = cast("Json", json_in(place))
+        config = cast("Json", json_in(place.resolve()))  # a cache is a folder of links
         named = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         yield Fault(KEY, f"{place} cannot be read: {error}")
@@ -65,8 +72,9 @@ def _folder(path: str, folder: Path) -> Iterator[Fault]:
     if code := sorted(_code(config)):
         yield Fault(
             KEY,
-            f"model {path} wants to run code of its own ({code[0]}), and no model's code is ever "
-            "run: use a model that transformers knows",
+            f"model {path} brings code of its own ({code[0]}), which is never run: it is loaded as "
+            "the model that transformers knows by its type, or refused",
+            refuses=False,
         )
     names = {p.name for p in folder.iterdir()}
     if not names & set(TOKENIZERS):
@@ -98,22 +106,25 @@ def _weights(path: str, names: set[str]) -> Iterator[Fault]:
 def _hub(path: str, assets: Collection[str]) -> Iterator[Fault]:
     """Return why a hub id is no model that can be had; without network only the cache is asked."""
     hub = cast("Any", import_module("huggingface_hub"))  # slow to import, seldom needed
-    if isinstance(hub.try_to_load_from_cache(path, "config.json"), str):
-        return
     near = difflib.get_close_matches(path, assets, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     neither = f"model {path!r} is neither a folder here nor an asset{hint}"
-    if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE"):
-        yield Fault(KEY, f"{neither}, and the hub is switched off (HF_HUB_OFFLINE)")
-        return
     try:
+        if isinstance(hub.try_to_load_from_cache(path, "config.json"), str):
+            return
+        if hub.constants.HF_HUB_OFFLINE:
+            yield Fault(KEY, f"{neither}, and the hub is switched off (HF_HUB_OFFLINE)")
+            return
         hub.get_hf_file_metadata(hub.hf_hub_url(path, "config.json"), timeout=TIMEOUT_S)
     except Exception as error:  # noqa: BLE001 - of any of the libraries below the hub's
-        gone = {"RepositoryNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"}
-        if {kind.__name__ for kind in type(error).__mro__} & gone:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "HFValidationError" in kinds:
+            yield Fault(KEY, f"{neither}, and cannot be the name of a model on the hub")
+        elif kinds & GONE and "GatedRepoError" not in kinds:
             yield Fault(KEY, f"{neither}, and the hub has no such model, or not for everybody")
-        elif type(error).__name__ != "GatedRepoError":
-            yield Fault(KEY, f"{neither}, and the hub cannot be reached ({type(error).__name__})")
+        else:  # loading decides
+            why = type(error).__name__
+            yield Fault(KEY, f"{neither}, and the hub does not say more ({why})", refuses=False)
 
 
 def _near(folder: Path) -> str:

@@ -148,6 +148,7 @@ def _measured(
     """Return FLOPs, where it is the library's own code, and bytes saved."""
     before = body.choice
     body.use(way)
+    body.dropout(None)  # counted in mid-round, too; each step switches its own on
     try:
         return [_measure(body, piece, *shape) for shape in shapes]
     finally:

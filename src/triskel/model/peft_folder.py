@@ -27,7 +27,7 @@ from triskel.errors import ModelError
 from triskel.model.adapters import SLOT, canonical, config_of, widened
 from triskel.model.load import quiet
 from triskel.model.shared import SharedModel
-from triskel.model.side_factors import misfit, parted, side_rank, stacked, unstacked
+from triskel.model.side_factors import is_side, misfit, parted, side_rank, stacked, unstacked
 from triskel.types import Tensors
 
 CONFIG = "adapter_config.json"
@@ -76,6 +76,8 @@ def read(folder: Path, body: SharedModel, side: int = 0) -> Tensors:
     except (OSError, ValueError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
     tensors = tensors_in(folder)
+    if strange := [name for name in tensors if is_side(name)]:
+        raise ModelError(f"adapter {folder} holds {strange[0]!r}, which PEFT would not apply")
     for name, wanted in _options(body, side).items():
         if name in MEANT and found.get(name) != wanted:
             raise ModelError(
@@ -83,9 +85,26 @@ def read(folder: Path, body: SharedModel, side: int = 0) -> Tensors:
                 f"{wanted!r}; it belongs to another job"
             )
     if side:
-        tensors = unstacked(tensors, body.adapter.rank)
+        tensors = _parted_again(tensors, body, side, where=f"adapter {folder}")
     _check(tensors, body, where=f"adapter {folder}")
     return tensors
+
+
+def _parted_again(tensors: Tensors, body: SharedModel, side: int, *, where: str) -> Tensors:
+    """Return what trained and the side factors of a folder that holds them stacked.
+
+    Raises:
+        ModelError: They are not this body's factors with so much more rank.
+    """
+    try:
+        found = unstacked(tensors, body.adapter.rank)
+    except (IndexError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{where} holds no factors with side factors of rank {side}") from error
+    if side_rank(found) > side or not all(
+        torch.equal(tensors[name], again) for name, again in stacked(found, tensors).items()
+    ):
+        raise ModelError(f"{where} has a rank that its modules cannot have")
+    return found
 
 
 def to_peft(name: str) -> str:

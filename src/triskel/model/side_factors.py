@@ -25,6 +25,8 @@ from triskel.types import Tensors
 
 WEIGHT, SIDE = ".weight", ".side"
 DOWN, UP = ".lora_A", ".lora_B"
+LENGTHS = ".lora_magnitude_vector.weight"
+"""What DoRA has beside its factors: a sum of products is not what it adds."""
 
 
 def side_name(factor: str) -> str:
@@ -70,14 +72,17 @@ def misfit(side: Tensors, like: Tensors) -> str | None:
 def _misfits(side: Tensors, like: Tensors) -> Iterator[str]:
     """Yield what is wrong; a line may rely on those above it."""
     for name, tensor in side.items():
-        stem = name.removesuffix(DOWN + SIDE).removesuffix(UP + SIDE)
+        stem = name.removesuffix(SIDE)[: -len(DOWN)]
         down, up = f"{stem}{DOWN}", f"{stem}{UP}"
-        if not is_side(name) or not {down + WEIGHT, up + WEIGHT} <= like.keys():
+        plain = {down + WEIGHT, up + WEIGHT} <= like.keys()
+        if not is_side(name) or not plain or f"{stem}{LENGTHS}" in like:
             yield f"{name!r} is beside no low-rank factor of this model"
         if not {down + SIDE, up + SIDE} <= side.keys():
             yield f"{name!r} lacks its other half"
         if tensor.dim() != 2 or not tensor.is_floating_point():  # noqa: PLR2004 - a matrix
             yield f"{name!r} must be a matrix of floats"
+        if tensor.dtype != like[down + WEIGHT].dtype:
+            yield f"{name!r} holds {tensor.dtype}, expected {like[down + WEIGHT].dtype}"
     for name, into in side.items():
         if not name.endswith(DOWN + SIDE):
             continue
@@ -109,10 +114,10 @@ def stacked(tensors: Tensors, names: Iterable[str]) -> Mapping[str, Tensor]:
 
     Args:
         tensors: What trains, and side factors beside it.
-        names: Which of those that train.
+        names: Which of those that train; one that is not there is left out.
     """
     rank = side_rank(tensors)
-    return {name: _stacked(tensors, name, rank) for name in names}
+    return {name: _stacked(tensors, name, rank) for name in names if name in tensors}
 
 
 def _stacked(tensors: Tensors, name: str, rank: int) -> Tensor:

@@ -117,7 +117,7 @@ def notes(result: Result) -> list[str]:
         worst = max(result.holdings, key=lambda c: result.holdings[c].unread or 0)
         share = formats.percent(result.holdings[worst].unread)
         found.append(
-            f"Texts were cut (train.max_tokens): {share} of {worst}'s tokens are not read."
+            f"Texts are longer than train.max_tokens: {share} of {worst}'s tokens are not read."
         )
     in_place = result.modes and not any(run.scoring for run in result.modes.values())
     if in_place and inner(result.job, "data").get("source") != "clients":

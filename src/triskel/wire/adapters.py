@@ -102,12 +102,13 @@ def aggregated(
         RoundError: A section, name, shape or scale is another, or a side factor does not fit.
     """
     template, _ = parted(flat(before))
-    message = Message(kind="state", sections=found)
+    plain = {name: section for name, section in found.items() if section.tensors or name != SIDE}
+    message = Message(kind="state", sections=plain)
     try:
         tensors = adapter_of(message, template, layout, kind="state")
     except MessageError as error:
         raise RoundError(f"the aggregate's value does not fit what was sent: {error}") from error
-    return parted(tensors)
+    return parted({name: t.detach().cpu() for name, t in tensors.items()})
 
 
 def number(facts: Mapping[str, object], name: str, *, least: float = 0) -> float:

@@ -155,7 +155,7 @@ class Admission:
             return refused
         spent.job()
         resources = self._read(held, job, modes, files)  # only now is anything of the site read
-        if strange := self._other_data(resources):
+        if strange := self._other_data(resources, write=False):
             return strange
         for codec in (job.wire.up, job.wire.down):
             CODECS.spec(codec)  # what arrives may name no other
@@ -170,6 +170,7 @@ class Admission:
         ]
         if refused := held.written("send", sent):
             return refused
+        self._other_data(resources, write=True)
         tokens = resources.epoch_tokens().get(self.name, 0)
         facts = {"examples": rows[0], "tests": rows[1], "tokens": tokens}
         self.audit.told(facts)  # from here on they may be told
@@ -203,15 +204,15 @@ class Admission:
             seals=held.seals,
         )
 
-    def _other_data(self, resources: LocalResources) -> str:
+    def _other_data(self, resources: LocalResources, *, write: bool) -> str:
         """Return that the site's rows are not those it began the run with, or nothing.
 
-        How they differ is said in its own log only.
+        How they differ is said in its own log only. A run begins with what was admitted.
         """
         tokenizers = resources.tokenizers()
         try:
-            data_record.hold(self.home, resources.job, resources.federation, write=True)
-            data_record.hold_tokenizers(self.home, tokenizers, write=True)
+            data_record.hold(self.home, resources.job, resources.federation, write=write)
+            data_record.hold_tokenizers(self.home, tokenizers, write=write)
         except DataError as error:
             LOGGER.error("%s", error)  # noqa: TRY400 - one sentence
             return (

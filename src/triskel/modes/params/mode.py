@@ -165,6 +165,11 @@ class Params(Generic[A]):
         """Return θ + λ m, with λ = 1, β = 0 and the mean exactly θ̄; and S."""
         before = adapter_sections(state.adapter, self.layout)
         mean, side = aggregated(self.aggregate.value(total, before), before, self.layout)
+        if side and not self.optimizer.takes_over:
+            raise RoundError(
+                "side factors are the rest of what the updates amount to, and the server's step "
+                "ends elsewhere: params.server_lr must be 1 and params.server_momentum 0"
+            )
         trained, _ = parted(state.adapter)
         adapter, moments = self.optimizer.step(trained, mean, state.moments)
         return ParamsState(adapter={**adapter, **side}, moments=moments, closed=state.closed + 1)
