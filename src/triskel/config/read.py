@@ -98,12 +98,7 @@ def parse(
         JobError: The text is not TOML, or does not describe a job that can run.
         PluginError: A mode is of a package that is not here, or is broken.
     """
-    try:
-        raw = toml_of(text)
-    except ValueError as error:
-        raise JobError(f"{where} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(raw, override)
+    raw = _table(text, overrides, where)
     try:
         job = Job.model_validate(raw, context={IMPORTS: imports})
     except ValidationError as error:
@@ -124,25 +119,30 @@ def faults_of(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Job | N
     """
     faults: dict[Fault, None] = {}
     try:
-        raw, base = _raw(path, overrides)
-        job = _mended(raw, faults)
+        if path is None:
+            job = _mended(_table(DEMO, overrides, "the demonstration"), faults)
+            return job, list(faults)
+        job = _mended(_table(_text(path), overrides, str(path)), faults)
         if job is not None:
-            job = job if base is None else _rooted(job, base)
+            job = _rooted(job, path.resolve().parent)
     except (JobError, PluginError) as error:
         return None, [*faults, Fault("", str(error))]
     return job, list(faults)
 
 
-def _raw(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
-    """Return a job file's table, settings applied, and the folder its paths are relative to."""
-    text, where = (DEMO, "the demonstration") if path is None else (_text(path), str(path))
+def _table(text: str, overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """Return a job's TOML as a table, settings applied.
+
+    Raises:
+        JobError: It is not TOML, or a setting is none.
+    """
     try:
         raw = toml_of(text)
     except ValueError as error:
         raise JobError(f"{where} is not valid TOML: {error}") from error
     for override in overrides:
         _apply(raw, override)
-    return raw, None if path is None else path.resolve().parent
+    return raw
 
 
 def _mended(raw: dict[str, Any], faults: dict[Fault, None]) -> Job | None:
