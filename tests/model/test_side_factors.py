@@ -194,6 +194,16 @@ def test_a_batch_costs_its_side_factors_too() -> None:
     assert costs.resident((Piece("train", side=5),)) == first, "whatever is installed"
 
 
+def test_what_is_counted_in_mid_round_is_counted_without_dropout() -> None:
+    """A mask that dropout keeps for its backward pass is of the step, not of the piece."""
+    body = tiny.body("llama", tiny.job(adapter={"dropout": 0.5}))
+    calm, shaken = Costs(body), Costs(body)
+    body.dropout(None)
+    wanted = calm[Piece("train", side=3)]
+    body.dropout(7)
+    assert shaken[Piece("train", side=3)] == wanted
+
+
 # --- bad input --------------------------------------------------------------------------------
 
 A, B = "m.lora_A.weight", "m.lora_B.weight"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from triskel.cli.options import Set
+from triskel.cli.options import JobOrDemo, Set
 from triskel.cli.output import console_for, write_text
 from triskel.core.console import echo
 from triskel.core.faults import refused
@@ -16,10 +16,7 @@ from triskel.errors import JobError
 
 
 def check(
-    job: Annotated[
-        Path | None,
-        typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
-    ] = None,
+    job: JobOrDemo = None,
     settings: Set = None,
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what is found to FILE.")

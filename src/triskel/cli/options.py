@@ -28,6 +28,10 @@ def trained_names() -> list[str]:
     return [*MODES.names(), "central", "local"]
 
 
+JobOrDemo = Annotated[
+    Path | None,
+    typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
+]
 SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SETTING)]
 Moved = Annotated[

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from triskel.cli.options import rows_in
+from triskel.cli.options import JobOrDemo, rows_in
 from triskel.cli.output import Event, Watch, console_for
 from triskel.cli.quick_import import loading
 from triskel.config.grid import settings_of
@@ -22,10 +22,7 @@ ALL_MODES = ",".join(MODE_NAMES)
 
 
 def sweep(
-    job: Annotated[
-        Path | None,
-        typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
-    ] = None,
+    job: JobOrDemo = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(

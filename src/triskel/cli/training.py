@@ -12,6 +12,7 @@ from triskel.cli.options import (
     BASELINE_NAMES,
     BaselineName,
     Baselines,
+    JobOrDemo,
     Mode,
     Name,
     Out,
@@ -34,10 +35,7 @@ from triskel.report.catalogue import kind_of, taken
 
 
 def compare(
-    job: Annotated[
-        Path | None,
-        typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
-    ] = None,
+    job: JobOrDemo = None,
     out: Out = None,
     modes: Annotated[
         str, typer.Option(help="Which modes, separated by commas; or none.")

@@ -83,6 +83,15 @@ class RunEnd(_Told):
     seconds: float
 
 
+class _Scored(_Told):
+    accuracy: NotRequired[float | None]
+    macro_f1: NotRequired[float | None]
+    token_accuracy: NotRequired[float | None]
+    perplexity: NotRequired[float | None]
+    loss: NotRequired[float | None]
+    n: NotRequired[int]
+
+
 class StageStart(_Told):
     """A baseline or mode begins; `rounds` is 0 where it is only scored."""
 
@@ -90,16 +99,10 @@ class StageStart(_Told):
     rounds: int
 
 
-class StageEnd(_Told):
+class StageEnd(_Scored):
     """A baseline or mode is over, with the figures it ends with."""
 
     event: Literal["stage_end"]
-    accuracy: NotRequired[float | None]
-    macro_f1: NotRequired[float | None]
-    token_accuracy: NotRequired[float | None]
-    perplexity: NotRequired[float | None]
-    loss: NotRequired[float | None]
-    n: NotRequired[int]
     own: NotRequired[dict[str, float | None]]
     everybody: NotRequired[dict[str, float | None]]
     seconds: NotRequired[float]
@@ -112,16 +115,10 @@ class RoundStart(_Told):
     clients: list[str] | int
 
 
-class RoundEnd(_Told):
+class RoundEnd(_Scored):
     """A round is closed: its figures, and what all clients sent, received and computed."""
 
     event: Literal["round_end"]
-    accuracy: NotRequired[float | None]
-    macro_f1: NotRequired[float | None]
-    token_accuracy: NotRequired[float | None]
-    perplexity: NotRequired[float | None]
-    loss: NotRequired[float | None]
-    n: NotRequired[int]
     seconds: float
     up_bytes: int
     down_bytes: int
