@@ -243,7 +243,7 @@ def _score(resources: LocalResources, body: SharedModel, tensors: Tensors, rows:
 def _dealt(resources: LocalResources, data: Path) -> dict[ClientId, Rows]:
     """Return a file's rows by client, where a column says whose they are."""
     job = resources.job
-    columns = load(data)
+    columns = load(data, dialect=job.data.dialect)
     wanted = dict(columns_of(job, labelled=True))
     for role in ("group", "label"):
         unused = role == "group" or not TASKS.spec(job.data.task).labelled
