@@ -26,8 +26,14 @@ MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 """Byte-order marks; the longer first."""
-BZIP2 = b"1AY&SY"
-"""Stands at the start of a block of bzip2."""
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+PACKED = (
+    b"\x1f\x8b",
+    *(b"BZh%d1AY&SY" % level for level in range(1, 10)),
+    b"\xfd7zXZ\x00",
+    *ZIP,
+)
+"""How archives of gzip, bzip2, xz and zip begin."""
 LOOKED_AT = 1 << 16
 """Bytes that tell UTF-16 without a mark."""
 ZEROS = 0.4
@@ -67,18 +73,14 @@ def data_of(path: Path, most: int | None = None) -> bytes:
     try:
         with path.open("rb") as file:
             start = file.read(10)
+            if not start.startswith(PACKED):
+                return start + file.read(size if size < 0 else max(0, size - len(start)))
         if start[:2] == b"\x1f\x8b":
             with gzip.open(path) as file:
                 return file.read(size)
-        if start[:3] == b"BZh" and start[4:] == BZIP2:
-            with bz2.open(path) as file:
-                return file.read(size)
-        if start.startswith(b"\xfd7zXZ\x00"):
-            with lzma.open(path) as file:
-                return file.read(size)
-        if start[:4] in {b"PK\x03\x04", b"PK\x05\x06"}:
+        if start[:4] in ZIP:
             return _zipped(path, size)
-        with path.open("rb") as file:
+        with bz2.open(path) if start[:3] == b"BZh" else lzma.open(path) as file:
             return file.read(size)
     except BROKEN as error:
         raise DataError(
