@@ -22,6 +22,7 @@ from triskel.errors import DataError
 
 if TYPE_CHECKING:
     from triskel.data.files import Columns
+    from triskel.data.rows import Rows
     from triskel.experiment.chat import Chat
     from triskel.experiment.predict import Prediction, Predictor
 
@@ -116,23 +117,37 @@ def predict(
     rows = ready.read(columns, where)
     if out is not None:
         _free(columns, ready.model.classes, where)
-    count = len(rows)
-    console.print(f"{escape(ready.model.name)} on {formats.plural(count, 'row')}", soft_wrap=True)
-    began, found = time.monotonic(), dict[int, "Prediction"]()
-    told = _piece if out is None and count == 1 else None
-    with console.status("") as status:
-        if out is None:
-            status.stop()
-        for row, one in ready.predict(rows, where, in_order=out is None, told=told):
-            found[row] = one
-            status.update(f"{len(found):,} of {formats.plural(count, 'row')}")
-            if out is None and ready.model.writes:
-                _show(row, one, streamed=told is not None)
-    _conclude(console, ready, columns, found, out, time.monotonic() - began)
-    from triskel.experiment.predict import left
+    of = formats.plural(len(rows), "row")
+    console.print(f"{escape(ready.model.name)} on {of}", soft_wrap=True)
+    began, each = time.monotonic(), _predicted(console, ready, rows, where, show=out is None)
+    seconds = time.monotonic() - began
+    if out is not None:
+        from triskel.data.tables import write_table
 
-    for sentence in left(found, rows):
-        console.print(f"[yellow]warning[/] {escape(sentence)}", soft_wrap=True)
+        write_table(out, {**columns, **dict(_added(each, ready.model.classes))})
+        echo(str(out))
+    elif not ready.model.writes:
+        console_for().print(_table(each, columns))
+    _conclude(console, each, rows, seconds)
+
+
+def _predicted(
+    console: Console, ready: "Predictor", rows: "Rows", where: str, *, show: bool
+) -> "list[Prediction]":
+    """Return what the model makes of each row; show answers as they are there, or how many are."""
+    found: dict[int, Prediction] = {}
+    told = _piece if show and len(rows) == 1 else None
+    made = ready.predict(rows, where, in_order=show, told=told)
+    if show and ready.model.writes:
+        for row, one in made:
+            found[row] = one
+            _show(row, one, streamed=told is not None)
+    else:
+        with console.status("") as status:
+            for row, one in made:
+                found[row] = one
+                status.update(f"{len(found):,} of {formats.plural(len(rows), 'row')}")
+    return [found[row] for row in range(len(rows))]
 
 
 def _given(file: str) -> "Columns | list[str]":
@@ -197,30 +212,20 @@ def _free(columns: "Columns", classes: Sequence[str], where: str) -> None:
             raise DataError(f"{where} has a column {name!r}, which is to be written; rename it")
 
 
-def _conclude(
-    console: Console,
-    ready: "Predictor",
-    columns: "Columns",
-    found: "Mapping[int, Prediction]",
-    out: Path | None,
-    seconds: float,
-) -> None:
-    """Write or show what came of all rows, and say how much it was."""
-    each = [found[row] for row in range(len(found))]
-    if out is not None:
-        from triskel.data.tables import write_table
+def _conclude(console: Console, each: "Sequence[Prediction]", rows: "Rows", seconds: float) -> None:
+    """Say how much was read and written, how fast, and what of it was not."""
+    from triskel.experiment.predict import left
 
-        write_table(out, {**columns, **dict(_added(each, ready.model.classes))})
-        echo(str(out))
-    elif not ready.model.writes:
-        console_for().print(_table(each, columns))
     read, written = (sum(getattr(one, what) for one in each) for what in ("read", "written"))
     tokens = f"{read:,} tokens read" + (f", {written:,} written" if written else "")
-    speed = f"{len(each) / max(seconds, 1e-9):,.1f} rows/s"
-    if written:
-        speed = f"{written / max(seconds, 1e-9):,.0f} new tokens/s"
+    least = max(seconds, 1e-9)
+    speed = (
+        f"{written / least:,.0f} new tokens/s" if written else f"{len(each) / least:,.0f} rows/s"
+    )
     took = formats.duration(seconds)
     console.print(f"{formats.plural(len(each), 'row')}, {tokens}, {took} ({speed})")
+    for sentence in left(each, rows):
+        console.print(f"[yellow]warning[/] {escape(sentence)}", soft_wrap=True)
 
 
 def _added(

@@ -306,9 +306,9 @@ class _Pieces:
             self._done = len(text)
 
 
-def left(predictions: Mapping[int, Prediction], rows: Rows) -> Iterator[str]:
+def left(predictions: Sequence[Prediction], rows: Rows) -> Iterator[str]:
     """Return a sentence for each kind of rows that were empty, left out, or cut."""
-    each = sorted(predictions.items())
+    each = list(enumerate(predictions))
     texts = rows.text or rows.prompt
     kinds = {
         "without a token, and left without an answer": [
@@ -326,7 +326,7 @@ def left(predictions: Mapping[int, Prediction], rows: Rows) -> Iterator[str]:
             yield f"{_rows(found)} {what}"
     if cut := [row for row, one in each if one.answer is not None and one.cut]:
         tokens = sum(predictions[row].cut for row in cut)
-        of = tokens + sum(one.read for one in predictions.values())
+        of = tokens + sum(one.read for one in predictions)
         yield f"{_rows(cut)} too long and cut: {tokens:,} of {of:,} tokens were not read"
 
 
