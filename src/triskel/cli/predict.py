@@ -4,6 +4,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,7 +35,7 @@ SHARE = "p_"
 MOST = 5
 """Classes whose probability is shown on a terminal."""
 TEXT = 60
-"""Characters of a text in a table."""
+"""Characters of a text in a table, at most."""
 
 Client = Annotated[
     str | None, typer.Option(help="This client's own model, where clients have one.")
@@ -240,13 +242,14 @@ def _added(
 def _table(each: "Sequence[Prediction]", columns: "Columns") -> Table:
     """Return classes as a table, each with its row and the beginning of its text."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("row", "class", "probabilities", next(iter(columns))):
-        table.add_column(escape(heading), justify="right" if heading == "row" else "left")
+    table.add_column("row", justify="right")
+    table.add_column("class")
+    table.add_column("probabilities")
+    table.add_column(escape(next(iter(columns))), no_wrap=True, overflow="ellipsis")
     for row, (one, text) in enumerate(zip(each, next(iter(columns.values())), strict=True), 1):
         ranked = sorted(one.probabilities.items(), key=lambda pair: -pair[1])
         shares = ", ".join(f"{name} {share:.3f}" for name, share in ranked[:MOST])
-        shown = str(text).replace("\n", " ")
-        shown = shown if len(shown) <= TEXT else f"{shown[: TEXT - 1]}…"
+        shown = " ".join(str(text)[:TEXT].split())
         more = ", …" if len(ranked) > MOST else ""
         answer = formats.DASH if one.answer is None else one.answer
         table.add_row(str(row), *(escape(cell) for cell in (answer, shares + more, shown)))
@@ -290,6 +293,8 @@ def chat(
     talk = Chat(ready)
     terminal = sys.stdin.isatty()
     if terminal:
+        with suppress(ImportError):
+            import_module("readline")  # arrow keys, and lines that were typed before
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C stops an answer, this ends all
         kept = "what was said is kept" if talk.remembers else "each line stands alone"
         console.print(
@@ -333,7 +338,8 @@ def _reply(console: Console, talk: "Chat", line: str, *, terminal: bool) -> None
         return
     echo("")
     if gone:
-        turns = formats.plural(gone, "turn")
-        console.print(f"the talk is longer than the model: the oldest {turns} forgotten")
+        turns = "oldest turn is" if gone == 1 else f"oldest {gone} turns are"
+        console.print(f"the talk is longer than the model: its {turns} forgotten")
     if made.cut:
-        console.print(f"the line is longer than the model: its first {made.cut:,} tokens not read")
+        what = f"its first {made.cut:,} tokens are not read"
+        console.print(f"the line is longer than the model: {what}")

@@ -1,10 +1,11 @@
 """A run's trained model on texts without labels: a class for each, or the text that it writes.
 
-Classes are those that an evaluation of the same rows counts: the same tokens, cut to
-`train.max_tokens`, through the same model. What a model writes goes on behind the prompt, laid out
-as in training (`Task.prompts`). A prompt may be longer than `train.max_tokens`, which is a length
-of training texts, but prompt and answer must fit into the model: of a prompt that is too long the
-end is read, next to the answer. `train.overlong` says what becomes of rows that are too long.
+Classes are those that an evaluation of the same rows counts, up to rounding: the same tokens, cut
+to `train.max_tokens`, through the same model on its reference path. What a model writes goes on
+behind the prompt, laid out as in training (`Task.prompts`). A prompt may be longer than
+`train.max_tokens`, which is a length of training texts, but prompt and answer must fit into the
+model: of a prompt that is too long the end is read, next to the answer. `train.overlong` says what
+becomes of rows that are too long.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -91,10 +91,8 @@ def trained(
     if dtype is None and computes == "auto" and task.head == "vocabulary":
         computes = "float32"
     path = {} if model is None else {"path": str(model.resolve())}
-    plain = {"dtype": computes, "cache_mb": 0, "recompute": "never"}  # nothing is trained
-    if task.head == "vocabulary":
-        plain["compute"] = "reference"  # transformers' own `generate` runs it
-    job = with_model(job, **plain)
+    # nothing is trained, so nothing is timed or kept for that
+    job = with_model(job, dtype=computes, compute="reference", recompute="never", cache_mb=0)
     client, own = _owner(job, name)
     resources = without_texts(run, with_model(_as(job, own), **path), name, watch)
     body = resources.body()
