@@ -14,12 +14,13 @@ import torch
 import transformers
 
 import triskel
+from triskel.data.batches import Prompts
 from triskel.data.files import load
 from triskel.engines.local import LocalEngine
 from triskel.errors import DataError, JobError, ModelError
 from triskel.experiment.chat import Chat
 from triskel.experiment.compare import Request, run
-from triskel.experiment.predict import Prediction, Predictor, left
+from triskel.experiment.predict import Prediction, Predictor, _Pieces, left
 from triskel.experiment.reevaluate import assess
 from triskel.experiment.trained import trained
 from triskel.export.adapters import export_run
@@ -258,6 +259,49 @@ def test_an_answer_is_told_piece_by_piece_as_it_is_returned(texts: Path) -> None
     assert pieces == []  # whose would they be?
 
 
+def test_what_a_layout_has_behind_an_answer_is_none_of_it(texts: Path) -> None:
+    ready = predictor(texts, max_new_tokens=6)
+    found = ready.prompts(ready.read(ready.named(TEXTS), "the test"))
+    wanted = ready.write(found, range(9))
+    place = max(range(9), key=lambda row: wanted[row].written)
+    before, _, last = (wanted[place].answer or "").rpartition(" ")
+    assert last
+    pieces: list[str] = []
+    ends = Prompts(ids=found.ids, tails=[f" {last}"] * 9)
+    (one,) = ready.write(ends, [place], pieces.append)
+    assert (one.answer, "".join(pieces)) == (before, before)
+    assert one.written == wanted[place].written
+
+
+def test_a_piece_is_no_half_character_nor_what_may_be_a_tail() -> None:
+    told: list[str] = []
+    spelled = ["a", "a\ufffd", "aé", "aé\n", "aé\n#b", "aé\n#b\n##", "aé\n#b\n##"]
+    pieces = _Pieces(lambda tokens: spelled[len(tokens)], "\n## end", told.append)
+    for size in range(len(spelled)):
+        pieces.more([0] * size)
+    assert told == ["a", "é", "\n#b"]
+    pieces.last(spelled[-1])
+    assert "".join(told) == spelled[-1]
+
+
+# --- what it computes in ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("classes", "auto"), ("talk", "float32")])
+def test_text_is_written_in_float32_where_the_type_is_open(
+    kind: str, wanted: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    run_ = folder if kind == "talk" else folder / "run"
+    opened = changed(run_, tmp_path / "auto", 'dtype = "float32"', 'dtype = "auto"')
+    for dtype, computes in ((None, wanted), ("auto", "auto"), ("bfloat16", "bfloat16")):
+        model = trained(opened, dtype=dtype, watch=small.watch)  # type: ignore[arg-type]
+        assert model.job.model.dtype == computes
+        if computes != "auto":
+            assert model.body.dtype == getattr(torch, computes)
+        assert model.body.prefix is None, "nothing is kept of texts that run once"
+
+
 # --- conversations ----------------------------------------------------------------------------
 
 
@@ -270,7 +314,10 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = TURNS
     tokenizer.save_pretrained(model)
     rows = small.save_rows(folder / "rows.csv", 40)
-    job = small.job(model, rows, task="causal", data={"template": "chat"}, train={"lr": 0.05})
+    top = {"blocks": "2-2"}
+    job = small.job(
+        model, rows, task="causal", data={"template": "chat"}, train={"lr": 0.05}, adapter=top
+    )
     return played(folder, job, "params")
 
 
