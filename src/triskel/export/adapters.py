@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from triskel.config.job import Job
 from triskel.config.read import dump, parse
+from triskel.core.crash import during
 from triskel.core.registry import TASKS
 from triskel.core.result_file import run_in, stage_in
 from triskel.core.result_parts import FIGURES
@@ -38,6 +39,7 @@ from triskel.export.manifest import (
 from triskel.export.model_card import CARD, card
 from triskel.export.saved import ADAPTERS, choose
 from triskel.model import peft_folder
+from triskel.model.load import tokenizer_in
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import side_rank
 from triskel.report.catalogue import one_run
@@ -54,6 +56,7 @@ Say = Callable[[str], None]
 # --- one adapter ------------------------------------------------------------------------------
 
 
+@during("while writing an adapter")
 def save_adapter(
     folder: Path,
     body: SharedModel,
@@ -119,6 +122,7 @@ def read_adapter(folder: Path, body: SharedModel) -> Tensors:
 # --- out of a run -----------------------------------------------------------------------------
 
 
+@during("while exporting an adapter")
 def export_run(
     run: Path,
     target: Path,
@@ -222,7 +226,7 @@ def tokenizer_of(run: Path, *, mode: str | None = None, client: str | None = Non
         ModelError: The tokenizer cannot be loaded.
     """
     _, base, manifest = _meant(run, mode, client, say)
-    tokenizer = peft_folder.tokenizer_in(base)
+    tokenizer = tokenizer_in(base)
     if token := _padding(manifest):
         tokenizer.pad_token = token
     return tokenizer
