@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from triskel.config.job import Job
+from triskel.core.crash import during
 from triskel.data.batches import tokenise
 from triskel.data.federate import Federation
 from triskel.data.rows import Rows
@@ -90,5 +91,6 @@ class Tokens:
         known, key = self.models.loaded.tokens, (id(body), rows)
         if key not in known:
             classes = self.federation.classes
-            known[key] = tokenise(rows, body.tokenizer, job=self.job, classes=classes)
+            with during("while making tokens of texts"):
+                known[key] = tokenise(rows, body.tokenizer, job=self.job, classes=classes)
         return known[key]
