@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,7 +123,7 @@ def _weights(
         raise
     except LOADING as error:
         raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
-    _whole(source, notes["missing_keys"], fresh)
+    _whole(source, notes, fresh)
     return loaded
 
 
@@ -225,10 +225,17 @@ def _config(source: str, read: str, head: Head) -> Any:
         ) from error
 
 
-def _whole(source: str, missing: Iterable[str], fresh: Sequence[str]) -> None:
-    """Refuse a model whose files lack weights that would then be random."""
+def _whole(source: str, notes: Mapping[str, Any], fresh: Sequence[str]) -> None:
+    """Refuse a model whose files lack weights, or have others, that would then be random."""
     new = tuple(f"{name}." for name in fresh)
-    lost = sorted(name for name in missing if not name.startswith(new))
+    lost = sorted(name for name in notes["missing_keys"] if not name.startswith(new))
+    other = sorted(one for one in notes["mismatched_keys"] if not str(one[0]).startswith(new))
+    if other:
+        name, there, wanted = other[0]
+        raise ModelError(
+            f"model {source!r} has {name!r} of shape {tuple(there)} in its files, and its "
+            f"config.json says {tuple(wanted)}; take both from one model"
+        )
     if lost:
         raise ModelError(
             f"model {source!r} lacks weights for this task, {lost[0]!r} for one of {len(lost)}; "
