@@ -13,7 +13,7 @@ from triskel.cli.output import console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
 from triskel.core.console import echo
-from triskel.core.crash import logs_in
+from triskel.core.crash import during, logs_in
 from triskel.report.catalogue import kind_of
 from triskel.report.names import COLUMNS as WHERE
 
@@ -49,7 +49,7 @@ def export(
     """Write what a run trained as a PEFT adapter, or as a whole model."""
     from triskel.export.adapters import export_run
 
-    with logs_in(folder):
+    with logs_in(folder), during("while exporting an adapter"):
         export_run(folder, target, mode=mode, client=client, merge=merge, say=echo)
 
 

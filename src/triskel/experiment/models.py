@@ -108,6 +108,10 @@ class Models:
             self._tokenizers[path] = tokenizer_in(resolve(path, fetch=True, say=self.say))
         return self._tokenizers[path]
 
+    def whose(self, client: ClientId, body: SharedModel) -> bool:
+        """Return whether a model that is in memory is a client's; no model is loaded for it."""
+        return self._bodies.get(model_of(self.job, client)) is body
+
     @property
     def in_memory(self) -> Collection[SharedModel]:
         """Models that were loaded so far."""

@@ -57,7 +57,7 @@ class Tokens:
         if id(body) not in self._tests:
             self._tests[id(body)] = {
                 c: self.share(c).test
-                if self.models.body(c) is body
+                if self.models.whose(c, body)
                 else self._tokens(self.federation.clients[c].test, body)
                 for c in sorted(self.federation.clients)
             }
@@ -80,7 +80,7 @@ class Tokens:
         body = self.models.body()
         train = [
             self.share(c).train
-            if self.models.body(c) is body
+            if self.models.whose(c, body)
             else self._tokens(self.federation.clients[c].train, body)
             for c in sorted(self.federation.clients)
         ]

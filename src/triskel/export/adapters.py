@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 
 from triskel.config.job import Job
 from triskel.config.read import dump, parse
-from triskel.core.crash import during
 from triskel.core.registry import TASKS
 from triskel.core.result_file import run_in, stage_in
 from triskel.core.result_parts import FIGURES
@@ -56,7 +55,6 @@ Say = Callable[[str], None]
 # --- one adapter ------------------------------------------------------------------------------
 
 
-@during("while writing an adapter")
 def save_adapter(
     folder: Path,
     body: SharedModel,
@@ -122,7 +120,6 @@ def read_adapter(folder: Path, body: SharedModel) -> Tensors:
 # --- out of a run -----------------------------------------------------------------------------
 
 
-@during("while exporting an adapter")
 def export_run(
     run: Path,
     target: Path,

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from triskel.core.crash import during
 from triskel.core.task_spec import Head
 from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
@@ -46,6 +47,7 @@ MERGE_ERROR = 1e-3
 # --- an adapter, written and read -------------------------------------------------------------
 
 
+@during("while writing an adapter")
 def write(folder: Path, body: SharedModel, tensors: Tensors) -> None:
     """Write a PEFT folder into an existing one; factors as they are installed.
 
