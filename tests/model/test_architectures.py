@@ -45,10 +45,10 @@ def test_every_architecture_has_a_place_in_one_family() -> None:
 
 def test_the_page_of_a_job_has_a_row_for_every_architecture() -> None:
     page = (HERE.parent / "docs" / "job.md").read_text(encoding="utf-8")
-    table = page.partition("| architecture |")[2].partition("\n\n")[0]
+    table = page.partition("| task | architecture |")[2].partition("\n\n")[0]
     rows = [line.split("|")[1:] for line in table.splitlines()[2:]]
     told = {
-        name: cells[1].strip() for cells in rows for name in re.findall(r"`([\w-]+)`", cells[0])
+        name: cells[0].strip() for cells in rows for name in re.findall(r"`([\w-]+)`", cells[1])
     }
     assert told == dict.fromkeys(DECODERS, "both") | dict.fromkeys(ENCODERS, "`classify`")
 
