@@ -189,6 +189,7 @@ class Examples:
             Empty for `classify`.
         whole: Tokens of each text before it was cut; empty where none was.
         lost: What did not fit.
+        left: Which rows these are of, where some of them were left out; else empty.
     """
 
     ids: Sequence[Int[Tensor, " _tokens"]]
@@ -196,6 +197,7 @@ class Examples:
     scored: Sequence[Bool[Tensor, " _tokens"]] = ()
     whole: Sequence[int] = ()
     lost: Lost = Lost()
+    left: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Return the number of examples."""

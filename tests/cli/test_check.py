@@ -129,11 +129,64 @@ NAMES: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
         r / "model" / "pytorch_model.bin"), "model.path", "a format that can run code when it is"),
     "no weights": (lambda r: (r / "model" / "model.safetensors").unlink(), "model.path",
         "has no weights (*.safetensors)"),
+    "weights for another program": (lambda r: (r / "model" / WHOLE).rename(
+        r / "model" / "m.Q4.gguf"), "model.path", "gguf_file='m.Q4.gguf'), then save_pretrained"),
+    "a part that is missing": (lambda r: parts(r, "a.safetensors", "b.safetensors"), "model.path",
+        "lacks b.safetensors, one of 1 of 2 files that model.safetensors.index.json names"),
+    "parts and no list of them": (lambda r: (r / "model" / WHOLE).rename(
+        r / "model" / "a.safetensors"), "model.path", "has a.safetensors and neither model.safe"),
+    "a list that is damaged": (lambda r: [parts(r, "a.safetensors"),
+        (r / "model" / INDEX).write_text("[]")], "model.path", "index.json cannot be read: "),
+    "a file that was cut off": (lambda r: cut(r / "model" / WHOLE, -1), "model.path",
+        "bytes of "),
+    "a part that was cut off": (lambda r: [parts(r, "a.safetensors"),
+        cut(r / "model" / "a.safetensors", 100)], "model.path",
+        "a.safetensors is no file of tensors, or was cut off: it has 100 bytes"),
+    "an empty file": (lambda r: cut(r / "model" / WHOLE, 0), "model.path", "it has 0 bytes"),
+    "a page that was fetched instead": (lambda r: (r / "model" / WHOLE).write_text("<html>" * 99),
+        "model.path", "is no file of tensors"),
+    "a quantised base": (lambda r: config(r, quantization_config={"quant_method": "awq"}),
+        "model.path", "is quantised (awq), and adapters are trained on plain weights"),
+    "a base quantised in a way that is not named": (
+        lambda r: config(r, quantization_config={"load_in_4bit": True}), "model.path",
+        "is quantised (quantization_config in its config.json)"),
+    "a padding token that is none": (lambda r: config(r, pad_token_id=46), "model.path",
+        "has pad_token_id = 46 and vocab_size = 46: there is no such token"),
+    "an architecture that there is not": (lambda r: config(r, model_type="albert"), "model.path",
+        "model type 'albert' is not supported (its blocks are one block"),
+    "an architecture nearly right": (lambda r: config(r, model_type="lama"), "model.path",
+        "is not supported; the nearest is 'llama'; these are: llama, "),
+    "an architecture of its own code": (lambda r: config(r, model_type="mine", auto_map={
+        "AutoConfig": "mine.Config"}), "model.path", "its own code (mine.Config) is never run"),
+    "places told by alibi": (lambda r: config(r, model_type="falcon", alibi=True), "model.path",
+        "is a falcon that tells places by alibi"),
+    "an empty folder": (lambda r: [p.unlink() for p in (r / "model").iterdir()], "model.path",
+        "has no config.json"),
+    "a configuration that is no table": (lambda r: (r / "model" / "config.json").write_text("[]"),
+        "model.path", "config.json cannot be read"),
+    "a folder below home that is not there": (
+        lambda r: set_(r, 'path = "model"', 'path = "~/no such model"'), "model.path",
+        "model folder ~/no such model does not exist"),
     "a folder that is not there": (lambda r: set_(r, 'path = "model"', 'path = "./modell"'),
         "model.path", "does not exist; did you mean 'model'?"),
     "a file for a model": (lambda r: set_(r, 'path = "model"', 'path = "rows.csv"'),
         "model.path", "is a file; name the folder of a model"),
 }  # fmt: skip
+
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def parts(room: Path, *names: str) -> None:
+    """Have the weights in the first of several parts."""
+    (room / "model" / WHOLE).rename(room / "model" / names[0])
+    told = {"weight_map": {f"t{place}": name for place, name in enumerate(names)}}
+    (room / "model" / INDEX).write_text(json.dumps(told))
+
+
+def cut(place: Path, size: int) -> None:
+    """Keep so many bytes of a file; below 0, all but so many."""
+    place.write_bytes(place.read_bytes()[:size])
 
 
 def edit(room: Path, old: str, new: str, name: str = "rows.csv") -> None:
@@ -245,6 +298,41 @@ def test_what_is_not_odd_is_not_said() -> None:
     assert not list(odd(job_of(), rows(labels), rows("1|2", "x|y"), public, {"a": 4, "b": 0}))
     causal = Rows(prompt=("a", "b"), response=("c", "c"))
     assert len(list(odd(job_of(data={"task": "causal"}), causal, NONE, NONE, {}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        (["data.source=cvs"], ["data.source"]),
+        (["data.sorce=csv", "data.train=", "data.source=opinions"], ["data.sorce"]),
+        (["data.source=cvs", "data.label="], ["data.source"]),
+        (["data.source=cvs", "data.task=causal", "train.max_tokens=9"], ["data.source"]),
+        (["data.source=cvs", "model.path=./mdl"], ["data.source", "model.path"]),
+        (["data.task=clasify"], ["data.task"]),
+        (["data.task=casual", "data.text=", "data.prompt=text"], ["data.task"]),
+        (["data.text=3"], ["data.text", "data.text"]),
+        (["data.label=[]"], ["data.label"]),
+        (["data.train=3"], ["data.train"]),
+        (["model.path=3"], ["model.path"]),
+        (["model.dtype=float8"], ["model.dtype"]),
+        (["mode=parms"], ["mode"]),
+        (["data.label=", "data.text=", "data.txt=text"], ["data.txt"]),
+        (["train.max_tokens=-1", "data.task=causal", "data.label="], ["train.max_tokens"]),
+        (["adapter.kind=lroa", "adapter.dropout=0.5"], ["adapter.kind"]),
+        (["clients.partition=natural", "clients.by=3"], ["clients.by"]),
+    ],
+)
+@pytest.mark.usefixtures("room")
+def test_a_key_that_is_wrong_itself_brings_no_other_faults(
+    settings: list[str], keys: list[str]
+) -> None:
+    assert [one.key for one in checked(Path("job.toml"), settings) if one.refuses] == keys
+
+
+def test_keys_that_are_right_and_contradict_each_other_are_still_said(room: Path) -> None:
+    set_(room, 'label = "label"\n', "")
+    found = checked(Path("job.toml"), ["adapter.kind=lroa"])
+    assert [one.key for one in found if one.refuses] == ["adapter.kind", ""]
 
 
 def test_a_causal_job_that_says_no_length_is_refused(room: Path) -> None:

@@ -293,6 +293,30 @@ def test_a_text_goes_on_from_its_end_and_is_not_closed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('roles must\nalternate') }}", "TemplateError, 'roles must'"),
+        ("{% for m in messages %}\n{{ m['content'] }", "TemplateSyntaxError in line 2, "),
+        ("{{ messages[0].content.nothing.there }}", "UndefinedError, "),
+        ("{{ messages[0]['content'] + 1 }}", "TypeError, "),
+        ({"other": CHAT}, "ValueError, 'This model has multiple chat templates with no default"),
+    ],
+)
+def test_a_chat_template_that_fails_is_quoted(template: object, words: str) -> None:
+    tokenizer = pieces()
+    tokenizer.chat_template = template
+    with pytest.raises(DataError) as error:
+        ask("a", "b", tokenizer, template="chat")
+    said = str(error.value)
+    assert said.startswith(
+        f"the tokenizer's chat template cannot lay out a prompt and its response: {words}"
+    )
+    assert said.endswith("; write a data.template with {prompt} and {response}")
+    assert "\n" not in said
+    assert len(said) < 400
+
+
+@pytest.mark.parametrize(
     "template", ["{prompt}", "{response}", "{response} {prompt}", "{prompt}{response}{response}"]
 )
 def test_a_template_without_both_places_is_refused(template: str) -> None:

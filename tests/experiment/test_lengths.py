@@ -220,6 +220,39 @@ def test_table_page_and_card_say_it(cut: Any, tmp_path: Path) -> None:
         assert f"tokens of a text were read: {lost / of:.1%} of what the training texts" in said
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_dropped_is_in_no_count_and_the_card_says_dropped(
+    task: str, tmp_path: Path
+) -> None:
+    model = small.save_model(tmp_path / "model")
+    rows = small.save_rows(tmp_path / "rows.csv", 60)
+    limit = 6 if task == "classify" else 9  # beside the prompt: a response of two words, and an end
+    sections: dict[str, Any] = {
+        "train": {"max_tokens": limit, "overlong": "drop"},
+        "data": {"validation_share": 0.2, "label": "label"},
+        "clients": {"partition": "dirichlet"},
+    }
+    one = small.job(model, rows, task=task, **sections)
+    request = Request(modes=("params",), baselines=(), judge="validation")
+    found = run(one, request, tmp_path / "run", LocalEngine(one), small.watch)
+    resources = prepare(one, small.watch, judge="validation")
+    judged = 0
+    for name, told in found["data"]["clients"].items():
+        held = resources.federation.clients[name]
+        sides = zip(held.train.text or held.train.prompt, held.train.label, strict=True)
+        short = [(text, label) for text, label in sides if len(text.split()) <= 6]
+        assert told["train"] == len(short) < len(held.train)
+        assert told["labels"] == {
+            label: sum(own == label for _, own in short) for label in small.LABELS
+        }
+        judged += told["test"]
+    assert found["data"]["validation"] == judged
+    said = (tmp_path / "run" / "adapters" / "params" / "README.md").read_text(encoding="utf-8")
+    assert f"Texts of more than {limit} tokens were dropped: " in said
+    assert "of what the training texts have was not read. The figures hold" in said
+    assert "Only the first" not in said
+
+
 def test_nothing_is_said_where_nothing_is_lost(tmp_path: Path) -> None:
     model = small.save_model(tmp_path / "model")
     one, told = small.job(model, small.save_rows(tmp_path / "rows.csv", 60)), list[Any]()

@@ -17,10 +17,12 @@ from triskel.config.read import load
 from triskel.data.rows import Rows
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, DataError, JobError, ModelError
+from triskel.experiment import models
 from triskel.experiment.compare import BASELINES, Request, run
 from triskel.experiment.reevaluate import assess
 from triskel.experiment.resources import prepare
 from triskel.export.adapters import export_run, read_adapter
+from triskel.model.load import load as load_model
 from triskel.training.evaluate import evaluate
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
@@ -333,3 +335,32 @@ def test_an_adapter_of_another_job_is_refused(finished: Path, tmp_path: Path) ->
     request.write_text(json.dumps({**asked, "job_sha256": digest}))
     with pytest.raises(ModelError, match="r = 2 and the job's adapter has 3"):
         assess(copy, mode="params", watch=ignore)
+
+
+def test_models_of_clients_are_not_loaded_for_their_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is scored is loaded; a tokenizer that is another one is still found out."""
+    other = small.save_model(tmp_path / "other", intermediate_size=16)
+    each_ = {"clinic": {"model": str(other)}}
+    job = job_in(tmp_path, clients={"partition": "natural", "by": "owner", "each": each_})
+    folder = played(tmp_path, job, modes=("logits",), baselines=("central",))
+    names = list[str]()
+
+    def counted(source: str, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - a body
+        names.append(Path(source).name)
+        return load_model(source, *given, **named)
+
+    monkeypatch.setattr(models, "load", counted)
+    found = assess(folder, mode="central", watch=ignore)
+    assert names == ["model"]
+    wanted = result_of(folder)["baselines"]["central"]["final"]
+    assert figures(found["everybody"]) == figures(wanted["everybody"])
+    names.clear()
+    assess(folder, mode="logits", watch=ignore)
+    assert sorted(names) == ["model", "other"]
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["unk_token"] = "w1"  # noqa: S105 - a token of text
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(DataError, match="the tokenizer of client 'clinic' makes other tokens"):
+        assess(folder, mode="central", watch=ignore)

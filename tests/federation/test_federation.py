@@ -428,6 +428,7 @@ def test_names_of_datasets_stay_names_whatever_lies_beside_the_job(tmp_path: Pat
         ("data.test=/b", "data.test must be the name of a dataset"),
         ('data.public="~/x"', "data.public must be the name of a dataset"),
         ("data.classes=[]", "data.classes must list the classes"),
+        ('data.task="causal"', "train.max_tokens must be set for this task"),
         ("mode=logits", "data.public must name a dataset that all parties hold"),
         ("logits.public=5", "data.public_count must be 0 without data.public"),
         ("clients.each.bank.rank=4", "clients use different ranks"),
@@ -437,6 +438,7 @@ def test_a_job_that_no_federation_can_run_is_refused_with_the_key(change: str, w
     assert job_folder.unfit(parse(JOB)) is None
     clients = (
         *("clients.partition=iid",) * change.startswith("data.source"),
+        *("data.label=", "data.classes=[]") * change.startswith("data.task"),
         change,
     )
     found = parse(JOB, overrides=clients)

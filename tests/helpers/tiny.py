@@ -57,20 +57,37 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", GROUPED),
     "gemma2": ("Gemma2", {**GROUPED, "sliding_window": WINDOW, "final_logit_softcapping": 2.0}),
     "gemma3_text": ("Gemma3Text", {**GROUPED, "sliding_window": WINDOW, "layer_types": ALTERNATE}),
+    "phi3": ("Phi3", {**GROUPED, "sliding_window": WINDOW}),
     "gpt2": ("GPT2", {**SIZES, "n_inner": 24}),
+    "gpt_neox": ("GPTNeoX", SIZES),
+    "opt": ("OPT", {**SIZES, "ffn_dim": 24, "word_embed_proj_dim": 8}),
+    "falcon": ("Falcon", SIZES),
+    "bloom": ("Bloom", SIZES),
     "bert": ("Bert", SIZES),
     "roberta": ("Roberta", {**SIZES, "pad_token_id": 1}),
+    "distilbert": ("DistilBert", {**SIZES, "hidden_dim": 24}),
+    "electra": ("Electra", {**SIZES, "embedding_size": 8}),
+    "mpnet": ("MPNet", {**SIZES, "pad_token_id": 1}),
 }
-DECODERS = [name for name in FAMILIES if name not in {"bert", "roberta"}]
-SLIDING = ["qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
+ENCODERS = ["bert", "roberta", "distilbert", "electra", "mpnet"]
+DECODERS = [name for name in FAMILIES if name not in ENCODERS]
+SLIDING = ["qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3"]
 TASKS = [(f, "classify") for f in FAMILIES] + [(f, "causal") for f in DECODERS]
+ONE_TASK = ("phi3", "gpt_neox", "opt", "falcon")
+"""With `sdpa` these are tried on one task, for time's sake."""
 KERNELS = [
     (family, task, attention)
     for family, task in TASKS
     for attention in ("eager", "sdpa")
-    if (family, attention) != ("gemma2", "sdpa")  # transformers has none
+    if attention == "eager" or family not in {"gemma2", "bloom", "mpnet"}  # transformers has none
+    if (task, attention) != ("classify", "sdpa") or family not in ONE_TASK
 ]
 TARGETS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "bert": ("query", "value")}
+QUERIES = {
+    **dict.fromkeys(("roberta", "electra"), ("query", "value")),
+    **dict.fromkeys(("gpt_neox", "falcon", "bloom"), ("query_key_value",)),
+    "distilbert": ("q_lin", "v_lin"), "mpnet": ("q", "v"), "phi3": ("qkv_proj",),
+}  # fmt: skip
 HEADS = {"llama": "score", "gpt2": "score", "bert": "classifier"}
 JOINED = [("llama", "classify"), ("llama", "causal"), ("gpt2", "causal"), ("bert", "classify")]
 ENDS = {"classify": "classes", "causal": "vocabulary"}
@@ -184,7 +201,7 @@ def body(
     task = job.data.task
     targets = job.adapter.targets or TARGETS.get(family, ())
     if family not in TARGETS:
-        targets = ("query", "value") if family == "roberta" else ("q_proj", "v_proj")
+        targets = QUERIES.get(family, ("q_proj", "v_proj"))
     return SharedModel(
         model(family, task, dtype=dtype, seed=seed, **options),
         tokenizer([f"w{i}" for i in range(3, VOCABULARY)]) if task == "causal" else None,

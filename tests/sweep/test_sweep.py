@@ -545,6 +545,9 @@ def test_without_a_validation_share_the_command_says_what_to_set(here: Path) -> 
         (["--set", RATES, "--baselines", "base"], "unknown baseline 'base'"),
         (["--set", RATES, "--modes", "parms"], "did you mean 'params'?"),
         (["--set", RATES, "--resume", "."], "leave out everything else"),
+        (["--set", RATES, "--set", "model.path=./mdl"], "model folder ./mdl does not exist"),
+        (["--set", RATES, "--set", "data.text=txt"], "has no column 'txt'; did you mean 'text'?"),
+        (["--set", "data.train=a.csv,b.csv"], "a.csv does not exist"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_sentence(words: list[str], why: str, here: Path) -> None:

@@ -31,6 +31,7 @@ from triskel.cli import (
     training,
 )
 from triskel.cli.output import console_for
+from triskel.core import crash
 from triskel.core.console import echo
 from triskel.core.files import OTHERS
 from triskel.core.source import VERSION
@@ -58,18 +59,17 @@ class Commands(TyperGroup):
         try:
             _quieten(debug=debug)
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):
+        except (typer.Exit, typer.Abort, BrokenPipeError, SystemExit, GeneratorExit):
             raise
         except KeyboardInterrupt as stop:
             _fail("interrupted", stop, INTERRUPTED, debug=False)
         except TriskelError as error:
             _fail(f"[bold red]error:[/] {escape(str(error))}", error, error.exit_code, debug=debug)
-        except Exception as error:
+        except BaseException as error:  # a panic of a library in Rust is no Exception
             if hasattr(error, "show"):  # a usage error: typer shows it, with the usage
                 raise
-            text = f"{type(error).__name__}: {_first_line(error)}"
-            more = "" if debug else "; run again with --debug for the traceback"
-            _fail(f"[bold red]error:[/] {escape(text + more)}", error, 1, debug=debug)
+            text = f"{crash.told(error)}; {_logged(error)}"
+            _fail(f"[bold red]error:[/] {escape(text)}", error, 1, debug=debug)
 
 
 app = typer.Typer(
@@ -140,13 +140,17 @@ def _fail(text: str, error: BaseException, code: int, *, debug: bool) -> NoRetur
     if debug:
         traceback.print_exception(error)
     console.print(text, soft_wrap=True)
-    for note in getattr(error, "__notes__", ()):
+    for note in crash.advice(error):
         console.print(escape(note), soft_wrap=True)
     raise typer.Exit(code)
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
+def _logged(error: BaseException) -> str:
+    """Write an exception's traceback down, and say where it is."""
+    try:
+        return f"the traceback is in {crash.log(error)}"
+    except OSError as why:
+        return f"its log cannot be written ({why.strerror}): run again with --debug for a traceback"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -13,21 +13,23 @@ from triskel.cli.output import console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
 from triskel.core.console import echo
+from triskel.core.crash import during, logs_in
 from triskel.report.catalogue import kind_of
 from triskel.report.names import COLUMNS as WHERE
 
 
 def report(folder: Run) -> None:
     """Write report.html of a run, of several seeds or of a sweep anew."""
-    if kind_of(folder) == "sweep":
-        from triskel.report.sweeps import write_page
-        from triskel.sweep import read_record
+    with logs_in(folder):
+        if kind_of(folder) == "sweep":
+            from triskel.report.sweeps import write_page
+            from triskel.sweep import read_record
 
-        page = write_page(folder, read_record(folder))
-    else:
-        from triskel.report.page import write_report
+            page = write_page(folder, read_record(folder))
+        else:
+            from triskel.report.page import write_report
 
-        page = write_report(folder)
+            page = write_report(folder)
     echo(f"{page}\nopen it in a browser: {page.resolve().as_uri()}")
 
 
@@ -47,7 +49,8 @@ def export(
     """Write what a run trained as a PEFT adapter, or as a whole model."""
     from triskel.export.adapters import export_run
 
-    export_run(folder, target, mode=mode, client=client, merge=merge, say=echo)
+    with logs_in(folder), during("while exporting an adapter"):
+        export_run(folder, target, mode=mode, client=client, merge=merge, say=echo)
 
 
 def evaluate(
@@ -77,7 +80,7 @@ def evaluate(
     with console.status("loading torch and transformers"), loading():
         from triskel.experiment.reevaluate import assess
         from triskel.report.terminal import Live
-    with Live(console) as live:
+    with logs_in(folder), Live(console) as live:
         found = assess(
             folder, mode=mode, data=data, model=model, settings=settings or (), watch=live
         )

@@ -13,6 +13,7 @@ from triskel.cli.output import Event, Watch, console_for
 from triskel.cli.quick_import import loading
 from triskel.config.grid import settings_of
 from triskel.config.job import MODE_NAMES
+from triskel.core.crash import logs_in
 from triskel.core.run_folder import next_folder
 from triskel.errors import JobError, TriskelError
 
@@ -64,6 +65,9 @@ def sweep(
         return
     chosen, beside = rows_in(modes, baselines, CHOOSING)
     base, several = settings_of(job, settings or ())
+    from triskel.experiment.check import refuse_early
+
+    refuse_early(*(setting.job for setting in several))
 
     def asked() -> Any:  # noqa: ANN401 - its type loads torch
         from triskel.sweep import Sweep
@@ -87,9 +91,9 @@ def _play(folder: Path, asked: Callable[[], Any]) -> None:
             from triskel import sweep as sweeps
             from triskel.engines.local import LocalEngine
             from triskel.report.terminal import Live
-        with Live(console) as live:
+        with logs_in(folder), Live(console) as live:
             record = sweeps.sweep(asked(), folder, LocalEngine, _announcing(console, live))
-    except (KeyboardInterrupt, TriskelError) as stop:
+    except BaseException as stop:
         refused = isinstance(stop, TriskelError) and stop.exit_code == JobError.exit_code
         if not refused and (folder / "sweep.json").exists():
             stop.add_note(

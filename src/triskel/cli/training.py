@@ -27,7 +27,7 @@ from triskel.cli.torch_import import settle_threads
 from triskel.config.job import MODE_NAMES, Job, ModeName
 from triskel.config.read import load, places_in
 from triskel.core.console import echo
-from triskel.core.faults import refused
+from triskel.core.crash import logs_in
 from triskel.core.registry import MODES
 from triskel.core.run_folder import clear_refused, is_free, next_folder
 from triskel.errors import JobError, TriskelError
@@ -121,7 +121,9 @@ def _start(
     seeds: Sequence[int] | None = None,
     drop_share: float = 0.0,
 ) -> None:
-    _sound(job)
+    from triskel.experiment.check import refuse_early
+
+    refuse_early(job)
     folder = next_folder(job.name) if out is None else out
     ours = is_free(folder)
 
@@ -141,18 +143,6 @@ def _start(
         if ours and error.exit_code == JobError.exit_code:
             clear_refused(folder)
         raise
-
-
-def _sound(job: Job) -> None:
-    """Refuse a job whose files, columns or model are not there, before torch is loaded.
-
-    Raises:
-        JobError: One is not; names the first.
-    """
-    from triskel.experiment.check import early
-
-    for fault in refused(early(job)):
-        raise JobError(fault.text)
 
 
 def _start_demo(
@@ -208,9 +198,9 @@ def _play(folder: Path, go: Callable[[Watch], Mapping[str, Any]]) -> None:
             from triskel.experiment import compare
             from triskel.report.terminal import Live
         del compare, local  # `go` needs them, and what they bring
-        with Live(console) as live:
+        with logs_in(folder), Live(console) as live:
             result = go(_opening(folder, console, live))
-    except (KeyboardInterrupt, TriskelError) as stop:
+    except BaseException as stop:
         refused = isinstance(stop, TriskelError) and stop.exit_code == JobError.exit_code
         if not refused and (any(folder.glob("stages")) or any(folder.glob("seed-*/stages"))):
             stop.add_note(

@@ -24,6 +24,7 @@ from typing import (
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
+from triskel.core.crash import EXPECTED, Place
 from triskel.core.files import private
 from triskel.core.untrusted import json_of, plain
 from triskel.errors import TriskelError
@@ -328,6 +329,7 @@ class Log(AbstractContextManager["Log"]):
     def __init__(self, place: Path, watch: Watch) -> None:
         """Open the log at its end."""
         self._watch = watch
+        self._at = ""
         private(place.parent)
         if place.exists():
             whole = place.read_bytes()
@@ -337,6 +339,7 @@ class Log(AbstractContextManager["Log"]):
     def __call__(self, event: Event) -> None:
         """Write an event down, unless it is one of thousands, and pass it on."""
         self._watch(event)
+        self._at = _place(event, self._at)
         if kind_of(event) not in QUIET:
             line = json.dumps({"time": round(time.time(), 3), **_short(event)})
             self._file.write(f"{line}\n")
@@ -347,6 +350,8 @@ class Log(AbstractContextManager["Log"]):
         if isinstance(error, TriskelError):
             self(failed(str(error)))
         elif error is not None:
+            if self._at and not isinstance(error, EXPECTED):
+                error.add_note(Place(self._at))
             self(failed(f"{type(error).__name__}"))
         self._file.close()
 
@@ -362,6 +367,20 @@ def began(folder: Path) -> float | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if 0 <= found < LATEST else None
+
+
+def _place(event: Event, before: str) -> str:
+    """Return where a run is after an event: the stage, and the round."""
+    stage, round_ = event.get("stage", ""), event.get("round")
+    match kind_of(event):
+        case "round_start":
+            return f"in round {round_} of {stage}"
+        case "stage_start" | "round_end":
+            return f"in {stage}"
+        case "stage_end":
+            return ""
+        case _:
+            return before
 
 
 def _short(event: Event) -> dict[str, Any]:

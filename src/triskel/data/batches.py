@@ -180,6 +180,7 @@ def within(examples: Examples, rows: int, train: Train) -> Examples:
         labels=[examples.labels[i] for i in places] if examples.labels else (),
         scored=_take(examples.scored, places) if examples.scored else (),
         lost=lost,
+        left=places if len(lengths) == rows else (),
     )
 
 

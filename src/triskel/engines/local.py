@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from triskel.config.job import Job
+from triskel.core.crash import during
 from triskel.engines.channel import Channel
 from triskel.engines.fold import Fold
 from triskel.engines.waves import due, groups_in_flight
@@ -59,7 +60,8 @@ def labour(lines: Mapping[ClientId, _Line]) -> bool:
     for clients in joined(waiting):
         first, *others = [waiting[c] for c in clients]
         start = time.perf_counter()
-        first.run(others)
+        with during(_of(clients)):
+            first.run(others)
         seconds = time.perf_counter() - start
         whole = sum(waiting[c].size for c in clients)
         for client in clients:
@@ -165,7 +167,8 @@ class LocalEngine:
         if not turn:
             return state
         asks = {client: lines[client].asks.pop(ticket) for client, ticket in turn.items()}
-        state, answers = mode.answer(state, asks)
+        with during("at the server"):
+            state, answers = mode.answer(state, asks)
         if missing := sorted(asks.keys() - answers.keys()):
             raise RoundError(f"the server left client {missing[0]!r} without an answer")
         for client, ticket in turn.items():
@@ -195,13 +198,19 @@ def _settle(
 def _advance(line: _Line, channel: Channel) -> None:
     """Run a client until it waits for an answer, could work with others, or is done."""
     talk = line.talk
-    while line.work is None and (step := talk.step()) is not None:
-        if isinstance(step, Sent):
-            line.asks[step.ticket] = channel.carry(step.ask, talk.client, "up")
-        elif step.kind is None:
-            talk.do(step)
-        else:
-            line.work = step
+    with during(_of([talk.client])):
+        while line.work is None and (step := talk.step()) is not None:
+            if isinstance(step, Sent):
+                line.asks[step.ticket] = channel.carry(step.ask, talk.client, "up")
+            elif step.kind is None:
+                talk.do(step)
+            else:
+                line.work = step
     if line.update is None and talk.finished:
         update, line.mine = talk.hand_over()
         line.update = channel.carry(update, talk.client, "up")
+
+
+def _of(clients: Sequence[ClientId]) -> str:
+    more = f" and {len(clients) - 1} more" if len(clients) > 1 else ""
+    return f"in the work of {clients[0]}{more}"

@@ -3,20 +3,23 @@
 torch is loaded only where nothing is wrong yet and rows are dealt; no model is.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from triskel.config.job import Job, unsupported
 from triskel.config.read import faults_of
 from triskel.config.sections import is_name
 from triskel.core.faults import Fault, refused
+from triskel.core.registry import TASKS
 from triskel.data.assets import ASSETS, cache_folder
 from triskel.data.check import unreadable
-from triskel.errors import TriskelError
+from triskel.errors import JobError, TriskelError
 from triskel.model.files import lacking
 
 READ = {f"data.{key}" for key in ("source", "task", "text", "prompt", "response", "label")}
 """Keys that say what is read."""
+NEAR = re.compile(r"^unknown key .*; did you mean '([\w.-]+)'\?")
 UNSAID = (
     "train.max_tokens must be set for this task, as it has no default; a run that lacks it names a "
     "length that would do"
@@ -33,25 +36,69 @@ def checked(path: Path | None, settings: Sequence[str] = ()) -> list[Fault]:
     job, faults = faults_of(path, settings)
     if job is None:
         return faults
-    named = {fault.key for fault in faults}
-    if not named & READ:  # else what they were meant to name is not known
-        faults = [*faults, *early(job)]
-    if (why := unsupported(job, job.mode)) is not None:
+    wrong = {key for fault in faults for key in _meant(fault)}
+    faults = [fault for fault in faults if not _follows(fault, wrong)]
+    faults += [] if wrong & READ else _unreadable(job)
+    faults += [] if "data.task" in wrong else _lacking(job)
+    if "mode" not in wrong and (why := unsupported(job, job.mode)) is not None:
         faults.append(Fault("mode", f"mode {job.mode} cannot run this job: {why}"))
-    if job.train.max_tokens is None:
+    if job.train.max_tokens is None and not wrong & {"train.max_tokens", "data.task"}:
         faults.append(Fault("train.max_tokens", UNSAID))
     return faults if refused(faults) else [*faults, *_rows(job)]
 
 
 def early(job: Job) -> list[Fault]:
     """Return files, columns and models that are not there; it takes no time."""
-    if job.data.source == "clients" and is_name(job.data.train):
-        return []  # the data of a federation are at its sites
+    return [*_unreadable(job), *_lacking(job)]
+
+
+def refuse_early(*jobs: Job) -> None:
+    """Refuse jobs of which none has all its files, columns and models, before torch is loaded.
+
+    Raises:
+        JobError: None has; names the first that is not there.
+    """
+    found = [refused(early(job)) for job in jobs]
+    if found and all(found):
+        raise JobError(found[0][0].text)
+
+
+def _meant(fault: Fault) -> Iterator[str]:
+    """Return the key that a fault is of, and the one that a mistyped key was meant to be."""
+    if fault.key:
+        yield fault.key
+    if near := NEAR.search(fault.text):
+        section, _, _ = fault.key.rpartition(".")
+        yield f"{section}.{near[1]}" if section else near[1]
+
+
+def _follows(fault: Fault, wrong: Collection[str]) -> bool:
+    """Return whether keys contradict each other only because some of them are wrong themselves."""
+    if fault.key:
+        return False
+    kinds = {"data.source", "data.task"} & set(wrong)  # else data are judged as of their defaults
+    return any(key in fault.text for key in wrong) or bool(
+        kinds and ("data." in fault.text or "clients." in fault.text)
+    )
+
+
+def _unreadable(job: Job) -> list[Fault]:
+    return [] if _away(job) else list(unreadable(job))
+
+
+def _lacking(job: Job) -> list[Fault]:
+    if _away(job):
+        return []
     each = job.clients.each.items()
     paths = {own.model: f"clients.each.{name}.model" for name, own in each if own.model}
     paths[job.model.path] = "model.path"
-    models = [fault for path, key in paths.items() for fault in lacking(path, ASSETS, key)]
-    return [*unreadable(job), *models]
+    head = TASKS.spec(job.data.task).head
+    return [fault for path, key in paths.items() for fault in lacking(path, ASSETS, head, key)]
+
+
+def _away(job: Job) -> bool:
+    """Return whether a job is a federation's, whose data and models are at its sites."""
+    return job.data.source == "clients" and is_name(job.data.train)
 
 
 def _rows(job: Job) -> Iterator[Fault]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from triskel.core.crash import during
 from triskel.core.files import drop, flush
 from triskel.core.untrusted import json_of, safetensors_at
 from triskel.errors import CheckpointError
@@ -151,6 +152,7 @@ def _section(told: Any, group: Mapping[str, Tensor], key: str) -> Section:  # no
         raise CheckpointError(f"checkpoint has no section {key!r}: {error}") from error
 
 
+@during("while writing a checkpoint")
 def write(folder: Path, saved: Saved) -> Path:
     """Write a checkpoint, then drop all but the last two.
 

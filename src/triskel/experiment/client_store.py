@@ -20,6 +20,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from triskel.core.crash import during
 from triskel.core.files import drop, flush
 from triskel.core.untrusted import check_header, data_of, json_of
 from triskel.errors import CheckpointError
@@ -96,6 +97,7 @@ class Store(Mapping[ClientId, ClientState]):
         """The file that counts for each client, as a checkpoint names it."""
         return dict(self._filed)
 
+    @during("while writing what a client keeps")
     def keep(self, client: ClientId, state: ClientState, round_: int) -> None:
         """Take what a client keeps from now on.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from triskel.core.crash import during
 from triskel.core.files import write_text
 from triskel.core.result_file import NAME, Result, dump
 from triskel.model.load import versions
@@ -17,6 +18,7 @@ def safe(name: str) -> str:
     return name.replace(":", "-").replace(os.sep, "_")
 
 
+@during("while writing the result")
 def save(folder: Path, result: Result) -> None:
     """Write the result as it stands.
 

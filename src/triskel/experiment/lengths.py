@@ -11,7 +11,7 @@ from triskel.data.assets import resolve
 from triskel.data.batches import lengths_of, task_of
 from triskel.data.federate import Federation
 from triskel.errors import DataError
-from triskel.model.peft_folder import tokenizer_in
+from triskel.model.load import tokenizer_in
 from triskel.types import Examples
 
 WHOLE = 1 << 30

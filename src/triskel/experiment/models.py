@@ -4,9 +4,11 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from triskel.config.job import Job, ModeName
 from triskel.config.sections import Model
+from triskel.core.crash import during
 from triskel.core.registry import TASKS
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.batches import task_of
@@ -14,7 +16,7 @@ from triskel.data.rows import Rows
 from triskel.errors import JobError
 from triskel.experiment.compute_record import ComputeRecord
 from triskel.experiment.stage_memory import Memory, model_of
-from triskel.model.load import load
+from triskel.model.load import load, tokenizer_in
 from triskel.model.meter import Costs
 from triskel.model.shared import Choice, SharedModel
 from triskel.policy.model_hash import Seals
@@ -68,6 +70,7 @@ class Models:
     _bodies: dict[tuple[str, int], SharedModel] = field(
         default_factory=dict[tuple[str, int], SharedModel]
     )
+    _tokenizers: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def body(self, client: ClientId | None = None) -> SharedModel:
         """Return the model of a client, or the server's.
@@ -89,6 +92,25 @@ class Models:
             body.prefix = self.memory.hidden if self.memory.keeps(body) else None
             self._bodies[path, rank] = body
         return self._bodies[path, rank]
+
+    def tokenizer(self, client: ClientId | None = None) -> Any:  # noqa: ANN401 - of transformers
+        """Return the tokenizer of a client's model, or of the server's, and load no model for it.
+
+        A model that is held to its seals is read once, whole.
+
+        Raises:
+            ModelError: It cannot be loaded.
+        """
+        path, rank = model_of(self.job, client)
+        if self.seals is not None or (path, rank) in self._bodies:
+            return self.body(client).tokenizer
+        if path not in self._tokenizers:
+            self._tokenizers[path] = tokenizer_in(resolve(path, fetch=True, say=self.say))
+        return self._tokenizers[path]
+
+    def whose(self, client: ClientId, body: SharedModel) -> bool:
+        """Return whether a model that is in memory is a client's; no model is loaded for it."""
+        return self._bodies.get(model_of(self.job, client)) is body
 
     @property
     def in_memory(self) -> Collection[SharedModel]:
@@ -124,6 +146,7 @@ class Models:
         self.loaded.bodies[key] = body
         return body
 
+    @during("while timing a training step")
     def _choice(self, body: SharedModel) -> Choice:
         """Return how a model computes best on this machine."""
         model = self.job.model

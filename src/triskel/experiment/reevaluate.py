@@ -14,6 +14,7 @@ from triskel.config.job import Job
 from triskel.config.read import moved
 from triskel.config.sections import Judge, is_name
 from triskel.core import events
+from triskel.core.crash import during
 from triskel.core.registry import TASKS
 from triskel.data.batches import tokenise
 from triskel.data.files import load, select
@@ -90,11 +91,12 @@ def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
     )
     _hold(run, resources, watch, texts=data is None)
     watch(events.stage_start(stage, 0))
-    if data is None:
-        found = _local(run, resources) if stage == "local" else _again(run, resources, stage)
-        found["judge"] = judge or request.judge
-    else:
-        found = _on_file(run, resources, stage, data)
+    with during(f"while evaluating {stage}"):
+        if data is None:
+            found = _local(run, resources) if stage == "local" else _again(run, resources, stage)
+            found["judge"] = judge or request.judge
+        else:
+            found = _on_file(run, resources, stage, data)
     watch(events.stage_end(stage, {"accuracy": found["accuracy"]}))
     return {"mode": stage, **found}
 

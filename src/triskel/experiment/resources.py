@@ -5,7 +5,7 @@ whose texts are all here. The server of a federation, which knows numbers only, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,10 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 from triskel.config.job import Job, ModeName
 from triskel.config.sections import Judge
 from triskel.core import events
+from triskel.core.crash import during
 from triskel.core.registry import MODES
 from triskel.core.result_data import Data
 from triskel.data.assets import resolve
-from triskel.data.federate import Federation, describe, federate
+from triskel.data.federate import Federation, Holding, describe, federate
 from triskel.experiment.lengths import lost_of, said, together
 from triskel.experiment.models import Loaded, Models
 from triskel.experiment.stage_memory import Memory
@@ -173,7 +174,7 @@ class LocalResources:
     def tokenizers(self) -> Mapping[str, Any]:
         """Return every tokenizer: a client's own, the server's under an empty name."""
         own = [c for c in self.clients if self.job.client(c).model]
-        return {"": self.body().tokenizer, **{c: self.body(c).tokenizer for c in own}}
+        return {"": self.models.tokenizer(), **{c: self.models.tokenizer(c) for c in own}}
 
     def worker(self, client: ClientId, watch: Watch) -> Worker:
         """Return a client's worker, with a fresh meter."""
@@ -230,7 +231,8 @@ class LocalResources:
 
     @cached_property
     def _described(self) -> Data:
-        found = describe(self.federation)
+        held = {client: self._left(client) for client in self.federation.clients}
+        found = describe(replace(self.federation, clients=held))
         for client, told in found["clients"].items():
             share = self.tokens.share(client)
             told["train"], told["test"] = len(share.train), len(share.test)
@@ -239,10 +241,22 @@ class LocalResources:
             found["public_lost"] = lost_of(self.tokens.public(self.body()))
         return found
 
+    def _left(self, client: ClientId) -> Holding:
+        """Return what a client holds without the rows of which nothing is left as tokens."""
+        held, share = self.federation.clients[client], self.tokens.share(client)
+        gone = len(held.test) - len(share.test) if self.judge == "validation" else 0
+        left = share.train.left
+        return replace(
+            held,
+            train=held.train.take(left) if left or not len(share.train) else held.train,
+            validation=held.validation - gone,
+        )
+
     def count(self) -> None:
         """Count what a training step costs, before anything is timed."""
         self.models.say("counting what a training step costs")
-        self.models.costs(self.body()).know(WHOLE)
+        with during("while counting what a training step costs"):
+            self.models.costs(self.body()).know(WHOLE)
 
     def forget(self) -> None:
         """Let go of what a stage kept in memory, unless there is ample room for the next's."""
@@ -338,7 +352,8 @@ def prepare(
 
     if job.data.source == "opinions":
         resolve("opinions", fetch=True, say=say)
-    federation = federate(job, judge)
+    with during("while reading the data"):
+        federation = federate(job, judge)
     said(job, federation, say)
     return LocalResources.of(
         job,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from triskel.config.job import Job
+from triskel.core.crash import during
 from triskel.data.batches import tokenise
 from triskel.data.federate import Federation
 from triskel.data.rows import Rows
@@ -56,7 +57,7 @@ class Tokens:
         if id(body) not in self._tests:
             self._tests[id(body)] = {
                 c: self.share(c).test
-                if self.models.body(c) is body
+                if self.models.whose(c, body)
                 else self._tokens(self.federation.clients[c].test, body)
                 for c in sorted(self.federation.clients)
             }
@@ -79,7 +80,7 @@ class Tokens:
         body = self.models.body()
         train = [
             self.share(c).train
-            if self.models.body(c) is body
+            if self.models.whose(c, body)
             else self._tokens(self.federation.clients[c].train, body)
             for c in sorted(self.federation.clients)
         ]
@@ -90,5 +91,6 @@ class Tokens:
         known, key = self.models.loaded.tokens, (id(body), rows)
         if key not in known:
             classes = self.federation.classes
-            known[key] = tokenise(rows, body.tokenizer, job=self.job, classes=classes)
+            with during("while making tokens of texts"):
+                known[key] = tokenise(rows, body.tokenizer, job=self.job, classes=classes)
         return known[key]

@@ -39,6 +39,7 @@ class Training:
         clients: How many clients hold training examples.
         seed: The job's seed.
         max_tokens: Tokens of a text that were read.
+        overlong: What became of longer texts: `cut`, `drop` or `refuse`.
         prompt: For `causal`, the layout of prompt and response; empty for plain text.
         personal: Whether clients ended with models of their own.
         how: How an adapter of this mode comes about, in words; empty for a baseline.
@@ -76,6 +77,7 @@ class Training:
     worst: Mapping[str, float] = field(default_factory=dict[str, float])
     alone: Mapping[str, int] = field(default_factory=dict[str, int])
     unread: float | None = None
+    overlong: str = "cut"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         clients=clients,
         seed=job.seed,
         max_tokens=job.train.length,
+        overlong=job.train.overlong,
         prompt=layout_of(job),
         personal=bool(about.get("personal")),
         how=str(about.get("trained_own" if own else "trained", "")),

@@ -317,9 +317,7 @@ def _limits(manifest: Manifest) -> str:
     )
     told = manifest.training
     if told:
-        use += f" Only the first {told.max_tokens} tokens of a text were read"
-        lost = told.unread
-        use += f": {lost:.1%} of what the training texts have was not." if lost else "."
+        use += f" {_read(told)}."
     judge = told.judge if told else "test"
     hold = f"The figures hold for {judge} texts of the same sources, for one seed"
     if judge == "validation":
@@ -328,6 +326,16 @@ def _limits(manifest: Manifest) -> str:
         f"{use} {hold}. It inherits the base model's faults, and was not tested for fairness "
         "between groups of people: test it on your own texts before anything depends on it."
     )
+
+
+def _read(told: Training) -> str:
+    """Return how much of a text was read, and what became of longer ones."""
+    lost = f"{told.unread:.1%} of what the training texts have was not" if told.unread else ""
+    if told.overlong == "drop":
+        text = f"Texts of more than {told.max_tokens} tokens were dropped"
+        return f"{text}: {lost} read" if lost else text
+    text = f"Only the first {told.max_tokens} tokens of a text were read"
+    return f"{text}: {lost}" if lost else text
 
 
 def _privacy(told: Training | None) -> str:

@@ -88,12 +88,27 @@ def unfit(job: Job) -> str | None:
                 f"data.{key} must be the name of a dataset in the sites' policies, got {name!r}; "
                 "write the file into the policy (`triskel site init`)"
             )
-    if TASKS.spec(data.task).head == "classes" and not data.classes:
-        return 'data.classes must list the classes, such as ["no", "yes"]; no site sees them all'
-    if MODES.spec(job.mode).traits.needs_public_data and not data.public:
-        return f"data.public must name a dataset that all parties hold; {job.mode} predicts on it"
-    if not data.public and job.public_count:
-        return "data.public_count must be 0 without data.public; --set data.public_count=0"
+    needs_public = MODES.spec(job.mode).traits.needs_public_data
+    for wrong, why in (
+        (
+            TASKS.spec(data.task).head == "classes" and not data.classes,
+            'data.classes must list the classes, such as ["no", "yes"]; no site sees them all',
+        ),
+        (
+            job.train.max_tokens is None,
+            "train.max_tokens must be set for this task; --set train.max_tokens=512, for example",
+        ),
+        (
+            needs_public and not data.public,
+            f"data.public must name a dataset that all parties hold; {job.mode} predicts on it",
+        ),
+        (
+            not data.public and job.public_count > 0,
+            "data.public_count must be 0 without data.public; --set data.public_count=0",
+        ),
+    ):
+        if wrong:
+            return why
     return unsupported(job, job.mode)
 
 

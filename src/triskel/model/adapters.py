@@ -29,6 +29,10 @@ from triskel.numerics.tensors import wide
 SLOT = "default"
 """The name PEFT gives the one adapter of a model; never on the wire."""
 HEAD_STD = 0.02
+USUAL = (
+    ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("query", "value"), ("qkv_proj",), ("q", "v"),
+)  # fmt: skip
+"""What queries and values are called, for architectures of which PEFT does not say it."""
 
 
 def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn.Module, str]]:
@@ -61,7 +65,7 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
         parameter.requires_grad_(trains)
         if trains:
             slots[canonical(name)] = _slot(model, name)
-    if blocks.head_name != "lm_head":
+    if blocks.head_names != ("lm_head",):
         slots |= _fresh_head(blocks, seed)
     for owner, attribute in slots.values():
         value = cast("Tensor", getattr(owner, attribute))
@@ -157,9 +161,9 @@ def _default_targets(blocks: Blocks, adapter: Adapter) -> list[str]:
     if kind in table:
         return list(table[kind])
     here = {name.rpartition(".")[2] for name, _ in blocks.list[0].named_modules()}
-    usual = [name for name in ("q_proj", "v_proj") if name in here]
-    if usual and adapter.kind != "ia3":
-        return usual
+    for usual in USUAL if adapter.kind != "ia3" else ():
+        if here.issuperset(usual):
+            return list(usual)
     raise ModelError(
         f"adapter.targets must be given for {adapter.kind} on a {kind} model; "
         f"modules of a block: {', '.join(sorted(here - {''}))}"
@@ -202,12 +206,13 @@ def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _fresh_head(blocks: Blocks, seed: int) -> dict[str, tuple[nn.Module, str]]:
     slots: dict[str, tuple[nn.Module, str]] = {}
     source = stream(seed, "head")
-    for name, parameter in list(cast("nn.Module", blocks.head).named_parameters()):
+    model = cast("nn.Module", blocks.model)
+    inside = [(part, model.get_submodule(part).named_parameters()) for part in blocks.head_names]
+    for full, parameter in [(f"{part}.{name}", p) for part, some in inside for name, p in some]:
         fresh = torch.zeros(parameter.shape)
-        if not re.search(r"bias$", name):
+        if not re.search(r"bias$", full):
             fresh.normal_(0.0, HEAD_STD, generator=source)
-        full = f"{blocks.head_name}.{name}"
-        owner, attribute = _slot(cast("nn.Module", blocks.model), full)
+        owner, attribute = _slot(model, full)
         setattr(owner, attribute, nn.Parameter(fresh.to(parameter.device)))
         slots[full] = (owner, attribute)
     return slots

@@ -4,14 +4,16 @@ Nothing here needs torch, so a wrong path is said before anything slow begins.
 """
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from triskel.core.faults import Fault
-from triskel.core.untrusted import json_in
+from triskel.core.task_spec import Head
+from triskel.core.untrusted import HEADER_MOST, json_in, json_of, table_of
+from triskel.model.architectures import misfit
 
 KEY = "model.path"
 TIMEOUT_S = 1.5
@@ -22,26 +24,59 @@ TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model", "tokenizer_config.json",
 )  # fmt: skip
-Json = dict[str, Any]
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+Json = Mapping[str, Any]
 
 
-def lacking(path: str, assets: Collection[str], key: str = KEY) -> Iterator[Fault]:
+def lacking(path: str, assets: Collection[str], head: Head, key: str = KEY) -> Iterator[Fault]:
     """Return what keeps a model from being loaded, as far as its files say.
 
     Args:
         path: Name of an asset, path of a folder, or hub id.
         assets: Names of models that are fetched when they are needed.
+        head: What it is to end with.
         key: The key of the job that names it.
     """
-    yield from (replace(fault, key=key) for fault in _lacking(path, assets))
+    yield from (replace(fault, key=key) for fault in _lacking(path, assets, head))
 
 
-def _lacking(path: str, assets: Collection[str]) -> Iterator[Fault]:
+def unloadable(name: str, config: Json, head: Head) -> Iterator[str]:
+    """Return why a model is never loaded, by its configuration: a sentence for each reason.
+
+    Args:
+        name: What the model is called.
+        config: What its `config.json` holds.
+        head: What it is to end with.
+    """
+    kind = config.get("model_type")
+    if not kind:
+        yield f"config.json of {name} names no model_type, so nobody knows how to load it"
+    elif (why := misfit(str(kind), head)) is not None:
+        code = next(_code(config), "")
+        yield f"{why}{f'; its own code ({code}) is never run' if code else ''}"
+    if kind == "falcon" and config.get("alibi"):
+        yield f"model {name} is a falcon that tells places by alibi, and only rotary ones are run"
+    told = config.get("quantization_config")
+    if told:
+        how = cast("Json", told).get("quant_method") if isinstance(told, dict) else None
+        yield (
+            f"model {name} is quantised ({how or 'quantization_config in its config.json'}), and "
+            "adapters are trained on plain weights here: name the model that it was made from"
+        )
+    pad, rows = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+        yield (
+            f"config.json of {name} has pad_token_id = {pad} and vocab_size = {rows}: there is no "
+            f"such token; name one below {rows} in it"
+        )
+
+
+def _lacking(path: str, assets: Collection[str], head: Head) -> Iterator[Fault]:
     if path in assets:
         return
     folder = Path(path).expanduser()
     if folder.is_dir():
-        yield from _folder(path, folder)
+        yield from _folder(path, folder, head)
     elif folder.exists():
         yield Fault(KEY, f"{path} is a file; name the folder of a model, with its config.json")
     elif path.startswith((".", "~")) or folder.is_absolute() or path.count("/") > 1:
@@ -50,19 +85,17 @@ def _lacking(path: str, assets: Collection[str]) -> Iterator[Fault]:
         yield from _hub(path, assets)
 
 
-def _folder(path: str, folder: Path) -> Iterator[Fault]:
+def _folder(path: str, folder: Path, head: Head) -> Iterator[Fault]:
     place = folder / "config.json"
     if not place.exists():
         yield Fault(KEY, f"model folder {path} has no config.json, so it is no model's folder")
         return
     try:
-        config = cast("Json", json_in(place.resolve()))  # a cache is a folder of links
-        named = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        config = table_of(json_in(place.resolve()))  # a cache is a folder of links
+    except (OSError, ValueError, TypeError) as error:
         yield Fault(KEY, f"{place} cannot be read: {error}")
         return
-    if not named:
-        yield Fault(KEY, f"{place} names no model_type, so nobody knows how to load it")
+    yield from (Fault(KEY, why) for why in unloadable(path, config, head))
     if (folder / "adapter_config.json").exists():
         yield Fault(
             KEY,
@@ -79,7 +112,15 @@ def _folder(path: str, folder: Path) -> Iterator[Fault]:
     names = {p.name for p in folder.iterdir()}
     if not names & set(TOKENIZERS):
         yield Fault(KEY, f"model folder {path} has no tokenizer; copy tokenizer.json into it")
-    if not any(name.endswith(".safetensors") for name in names):
+    if names & {WHOLE, INDEX}:
+        yield from _tensors(folder, names)
+    elif some := sorted(name for name in names if name.endswith(".safetensors")):
+        yield Fault(
+            KEY,
+            f"model folder {path} has {some[0]} and neither {WHOLE} nor {INDEX}, which names the "
+            "parts of a model; copy what is missing",
+        )
+    else:
         yield from _weights(path, names)
 
 
@@ -90,9 +131,54 @@ def _code(config: Json) -> Iterator[str]:
             yield from (str(name) for name in cast("Json", value).values())
 
 
+def _tensors(folder: Path, names: set[str]) -> Iterator[Fault]:
+    """Return files of tensors that are not there, or not whole."""
+    parts = [WHOLE]
+    if WHOLE not in names:
+        try:
+            told = table_of(json_in((folder / INDEX).resolve()))
+            parts = sorted({str(one) for one in table_of(told["weight_map"]).values()})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield Fault(KEY, f"{folder / INDEX} cannot be read: {error}")
+            return
+        if lost := [name for name in parts if name not in names]:
+            yield Fault(
+                KEY,
+                f"model folder {folder} lacks {lost[0]}, one of {len(lost)} of {len(parts)} files "
+                f"that {INDEX} names; copy or fetch them anew",
+            )
+    for name in parts:
+        if name in names and (why := _cut(folder / name)):
+            yield Fault(KEY, f"{folder / name} {why}; copy or fetch it anew")
+
+
+def _cut(place: Path) -> str:
+    """Return in what a file of tensors is not whole, by its header; empty where it is."""
+    try:
+        with place.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = place.stat().st_size
+            if not 0 < length <= min(size - 8, HEADER_MOST):
+                return f"is no file of tensors, or was cut off: it has {size:,} bytes"
+            told = table_of(json_of(file.read(length).decode("utf-8")))
+        ends = [one["data_offsets"][1] for name, one in told.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        return f"cannot be read: {error}"
+    return "" if size == whole else f"has {size:,} bytes of {whole:,}"
+
+
 def _weights(path: str, names: set[str]) -> Iterator[Fault]:
     old = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
-    if old:
+    packed = sorted(name for name in names if name.endswith(".gguf"))
+    if packed:
+        yield Fault(
+            KEY,
+            f"model folder {path} has its weights in {packed[0]}; take the model in safetensors "
+            "that it was made from, or unpack it once: transformers' "
+            f"from_pretrained(FOLDER, gguf_file={packed[0]!r}), then save_pretrained(FOLDER)",
+        )
+    elif old:
         yield Fault(
             KEY,
             f"model folder {path} has its weights in {old[0]}, a format that can run code when it "

@@ -2,21 +2,23 @@
 
 import contextlib
 import io
-import json
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from triskel.config.sections import Adapter, Model
+from triskel.core.crash import during
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
-from triskel.model.blocks import family_of
+from triskel.model.families import family_of
+from triskel.model.files import unloadable
 from triskel.model.shared import SharedModel
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -29,6 +31,8 @@ LIMITS = {
     "DNNL_MAX_CPU_ISA": _BELOW_BF16,
 }
 """Variables by which torch and oneDNN use less of the processor, and values without bfloat16."""
+LOADING = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+"""What transformers raises where files are not what they should be, or a library is not here."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -58,8 +62,50 @@ def load(  # noqa: PLR0913 - what a body is made of
         ModelError: The files are missing or damaged, or the architecture is not supported.
     """
     read = place or source
-    config = _config(source, read)
-    family = family_of(config.model_type, head)
+    with during(f"while loading model {source}"):
+        family = family_of(_config(source, read, head).model_type, head)
+        tokenizer = tokenizer_in(source, read)
+        fresh = family.heads[head] if head == "classes" else ()
+        loaded = _weights(source, read, model, classes=classes, fresh=fresh)
+        _rows(source, tokenizer, cast("Any", loaded))
+        loaded = loaded.to(device_of(model))
+        if place is not None:
+            _copy(loaded)
+    return SharedModel(
+        loaded, tokenizer, head=head, classes=classes, adapter=adapter, seed=seed, path=source
+    )
+
+
+def tokenizer_in(source: str, read: str | None = None) -> Any:
+    """Return the tokenizer of a base model.
+
+    Args:
+        source: A local folder or a hub id.
+        read: Another path to the same folder, which is read through it.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    try:
+        with during(f"while loading the tokenizer of {source}"), quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                read or source, trust_remote_code=False
+            )
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise ModelError(
+            f"the tokenizer of {source!r} cannot be loaded: {_first_line(error)}; copy tokenizer"
+            ".json and tokenizer_config.json of the model into its folder anew"
+        ) from error
+
+
+def _weights(
+    source: str, read: str, model: Model, *, classes: int, fresh: Sequence[str]
+) -> nn.Module:
+    """Return a base with its weights; modules of a fresh head may be missing in its files.
+
+    Raises:
+        ModelError: They are missing or damaged.
+    """
     options: dict[str, Any] = {
         "trust_remote_code": False,
         "dtype": dtype_of(model),
@@ -67,22 +113,36 @@ def load(  # noqa: PLR0913 - what a body is made of
         "use_safetensors": True,
     }
     kind: Any = transformers.AutoModelForCausalLM
-    if head == "classes":
+    if fresh:
         kind = transformers.AutoModelForSequenceClassification
         options |= {"num_labels": classes, "ignore_mismatched_sizes": True}  # the head is new
     try:
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(read, trust_remote_code=False)
             loaded, notes = kind.from_pretrained(read, **options, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except LOADING as error:
         raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
-    _whole(source, notes["missing_keys"], family.heads[head] if head == "classes" else "")
-    loaded = cast("nn.Module", loaded).to(device_of(model))
-    if place is not None:
-        _copy(loaded)
-    return SharedModel(
-        loaded, tokenizer, head=head, classes=classes, adapter=adapter, seed=seed, path=source
-    )
+    _whole(source, notes, fresh)
+    return loaded
+
+
+def _rows(source: str, tokenizer: Any, model: Any) -> None:
+    """Refuse a tokenizer that has tokens of which the model knows nothing.
+
+    Raises:
+        ModelError: It has; names the first.
+    """
+    rows = int(model.get_input_embeddings().num_embeddings)
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if beyond:
+        first = min(beyond)
+        raise ModelError(
+            f"the tokenizer of {source!r} knows {max(beyond) + 1:,} tokens and the model embeds "
+            f"{rows:,}: {beyond[first]!r} ({first}) is the first without a row; put the tokenizer "
+            "that belongs to the model beside it, or give the model more rows with transformers' "
+            "resize_token_embeddings"
+        )
 
 
 def _copy(model: nn.Module) -> None:
@@ -146,20 +206,36 @@ def _native_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def _config(source: str, read: str) -> Any:
+def _config(source: str, read: str, head: Head) -> Any:
+    """Return a model's configuration.
+
+    Raises:
+        ModelError: It cannot be read, or such a model is never loaded.
+    """
     try:
         with quiet():
+            told, _ = transformers.PreTrainedConfig.get_config_dict(read, trust_remote_code=False)
+            for why in unloadable(source, told, head):
+                raise ModelError(why)
             return transformers.AutoConfig.from_pretrained(read, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (*LOADING, TypeError, AttributeError) as error:
         raise ModelError(
             f"model {source!r} is neither a folder with a config.json nor a reachable hub id: "
             f"{_first_line(error)}"
         ) from error
 
 
-def _whole(source: str, missing: Iterable[str], head: str) -> None:
-    """Refuse a model whose files lack weights that would then be random."""
-    lost = sorted(name for name in missing if not (head and name.startswith(f"{head}.")))
+def _whole(source: str, notes: Mapping[str, Any], fresh: Sequence[str]) -> None:
+    """Refuse a model whose files lack weights, or have others, that would then be random."""
+    new = tuple(f"{name}." for name in fresh)
+    lost = sorted(name for name in notes["missing_keys"] if not name.startswith(new))
+    other = sorted(one for one in notes["mismatched_keys"] if not str(one[0]).startswith(new))
+    if other:
+        name, there, wanted = other[0]
+        raise ModelError(
+            f"model {source!r} has {name!r} of shape {tuple(there)} in its files, and its "
+            f"config.json says {tuple(wanted)}; take both from one model"
+        )
     if lost:
         raise ModelError(
             f"model {source!r} lacks weights for this task, {lost[0]!r} for one of {len(lost)}; "
@@ -169,7 +245,7 @@ def _whole(source: str, missing: Iterable[str], head: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextlib.contextmanager

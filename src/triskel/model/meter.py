@@ -176,19 +176,20 @@ class Costs(Mapping[Piece, Cost]):
         for piece in pieces:
             high = piece.high if piece.kind in {"bottom", "trunk"} else blocks.count
             modules += list(blocks.list[piece.low : high])
-            if piece.kind not in {"trunk", "top"} and not piece.low:
-                modules.append(_embeddings(self._body))
             if piece.kind not in {"bottom", "trunk"}:
-                modules += [m for m in (blocks.norm, blocks.pooler, blocks.head) if m is not None]
-        weights = {p.data_ptr(): p.nbytes for m in modules for p in m.parameters()}
-        return sum(weights.values())
+                modules += [*blocks.before_head, blocks.head, *_after(self._body)]
+        parameters = [p for module in modules for p in module.parameters()]
+        if any(piece.kind not in {"trunk", "top"} and not piece.low for piece in pieces):
+            parameters += _embeddings(self._body)
+        return sum({p.data_ptr(): p.nbytes for p in parameters}.values())
 
 
-def _embeddings(body: SharedModel) -> nn.Module:
-    model = body.blocks.model
-    base = getattr(model, "bert", None) or getattr(model, "roberta", None)
-    if base is not None:
-        return base.embeddings
-    if hasattr(model, "transformer"):
-        return nn.ModuleList([model.transformer.wte, model.transformer.wpe])
-    return model.get_input_embeddings()
+def _after(body: SharedModel) -> list[nn.Module]:
+    """Return what of the base stands after its blocks."""
+    return [m for m in (body.blocks.norm, body.blocks.between) if m is not None]
+
+
+def _embeddings(body: SharedModel) -> list[nn.Parameter]:
+    """Return what of the base makes hidden states that enter the first block."""
+    later = {id(p) for part in (body.blocks.list, *_after(body)) for p in part.parameters()}
+    return [p for p in body.blocks.model.base_model.parameters() if id(p) not in later]

@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from triskel.core.crash import during
 from triskel.core.task_spec import Head
 from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
 from triskel.model.adapters import SLOT, canonical, config_of, widened
-from triskel.model.load import quiet
+from triskel.model.load import LOADING, quiet, tokenizer_in
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import is_side, misfit, parted, side_rank, stacked, unstacked
 from triskel.types import Tensors
@@ -46,6 +47,7 @@ MERGE_ERROR = 1e-3
 # --- an adapter, written and read -------------------------------------------------------------
 
 
+@during("while writing an adapter")
 def write(folder: Path, body: SharedModel, tensors: Tensors) -> None:
     """Write a PEFT folder into an existing one; factors as they are installed.
 
@@ -190,7 +192,7 @@ def _options(body: SharedModel, side: int) -> dict[str, Any]:
     config.task_type = peft.TaskType.SEQ_CLS if classify else peft.TaskType.CAUSAL_LM
     config.base_model_name_or_path = base_of(body)
     config.inference_mode = True
-    config.modules_to_save = [body.blocks.head_name] if classify else None
+    config.modules_to_save = list(body.blocks.head_names) if classify else None
     _shorten(config, body)
     plain: dict[str, Any] = {
         key: sorted(value) if isinstance(value, set | frozenset) else value
@@ -308,7 +310,7 @@ def opened(adapter: Path, source: str, *, classes: Sequence[str]) -> tuple[Any, 
         with quiet():
             model, tokenizer, stored = _base(source, head, classes)
             wrapped: Any = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except LOADING as error:
         raise ModelError(f"model {source!r} with {adapter} cannot be loaded: {error}") from error
     return wrapped, tokenizer, stored
 
@@ -318,19 +320,6 @@ def pad_with(model: Any, tokenizer: Any, token: str) -> None:
     if token:
         tokenizer.pad_token = token
         model.config.pad_token_id = tokenizer.convert_tokens_to_ids(token)
-
-
-def tokenizer_in(source: str) -> Any:
-    """Return the tokenizer of a base model.
-
-    Raises:
-        ModelError: It cannot be loaded.
-    """
-    try:
-        with quiet():
-            return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer of {source!r} cannot be loaded: {error}") from error
 
 
 def tensors_in(folder: Path) -> Tensors:

@@ -104,7 +104,7 @@ class SharedModel:
         self.ends: Head = head
         self.objective = Objective()
         self.classes = classes
-        self.vocabulary = self._known() if head == "vocabulary" else 0
+        self.vocabulary = _known(tokenizer) if head == "vocabulary" else 0
         self.adapter = adapter
         self.path = str(path)
         self._slots = insert(self.blocks, adapter, seed=seed)
@@ -139,10 +139,6 @@ class SharedModel:
                 raise ModelError(f'model.compute = "fast" cannot be used: {reason}')
             self._fast = FastBlocks(self.blocks, self.adapter)
         self.choice = choice
-
-    def _known(self) -> int:
-        last = max(self.tokenizer.get_vocab().values())
-        return min(last + 1, int(self.blocks.config.vocab_size))
 
     @property
     def device(self) -> torch.device:
@@ -392,3 +388,7 @@ class SharedModel:
         finally:
             for module in self._dropouts:
                 module.train(before)
+
+
+def _known(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values()) + 1

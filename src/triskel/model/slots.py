@@ -43,7 +43,8 @@ class Layout:
 
 def layout_of(slots: Slots, blocks: Blocks, adapter: Adapter) -> Layout:
     """Return which tensor belongs where, by the names of the slots."""
-    head = tuple(n for n in slots if n.startswith(f"{blocks.head_name}."))
+    inside = tuple(f"{name}." for name in blocks.head_names)
+    head = tuple(n for n in slots if n.startswith(inside))
     prefix = f"{blocks.family.blocks}."
     return Layout(
         head=head,

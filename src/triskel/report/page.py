@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from triskel.config.sections import called
 from triskel.core import formats
+from triskel.core.crash import during
 from triskel.core.result_file import NAME, result_in
 from triskel.core.untrusted import json_in
 from triskel.report import section_cost, sections
@@ -34,6 +35,7 @@ MARK = "".join(
 )
 
 
+@during("while writing the report")
 def write_report(folder: Path) -> Path:
     """Write `report.html` beside the `result.json` of a run folder, whole or not at all.
 

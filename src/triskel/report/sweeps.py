@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from triskel.core import formats
+from triskel.core.crash import during
 from triskel.errors import CheckpointError
 from triskel.report.columns import COLUMNS, column_of
 from triskel.report.descriptions import about_in
@@ -79,6 +80,7 @@ def failures(record: Record) -> list[str]:
     ]
 
 
+@during("while writing the report")
 def write_page(folder: Path, record: Record) -> Path:
     """Write `report.html` of a sweep folder, whole or not at all.
 

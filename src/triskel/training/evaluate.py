@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from triskel.core.crash import during
 from triskel.data.batches import batch_of, lengths_of
 from triskel.data.tokens import concatenated
 from triskel.errors import MessageError
@@ -20,6 +21,7 @@ BATCH_TOKENS = 2048
 """Padded tokens of an evaluation batch."""
 
 
+@during("while scoring texts")
 def evaluate(body: SharedModel, tensors: Tensors, examples: Examples) -> Score:
     """Return the score of a body with these tensors on some examples."""
     tally = body.objective.counts(body.classes, len(examples))
@@ -88,6 +90,7 @@ def evaluate_each(
             yield from zip(group.clients, _together(body, tensors, group), strict=True)
 
 
+@during("while scoring texts")
 def _together(body: SharedModel, tensors: Tensors, group: Group) -> list[Score]:
     held = torch.tensor(group.owners, dtype=torch.int64).bincount(minlength=len(group.clients))
     found = [body.objective.counts(body.classes, int(count)) for count in held]

@@ -15,6 +15,7 @@ from triskel.cli.federation.nodes import sentence
 from triskel.cli.output import conclude, console_for
 from triskel.config.job import ModeName
 from triskel.core.console import clean, echo
+from triskel.core.crash import logs_in
 from triskel.core.registry import MODES
 from triskel.core.result_file import result_in
 from triskel.core.run_folder import safe_name
@@ -65,7 +66,7 @@ def submit(
         if not wait:
             say(f"`triskel federation status {folder}` shows it, `result {folder}` fetches it")
             return
-        with _leaving(folder, target):
+        with _leaving(folder, target), logs_in(target):
             follow(line, asked, entry, target, (say, show))
     _fetched(target)
 
@@ -91,7 +92,7 @@ def resume(
     free(target, over=True)
     with _watching() as (say, show), Line(kit, patient=supervise, say=say) as line:
         say(f"run {entry.run}, last submitted as job {entry.job}")
-        with _leaving(folder, target):
+        with _leaving(folder, target), logs_in(target):
             take_up(line, asked, entry, target, (say, show))
     _fetched(target)
 

@@ -23,6 +23,8 @@ from triskel.tasks.causal.spec import PLAIN, more_in
 from triskel.types import Examples
 
 _PLACE = "\ue000"
+LONGEST = 200
+"""Characters of a template's complaint that are shown."""
 Layout = Callable[[str], tuple[str, str]]
 """Prompt to prefix and suffix of the response."""
 
@@ -172,6 +174,14 @@ def _template(template: str) -> Layout:
     return lambda prompt: (head + prompt + start.tail, suffix)
 
 
+def _words(error: Exception) -> str:
+    """Return what a chat template says, in its own words."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = getattr(error, "lineno", None)
+    where = f" in line {line}" if line is not None else ""
+    return f"{type(error).__name__}{where}, {first[:LONGEST]!r}" if first else type(error).__name__
+
+
 def _chat(tokenizer: PreTrainedTokenizerBase, before: Sequence[Turn]) -> Layout:
     """Lay out by the tokenizer's chat template, cut after its end-of-text token."""
     chatty = cast("Any", tokenizer)
@@ -188,7 +198,13 @@ def _chat(tokenizer: PreTrainedTokenizerBase, before: Sequence[Turn]) -> Layout:
             for pair in (*before, (prompt, _PLACE))
             for role, content in zip(("user", "assistant"), pair, strict=True)
         ]
-        whole = str(chatty.apply_chat_template(turns, tokenize=False))
+        try:
+            whole = str(chatty.apply_chat_template(turns, tokenize=False))
+        except Exception as error:  # a template is a program of whoever made the model
+            raise DataError(
+                "the tokenizer's chat template cannot lay out a prompt and its response: "
+                f"{_words(error)}; write a data.template with {{prompt}} and {{response}}"
+            ) from error
         prefix, place, suffix = whole.rpartition(_PLACE)
         if not place:
             raise DataError(
