@@ -25,7 +25,7 @@ from triskel.cli.output import Event, Watch, conclude, console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
 from triskel.config.job import MODE_NAMES, Job, ModeName
-from triskel.config.read import load, places_in
+from triskel.config.read import load, places_in, rounds_in
 from triskel.core.console import echo
 from triskel.core.faults import refused
 from triskel.core.registry import MODES
@@ -95,10 +95,11 @@ def run(
         if job or mode or out or baselines != "none":
             raise JobError(
                 "--resume goes on with the job as it was; leave out everything else but where its "
-                "data lie by now (--set data.train=FILE)"
+                "data lie by now (--set data.train=FILE) and more rounds (--set rounds=6)"
             )
-        places_in(settings or ())
-        _resume(resume, settings or ())
+        rounds, places = rounds_in(settings or ())
+        places_in(places)
+        _resume(resume, places, rounds)
         return
     if job is None:
         raise JobError(
@@ -183,7 +184,7 @@ def _notes(console: Console) -> Watch:
     return told
 
 
-def _resume(folder: Path, settings: Sequence[str]) -> None:
+def _resume(folder: Path, settings: Sequence[str], rounds: int | None) -> None:
     if kind_of(folder) == "sweep":
         raise JobError(f"{folder} holds a sweep; `triskel sweep --resume {folder}` goes on")
 
@@ -193,7 +194,7 @@ def _resume(folder: Path, settings: Sequence[str]) -> None:
         from triskel.experiment.seeds import resume_seeds, seeds_of
 
         again = resume if seeds_of(folder) is None else resume_seeds
-        return again(folder, LocalEngine, watch, settings=settings)
+        return again(folder, LocalEngine, watch, settings=settings, rounds=rounds)
 
     _play(folder, go)
 

@@ -202,6 +202,11 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
     yield from _about_clients(job)
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
+    if job.train.keep == "best" and not job.data.validation_share:
+        yield (
+            'train.keep "best" needs rows to choose a round by: set data.validation_share, to 0.2 '
+            "for one"
+        )
     for spec in job.specs:
         named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
         if named is not None:
@@ -238,6 +243,17 @@ def _about_clients(job: Job) -> Iterator[str]:
         yield f'clients.partition "{job.partition}" needs data.label to name a column'
     if job.partition == "natural" and not (job.clients.by or named):
         yield 'clients.by must name a column when clients.partition is "natural"'
+
+
+def unfederated(job: Job, mode: ModeName) -> str | None:
+    """Return why `mode` cannot run this job between organisations, or None when it can."""
+    del mode
+    if job.train.keep == "best":
+        return (
+            'train.keep must be "last": sites score models on their test rows, so no validation '
+            "figure reaches the server"
+        )
+    return None
 
 
 def unsupported(job: Job, mode: ModeName) -> str | None:

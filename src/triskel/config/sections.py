@@ -160,6 +160,7 @@ class Train(Options):
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     max_tokens: Positive | None = None
     overlong: Literal["cut", "drop", "refuse"] = "cut"
+    keep: Literal["last", "best"] = "last"
 
     @property
     def length(self) -> int:

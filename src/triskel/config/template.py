@@ -97,6 +97,7 @@ weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone
 max_tokens = 48              # tokens of a text that are read; for causal there is no default
 overlong = "cut"             # what becomes of longer texts: cut, drop or refuse
+keep = "last"                # which round a stage ends with: last, or best (on validation texts)
 
 @MODES@
 

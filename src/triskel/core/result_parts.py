@@ -3,6 +3,7 @@
 What every version has written is required, what came later or stands in some rows only is not.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import (
     Annotated,
@@ -70,6 +71,7 @@ class ClientFigures(Figures):
     everybody: NotRequired[Figures]
     global_accuracy: NotRequired[Reached]
     flops: NotRequired[int]
+    kept: NotRequired[int]
 
 
 class Final(Figures):
@@ -164,13 +166,15 @@ class Totals(TypedDict):
 class RoundRow(_Further):
     """One round of one stage.
 
-    Rounds that were not tested have no figures. Where clients are many, `sum` and `slowest` stand
+    Rounds that were not tested have no figures; `validation` are those by which a round is chosen
+    that a stage ends with. Where clients are many, `sum` and `slowest` stand
     in place of `clients`, and `per_client` in the last round only.
     """
 
     round: int
     accuracy: NotRequired[Reached]
     own: NotRequired[Figures]
+    validation: NotRequired[Figures]
     per_client: NotRequired[dict[str, ClientFigures]]
     everybody: NotRequired[Figures]
     seconds: NotRequired[float]
@@ -185,11 +189,15 @@ class RoundRow(_Further):
 
 @with_config(CHECKED)
 class StageRow(TypedDict):
-    """A mode, or another stage, from its first round to its last."""
+    """A mode, or another stage, from its first round to its last.
+
+    `kept` is the round that it ends with, where that was chosen (`train.keep`).
+    """
 
     rounds: list[RoundRow]
     totals: Totals
     final: Final
+    kept: NotRequired[int]
 
 
 class BaselineRow(Final):
@@ -209,6 +217,18 @@ class BaselineRow(Final):
     rounds: NotRequired[list[RoundRow]]
     totals: NotRequired[Totals]
     final: NotRequired[Final]
+    kept: NotRequired[int]
+
+
+def ended_with(stage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the round that a stage of a result ends with: the one kept, else the last.
+
+    >>> ended_with({"rounds": [{"round": 1}, {"round": 2}], "kept": 1})
+    {'round': 1}
+    """
+    rounds: list[Mapping[str, Any]] = stage.get("rounds") or [{}]
+    kept = stage.get("kept")
+    return next((one for one in rounds if one.get("round") == kept), rounds[-1])
 
 
 class DroppedRow(TypedDict):

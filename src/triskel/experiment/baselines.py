@@ -127,6 +127,8 @@ def _alone(
             "global_accuracy": everybody["accuracy"],
             "flops": found["totals"]["client_flops"],
         }
+        if "kept" in found:
+            each[client]["kept"] = found["kept"]
         seconds += found["totals"]["seconds"]
     _record(resources, folder, kind)
     row: BaselineRow = {**local_row(each, resources.body().classes), "seconds": seconds}

@@ -30,6 +30,7 @@ from triskel.core.untrusted import TOML_MOST, json_in, table_of, text_of
 from triskel.errors import CheckpointError, JobError
 from triskel.experiment.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.experiment.folder import environment, save
+from triskel.experiment.more_rounds import asked_since, more_rounds
 from triskel.experiment.opening import opening, same_data, skipped_in, warnings
 from triskel.experiment.records import COLUMNS, DROPS
 from triskel.experiment.resources import Resources, prepare
@@ -162,6 +163,7 @@ def resume(
     venue: Venue[Any] = HERE,
     *,
     settings: Sequence[str] = (),
+    rounds: int | None = None,
 ) -> RunResult:
     """Go on with a run folder from its last checkpoint, and return its result.
 
@@ -171,13 +173,16 @@ def resume(
         watch: Told about whatever a user should know.
         venue: Where the job is played.
         settings: Where its data lie by now, as `config.read.moved` has it.
+        rounds: How many rounds it shall have, where these are more than it has.
 
     Raises:
         CheckpointError: It is not a run folder.
+        JobError: It cannot have so many rounds.
         DataError: Its data are not those that it began with.
         TriskelError: A stage failed.
     """
     job, request = read_run(folder)
+    job = more_rounds(folder, job, rounds)
     return _run(job, request, folder, engine(job), watch, venue, settings)
 
 
@@ -205,7 +210,11 @@ def read_run(folder: Path, *, imports: Collection[str] | None = None) -> tuple[J
             f"{folder / 'job.toml'} is not the job this run began with; put it back, or start a "
             "new run with --out"
         )
-    return parse(text, where=str(folder / "job.toml"), imports=imports), request
+    job = parse(text, where=str(folder / "job.toml"), imports=imports)
+    try:
+        return asked_since(job, asked), request
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is not a run folder: {error}") from error
 
 
 def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Request:

@@ -5,7 +5,7 @@ whose texts are all here. The server of a federation, which knows numbers only, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from triskel.core.registry import MODES
 from triskel.core.result_data import Data
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation, describe, federate
+from triskel.data.rows import Rows
 from triskel.experiment.lengths import lost_of, said, together
 from triskel.experiment.models import Loaded, Models
 from triskel.experiment.stage_memory import Memory
@@ -208,6 +209,21 @@ class LocalResources:
             meter=self.models.costs(body).meter(),
             watch=watch,
         )
+
+    def validating(self) -> "LocalResources | None":
+        """Return the same models with validation texts as test texts, to choose a round by.
+
+        None where nothing is chosen, or models are scored on these texts anyway.
+        """
+        if self.job.train.keep == "last" or self.judge == "validation":
+            return None
+        clients = {
+            client: replace(held, train=Rows(), test=held.held_out)
+            for client, held in self.federation.clients.items()
+        }
+        federation = replace(self.federation, clients=clients)
+        tokens = Tokens(job=self.job, federation=federation, models=self.models)
+        return replace(self, federation=federation, judge="validation", tokens=tokens)
 
     def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
         """Return what a mode is built from, with a fresh meter of the server's."""

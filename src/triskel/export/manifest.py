@@ -54,6 +54,7 @@ class Training:
         alone: How clients do on their own texts beside training alone: `clients`, how many of
             them are `better`, and how many `better_sure` and `worse_sure`, beyond chance.
         unread: Share of the training texts' tokens that were not read, where that is known.
+        kept: Which round it is of, where the best on validation texts was kept.
     """
 
     job: str
@@ -76,6 +77,7 @@ class Training:
     worst: Mapping[str, float] = field(default_factory=dict[str, float])
     alone: Mapping[str, int] = field(default_factory=dict[str, int])
     unread: float | None = None
+    kept: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +131,11 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     judge: Judge = "test",
     about: Mapping[str, Any] = NOTHING,
     data: Mapping[str, Any] = NOTHING,
+    kept: int | None = None,
 ) -> Training:
     """Return how a stage of a job trained; `rounds` are the job's unless given.
+
+    `kept` is the round that was chosen, where one was.
 
     `about` is what a result says of a mode (`descriptions.about_of`).
 
@@ -156,6 +161,7 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         down_bytes=traffic[1] if traffic else None,
         judge=judge,
         unread=_unread(data),
+        kept=kept,
     )
 
 

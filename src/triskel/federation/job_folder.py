@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from triskel.config.job import Job, ModeName, unsupported
+from triskel.config.job import Job, ModeName, unfederated, unsupported
 from triskel.config.read import load, parse, to_toml
 from triskel.config.sections import is_name
 from triskel.core.registry import MODES, TASKS
@@ -94,7 +94,7 @@ def unfit(job: Job) -> str | None:
         return f"data.public must name a dataset that all parties hold; {job.mode} predicts on it"
     if not data.public and job.public_count:
         return "data.public_count must be 0 without data.public; --set data.public_count=0"
-    return unsupported(job, job.mode)
+    return unfederated(job, job.mode) or unsupported(job, job.mode)
 
 
 def spec(asked: Request) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def read_baseline(name: str, raw: Json) -> Baseline:
         per_client=each,
         seconds=_first(number(raw, "seconds"), number(inner(raw, "totals"), "seconds")),
         flops=flops / len(each) if flops is not None and each else None,
+        kept=whole_number(raw, "kept"),
     )
 
 
@@ -166,10 +167,10 @@ def read_mode(name: str, raw: Json, planned: int, about: About) -> ModeRun:
     whole, members = _spent(items(raw.get("rounds")), rounds)
     seconds = [one.seconds for one in rounds if one.seconds is not None]
     everybody, own = _ended(about, inner(raw, "final"), rounds)
+    kept = whole_number(raw, "kept")
     if not common:  # what a round scored are clients' own models on their own texts
-        rounds = tuple(
-            replace(one, score=everybody if one is rounds[-1] else Score()) for one in rounds
-        )
+        ends = next((one for one in rounds if one.number == kept), rounds[-1] if rounds else None)
+        rounds = tuple(replace(one, score=everybody if one is ends else Score()) for one in rounds)
     return ModeRun(
         name=name,
         rounds=rounds,
@@ -184,6 +185,7 @@ def read_mode(name: str, raw: Json, planned: int, about: About) -> ModeRun:
         wire=_both_ways(totals, "wire_bytes"),
         scoring=_both_ways(inner(totals, "scoring"), "message_bytes"),
         about=about,
+        kept=kept,
     )
 
 

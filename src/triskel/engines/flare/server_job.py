@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from triskel.config.job import Job, ModeName
+from triskel.config.job import Job, ModeName, unfederated
 from triskel.config.sections import Judge
 from triskel.core import events
 from triskel.core.files import write_text
@@ -243,6 +243,9 @@ class ServerJob:
     ) -> ServerResources:
         if judge != "test":
             raise JobError("sites score models on their test rows; ask for no other")
+        for mode in modes:
+            if (why := unfederated(job, mode)) is not None:
+                raise JobError(f"the server refuses: {why}")
         federation = federate_none(job, self._roster.present, datasets(self._policy))
         job = placed(job, self._policy_file)
         models = models_of(job, federation, watch, modes=modes, choices=choices, seals=self._seals)
