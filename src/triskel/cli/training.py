@@ -17,9 +17,11 @@ from triskel.cli.options import (
     Name,
     Out,
     Set,
+    Start,
     names_in,
     rows_in,
     seeds_in,
+    starting,
 )
 from triskel.cli.output import Event, Watch, conclude, console_for
 from triskel.cli.quick_import import loading
@@ -58,16 +60,18 @@ def compare(
         ),
     ] = 0.0,
     settings: Set = None,
+    start: Start = None,
 ) -> None:
     """Run baselines and modes on one model, data split and seed, and write a report.
 
     Without a job file and settings it is the demo, as large as the machine does in minutes.
     """
     chosen, beside = rows_in(modes, baselines, BASELINE_NAMES)
+    settings = starting(settings, start)
     if job is None and not (settings or seeds or drop_outs):
         _start_demo(out, chosen, beside)
         return
-    asked = load(job, settings or ())
+    asked = load(job, settings)
     more = None if seeds is None else seeds_in(seeds, asked.seed)
     _start(asked, out, chosen, beside, seeds=more, drop_share=drop_outs)
 
@@ -80,6 +84,7 @@ def run(
     out: Out = None,
     baselines: Baselines = "none",
     settings: Set = None,
+    start: Start = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -92,7 +97,7 @@ def run(
 ) -> None:
     """Run one mode, or go on with a run that was stopped."""
     if resume is not None:
-        if job or mode or out or baselines != "none":
+        if job or mode or out or start or baselines != "none":
             raise JobError(
                 "--resume goes on with the job as it was; leave out everything else but where its "
                 "data lie by now (--set data.train=FILE) and more rounds (--set rounds=6)"
@@ -106,7 +111,7 @@ def run(
             "give a job file, or --resume RUN; `triskel init` writes a job file, "
             "and `triskel compare` needs none"
         )
-    asked = load(job, settings or ())
+    asked = load(job, starting(settings, start))
     chosen = _one_of(MODES.names(), mode) or asked.mode
     beside = names_in("baseline", baselines, BASELINE_NAMES, empty=True)
     _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
@@ -122,7 +127,7 @@ def _start(
     seeds: Sequence[int] | None = None,
     drop_share: float = 0.0,
 ) -> None:
-    _sound(job)
+    _sound(job, modes)
     folder = next_folder(job.name) if out is None else out
     ours = is_free(folder)
 
@@ -144,7 +149,7 @@ def _start(
         raise
 
 
-def _sound(job: Job) -> None:
+def _sound(job: Job, modes: Sequence[ModeName]) -> None:
     """Refuse a job whose files, columns or model are not there, before torch is loaded.
 
     Raises:
@@ -152,7 +157,7 @@ def _sound(job: Job) -> None:
     """
     from triskel.experiment.check import early
 
-    for fault in refused(early(job)):
+    for fault in refused(early(job, modes)):
         raise JobError(fault.text)
 
 

@@ -303,6 +303,9 @@ def _rooted(job: Job, base: Path) -> Job:
         update={
             "data": job.data.model_copy(update=files) if local else job.data,
             "model": job.model.model_copy(update={"path": find(job.model.path, always=False)}),
+            "adapter": job.adapter.model_copy(
+                update={"start": find(job.adapter.start, always=True)}
+            ),
             "clients": job.clients.model_copy(update={"each": each}),
         }
     )

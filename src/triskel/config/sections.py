@@ -55,6 +55,7 @@ class Adapter(Options):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: tuple[str, ...] = ()
     blocks: str = "all"
+    start: str = ""
 
     @field_validator("blocks")
     @classmethod

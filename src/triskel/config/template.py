@@ -49,6 +49,7 @@ alpha = 16.0                 # the factors' product is scaled by alpha / rank
 dropout = 0.0                # on the adapter's input, in training
 targets = []                 # modules by name, such as ["q_proj", "v_proj"]; empty: as PEFT
 blocks = "top:4"             # all, top:N (the last N blocks) or FIRST-LAST [all]
+start = ""                   # a PEFT folder or a run that training goes on from; empty: afresh
 
 [data]
 task = "classify"            # classify (one class a text) or causal (write a response)

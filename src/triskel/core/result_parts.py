@@ -3,7 +3,6 @@
 What every version has written is required, what came later or stands in some rows only is not.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import (
     Annotated,
@@ -187,17 +186,25 @@ class RoundRow(_Further):
     absent: NotRequired[dict[str, str]]
 
 
+class Started(TypedDict):
+    """The adapter that training started from: its folder's name, and its tensors' SHA-256."""
+
+    name: str
+    sha256: str
+
+
 @with_config(CHECKED)
 class StageRow(TypedDict):
     """A mode, or another stage, from its first round to its last.
 
-    `kept` is the round that it ends with, where that was chosen (`train.keep`).
+    `kept` is the round that it ends with, where that was chosen; `start` what it started from.
     """
 
     rounds: list[RoundRow]
     totals: Totals
     final: Final
     kept: NotRequired[int]
+    start: NotRequired[Started]
 
 
 class BaselineRow(Final):
@@ -218,17 +225,7 @@ class BaselineRow(Final):
     totals: NotRequired[Totals]
     final: NotRequired[Final]
     kept: NotRequired[int]
-
-
-def ended_with(stage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the round that a stage of a result ends with: the one kept, else the last.
-
-    >>> ended_with({"rounds": [{"round": 1}, {"round": 2}], "kept": 1})
-    {'round': 1}
-    """
-    rounds: list[Mapping[str, Any]] = stage.get("rounds") or [{}]
-    kept = stage.get("kept")
-    return next((one for one in rounds if one.get("round") == kept), rounds[-1])
+    start: NotRequired[Started]
 
 
 class DroppedRow(TypedDict):

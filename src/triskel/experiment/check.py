@@ -6,13 +6,14 @@ torch is loaded only where nothing is wrong yet and rows are dealt; no model is.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from triskel.config.job import Job, unsupported
+from triskel.config.job import Job, ModeName, unsupported
 from triskel.config.read import faults_of
 from triskel.config.sections import is_name
 from triskel.core.faults import Fault, refused
 from triskel.data.assets import ASSETS, cache_folder
 from triskel.data.check import unreadable
 from triskel.errors import TriskelError
+from triskel.export.start import KEY, differing, sources
 from triskel.model.files import lacking
 
 READ = {f"data.{key}" for key in ("source", "task", "text", "prompt", "response", "label")}
@@ -43,15 +44,30 @@ def checked(path: Path | None, settings: Sequence[str] = ()) -> list[Fault]:
     return faults if refused(faults) else [*faults, *_rows(job)]
 
 
-def early(job: Job) -> list[Fault]:
-    """Return files, columns and models that are not there; it takes no time."""
+def early(job: Job, modes: Sequence[ModeName] = ()) -> list[Fault]:
+    """Return files, columns, models and adapters that are not there, or do not fit.
+
+    It takes no time; without modes, the job's own is played.
+    """
     if job.data.source == "clients" and is_name(job.data.train):
         return []  # the data of a federation are at its sites
     each = job.clients.each.items()
     paths = {own.model: f"clients.each.{name}.model" for name, own in each if own.model}
     paths[job.model.path] = "model.path"
     models = [fault for path, key in paths.items() for fault in lacking(path, ASSETS, key)]
-    return [*unreadable(job), *models]
+    return [*unreadable(job), *models, *_start(job, modes or (job.mode,))]
+
+
+def _start(job: Job, modes: Sequence[ModeName]) -> Iterator[Fault]:
+    """Return why training cannot start from the adapter that the job names."""
+    if not job.adapter.start:
+        return
+    try:
+        found = sources(Path(job.adapter.start), job, modes)
+        for source in found.values():
+            yield from (Fault(KEY, text) for text in differing(source, job))
+    except TriskelError as error:
+        yield Fault(KEY, str(error))
 
 
 def _rows(job: Job) -> Iterator[Fault]:

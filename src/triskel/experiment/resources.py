@@ -15,12 +15,14 @@ from triskel.config.sections import Judge
 from triskel.core import events
 from triskel.core.registry import MODES
 from triskel.core.result_data import Data
+from triskel.core.result_parts import Started
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation, describe, federate
 from triskel.data.rows import Rows
 from triskel.experiment.lengths import lost_of, said, together
 from triskel.experiment.models import Loaded, Models
 from triskel.experiment.stage_memory import Memory
+from triskel.experiment.starts import Starts
 from triskel.experiment.tokens import Share, Tokens
 from triskel.model.shared import SharedModel
 from triskel.policy.model_hash import Seals
@@ -70,7 +72,14 @@ class Resources(Protocol):
         ...
 
     def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
-        """Return what a mode is built from, with a fresh meter of the server's."""
+        """Return what a mode is built from, with a fresh meter of the server's.
+
+        What trains from here on starts from what the mode starts from.
+        """
+        ...
+
+    def started(self, stage: str) -> Started | None:
+        """Return what a result says of the adapter that a stage starts from, if there is one."""
         ...
 
     def epoch_tokens(self) -> Mapping[ClientId, int]:
@@ -128,6 +137,7 @@ class LocalResources:
         choices: Path | None = None,
         loaded: Loaded | None = None,
         seals: Seals | None = None,
+        starts: Starts | None = None,
     ) -> "LocalResources":
         """Return a job with these texts; models are loaded and texts tokenised when asked for.
 
@@ -140,10 +150,12 @@ class LocalResources:
             choices: Where is written how each model computes.
             loaded: What other seeds of the job loaded.
             seals: What models are held to while they are loaded.
+            starts: What stages start from.
         """
         models = models_of(
-            job, federation, watch, modes=modes, choices=choices, loaded=loaded, seals=seals
-        )
+            job, federation, watch, modes=modes, choices=choices, loaded=loaded, seals=seals,
+            starts=starts,
+        )  # fmt: skip
         return cls(
             job=job,
             federation=federation,
@@ -229,6 +241,10 @@ class LocalResources:
         """Return what a mode is built from, with a fresh meter of the server's."""
         return setting_of(self.job, mode, self.tokens, self._everyone, watch)
 
+    def started(self, stage: str) -> Started | None:
+        """Return what a result says of the adapter that a stage starts from, if there is one."""
+        return self.models.started(stage)
+
     def _everyone(self) -> Iterator[tuple[ClientId, SharedModel]]:
         yield from ((client, self.body(client)) for client in self.clients)
 
@@ -274,6 +290,7 @@ def models_of(  # noqa: PLR0913 - what models are loaded with
     choices: Path | None = None,
     loaded: Loaded | None = None,
     seals: Seals | None = None,
+    starts: Starts | None = None,
 ) -> Models:
     """Return a job's models, to be loaded; see `LocalResources.of`."""
 
@@ -290,6 +307,7 @@ def models_of(  # noqa: PLR0913 - what models are loaded with
         choices=choices,
         loaded=loaded or Loaded(),
         seals=seals,
+        starts=starts,
     )
 
 
@@ -300,7 +318,7 @@ def setting_of(
     models: Callable[[], Iterable[tuple[ClientId, SharedModel]]],
     watch: Watch,
 ) -> ModeSetting[Any]:
-    """Return what a mode of a job is built from.
+    """Return what a mode of a job is built from, its model at the start of the mode.
 
     Args:
         job: The job.
@@ -310,6 +328,7 @@ def setting_of(
         watch: Told of the server's own training steps.
     """
     spec, body = MODES.spec(mode), tokens.models.body()
+    tokens.models.begin(mode)
     options, each = options_in(job, spec)
     return ModeSetting(
         spec=spec,
@@ -326,7 +345,7 @@ def setting_of(
     )
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - what a job is loaded with
     job: Job,
     watch: Watch,
     choices: Path | None = None,
@@ -334,6 +353,7 @@ def prepare(
     modes: Sequence[ModeName] | None = None,
     judge: Judge = "test",
     loaded: Loaded | None = None,
+    starts: Starts | None = None,
 ) -> LocalResources:
     """Read the data and deal them out.
 
@@ -344,6 +364,7 @@ def prepare(
         modes: What is played; None is the job's own mode.
         judge: Which rows models are scored on.
         loaded: What other seeds of the job loaded.
+        starts: What stages start from.
 
     Raises:
         DataError: The data are not what the job says.
@@ -364,4 +385,5 @@ def prepare(
         judge=judge,
         choices=choices,
         loaded=loaded,
+        starts=starts,
     )

@@ -16,8 +16,8 @@ from triskel.aggregate.mean import Mean
 from triskel.config.job import ModeName
 from triskel.core import events
 from triskel.core.files import write_text
-from triskel.core.result_file import DONE, stage_in
-from triskel.core.result_parts import ClientFigures, StageRow, ended_with
+from triskel.core.result_file import DONE, ended_with, stage_in
+from triskel.core.result_parts import ClientFigures, StageRow
 from triskel.experiment import records
 from triskel.experiment.folder import safe
 from triskel.experiment.resources import LocalResources, Resources
@@ -89,6 +89,7 @@ def alone(
         kind: What the stage is called before the client's name.
         rounds: How many rounds it trains, where these are not the job's.
     """
+    resources.models.begin(kind)
     body, share = resources.body(client), resources.tokens.share(client)
     job = resources.job.model_copy(update={"rounds": rounds or resources.job.rounds})
     mode, aside = _plain(body), resources.validating()
@@ -124,6 +125,7 @@ def alone(
 
 def central(resources: LocalResources) -> Stage[Any, Any]:
     """Return `params` with one client that holds everybody's examples, scored on every share."""
+    resources.models.begin("central")
     body, share = resources.body(), resources.tokens.pooled()
     mode, aside = _plain(body), resources.validating()
 
@@ -167,6 +169,8 @@ def complete(
     watch(events.stage_start(stage.name, stage.job.rounds))
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
+    if (start := resources.started(stage.name)) is not None:
+        found["start"] = start
     _record(stage, outcome, found, folder)
     stage.closing(outcome.state, outcome.clients)
     for name, body, tensors, owner in _left(stage, outcome, resources) if stage.saves else ():
@@ -298,5 +302,5 @@ def _training(
         else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),
         about=NOTHING if alone_ else about_of(resources.job, kind),
         data=resources.described(),
-        kept=found.get("kept"),
+        row=found,
     )

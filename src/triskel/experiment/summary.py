@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from triskel.core.result_file import RunResult
+from triskel.core.result_file import RunResult, ended_with
 from triskel.core.result_parts import (
     Amounts,
     BesideAlone,
@@ -39,7 +39,6 @@ from triskel.core.result_parts import (
     LostByDropping,
     Summary,
     Worst,
-    ended_with,
 )
 from triskel.experiment import records
 from triskel.experiment.records import COLUMNS, DROPS, Record

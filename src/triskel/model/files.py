@@ -14,6 +14,8 @@ from triskel.core.faults import Fault
 from triskel.core.untrusted import json_in
 
 KEY = "model.path"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The two files of a PEFT folder."""
 TIMEOUT_S = 1.5
 """How long the hub may take to say whether there is a model."""
 GONE = {"RepositoryNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"}
@@ -63,11 +65,12 @@ def _folder(path: str, folder: Path) -> Iterator[Fault]:
         return
     if not named:
         yield Fault(KEY, f"{place} names no model_type, so nobody knows how to load it")
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         yield Fault(
             KEY,
             f"model folder {path} also holds an adapter (adapter_config.json), which would be "
-            "loaded unasked: take it out of the folder, or merge it into the model",
+            "loaded unasked: take it out of the folder, and name it as adapter.start or merge it "
+            "into the model",
         )
     if code := sorted(_code(config)):
         yield Fault(

@@ -93,7 +93,7 @@ def notes(result: Result) -> list[str]:
     found: list[str] = []
     if result.validation:
         found.append("All figures are on validation texts; test texts were not read.")
-    found += _kept(result)
+    found += [*_started(result), *_kept(result)]
     if result.summary is None:
         found.append(untested(result))
     elif result.summary.spans:
@@ -124,6 +124,15 @@ def notes(result: Result) -> list[str]:
     if in_place and inner(result.job, "data").get("source") != "clients":
         found.append("Scored in place: testing a model sends nothing here.")
     return found + [f"Not run: {text}." for text in skips(result)]
+
+
+def _started(result: Result) -> list[str]:
+    """Return which adapter each row started from, where there was one."""
+    rows = [(named(run), run.start) for run in result.scored if run.start]
+    if len({start for _, start in rows}) == 1:
+        return [f"Started from {rows[0][1]}."]
+    told = "; ".join(f"{name} from {start}" for name, start in rows)
+    return [f"Started: {told}."] if told else []
 
 
 def _kept(result: Result) -> list[str]:

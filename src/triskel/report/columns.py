@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from triskel.core.result_parts import ended_with
+from triskel.core.result_file import ended_with
 from triskel.report.descriptions import about_in, task_in
 
 Column = Literal["everybody", "own"]

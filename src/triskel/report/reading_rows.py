@@ -20,6 +20,8 @@ from triskel.report.result import (
     number,
 )
 
+DIGITS = 12
+"""Of a digest that are shown."""
 LARGEST_LOG = 80.0
 """A loss above has no perplexity worth a number."""
 
@@ -94,6 +96,7 @@ def read_baseline(name: str, raw: Json) -> Baseline:
         seconds=_first(number(raw, "seconds"), number(inner(raw, "totals"), "seconds")),
         flops=flops / len(each) if flops is not None and each else None,
         kept=whole_number(raw, "kept"),
+        start=_start(raw),
     )
 
 
@@ -186,7 +189,14 @@ def read_mode(name: str, raw: Json, planned: int, about: About) -> ModeRun:
         scoring=_both_ways(inner(totals, "scoring"), "message_bytes"),
         about=about,
         kept=kept,
+        start=_start(raw),
     )
+
+
+def _start(raw: Json) -> str:
+    """Return what a stage started from, by name and the first digits of its digest."""
+    told = inner(raw, "start")
+    return f"{told.get('name')} (SHA-256 {str(told.get('sha256'))[:DIGITS]})" if told else ""
 
 
 def _ended(about: About, final: Json, rounds: Sequence[Round]) -> tuple[Score, Score]:

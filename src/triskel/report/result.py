@@ -104,7 +104,7 @@ class ModeRun:
     many that were, where it is known. `server_flops` are the server's, all rounds together,
     `scoring` the bytes up and down that scoring took where it crossed a wire, and `wire` those that
     the engine counted on a network, where it does. `kept` is the round that it ends with, where
-    that was the best on validation texts.
+    that was the best on validation texts, and `start` the adapter that it started from.
     """
 
     name: str
@@ -121,6 +121,7 @@ class ModeRun:
     scoring: tuple[float, float] | None = None
     about: About = About()
     kept: int | None = None
+    start: str = ""
 
     @property
     def per_client(self) -> Mapping[str, Score]:
@@ -137,7 +138,8 @@ class Baseline:
     """What can be reached without a federation.
 
     The columns are those of a mode; where every client trained alone, `everybody` is the mean over
-    their models. `flops` are the mean of a client, where it was counted; `kept` is as of a mode.
+    their models. `flops` are the mean of a client, where it was counted; `kept` and `start` are
+    as of a mode.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Baseline:
     seconds: float | None = None
     flops: float | None = None
     kept: int | None = None
+    start: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
