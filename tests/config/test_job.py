@@ -359,6 +359,9 @@ def test_paths_are_relative_to_the_file_that_holds_them(tmp_path: Path) -> None:
     )
     job = load(tmp_path / "job.toml")
     root = tmp_path.resolve()
+    (tmp_path / "start.toml").write_text('[adapter]\nstart = "runs/one"', encoding="utf-8")
+    assert load(tmp_path / "start.toml").adapter.start == str(root / "runs" / "one")
+    assert job.adapter.start == ""
     assert job.model.path == str(root / "models" / "tiny")
     assert job.data.train == str(root / "d" / "rows.csv"), "though it is not there yet"
     assert job.data.test == f"{tmp_path}/abs.csv"

@@ -136,9 +136,8 @@ def by_peft(room: Path, folder: Path, task: str) -> Any:
             kind, name, more = transformers.AutoModelForSequenceClassification, "SEQ_CLS", ["score"]
             base: Any = kind.from_pretrained(room / "model", num_labels=3)
         else:
-            base, name, more = (
-                transformers.AutoModelForCausalLM.from_pretrained(room / "model"), "CAUSAL_LM", None,
-            )  # fmt: skip
+            name, more = "CAUSAL_LM", None
+            base = transformers.AutoModelForCausalLM.from_pretrained(room / "model")
     options = peft.LoraConfig(
         r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type=name, modules_to_save=more
     )
@@ -179,7 +178,9 @@ def test_one_client_from_a_folder_of_pefts_own_is_plain_training_of_that_adapter
         for place, ids in enumerate(texts.ids):
             logits = model(input_ids=ids[None].long()).logits[0]
             if task == "classify":
-                losses.append(cross_entropy(logits[None], torch.tensor([texts.labels[place]]))[None])
+                losses.append(
+                    cross_entropy(logits[None], torch.tensor([texts.labels[place]]))[None]
+                )
             else:
                 scored = texts.scored[place].nonzero()[:, 0]
                 wanted = ids[scored].long()
@@ -237,7 +238,10 @@ def test_a_run_goes_on_and_is_told_of_though_what_it_started_from_is_gone(
     assert training is not None
     assert training.start["name"] == "old/params"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"started from the adapter `old/params` (SHA-256 of its tensors {training.start['sha256']}" in card
+    assert (
+        f"started from the adapter `old/params` (SHA-256 of its tensors {training.start['sha256']}"
+        in card
+    )
     copy = tmp_path / "cut" / "start" / "params" / FILES[1]
     raw = bytearray(copy.read_bytes())
     raw[-1] ^= 1
@@ -284,8 +288,8 @@ EARLY: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         "has alpha 8, and adapter.alpha is 4; --set adapter.rank=2 --set adapter.alpha=8 takes it"),
     "kind": (lambda f: edit(f, use_rslora=True), {},
         "is an adapter of kind rslora, and adapter.kind is lora; --set adapter.kind=rslora takes"),
-    "two kinds": (lambda f: edit(f, use_rslora=True, use_dora=True), {}, "kind dora with the scale"),
-    "no kind of ours": (lambda f: edit(f, peft_type="PREFIX_TUNING"), {}, "kind PREFIX_TUNING, and"),
+    "two kinds": (lambda f: edit(f, use_rslora=True, use_dora=True), {}, "dora with the scale"),
+    "no kind of ours": (lambda f: edit(f, peft_type="PREFIX_TUNING"), {}, "PREFIX_TUNING, and"),
     "ranks by module": (lambda f: edit(f, rank_pattern={"q_proj": 4}), {},
         "has a rank_pattern, and a job has one rank"),
     "alphas by module": (lambda f: edit(f, alpha_pattern={"q_proj": 4}), {}, "has a alpha_pattern"),
@@ -338,8 +342,8 @@ def deeper(name: str) -> str:
 
 LATE: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "targets": (lambda _: None, {"adapter": {"targets": ["q_proj", "k_proj"]}},
-        "adapts self_attn.q_proj, self_attn.v_proj, and the job self_attn.k_proj, "
-        "self_attn.q_proj; --set 'adapter.targets=[\"self_attn.q_proj\", \"self_attn.v_proj\"]'"),
+        ("adapts self_attn.q_proj, self_attn.v_proj, and the job self_attn.k_proj, "
+        "self_attn.q_proj; --set 'adapter.targets=[\"self_attn.q_proj\", \"self_attn.v_proj\"]'")),
     "blocks": (lambda _: None, {"adapter": {"blocks": "top:1"}},
         "sits in blocks 0, 1, 2, and the job's adapter in 2; --set adapter.blocks=0-2 takes it"),
     "other blocks": (lambda f: rename(f, deeper), {}, "sits in blocks 1, 2, 7, and the job's"),
@@ -351,13 +355,13 @@ LATE: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "another width": (lambda f: save_file(
             {n: t[:, :8].contiguous() if "lora_A" in n else t for n, t in tensors(f).items()},
             f / FILES[1], metadata={"format": "pt"}), {},
-        "holds model.layers.0.self_attn.q_proj.lora_A.weight of shape [2, 8], and the job trains "
-        "one of shape [2, 16]: its base is another model"),
+        ("holds model.layers.0.self_attn.q_proj.lora_A.weight of shape [2, 8], and the job trains "
+        "one of shape [2, 16]: its base is another model")),
     "more classes": (lambda f: save_file(
             {n: t.repeat(2, 1) if "score" in n else t for n, t in tensors(f).items()},
             f / FILES[1], metadata={"format": "pt"}), {},
-        "holds score.weight of shape [6, 16], and the job trains one of shape [3, 16]: its head "
-        "has other classes"),
+        ("holds score.weight of shape [6, 16], and the job trains one of shape [3, 16]: its head "
+        "has other classes")),
     "whole numbers": (lambda f: save_file(
             {n: t.to(torch.int8) for n, t in tensors(f).items()}, f / FILES[1]), {},
         "holds model.layers.0.self_attn.q_proj.lora_A.weight in int8, and what trains is floats"),
@@ -396,7 +400,7 @@ def test_classes_and_base_of_a_run_are_held_against_the_jobs(
 
     assert refused(classes=["good", "fair", "bad"]) == (
         "adapter.start a tells the classes good, fair, bad apart, in this order, and the job bad, "
-        "fair, good; with the same classes, --set 'data.classes=[\"good\", \"fair\", \"bad\"]' "
+        'fair, good; with the same classes, --set \'data.classes=["good", "fair", "bad"]\' '
         "gives their order"
     )
     assert refused(fingerprint="another", base="/elsewhere/llama") == (
@@ -410,9 +414,7 @@ def test_classes_and_base_of_a_run_are_held_against_the_jobs(
     )
 
 
-def test_a_head_is_not_for_a_job_that_trains_none(
-    room: Path, plain: Path, tmp_path: Path
-) -> None:
+def test_a_head_is_not_for_a_job_that_trains_none(room: Path, plain: Path, tmp_path: Path) -> None:
     one = job(room, plain, task="causal")
     (fault,) = early(one)
     assert "brings a head of its own (base_model.model.score.weight)" in fault.text
@@ -461,10 +463,14 @@ def test_what_nobody_can_tell_of_a_folder_of_pefts_own_is_a_warning(
     one = job(room, folder)
     run(one, Request(modes=(), baselines=("base",)), tmp_path / "run", LocalEngine(one), watch)
     assert said[:2] == [
-        "adapter.start adapter was trained on org/Another-Llama, and model.path is model: whether "
-        "their numbers are the same, nothing here says",
-        "adapter.start adapter does not say which class each output of its head is: they are "
-        "taken in the order of the job's classes",
+        (
+            "adapter.start adapter was trained on org/Another-Llama, and model.path is model: whether "
+            "their numbers are the same, nothing here says"
+        ),
+        (
+            "adapter.start adapter does not say which class each output of its head is: they are "
+            "taken in the order of the job's classes"
+        ),
     ]
 
 

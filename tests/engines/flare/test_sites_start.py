@@ -62,7 +62,7 @@ def test_what_the_server_does_not_have_or_sites_would_need_is_refused(
     how: str, there: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    monkeypatch.setattr(start, "kind_of", lambda place: opened.append(place))
+    monkeypatch.setattr(start, "kind_of", opened.append)
     named = {"path": str(there.root / "before"), "missing": "another", "logits": "before"}[how]
     there.text = there.text.replace('start = "before"', f'start = "{named}"')
     modes = ("logits",) if how == "logits" else ("params",)
@@ -70,7 +70,7 @@ def test_what_the_server_does_not_have_or_sites_would_need_is_refused(
     assert ended["refused"]
     said = {
         "path": "the server refuses: adapter.start must be the name of an adapter that the server",
-        "missing": "adapter.start 'another' is no adapter of this server; it has those in adapters/",
+        "missing": "adapter.start 'another' is no adapter of this server; it has those in",
         "logits": "the server refuses: adapter.start works with modes that send every site the",
     }[how]
     assert ended["error"].startswith(said)
