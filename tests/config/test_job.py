@@ -49,8 +49,8 @@ REFUSALS = {
     "ronds = 3": "job: unknown key 'ronds'; did you mean 'rounds'?",
     "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, evaluate, "
     "federation, logits, mode, model, name, params, rounds, seed, split, train, wire",
-    "[train]\nlearning = 1": "job: unknown key 'train.learning'; known here: batch, epochs, lr, "
-    "max_grad_norm, max_tokens, overlong, schedule, weight_decay",
+    "[train]\nlearning = 1": "job: unknown key 'train.learning'; known here: batch, epochs, "
+    "keep, lr, max_grad_norm, max_tokens, overlong, schedule, weight_decay",
     "[train]\nepoch = 1": "job: unknown key 'train.epoch'; did you mean 'epochs'?",
     "[clients.each.ann]\nrnk = 3": "job: unknown key 'clients.each.ann.rnk'; did you mean 'rank'?",
     "[train]\nlr = 0": "job: train.lr: input should be greater than 0, got 0",

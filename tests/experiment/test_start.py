@@ -26,10 +26,13 @@ from triskel.experiment.compare import HERE, Request, resume, run
 from triskel.experiment.reevaluate import assess
 from triskel.experiment.resources import prepare
 from triskel.experiment.stages import stage_of
-from triskel.experiment.starts import begun
+from triskel.experiment.starts import begun, starting
+from triskel.export.adapters import read_adapter, save_adapter
 from triskel.export.manifest import read_manifest
 from triskel.model.load import quiet
+from triskel.model.side_factors import blank
 from triskel.report.tables import markdown
+from triskel.training.evaluate import evaluate
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
 MODES = ("params", "logits", "split")
@@ -464,8 +467,8 @@ def test_what_nobody_can_tell_of_a_folder_of_pefts_own_is_a_warning(
     run(one, Request(modes=(), baselines=("base",)), tmp_path / "run", LocalEngine(one), watch)
     assert said[:2] == [
         (
-            "adapter.start adapter was trained on org/Another-Llama, and model.path is model: whether "
-            "their numbers are the same, nothing here says"
+            "adapter.start adapter was trained on org/Another-Llama, and model.path is model: "
+            "whether their numbers are the same, nothing here says"
         ),
         (
             "adapter.start adapter does not say which class each output of its head is: they are "
@@ -506,3 +509,62 @@ def test_where_a_venue_looks_for_a_start_no_path_of_the_job_is_opened(
     found = run(one, request, tmp_path / "run", LocalEngine(one), small.watch, venue)
     assert asked == ["its-name"]
     assert found["baselines"]["base"]["start"]["name"] == "plain"
+
+
+# --- every kind of adapter ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", k) for k in ("dora", "rslora", "ia3", "loha", "lokr")]
+    + [("gpt2", "lora"), ("bert", "dora")],
+)
+def test_every_kind_of_adapter_starts_as_it_was_saved(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    small.save_model(tmp_path / "model", family, pad="<unk>" if family == "bert" else "")
+    small.save_rows(tmp_path / "rows.csv", 33)
+    options = {"kind": kind, "targets": [] if kind == "ia3" else TARGETS[family]}
+    played(job(tmp_path, adapter=options), tmp_path / "old", "params")
+    one = job(tmp_path, tmp_path / "old", adapter=options)
+    assert early(one) == []
+    starts = starting(tmp_path, one, ["params"], Path)
+    assert starts is not None
+    resources = prepare(one, small.watch, modes=("params",), starts=starts)
+    resources.models.begin("params")
+    initial = resources.body().initial
+    saved = read_adapter(tmp_path / "old" / "adapters" / "params", resources.body())
+    assert list(initial) == list(resources.body()._fresh)
+    assert all(torch.equal(initial[name], saved[name]) for name in saved)
+    resources.body().reseed(resources.body().seed)
+    assert not all(torch.equal(resources.body().initial[name], saved[name]) for name in saved)
+
+
+TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "bert": ["query", "value"]}
+
+
+def test_side_factors_start_as_part_of_an_adapter_of_their_common_rank(
+    room: Path, tmp_path: Path
+) -> None:
+    two = prepare(job(room), small.watch).body()
+    generator = torch.Generator().manual_seed(3)
+    beside = {
+        name: torch.empty(tensor.shape).normal_(generator=generator)
+        for name, tensor in blank(two.initial, 3).items()
+    }
+    both = {**two.initial, **beside}
+    save_adapter(tmp_path / "a", two, both, small.LABELS)
+    one = job(
+        room, tmp_path / "a", adapter={"start": str(tmp_path / "a"), "rank": 5, "alpha": 10.0}
+    )
+    assert early(one) == []
+    starts = starting(tmp_path / "run", one, ["params"], Path)
+    resources = prepare(one, small.watch, starts=starts)
+    resources.models.begin("params")
+    share, five = resources.tokens.share("client-01"), resources.body()
+    wanted, found = evaluate(two, both, share.train), evaluate(five, five.initial, share.train)
+    assert found.loss == pytest.approx(wanted.loss, abs=1e-6)
+    assert (
+        abs(float(wanted.loss or 0) - float(evaluate(two, two.initial, share.train).loss or 0))
+        > 1e-3
+    )

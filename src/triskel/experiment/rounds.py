@@ -227,17 +227,14 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         row["seconds"] = seconds
         row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
         seen.update(_played(job, stage.clients, round_))
+        rows.append(row)
         if len(stage.clients) > EACH or len(stage.clients) * job.rounds > ROWS:
             write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
-            best = best_round.best_of([*rows, row], stage.chooses) if stage.chooses else None
-            for one in rows:
-                if one["round"] != best:
-                    one.pop("per_client", None)
+            _thinned(rows, stage.chooses)
             row["sum"], row["slowest"] = crowd(ledger, len(seen))
         else:
             row["clients"] = ledger.rows()
         _book(row, ledger)
-        rows.append(row)
         store.flush()
         saved = Saved(
             closed=round_,
@@ -249,6 +246,14 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         _cleared(stage, folder, saved, store)
         here(_summary(rows[-1]))
     return _ended(stage, Outcome(state=state, clients=store, rows=rows, scores=scores), folder)
+
+
+def _thinned(rows: Sequence[RoundRow], chooses: Figure | None) -> None:
+    """Let only the last round, and the best so far, say what each of many clients reached."""
+    best = best_round.best_of(rows, chooses) if chooses else None
+    for one in rows[:-1]:
+        if one["round"] != best:
+            one.pop("per_client", None)
 
 
 def _cleared(stage: Stage[Any, Any], folder: Path, saved: Saved, store: Store) -> None:
