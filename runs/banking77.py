@@ -32,7 +32,7 @@ MODES = ("params", "logits", "split")
 RATES = "train.lr=1e-3,2e-3,4e-3,8e-3"
 SEEDS = 5
 SCORES = ("accuracy", "macro_f1", "loss")
-CAUSAL = ("data.task=causal", 'data.text=""', 'data.label=""', "data.prompt=text",
+CAUSAL = ("data.task=causal", 'data.text=""', "data.prompt=text",
           "data.response=category")  # fmt: skip
 VARIED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rank": (("adapter.rank=2,32",), ("params", "split")),

@@ -19,7 +19,8 @@ from triskel.export.adapters import read_adapter
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("helpers") / "small.py")))
 NAMES = [
-    "Aggregate", "Codec", "Job", "Mode", "ModeSpec", "Result", "Task", "compare", "load", "run",
+    "Aggregate", "Codec", "Job", "Mode", "ModeSpec", "Prediction", "Result", "Task", "compare",
+    "load", "run",
 ]  # fmt: skip
 
 

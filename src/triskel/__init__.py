@@ -1,8 +1,9 @@
 """Triskel: fine-tuning of language models on data that stays where it is, in three modes.
 
-`compare`, `run` and `load` do what the commands do; `Job` is what is asked and `Result` what it
-came to. `Mode` with `ModeSpec`, `Task`, `Aggregate` and `Codec` are what a package of its own
-implements (docs/tutorial.md). Nothing is imported before it is asked for.
+`compare`, `run` and `load` do what the commands do; `Job` is what is asked, `Result` what it came
+to, and `Prediction` what a trained model makes of a text. `Mode` with `ModeSpec`, `Task`,
+`Aggregate` and `Codec` are what a package of its own implements (docs/tutorial.md). Nothing is
+imported before it is asked for.
 """
 
 from importlib import import_module
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from triskel.config.job import Job
     from triskel.core.mode_spec import ModeSpec
     from triskel.data.batches import Task
+    from triskel.experiment.predict import Prediction
     from triskel.types import Aggregate, Mode
 
 __version__ = VERSION
@@ -25,6 +27,7 @@ __all__ = [
     "Job",
     "Mode",
     "ModeSpec",
+    "Prediction",
     "Result",
     "Task",
     "compare",
@@ -37,6 +40,7 @@ _PLACES = {
     "Job": "triskel.config.job",
     "Mode": "triskel.types",
     "ModeSpec": "triskel.core.mode_spec",
+    "Prediction": "triskel.experiment.predict",
     "Result": "triskel.api",
     "Task": "triskel.data.batches",
     "compare": "triskel.api",

@@ -27,8 +27,11 @@ from triskel.experiment.baselines import BASELINES
 from triskel.experiment.compare import Request
 from triskel.experiment.compare import resume as resume_run
 from triskel.experiment.compare import run as run_once
+from triskel.experiment.predict import Prediction, Predictor
 from triskel.experiment.seeds import compare_seeds, resume_seeds, seeds_of
+from triskel.experiment.trained import TrainedModel, trained
 from triskel.export.adapters import model_of, tensors_of, tokenizer_of
+from triskel.model.generate import Sampling
 from triskel.report.cells import flops_each
 from triskel.report.conclusions import per_client_bytes
 from triskel.report.names import figure_of, quality
@@ -151,6 +154,7 @@ class Result:
         self.folder = Path(folder)
         self.found: Found = result_in(self.folder)
         self._seen = read(cast("Mapping[str, Any]", self.found))
+        self._asked: tuple[tuple[str | None, str | None], TrainedModel] | None = None
 
     @property
     def report(self) -> Path:
@@ -238,6 +242,54 @@ class Result:
         self._one("tokenizer")
         return tokenizer_of(self.folder, mode=mode, client=client, say=_quiet)
 
+    def predict(  # noqa: PLR0913 - how text is written, named one by one
+        self,
+        texts: Sequence[str] | Mapping[str, Sequence[object]],
+        mode: str | None = None,
+        client: str | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        batch: int | None = None,
+    ) -> list[Prediction]:
+        """Return the class of each text, or what the model writes behind it.
+
+        The model that was asked last stays in memory.
+
+        Args:
+            texts: Texts, or columns by name where the job reads several.
+            mode: A mode, `central` or `local`; may be left out where there is one.
+            client: This client's own model, where a mode leaves such.
+            max_new_tokens: Tokens that are written, at most; 128 if left out.
+            temperature: What tokens are drawn by; 0, the default, takes the likeliest.
+            top_p: Draw from the likeliest tokens that have this probability; 1 if left out.
+            seed: What is drawn follows from it; 0 if left out.
+            batch: Texts that run together.
+
+        Raises:
+            JobError: There is no such adapter, or several; or a model of classes is told how to
+                write.
+            DataError: A column is missing, or a row has no text or is too long.
+            ModelError: The base cannot be loaded.
+        """
+        self._one("predict")
+        asked = (mode, client)
+        if self._asked is None or self._asked[0] != asked:
+            model = trained(self.folder, mode=mode, client=client, watch=_unwatched)
+            self._asked = asked, model
+        how = {
+            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
+            "seed": seed,
+        }  # fmt: skip
+        said: dict[str, Any] = {name: value for name, value in how.items() if value is not None}
+        ready = Predictor(self._asked[1], sampling=Sampling(**said) if said else None, batch=batch)
+        columns = texts if isinstance(texts, Mapping) else ready.named(list(texts))
+        rows = ready.read(columns, "the list of texts")
+        found = dict(ready.predict(rows, "the list of texts"))
+        return [found[row] for row in range(len(rows))]
+
     def _one(self, what: str) -> RunResult:
         """Return the one run of this folder; `what` needs one."""
         if self.found["schema"] != 1:
@@ -324,6 +376,10 @@ def _seeds(seeds: int | Iterable[SupportsIndex] | None, first: int) -> list[int]
 
 
 def _quiet(_text: str) -> None:
+    """Tell nobody."""
+
+
+def _unwatched(_event: Mapping[str, Any]) -> None:
     """Tell nobody."""
 
 

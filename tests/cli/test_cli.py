@@ -35,7 +35,7 @@ from triskel.experiment import compare, demo, seeds
 from triskel.report import conclusions, terminal
 
 RUNNER = CliRunner()
-COMMANDS = ["compare", "run", "report", "export", "evaluate", "init"]
+COMMANDS = ["compare", "run", "report", "export", "evaluate", "predict", "chat", "init"]
 RESULT: dict[str, Any] = {
     "schema": 1,
     "triskel": "0.1.0",

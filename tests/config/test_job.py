@@ -340,7 +340,7 @@ def test_a_job_file_is_found_read_and_named_in_its_refusals(tmp_path: Path) -> N
     with pytest.raises(JobError, match=rf"^job file {tmp_path} cannot be read: "):
         load(tmp_path)
     place.write_bytes(b"name = '\xff'")
-    with pytest.raises(JobError, match=rf"^job file {place} cannot be read: "):
+    with pytest.raises(JobError, match=rf"^job file {place} is not UTF-8 text \(byte 8\)"):
         load(place)
 
 

@@ -2,7 +2,8 @@
 
 import itertools
 import string
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from triskel.config import read as jobs
 from triskel.config.job import Job
-from triskel.data.batches import WINDOW, batch_of, lengths_of, plan, tokenise
+from triskel.data.batches import WINDOW, batch_of, lengths_of, plan, task_of, tokenise
 from triskel.data.rows import Rows
 from triskel.errors import DataError, JobError
 from triskel.numerics.tensors import eval_plan
@@ -236,6 +237,59 @@ def test_a_chat_template_that_hides_the_answer_is_refused() -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(DataError, match="does not show the assistant's words"):
         ask("a", "b", tokenizer, template="chat")
+
+
+# --- what a trained model goes on from --------------------------------------------------------
+
+
+def prompted(
+    tokenizer: Any,  # noqa: ANN401 - of transformers
+    rows: Rows,
+    template: str = "",
+    before: Sequence[tuple[str, str]] = (),
+) -> tuple[list[str], list[str]]:
+    """Return what a model goes on from, as text, and what comes behind its answers."""
+    data = job("causal", template=template).data
+    found = task_of("causal").prompts(rows, tokenizer, data=data, before=before)
+    return [tokenizer.decode(ids) for ids in found.ids], list(found.tails)
+
+
+@given(
+    prompt=st.text(max_size=20),
+    response=st.text(min_size=1, max_size=20),
+    template=st.sampled_from(["", "chat", "{prompt}|{response}", "A {prompt}\n{response}\nB"]),
+)
+def test_a_prompt_is_what_stood_before_the_response_in_training(
+    prompt: str, response: str, template: str
+) -> None:
+    tokenizer = pieces()
+    tokenizer.chat_template = CHAT
+    whole, _ = ask(prompt, response, tokenizer, template=template, max_tokens=1000)
+    (before,), (tail,) = prompted(tokenizer, Rows(prompt=(prompt,)), template)
+    assert whole.removeprefix(before).startswith(response)
+    assert whole.removesuffix("<end>") == before + response + tail
+    assert tail == ("\nB" if template.endswith("B") else "")
+
+
+def test_what_was_said_before_stands_before_the_prompt() -> None:
+    tokenizer = pieces()
+    tokenizer.chat_template = CHAT
+    rows = Rows(prompt=("what colour?",))
+    found, _ = prompted(tokenizer, rows, "chat", [("hello", "good day"), ("x", "the answer")])
+    said = "<user>hello<end>\n<assistant>good day<end>\n<user>x<end>\n<assistant>the answer<end>\n"
+    assert found == [f"{said}<user>what colour?<end>\n<assistant>"]
+
+
+def test_a_text_goes_on_from_its_end_and_is_not_closed() -> None:
+    tokenizer = pieces()
+    inner = tokenizer.backend_tokenizer
+    inner.post_processor = processors.TemplateProcessing(
+        single="<end> $A <end>", special_tokens=[("<end>", tokenizer.eos_token_id)]
+    )
+    found, tails = prompted(tokenizer, Rows(text=("the answer", "x<end>", "")))
+    assert found == ["<end>the answer", "<end>x<end>", "<end>"]
+    assert tails == ["", "", ""]
+    assert prompted(pieces(), Rows()) == ([], [])
 
 
 @pytest.mark.parametrize(

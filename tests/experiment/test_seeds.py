@@ -167,3 +167,33 @@ def test_a_model_set_to_another_seed_starts_as_one_that_is_loaded_with_it(
     assert all(torch.equal(one.initial[n], other.initial[n]) for n in other.initial)
     one.reseed(3)
     assert all(torch.equal(t, body(3).initial[n]) for n, t in one.initial.items())
+
+
+def test_rows_that_change_between_two_seeds_are_noticed(room: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes((room / "rows.csv").read_bytes())
+    own = SMALL.job(room / "llama", rows)
+    asked = Request(modes=("params",), baselines=())
+    folder = tmp_path / "out"
+
+    def stop(event: Any) -> None:  # noqa: ANN401 - an event
+        if event.get("event") == "seed_start" and event["seed"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare_seeds(own, asked, [0, 1], folder, LocalEngine, stop)
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    shuffled = [lines[0], *reversed(lines[1:])]
+    for changed, why in (
+        (lines[:-1], r"rows\.csv has 47 rows and had 48 when the runs in "),
+        ([*lines[:-1], lines[-1].replace(",", " more,")], "has other rows than when the runs in"),
+    ):
+        rows.write_text("".join(changed), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=why):
+            resume_seeds(folder, LocalEngine, SMALL.watch)
+    (folder / "sources.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"sources\.json is damaged"):
+        resume_seeds(folder, LocalEngine, SMALL.watch)
+    (folder / "sources.json").unlink()
+    rows.write_text("".join(shuffled), encoding="utf-8")
+    assert len(resume_seeds(folder, LocalEngine, SMALL.watch)["runs"]) == 2

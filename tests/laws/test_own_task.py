@@ -175,6 +175,13 @@ def test_a_task_that_is_not_here_is_refused_and_ours_are_named() -> None:
 # --- between organisations --------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_task_that_does_not_say_how_it_is_prompted_writes_nothing(finished: Path) -> None:
+    got = RUNNER.invoke(cli.app, ["predict", str(finished), "-"], input="w1 w2\n")
+    assert got.exit_code == 2
+    assert "task 'last_word' does not say how a model that it trained is prompted" in got.stderr
+
+
 def governed(tmp_path: Path, more: str) -> tuple[Any, dict[str, Any]]:
     """Sites whose policies say more, and what is submitted to them."""
     there = sites.house(tmp_path, task="causal")

@@ -157,7 +157,8 @@ def test_the_page_of_a_sweep_is_written_anew(whole: SimpleNamespace) -> None:
 def test_the_record_is_on_disk_with_a_page_and_run_folders(whole: SimpleNamespace) -> None:
     assert read(whole.folder / "sweep.json") == json.loads(json.dumps(whole.record))
     names = {one.name for one in whole.asked.settings}
-    assert {p.name for p in whole.folder.iterdir()} == {"sweep.json", "report.html", *names}
+    files = {"sweep.json", "sources.json", "report.html"}
+    assert {p.name for p in whole.folder.iterdir()} == {*files, *names}
     page = (whole.folder / "report.html").read_text(encoding="utf-8")
     for one in whole.record["settings"]:
         assert one["name"] in page
@@ -396,6 +397,17 @@ def test_a_killed_sweep_goes_on_and_plays_nothing_twice(
             assert mine["rows"][row] == theirs["rows"][row]
     for row in ("params", "logits"):
         assert record["winners"][row] == plain["winners"][row]
+
+
+def test_rows_that_change_between_two_settings_end_the_sweep(place: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes((place / "rows.csv").read_bytes())
+    what = asked(place, RATES, f"data.train={rows}")
+    with pytest.raises(Killed):
+        played(what, tmp_path / "out", killed_at("setting_start", 2))
+    rows.write_text(rows.read_text(encoding="utf-8").replace(",good", ",bad"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="has other rows than when the runs in"):
+        played(read_sweep(tmp_path / "out"), tmp_path / "out")
 
 
 def test_a_sweep_killed_while_it_tests_tests_what_is_left(place: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from triskel.cli import (
     check,
     federation,
     plugins,
+    predict,
     results,
     runs,
     schema,
@@ -92,6 +93,8 @@ for command in (
     results.report,
     results.export,
     results.evaluate,
+    predict.predict,
+    predict.chat,
     begin.init,
     schema.schema,
 ):

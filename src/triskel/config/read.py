@@ -6,6 +6,7 @@ that there is not, the error names the nearest that there is.
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from triskel.config.job import ALONE, ALSO, Job
 from triskel.config.names import IMPORTS, client_section, mode_section
-from triskel.config.sections import Clients, Override
+from triskel.config.sections import FILES, Clients, Override
 from triskel.core.faults import Fault
 from triskel.core.registry import MODES
 from triskel.core.untrusted import TOML_MOST, text_of, toml_of
@@ -24,6 +25,8 @@ from triskel.errors import JobError, PluginError
 
 MOVABLE = ("train", "test", "public")
 """Keys of `data` that say where files lie."""
+_TRIED = re.compile(r"tuple\[|function-|constrained-")
+"""How pydantic calls one of several types of a value."""
 LONGEST_SHOWN = 80
 """Characters of a value that an error repeats."""
 
@@ -71,6 +74,11 @@ def _text(path: Path) -> str:
         return text_of(path.resolve(), most=TOML_MOST)  # a link to a job file is as good
     except FileNotFoundError:
         raise JobError(f"job file {path} does not exist; `triskel init` writes one") from None
+    except UnicodeDecodeError as error:
+        raise JobError(
+            f"job file {path} is not UTF-8 text (byte {error.start}); save it as UTF-8, which "
+            "PowerShell's `>` does not"
+        ) from error
     except (OSError, ValueError) as error:
         raise JobError(f"job file {path} cannot be read: {error}") from error
 
@@ -166,7 +174,7 @@ def _mended(raw: dict[str, Any], faults: dict[Fault, None]) -> Job | None:
 
 def _place(loc: Sequence[str | int]) -> tuple[str | int, ...]:
     """Return where a key stands; pydantic adds which of several types it tried."""
-    return tuple(part for part in loc if part != "str" and not str(part).startswith("tuple["))
+    return tuple(part for part in loc if part != "str" and not _TRIED.match(str(part)))
 
 
 def _dropped(raw: dict[str, Any], place: Sequence[str | int]) -> bool:
@@ -270,7 +278,7 @@ def _rooted(job: Job, base: Path) -> Job:
         except (OSError, ValueError) as error:  # too long, or with a zero byte
             raise JobError(f"{value[:LONGEST_SHOWN]!r} is no path: {error}") from error
 
-    local = job.data.source in {"csv", "jsonl", "parquet", "clients"}
+    local = job.data.source in {*FILES, "clients"}
     files = {key: find(cast("str", getattr(job.data, key)), always=local) for key in MOVABLE}
     each = {
         name: e if e.model is None else e.model_copy(update={"model": find(e.model, always=False)})

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from triskel.config.names import client_section, known_name, untyped
+from triskel.core.dialect import Delimiter, Dialect, Encoding
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
 from triskel.core.registry import CODECS, MODES, TASKS
@@ -24,7 +25,20 @@ Judge = Literal["test", "validation"]
 Partition = Literal["natural", "iid", "dirichlet", "quantity", "shards", "length"]
 
 
-Columns = str | tuple[str, ...]
+Source = Literal["opinions", "hub", "csv", "jsonl", "parquet", "arrow", "excel", "text", "clients"]
+"""Where rows are: the demo's texts, a dataset of the hub, one file, or a file for each client."""
+FILES: frozenset[Source] = frozenset({"csv", "jsonl", "parquet", "arrow", "excel", "text"})
+"""Sources that are one file."""
+
+
+def _as_name(given: object) -> object:
+    """Return the name of a column that is given by its number."""
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+ColumnName = Annotated[str, BeforeValidator(_as_name)]
+"""A column; where a table has no header, its number, the first being 1."""
+Columns = ColumnName | tuple[ColumnName, ...]
 """A column, or several that are read one below the other."""
 ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
@@ -67,17 +81,20 @@ class Data(Options):
     """Where the examples are, and what is to be learnt from them."""
 
     task: str = TASKS.default
-    source: Literal["opinions", "hub", "csv", "jsonl", "parquet", "clients"] = "opinions"
+    source: Source = "opinions"
     train: str = ""
     test: str = ""
     public: str = ""
     public_count: Count | None = None
     hub: str = ""
     config: str = ""
+    delimiter: Delimiter = ""
+    encoding: Encoding = ""
+    header: bool | None = None
     text: Columns = ""
-    label: str = ""
+    label: ColumnName = ""
     prompt: Columns = ""
-    response: str = ""
+    response: ColumnName = ""
     template: str = ""
     classes: tuple[str, ...] = ()
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -87,6 +104,21 @@ class Data(Options):
     @classmethod
     def _known_task(cls, value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
         return known_name(TASKS, value, info)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lines(cls, given: object) -> object:
+        """Read plain text by its lines, which are its only column."""
+        if not isinstance(given, Mapping):
+            return given
+        data = cast("Mapping[str, Any]", given)
+        named = data.get("text") or data.get("prompt")
+        return data if data.get("source") != "text" or named else {**data, "text": "text"}
+
+    @property
+    def dialect(self) -> Dialect:
+        """How files are written, as far as the job says it."""
+        return Dialect(self.delimiter, self.encoding, self.header)
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -137,7 +169,7 @@ class Clients(Options):
     """Who holds which examples, and who takes part in a round."""
 
     partition: Partition | None = None
-    by: str = ""
+    by: ColumnName = ""
     count: Positive = 4
     alpha: Rate = 0.5
     shards: Positive = 2

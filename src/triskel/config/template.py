@@ -119,7 +119,7 @@ window_s = 0.02              # for arrival: how long an ask waits for others
 #
 # A table of labelled texts, dealt to eight clients with uneven labels:
 #     [data]
-#     source = "csv"                 # or jsonl, parquet
+#     source = "csv"                 # or jsonl, parquet, arrow, excel; a tab or ; may divide it too
 #     train = "tickets.csv"
 #     text = "message"
 #     label = "team"

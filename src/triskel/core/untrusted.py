@@ -46,6 +46,12 @@ STRINGS = re.compile(
 """Strings and comments of TOML; what is not closed goes on to the end, where TOML ends too."""
 KEYS = re.compile(r"[=,{}\[\]\n]")
 """What stands between keys, values and headers of TOML."""
+BACKSLASH = re.compile(r'"[^"\n]*\\[^"\n]*"')
+"""A text in double quotes with a backslash."""
+WINDOWS = (
+    "; in double quotes a backslash begins a special character, so put a Windows path in single "
+    r"quotes, as in 'C:\data\train.csv'"
+)
 WHOLE = 2**63
 """Whole numbers lie between minus and plus this, as TOML has it."""
 FILES_MOST = 100_000
@@ -164,6 +170,7 @@ def toml_of(text: str) -> dict[str, Any]:
         ValueError: It is no TOML, is too long or too deep, or holds a number beyond 64 bits or a
             key of too many parts.
     """
+    text = text.removeprefix("\ufeff")  # a byte-order mark, as editors on Windows write it
     if len(text) > TOML_MOST:
         raise UnreadableError(f"it has more than {TOML_MOST:,} characters")
     _short_keys(text)
@@ -171,8 +178,9 @@ def toml_of(text: str) -> dict[str, Any]:
         found = tomllib.loads(text)
     except RecursionError:
         raise UnreadableError(f"it is nested deeper than {DEEP_MOST}") from None
-    except tomllib.TOMLDecodeError:
-        raise
+    except tomllib.TOMLDecodeError as error:
+        hint = WINDOWS if BACKSLASH.search(text) else ""
+        raise tomllib.TOMLDecodeError(f"{error}{hint}") from None
     except ValueError as error:  # a number of thousands of digits
         raise UnreadableError(f"it holds a value that is too long: {error}") from None
     _shallow(found)

@@ -1,7 +1,7 @@
 """Rows to token ids, as a task lays them out, and token ids to batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -23,6 +23,21 @@ from triskel.types import Batch, ClientId, Examples, Lost
 
 WINDOW = 8
 """Batches that are sorted by length together."""
+Turn = tuple[str, str]
+"""What was asked in a conversation, and what was answered."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a trained model goes on from.
+
+    Attributes:
+        ids: Token ids of each row; a row may have none.
+        tails: What each row's layout has behind an answer, special tokens left out.
+    """
+
+    ids: Sequence[Sequence[int]]
+    tails: Sequence[str]
 
 
 @runtime_checkable
@@ -73,6 +88,32 @@ class Task(Protocol):
         """
         del train, tests, classes
         return None
+
+    def prompts(
+        self,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        data: Data,
+        before: Sequence[Turn] = (),
+    ) -> Prompts:
+        """Return what a trained model goes on from, laid out as in training; of tasks that write.
+
+        Args:
+            rows: With the columns that the task's spec names, `response` left out.
+            tokenizer: Of the model that will read them.
+            data: The job's section `data`.
+            before: What was said before, where the layout is a chat.
+
+        Raises:
+            DataError: The task does not say how its models are prompted, which is the default; or
+                the tokenizer cannot do what the job asks.
+        """
+        del rows, tokenizer, before
+        raise DataError(
+            f"task {data.task!r} does not say how a model that it trained is prompted; export the "
+            "adapter, and prompt it as the task's package says"
+        )
 
 
 def task_of(name: str) -> Task:

@@ -4,20 +4,27 @@ Nothing here needs torch. `unreadable` looks at names of files and columns only,
 time; `odd` looks at all rows once they are read.
 """
 
-import difflib
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from triskel.config.job import Job
-from triskel.config.sections import Judge
+from triskel.config.sections import FILES, Judge
 from triskel.core.faults import Fault
 from triskel.core.formats import percent
 from triskel.core.registry import TASKS
 from triskel.core.task_spec import names_of
-from triskel.data.files import FORMATS, header
-from triskel.data.reading import TEST_SUFFIX, columns_of, no_folder, refuse_unused
+from triskel.data.files import guessed, header, no_column, no_file
+from triskel.data.reading import (
+    TEST_SUFFIX,
+    client_files,
+    columns_of,
+    no_clients,
+    no_folder,
+    refuse_other_format,
+    refuse_unused,
+)
 from triskel.data.rows import Rows
 from triskel.errors import DataError
 
@@ -61,51 +68,44 @@ def _wanted(job: Job, *, labelled: bool) -> list[str]:
 def _file(job: Job, key: str, place: Path, wanted: Sequence[str]) -> Iterator[Fault]:
     folder = job.data.source == "clients" and key == "data.train"
     if not place.exists() or (folder and not place.is_dir()):
-        lost = f"data file {place} does not exist{_near(place)}"
-        yield Fault(key, no_folder(place) if folder else lost)
+        yield Fault(key, no_folder(place) if folder else no_file(place))
         return
-    files = _files(job, key, place) if place.is_dir() else [place]
+    try:
+        files = _files(job, key, place)
+    except DataError as error:
+        yield Fault(key, str(error))
+        return
     if not files:
-        known = ", ".join(sorted(FORMATS))
-        yield Fault(key, f"folder {place} holds no client files; name them CLIENT{known}")
+        yield Fault(key, no_clients(place))
+    source = job.data.source if job.data.source in FILES else None
     for file in files:
         try:
-            names = header(file, None if place.is_dir() else job.data.source)
+            if source and key != "data.public":
+                refuse_other_format(job, file)
+            names = header(file, source, dialect=job.data.dialect, wanted=wanted)
+            guess = guessed(file, source, job.data.encoding)
         except DataError as error:
             yield Fault(key, str(error))
             continue
-        yield from () if names is None else _columns(key, file, names, wanted)
+        if guess:
+            yield Fault(
+                key,
+                f"data file {file} is not UTF-8 and is read as {guess}; data.encoding says what it "
+                "is",
+                refuses=False,
+            )
+        for name in wanted:
+            if names is not None and name not in names:
+                yield Fault(key, no_column(name, names, where=f"data file {file}"))
 
 
-def _files(job: Job, key: str, folder: Path) -> list[Path]:
-    """Return the files of a folder that are read."""
+def _files(job: Job, key: str, place: Path) -> list[Path]:
+    """Return the files that are read: of a folder of clients, or one."""
+    if not place.is_dir() or job.data.source != "clients" or key == "data.public":
+        return [place]
     own = key == "data.train" and job.data.test  # test rows are read from elsewhere
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in FORMATS
-        and not path.name.startswith(".")
-        and not (own and path.stem.endswith(TEST_SUFFIX))
-    ]
-
-
-def _columns(key: str, file: Path, names: Sequence[str], wanted: Sequence[str]) -> Iterator[Fault]:
-    for name in wanted:
-        if name and name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            present = ", ".join(names)
-            yield Fault(key, f"data file {file} has no column {name!r}{hint} (columns: {present})")
-
-
-def _near(place: Path) -> str:
-    """Return a hint at what there is of a name much like this one."""
-    try:
-        names = [p.name for p in place.parent.iterdir()]
-    except OSError:
-        return f": there is no folder {place.parent}"
-    near = difflib.get_close_matches(place.name, names, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    found = client_files(place).items()
+    return [path for name, path in found if not (own and name.endswith(TEST_SUFFIX))]
 
 
 # --- rows -------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ WIDTH = 16
 """Bytes of a row's hash: two lanes."""
 LANES = 1 << 64
 Sum = tuple[int, int]
+Total = tuple[int, Sum, Sum]
+"""How many rows some shares have, and their sums over texts and over labelled texts."""
 Hashes = NDArray[np.uint64]
 
 
@@ -78,7 +80,7 @@ def digest_in(row: Any) -> Digest:  # noqa: ANN401 - JSON
     return found
 
 
-def together(digests: Iterable[Digest]) -> tuple[int, Sum, Sum]:
+def together(digests: Iterable[Digest]) -> Total:
     """Return how many rows some shares have, and their sums over texts and labelled texts."""
     rows, texts, labelled = 0, (0, 0), (0, 0)
     for one in digests:

@@ -16,7 +16,7 @@ from triskel.config.job import Job
 from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
 from triskel.core.result_data import Data
-from triskel.data.digest import Digest, digest_of
+from triskel.data.digest import Digest, Total, digest_of, together
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
 from triskel.data.reading import Dataset
@@ -63,11 +63,14 @@ class Federation:
         clients: Holdings by client id, in the order of the ids.
         public: Rows that everyone may read, without labels.
         classes: Class names in the order of their index; empty for `causal`.
+        source: What the rows are known by that were read, before anything was held out or dealt:
+            of training and test rows together. Their order plays no part. Not known for one party.
     """
 
     clients: Mapping[ClientId, Holding]
     public: Rows
     classes: tuple[str, ...]
+    source: Total | None = None
 
 
 def federate(job: Job, judge: Judge = "test") -> Federation:
@@ -100,7 +103,8 @@ def federate(job: Job, judge: Judge = "test") -> Federation:
             "training rows of one label; set it to 0, or give more rows"
         )
     unlabelled = replace(public, label=())
-    return Federation(clients=clients, public=unlabelled, classes=table.classes)
+    source = together([digest_of(table.train), digest_of(table.test)])
+    return Federation(clients=clients, public=unlabelled, classes=table.classes, source=source)
 
 
 def federate_own(

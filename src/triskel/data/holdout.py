@@ -68,6 +68,12 @@ def hold_out(rows: Rows, *, share: float, seed: int) -> tuple[Rows, Rows]:
         DataError: No group has two rows of one label, so nothing can be held out.
     """
     chosen = _spread(rows, share=share, seed=seed, name="holdout")
+    if not chosen and 2 < len(rows) == len(set(rows.label)):  # noqa: PLR2004 - not for want of rows
+        raise DataError(
+            f"all {len(rows):,} rows have labels of their own ({rows.label[0]!r}, "
+            f"{rows.label[1]!r}, ...), so that none can be held out to test with; name a column of "
+            "classes as data.label"
+        )
     if not chosen:
         raise DataError(
             f"{len(rows)} rows are too few to hold out a test share; name a test file as data.test"

@@ -6,16 +6,20 @@ said before anything slow begins.
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from triskel.config.job import Job
+from triskel.config.sections import FILES
+from triskel.core.dialect import Dialect
 from triskel.core.registry import TASKS
 from triskel.core.task_spec import Column, Filled, joined, names_of
 from triskel.data import assets
-from triskel.data.files import FORMATS, Columns, Role, Wanted, load, select
+from triskel.data.columnar import arrow_from, columns_of_dataset
+from triskel.data.files import Columns, Role, Wanted, load, no_file, read_rows, select
+from triskel.data.formats import FORMATS, SAVED, SPLITS, format_of, stem_of
 from triskel.data.rows import Rows, join
 from triskel.errors import DataError
 
@@ -29,10 +33,12 @@ class Dataset:
     Attributes:
         paths: Its files, read one after the other.
         columns: What the job calls a column = what the files do; the others are not read.
+        dialect: How they are written.
     """
 
     paths: Sequence[Path]
     columns: Mapping[str, str]
+    dialect: Dialect = field(default_factory=Dialect)
 
 
 def named_rows(name: str, datasets: Mapping[str, Dataset], wanted: Wanted) -> Rows:
@@ -45,12 +51,16 @@ def named_rows(name: str, datasets: Mapping[str, Dataset], wanted: Wanted) -> Ro
         raise DataError(f"there is no dataset {name!r} here; there are {', '.join(datasets)}")
     one, parts = datasets[name], list[Rows]()
     for path in one.paths:
-        columns = load(path)
+        columns = load(path, dialect=one.dialect, wanted=set(one.columns.values()))
         own = {job: columns[file] for job, file in one.columns.items() if file in columns}
         parts.append(select(own, wanted, where=f"dataset {name} in {path.name}"))
     return join(parts)
 
 
+WRITTEN = frozenset({"csv", "jsonl", "text", "clients"})
+"""Sources whose files are text."""
+TABLES = frozenset({"csv", "excel", "clients"})
+"""Sources whose files may have a header."""
 UNREAD = "{key} is given and is not read {why}; leave it out, or change that"
 
 
@@ -84,6 +94,9 @@ def refuse_unused(job: Job) -> None:
         ("data.test", data.test, data.source != "opinions", source),
         ("data.hub", data.hub, data.source == "hub", source),
         ("data.config", data.config, data.source == "hub", source),
+        ("data.delimiter", data.delimiter, data.source in {"csv", "clients"}, source),
+        ("data.encoding", data.encoding, data.source in WRITTEN, source),
+        ("data.header", data.header is not None, data.source in TABLES, source),
         ("clients.by", job.clients.by, data.source != "clients", source),
     ):
         if value and not used:
@@ -111,13 +124,8 @@ def local_rows(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
         return select(load(file), wanted, where="the opinions asset"), None
 
     def rows(name: str) -> Rows:
-        named = FORMATS.get(Path(name).suffix.lower(), data.source)
-        if named != data.source:
-            raise DataError(
-                f'data file {name} is named like {named} and data.source is "{data.source}"; '
-                "change one of them"
-            )
-        return select(load(Path(name), data.source), wanted, where=f"data file {name}")
+        refuse_other_format(job, Path(name))
+        return read_rows(Path(name), wanted, data.source, dialect=data.dialect)
 
     if not data.test:
         return rows(data.train), None
@@ -127,10 +135,21 @@ def local_rows(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
     return rows(data.train), Rows()
 
 
+def refuse_other_format(job: Job, path: Path) -> None:
+    """Refuse a file that is named like another format than the job's; text may be any."""
+    source = job.data.source
+    named = format_of(path)
+    if named not in {None, "text", source}:
+        raise DataError(
+            f'data file {path} is named like {named} and data.source is "{source}"; change one of '
+            "them"
+        )
+
+
 def _there(name: str) -> None:
     """Refuse a file of test rows that is not there, without opening it."""
     if not Path(name).exists():
-        raise DataError(f"data file {name} cannot be read: it does not exist; mend data.test")
+        raise DataError(f"{no_file(Path(name))}; mend data.test")
 
 
 # --- The hub ----------------------------------------------------------------------------------
@@ -154,6 +173,8 @@ def _hub_rows(job: Job, split: str, wanted: Wanted) -> Rows:
 def _hub_columns(job: Job, split: str, wanted: Collection[str]) -> Columns:
     """Return the wanted columns of a split; of the others, only their names."""
     data = job.data
+    if (saved := saved_split(Path(data.hub), split)) is not None:
+        return arrow_from(saved, wanted)
     datasets = cast("Any", import_module("datasets"))  # untyped, slow to import, seldom needed
     failures = (datasets.exceptions.DatasetsError, OSError, ValueError)
     bars = not datasets.utils.are_progress_bars_disabled()
@@ -171,22 +192,25 @@ def _hub_columns(job: Job, split: str, wanted: Collection[str]) -> Columns:
     finally:
         if bars:
             datasets.enable_progress_bars()
-    return {
-        name: _named(list(table[name]), getattr(table.features[name], "names", None))
-        if name in wanted
-        else ()
-        for name in table.column_names
-    }
+    return columns_of_dataset(table, wanted)
 
 
-def _named(values: Sequence[object], names: Sequence[str] | None) -> Sequence[object]:
-    """Return class names in place of their numbers; -1 means that there is none."""
-    if names is None:
-        return values
-    return [
-        names[value] if isinstance(value, int) and 0 <= value < len(names) else None
-        for value in values
-    ]
+def saved_split(folder: Path, split: str) -> Path | None:
+    """Return where a split lies in a folder of `save_to_disk`; None where it is no such folder.
+
+    Raises:
+        DataError: It is one, and has no such split.
+    """
+    if (folder / SPLITS).is_file():
+        if (folder / split / SAVED).is_file():
+            return folder / split
+        there = ", ".join(sorted(one.parent.name for one in folder.glob(f"*/{SAVED}")))
+        raise DataError(f"folder {folder} has no split {split!r}; it has {there}")
+    if not (folder / SAVED).is_file():
+        return None
+    if split != "train":
+        raise DataError(f"folder {folder} holds one dataset without splits, and no {split!r}")
+    return folder
 
 
 # --- One file per client ----------------------------------------------------------------------
@@ -210,31 +234,31 @@ def client_rows(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
     wanted = columns_of(job, labelled=True)
     if not folder.is_dir():
         raise DataError(no_folder(folder))
-    mine = {n: p for n, p in _files(folder).items() if not n.endswith(TEST_SUFFIX)}
+    found = client_files(folder)
+    mine = {name: path for name, path in found.items() if not name.endswith(TEST_SUFFIX)}
     beside = {
         name.removesuffix(TEST_SUFFIX): path
-        for name, path in _files(folder).items()
+        for name, path in found.items()
         if name.endswith(TEST_SUFFIX)
     }
     shared: Rows | None = None
     if data.test and Path(data.test).is_dir():
-        beside = _files(Path(data.test))
+        beside = client_files(Path(data.test))
     elif data.test:
         mine = {n: p for n, p in mine.items() if p.resolve() != Path(data.test).resolve()}
         beside = {}
         _there(data.test)
         shared = Rows()
         if tests:
-            shared = select(load(Path(data.test)), wanted, where=f"data file {data.test}")
+            shared = read_rows(Path(data.test), wanted, dialect=data.dialect)
     if not mine:
-        known = ", ".join(sorted(FORMATS))
-        raise DataError(f"folder {folder} holds no client files; name them CLIENT{known}")
+        raise DataError(no_clients(folder))
     strangers = sorted(beside.keys() - mine.keys())
     if strangers:
         raise DataError(
             f"test file {beside[strangers[0]]} has no training file of the same name in {folder}"
         )
-    train = join([_own(path, wanted, name) for name, path in mine.items()])
+    train = join([_own(path, job, wanted, name) for name, path in mine.items()])
     if shared is not None or not beside:
         return train, shared
     missing = sorted(mine.keys() - beside.keys())
@@ -243,25 +267,36 @@ def client_rows(job: Job, *, tests: bool) -> tuple[Rows, Rows | None]:
             f"client {missing[0]} has no test file and others have; add one, or remove all of them "
             "to hold out data.test_share"
         )
-    return train, join([_own(p, wanted, n) for n, p in beside.items()]) if tests else Rows()
+    return train, join([_own(p, job, wanted, n) for n, p in beside.items()]) if tests else Rows()
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def no_clients(folder: Path) -> str:
+    """Say that a folder holds no file of a client."""
+    known = ", ".join(sorted(FORMATS))
+    return f"folder {folder} holds no client files; name them CLIENT{known}"
+
+
+def client_files(folder: Path) -> dict[str, Path]:
+    """Return the files of clients by name; plain text counts where there is nothing else.
+
+    Raises:
+        DataError: Two name the same client.
+    """
+    there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    tables = [path for path in there if format_of(path) not in {None, "text"}]
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in FORMATS or path.name.startswith("."):
-            continue
-        if path.stem in found:
+    for path in tables or [path for path in there if format_of(path) == "text"]:
+        name = stem_of(path)
+        if name in found:
             raise DataError(
-                f"{found[path.stem].name} and {path.name} in {folder} name the same client; "
-                "keep one"
+                f"{found[name].name} and {path.name} in {folder} name the same client; keep one"
             )
-        found[path.stem] = path
+        found[name] = path
     return found
 
 
-def _own(path: Path, wanted: Wanted, name: str) -> Rows:
-    rows = select(load(path), wanted, where=f"data file {path}")
+def _own(path: Path, job: Job, wanted: Wanted, name: str) -> Rows:
+    rows = read_rows(path, wanted, dialect=job.data.dialect)
     return replace(rows, group=(name,) * len(rows))
 
 
@@ -278,6 +313,6 @@ def public_rows(job: Job) -> Rows | None:
     if data.source == "hub" and not Path(data.public).exists():
         rows = _hub_rows(job, data.public, wanted)
     else:
-        fallback = data.source if data.source in {"csv", "jsonl", "parquet"} else None
-        rows = select(load(Path(data.public), fallback), wanted, where=f"data file {data.public}")
+        fallback = data.source if data.source in FILES else None
+        rows = read_rows(Path(data.public), wanted, fallback, dialect=data.dialect)
     return rows

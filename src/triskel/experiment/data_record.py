@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel.config.job import Job
+from triskel.config.sections import Judge
 from triskel.core.files import write_text
 from triskel.core.registry import TASKS
 from triskel.core.untrusted import json_in, table_of
@@ -23,6 +24,8 @@ from triskel.data.rows import Rows
 from triskel.errors import CheckpointError, DataError
 
 NAME = "data.json"
+SOURCES = "sources.json"
+"""In a folder of several runs: what the rows that they all read are known by."""
 FORMAT = 1
 PUBLIC = "the public set"
 Shares = Mapping[str, Digest]
@@ -134,6 +137,43 @@ def hold_tokenizers(folder: Path, tokenizers: Mapping[str, Any], *, write: bool)
             )
     if write and not now.keys() <= before.tokenizers.keys():
         _write(folder, replace(before, tokenizers={**before.tokenizers, **now}))
+
+
+def hold_source(folder: Path, job: Job, federation: Federation, judge: Judge) -> None:
+    """Hold rows against those that another run of one folder read, or write them down.
+
+    Seeds deal the same rows otherwise, and settings train otherwise on them; neither reads others.
+
+    Args:
+        folder: Which holds the runs, a folder each.
+        job: The job of one of them.
+        federation: What was read for it.
+        judge: Which rows are held as test rows. The test rows that a seed chose are dropped unread
+            where validation rows are.
+
+    Raises:
+        CheckpointError: The rows are others than before, what was written down is damaged, or the
+            disk is full.
+    """
+    seed = job.seed if judge == "validation" and not job.data.test else None
+    asked = [job.data.model_dump(mode="json"), job.clients.by, judge, seed]
+    key = text_digest(json.dumps(asked, sort_keys=True))
+    place, now = folder / SOURCES, json.loads(json.dumps(federation.source))
+    try:
+        known = table_of(json_in(place)) if place.exists() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{place} is damaged: {error}; it says what rows the runs in {folder} read"
+        ) from error
+    if (before := known.get(key, now)) != now:
+        rows = f"{now[0]:,} rows and had {before[0]:,}"
+        what = "other rows than" if before[0] == now[0] else rows
+        raise CheckpointError(
+            f"{job.data.train or 'the source'} has {what} when the runs in {folder} began; put "
+            "back what they began with, or start anew"
+        )
+    if key not in known:
+        write_text(place, json.dumps({**known, key: now}))
 
 
 def tokenizer_digest(tokenizer: Any) -> str:  # noqa: ANN401 - transformers'

@@ -16,13 +16,11 @@ from triskel.config.sections import Judge, is_name
 from triskel.core import events
 from triskel.core.crash import during
 from triskel.core.registry import TASKS
-from triskel.data.assets import resolve
 from triskel.data.batches import tokenise
-from triskel.data.federate import Federation
 from triskel.data.files import load, select
 from triskel.data.reading import columns_of
 from triskel.data.rows import Rows
-from triskel.errors import DataError, JobError, ModelError
+from triskel.errors import DataError, JobError
 from triskel.experiment import data_record
 from triskel.experiment.baselines import local_row
 from triskel.experiment.compare import read_run
@@ -30,8 +28,8 @@ from triskel.experiment.folder import safe
 from triskel.experiment.resources import LocalResources, prepare
 from triskel.experiment.rounds import Scores, pooled
 from triskel.experiment.stages import everywhere, own_everywhere, scored
+from triskel.experiment.trained import with_model, without_texts
 from triskel.export.adapters import read_adapter
-from triskel.export.manifest import read_manifest
 from triskel.export.saved import ADAPTERS, saved
 from triskel.model.shared import SharedModel
 from triskel.numerics.metrics import Score
@@ -82,9 +80,9 @@ def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
     job = moved(asked, settings)
     stage = _stage_named(run, mode, job.mode)
     if model is not None:
-        job = _with_model(job, path=str(model.resolve()))
+        job = with_model(job, path=str(model.resolve()))
     if data is not None:  # nothing is kept of texts that run once
-        job = _with_model(job, cache_mb=0)
+        job = with_model(job, cache_mb=0)
     away = _away(run, job, texts=data is None)
     resources = (
         _without_shares(run, job, stage, watch)
@@ -126,29 +124,10 @@ def _hold(run: Path, resources: LocalResources, watch: Watch, *, texts: bool) ->
     data_record.hold_tokenizers(run, resources.tokenizers(), write=False)
 
 
-def _with_model(job: Job, **changes: object) -> Job:
-    return job.model_copy(update={"model": job.model.model_copy(update=changes)})
-
-
 def _without_shares(run: Path, job: Job, stage: str, watch: Watch) -> LocalResources:
-    """Return the resources of a federation's job: its model, and nobody's texts.
-
-    Raises:
-        ModelError: The model is not here.
-    """
-    folder = next((name for name, (one, _) in saved(run).items() if one == stage), stage)
-    named = resolve(job.model.path, fetch=True, say=lambda text: watch(events.note(text)))
-    trained = read_manifest(run / ADAPTERS / folder).base
-    place = next((one for one in (named, trained) if Path(one).is_dir()), job.model.path)
-    classes = job.data.classes if TASKS.spec(job.data.task).head == "classes" else ()
-    nobodys = Federation(clients={}, public=Rows(), classes=classes)
-    resources = LocalResources.of(_with_model(job, path=place), nobodys, watch, modes=())
-    try:
-        resources.body()
-    except ModelError as error:
-        error.add_note(f"`--model DIR` says where {job.model.path} lies on this machine")
-        raise
-    return resources
+    """Return the resources of a federation's job: its model, and nobody's texts."""
+    named = next((name for name, (one, _) in saved(run).items() if one == stage), stage)
+    return without_texts(run, job, named, watch)
 
 
 def _stage_named(run: Path, mode: str | None, own: str) -> str:
@@ -245,7 +224,7 @@ def _score(resources: LocalResources, body: SharedModel, tensors: Tensors, rows:
 def _dealt(resources: LocalResources, data: Path) -> dict[ClientId, Rows]:
     """Return a file's rows by client, where a column says whose they are."""
     job = resources.job
-    columns = load(data)
+    columns = load(data, dialect=job.data.dialect)
     wanted = dict(columns_of(job, labelled=True))
     for role in ("group", "label"):
         unused = role == "group" or not TASKS.spec(job.data.task).labelled

@@ -13,8 +13,6 @@ the seed it was at. Each seed's folder can be resumed, exported and evaluated by
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,10 +24,10 @@ from triskel.core.result_file import NAME, SEVERAL, RunResult, SeedsResult, seve
 from triskel.core.source import VERSION
 from triskel.core.untrusted import json_in
 from triskel.errors import CheckpointError, JobError
-from triskel.experiment.compare import HERE, Request, read_run, resume, run, used
+from triskel.experiment.compare import Request, read_run, resume, run, used
 from triskel.experiment.folder import save
 from triskel.experiment.models import Loaded
-from triskel.experiment.resources import prepare
+from triskel.experiment.one_source import venue_in
 from triskel.experiment.rounds import Engine
 from triskel.report.catalogue import taken
 from triskel.report.page import write_report
@@ -112,8 +110,7 @@ def _run(  # noqa: PLR0913, PLR0917 - what a comparison is made of
     watch: Watch,
     settings: Sequence[str] = (),
 ) -> SeedsResult:
-    loaded = Loaded()
-    venue = replace(HERE, prepare=partial(prepare, loaded=loaded))
+    venue = venue_in(folder, Loaded())
     result: SeedsResult = {
         "schema": SEVERAL,
         "triskel": VERSION,

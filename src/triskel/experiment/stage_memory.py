@@ -70,7 +70,7 @@ class Memory:
 
     def keeps(self, body: SharedModel) -> bool:
         """Return whether a model's hidden states below the first block that trains are kept."""
-        return body.frozen > 0 and self._most(body) <= self.job.model.cache_mb * MB
+        return body.frozen > 0 and 0 < self._most(body) <= self.job.model.cache_mb * MB
 
     def short(self, body: SharedModel, costs: Costs) -> bool:
         """Return whether what training keeps would fill most of the memory that is free."""

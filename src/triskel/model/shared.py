@@ -177,6 +177,18 @@ class SharedModel:
             else:  # made of parameters: torch takes it for one only where it keeps them
                 vars(owner)["_parameters"][attribute] = tensor
 
+    def whole(self, tensors: Tensors) -> Any:
+        """Return the model as transformers has it, with these tensors in all slots; no dropout.
+
+        Raises:
+            ModelError: A name or shape is not this body's.
+        """
+        self.dropout(None)
+        parameters, count = self.parameters(tensors), self.blocks.count
+        self.install(parameters, self.layout.head)
+        self.install(self._installed(parameters, 0, count), self.layout.within(0, count))
+        return self.blocks.model
+
     def dropout(self, seed: int | None) -> None:
         """Switch the adapter's dropout on with this seed, or off with None."""
         if not self.adapter.dropout:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from triskel.config.job import Job
+from triskel.core.dialect import Dialect
 from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin, Registry
 from triskel.data.assets import resolve
 from triskel.data.reading import Dataset
@@ -215,6 +216,10 @@ def placed(job: Job, policy: Path, client: str | None = None) -> Job:
 def datasets(policy: Policy) -> Mapping[str, Dataset]:
     """Return where named datasets are, as the policy says."""
     return {
-        name: Dataset(paths=[Path(p) for p in one.paths], columns=one.columns)
+        name: Dataset(
+            paths=[Path(p) for p in one.paths],
+            columns=one.columns,
+            dialect=Dialect(one.delimiter, one.encoding, one.header),
+        )
         for name, one in policy.datasets.items()
     }

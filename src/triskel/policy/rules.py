@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic.types import Strict
 
+from triskel.core.dialect import Delimiter, Encoding
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options, typed
 from triskel.core.registry import CODECS, MODES, Origin, Registry
@@ -66,11 +67,17 @@ Zone = Annotated[ZoneInfo, BeforeValidator(_zone)]
 
 
 class Dataset(Options):
-    """Where a named dataset lies, which of its columns a job may name, and who may read it."""
+    """Where a named dataset lies, which of its columns a job may name, and who may read it.
+
+    How its files are written is found by looking, unless it is said here.
+    """
 
     paths: Annotated[tuple[Name, ...], Field(min_length=1)]
     columns: Annotated[Mapping[Name, Name], Field(min_length=1)]
     public: StrictBool = False
+    delimiter: Delimiter = ""
+    encoding: Encoding = ""
+    header: StrictBool | None = None
 
 
 class Leave(Options):

@@ -22,6 +22,9 @@ codecs = ["fp32"]            # how floats may travel: raw, fp32, bf16, fp16, int
 # paths = ["tickets.csv"]    # relative to this file
 # columns = { text = "message", label = "team" }    # what jobs say = what the file says
 # public = false             # true: a job may use it as the texts that all parties read
+# delimiter = ""             # between cells, where looking does not find it
+# encoding = ""              # such as "cp1250", where it is not UTF-8
+# header = true              # false: columns are "1", "2" and so on
 
 # A mode or task of another package: anybody can give one any name, so its package is named too.
 # [plugins.sign]

@@ -47,7 +47,7 @@ def sweep(asked: Sweep, folder: Path, engine: Engines, watch: Watch) -> dict[str
     """
     asked = asked.playing()
     record = begun(asked, folder)
-    player = Player(engine, watch, lambda: save(folder, record))
+    player = Player(folder, engine, watch, lambda: save(folder, record))
     for number, (setting, entry) in enumerate(
         zip(asked.settings, record["settings"], strict=True), 1
     ):

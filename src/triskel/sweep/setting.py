@@ -14,6 +14,7 @@ from triskel.core.result_file import run_in
 from triskel.core.untrusted import TOML_MOST, text_of
 from triskel.errors import CheckpointError, TrainingError, TriskelError
 from triskel.experiment.compare import Request, read_run, resume, run
+from triskel.experiment.one_source import venue_in
 from triskel.experiment.rounds import Engine
 from triskel.report.columns import columns
 from triskel.sweep.asked import Sweep, digest_of
@@ -24,8 +25,9 @@ Engines = Callable[[Job], Engine]
 
 @dataclass(frozen=True)
 class Player:
-    """What plays a setting, is told of it, and writes the record down."""
+    """What plays a setting in the folder of a sweep, is told of it, and writes the record down."""
 
+    folder: Path
     engine: Engines
     watch: Watch
     save: Callable[[], None]
@@ -92,11 +94,12 @@ def _played(
             begun.append(str(event.get("stage", "")))
         player.watch(event)
 
+    venue = venue_in(player.folder)
     if (place / "request.json").exists():
         if read_run(place)[1] != request:
             _ask(place, request)
-        return resume(place, player.engine, told)
-    return run(setting.job, request, place, player.engine(setting.job), told)
+        return resume(place, player.engine, told, venue)
+    return run(setting.job, request, place, player.engine(setting.job), told, venue)
 
 
 def _ask(place: Path, request: Request) -> None:

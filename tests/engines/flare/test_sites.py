@@ -235,3 +235,18 @@ def test_a_site_whose_rows_changed_does_not_go_on_and_says_only_that(
     rows.write_text(before, encoding="utf-8")
     assert Meeting(there, there.spec("params")).play()["done"]
     same(there, ("params",), result(there))
+
+
+def test_what_is_odd_about_a_sites_rows_stands_in_its_own_log_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = house(tmp_path)
+    assert Meeting(there, there.spec("params")).play()["done"]
+    odd = "classes have fewer than 5 training rows"
+    told = [one.getMessage() for one in caplog.records if one.name == "triskel.site"]
+    assert any(odd in line for line in told)
+    assert not any(line.startswith("data.public_count") for line in told)
+    for place in (tmp_path / "server", tmp_path / "out"):
+        texts = [file.read_bytes() for file in place.rglob("*") if file.is_file()]
+        assert texts
+        assert not any(odd.encode() in text for text in texts)

@@ -21,6 +21,7 @@ from triskel.engines.flare.site_payload import sizes_of
 from triskel.engines.flare.submission import job_of, other_code, other_plugins, own_plugins
 from triskel.errors import DataError, JobError
 from triskel.experiment import data_record, lengths
+from triskel.experiment.odd_rows import odd_rows
 from triskel.experiment.resources import LocalResources
 from triskel.plan.payload import round_bytes
 from triskel.policy.audit import Audit
@@ -192,12 +193,19 @@ class Admission:
     def _read(
         self, held: "_Held", job: Job, modes: Sequence[ModeName], files: list[str]
     ) -> LocalResources:
-        """Read the site's rows, and what its model needs to be loaded."""
+        """Read the site's rows, and what its model needs to be loaded.
+
+        What is odd about the rows is said in the site's own log only.
+        """
         self.home.mkdir(parents=True, exist_ok=True)
         draws = Draws(self.root / "triskel", files)
+        rows = federate_own(job, self.name, datasets(held.policy), draws.seed)
+        for fault in odd_rows(job, rows, "test"):
+            if fault.key != "data.public_count":  # the other sites have rows too
+                LOGGER.warning("%s: %s", fault.key, fault.text)
         return LocalResources.of(
             placed(job, self.policy_file, self.name),
-            federate_own(job, self.name, datasets(held.policy), draws.seed),
+            rows,
             self.watch,
             modes=modes,
             choices=self.home / "choices.json",

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from triskel.config.sections import Data
 from triskel.core.task_spec import around, filled
-from triskel.data.batches import Task
+from triskel.data.batches import Prompts, Task, Turn
 from triskel.data.rows import Rows
 from triskel.data.tokens import Ragged
 from triskel.errors import DataError
@@ -47,25 +47,40 @@ class Causal(Task):
             DataError: The tokenizer cannot do what the job asks.
         """
         del classes
-        if not getattr(tokenizer, "is_fast", False):
-            raise DataError(
-                "a causal task finds responses by character offsets, which a slow tokenizer lacks; "
-                "use a model with a tokenizer.json"
-            )
         return _causal(rows, tokenizer, template=data.template, limit=max_tokens)
+
+    def prompts(
+        self,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        data: Data,
+        before: Sequence[Turn] = (),
+    ) -> Prompts:
+        """Return what stands before each response, or the text that is to go on.
+
+        Raises:
+            DataError: The tokenizer cannot do what the job asks.
+        """
+        texts, tails = list(rows.text), [""] * len(rows)
+        if rows.prompt:
+            layout = _layout(tokenizer, data.template, before)
+            texts, tails = map(list, zip(*map(layout, rows.prompt), strict=True))
+        encoded = _encoded(texts, tokenizer, chat=data.template == "chat")
+        end = cast("int | None", tokenizer.eos_token_id)
+        rows_ = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return Prompts(
+            ids=[_open(ids, offsets, end) for ids, offsets in rows_],
+            tails=[_plain(tail, tokenizer) for tail in tails],
+        )
 
 
 def _causal(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, *, template: str, limit: int
 ) -> Examples:
-    chat = template == "chat"
     end = cast("int | None", tokenizer.eos_token_id) if rows.prompt else None
     texts, starts = _laid_out(rows, tokenizer, template)
-    encoded: Any = {"input_ids": [], "offset_mapping": []}
-    if texts:
-        encoded = tokenizer(
-            texts, return_offsets_mapping=True, add_special_tokens=not chat, verbose=False
-        )
+    encoded = _encoded(texts, tokenizer, chat=template == "chat")
     kept_ids: list[list[int]] = []
     kept_scored: list[list[bool]] = []
     whole: list[int] = []
@@ -79,6 +94,31 @@ def _causal(
     return Examples(
         ids=Ragged.ids(kept_ids), labels=(), scored=Ragged.marks(kept_scored), whole=whole
     )
+
+
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Any:  # noqa: ANN401 - of transformers
+    """Return token ids of texts, and where each token stands; a chat has its own special tokens."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            "a causal task finds responses by character offsets, which a slow tokenizer lacks; "
+            "use a model with a tokenizer.json"
+        )
+    if not texts:
+        return {"input_ids": [], "offset_mapping": []}
+    return tokenizer(texts, return_offsets_mapping=True, add_special_tokens=not chat, verbose=False)
+
+
+def _open(ids: list[int], offsets: Sequence[tuple[int, int]], end: int | None) -> list[int]:
+    """Return token ids without the end-of-text token that a tokenizer may close them with."""
+    closed = ids[-1:] == [end] and len(ids) > 1 and offsets[-1] == (0, 0)
+    return ids[:-1] if closed else ids
+
+
+def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a text without special tokens."""
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, "")
+    return text
 
 
 def _scored(
@@ -109,7 +149,7 @@ def _laid_out(
     """Return whole texts, and where the response begins in each."""
     if not rows.prompt:
         return list(rows.text), [None] * len(rows)
-    layout = _chat(tokenizer) if template == "chat" else _template(template or PLAIN)
+    layout = _layout(tokenizer, template)
     texts: list[str] = []
     starts: list[int | None] = []
     for prompt, response in zip(rows.prompt, rows.response, strict=True):
@@ -117,6 +157,12 @@ def _laid_out(
         texts.append(prefix + response + suffix)
         starts.append(len(prefix))
     return texts, starts
+
+
+def _layout(
+    tokenizer: PreTrainedTokenizerBase, template: str, before: Sequence[Turn] = ()
+) -> Layout:
+    return _chat(tokenizer, before) if template == "chat" else _template(template or PLAIN)
 
 
 def _template(template: str) -> Layout:
@@ -136,7 +182,7 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}{where}, {first[:LONGEST]!r}" if first else type(error).__name__
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase) -> Layout:
+def _chat(tokenizer: PreTrainedTokenizerBase, before: Sequence[Turn]) -> Layout:
     """Lay out by the tokenizer's chat template, cut after its end-of-text token."""
     chatty = cast("Any", tokenizer)
     if not chatty.chat_template:
@@ -147,7 +193,11 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Layout:
     stop = cast("str | None", tokenizer.eos_token)
 
     def layout(prompt: str) -> tuple[str, str]:
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _PLACE}]
+        turns = [
+            {"role": role, "content": content}
+            for pair in (*before, (prompt, _PLACE))
+            for role, content in zip(("user", "assistant"), pair, strict=True)
+        ]
         try:
             whole = str(chatty.apply_chat_template(turns, tokenize=False))
         except Exception as error:  # a template is a program of whoever made the model
