@@ -111,15 +111,18 @@ def run(
     *,
     mode: str | None = None,
     resume: str | Path | None = None,
+    rounds: int | None = None,
     out: str | Path | None = None,
     watch: Watch | None = None,
 ) -> "Result":
-    """Run one mode, or go on with a run that was stopped.
+    """Run one mode, or go on with a run that was stopped, or for more rounds.
 
     Args:
         job: A job, or the file that holds it.
         mode: Which mode; the job's own if left out.
-        resume: The folder of a run that was stopped, of `run` or `compare`; then nothing else.
+        resume: The folder of a run, of `run` or `compare`, stopped or not; then nothing else but
+            `rounds`.
+        rounds: How many rounds a run that goes on shall have, where these are more than it has.
         out: A new folder for the run; `runs/NAME-N` if left out.
         watch: Told what happens; shows progress if left out.
 
@@ -129,7 +132,9 @@ def run(
     if resume is not None:
         if any(one is not None for one in (job, mode, out)):
             raise JobError("resume goes on with the job as it was; leave out everything else")
-        return _resumed(Path(resume), watch)
+        return _resumed(Path(resume), watch, rounds)
+    if rounds is not None:
+        raise JobError("rounds is for a run that goes on; a new one has those of its job")
     if job is None:
         raise JobError("give a job, or the folder of a run to resume")
     asked = job if isinstance(job, Job) else load(job)
@@ -327,11 +332,11 @@ def _played(
     return Result(folder)
 
 
-def _resumed(folder: Path, watch: Watch | None) -> Result:
+def _resumed(folder: Path, watch: Watch | None, rounds: int | None) -> Result:
     try:
         with _watched(watch) as told:
             again = resume_run if seeds_of(folder) is None else resume_seeds
-            again(folder, LocalEngine, told)
+            again(folder, LocalEngine, told, rounds=rounds)
     except (KeyboardInterrupt, TriskelError) as stop:
         _said(stop, folder)
         raise

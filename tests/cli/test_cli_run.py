@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -151,3 +152,38 @@ def test_baselines_alone_are_compared_and_swept(job: Path) -> None:
     swept = runner.invoke(cli.app, ["sweep", str(job), *alone, *pairs])
     assert swept.exit_code == 0, swept.stderr
     assert "★" in swept.stdout
+
+
+def test_a_run_starts_from_an_adapter_and_goes_on_for_more_rounds(job: Path) -> None:
+    def told(*words: str) -> tuple[int, str]:
+        got = CliRunner().invoke(cli.app, ["run", *words])
+        return got.exit_code, got.stderr.splitlines()[-1]
+
+    def result(folder: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(Path(folder, "result.json").read_text())
+        return found
+
+    assert told(str(job), "--out", "old/first")[0] == 0
+    reached = result("old/first")["modes"]["params"]["final"]
+    words = ["--start", "old/first", "--out", "second", "--baselines", "base"]
+    assert told(str(job), *words)[0] == 0
+    second = result("second")
+    assert second["baselines"]["base"]["loss"] == reached["loss"]
+    assert second["modes"]["params"]["start"]["name"] == "first/params"
+
+    code, said = told(str(job), "--start", "old", "--out", "third")
+    assert (code, Path("third").exists()) == (2, False)
+    assert said.startswith(f"error: adapter.start {Path('old').resolve()} holds no adapter; ")
+    words = ["--start", "old/first", "--set", "adapter.blocks=top:1", "--out", "third"]
+    code, said = told(str(job), *words)
+    assert (code, Path("third").exists()) == (2, False)
+    assert "sits in blocks" in said
+
+    assert told("--resume", "old/first", "--set", "rounds=3")[0] == 0
+    assert len(result("old/first")["modes"]["params"]["rounds"]) == 3
+    code, said = told("--resume", "old/first", "--set", "rounds=2")
+    assert (code, "asks for fewer" in said) == (2, True)
+    code, said = told("--resume", "old/first", "--set", "rounds=many")
+    assert (code, "must be a whole number above 0" in said) == (2, True)
+    code, said = told("--resume", "old/first", "--start", "second")
+    assert (code, "--resume goes on with the job as it was" in said) == (2, True)

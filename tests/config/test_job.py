@@ -49,8 +49,8 @@ REFUSALS = {
     "ronds = 3": "job: unknown key 'ronds'; did you mean 'rounds'?",
     "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, evaluate, "
     "federation, logits, mode, model, name, params, rounds, seed, split, train, wire",
-    "[train]\nlearning = 1": "job: unknown key 'train.learning'; known here: batch, epochs, lr, "
-    "max_grad_norm, max_tokens, overlong, schedule, weight_decay",
+    "[train]\nlearning = 1": "job: unknown key 'train.learning'; known here: batch, epochs, "
+    "keep, lr, max_grad_norm, max_tokens, overlong, schedule, weight_decay",
     "[train]\nepoch = 1": "job: unknown key 'train.epoch'; did you mean 'epochs'?",
     "[clients.each.ann]\nrnk = 3": "job: unknown key 'clients.each.ann.rnk'; did you mean 'rank'?",
     "[train]\nlr = 0": "job: train.lr: input should be greater than 0, got 0",
@@ -359,6 +359,9 @@ def test_paths_are_relative_to_the_file_that_holds_them(tmp_path: Path) -> None:
     )
     job = load(tmp_path / "job.toml")
     root = tmp_path.resolve()
+    (tmp_path / "start.toml").write_text('[adapter]\nstart = "runs/one"', encoding="utf-8")
+    assert load(tmp_path / "start.toml").adapter.start == str(root / "runs" / "one")
+    assert job.adapter.start == ""
     assert job.model.path == str(root / "models" / "tiny")
     assert job.data.train == str(root / "d" / "rows.csv"), "though it is not there yet"
     assert job.data.test == f"{tmp_path}/abs.csv"

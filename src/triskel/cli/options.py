@@ -1,6 +1,7 @@
 """What several commands take: options, names in a list, and the next free run folder."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -34,6 +35,14 @@ JobOrDemo = Annotated[
 ]
 SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SETTING)]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Start from this adapter: a PEFT folder, or what a run left (adapter.start).",
+        show_default=False,
+    ),
+]
 Moved = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,6 +82,14 @@ Baselines = Annotated[
         help=f"Which baselines, separated by commas: {', '.join(BASELINE_NAMES)}; or none."
     ),
 ]
+
+
+def starting(settings: Sequence[str] | None, start: Path | None) -> list[str]:
+    """Return settings with what `--start` names, whose place is seen from the current folder."""
+    if start is None:
+        return list(settings or ())
+    place = json.dumps(str(start.expanduser().resolve()), ensure_ascii=False)
+    return [*(settings or ()), f"adapter.start={place}"]
 
 
 def names_in(

@@ -17,15 +17,17 @@ from triskel.cli.options import (
     Name,
     Out,
     Set,
+    Start,
     names_in,
     rows_in,
     seeds_in,
+    starting,
 )
 from triskel.cli.output import Event, Watch, conclude, console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
 from triskel.config.job import MODE_NAMES, Job, ModeName
-from triskel.config.read import load, places_in
+from triskel.config.read import load, places_in, rounds_in
 from triskel.core.console import echo
 from triskel.core.crash import logs_in
 from triskel.core.registry import MODES
@@ -58,16 +60,18 @@ def compare(
         ),
     ] = 0.0,
     settings: Set = None,
+    start: Start = None,
 ) -> None:
     """Run baselines and modes on one model, data split and seed, and write a report.
 
     Without a job file and settings it is the demo, as large as the machine does in minutes.
     """
     chosen, beside = rows_in(modes, baselines, BASELINE_NAMES)
+    settings = starting(settings, start)
     if job is None and not (settings or seeds or drop_outs):
         _start_demo(out, chosen, beside)
         return
-    asked = load(job, settings or ())
+    asked = load(job, settings)
     more = None if seeds is None else seeds_in(seeds, asked.seed)
     _start(asked, out, chosen, beside, seeds=more, drop_share=drop_outs)
 
@@ -80,6 +84,7 @@ def run(
     out: Out = None,
     baselines: Baselines = "none",
     settings: Set = None,
+    start: Start = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -92,20 +97,21 @@ def run(
 ) -> None:
     """Run one mode, or go on with a run that was stopped."""
     if resume is not None:
-        if job or mode or out or baselines != "none":
+        if job or mode or out or start or baselines != "none":
             raise JobError(
                 "--resume goes on with the job as it was; leave out everything else but where its "
-                "data lie by now (--set data.train=FILE)"
+                "data lie by now (--set data.train=FILE) and more rounds (--set rounds=6)"
             )
-        places_in(settings or ())
-        _resume(resume, settings or ())
+        rounds, places = rounds_in(settings or ())
+        places_in(places)
+        _resume(resume, places, rounds)
         return
     if job is None:
         raise JobError(
             "give a job file, or --resume RUN; `triskel init` writes a job file, "
             "and `triskel compare` needs none"
         )
-    asked = load(job, settings or ())
+    asked = load(job, starting(settings, start))
     chosen = _one_of(MODES.names(), mode) or asked.mode
     beside = names_in("baseline", baselines, BASELINE_NAMES, empty=True)
     _start(asked.model_copy(update={"mode": chosen}), out, (chosen,), beside, strict=True)
@@ -123,7 +129,7 @@ def _start(
 ) -> None:
     from triskel.experiment.check import refuse_early
 
-    refuse_early(job)
+    refuse_early(job, modes=modes)
     folder = next_folder(job.name) if out is None else out
     ours = is_free(folder)
 
@@ -173,7 +179,7 @@ def _notes(console: Console) -> Watch:
     return told
 
 
-def _resume(folder: Path, settings: Sequence[str]) -> None:
+def _resume(folder: Path, settings: Sequence[str], rounds: int | None) -> None:
     if kind_of(folder) == "sweep":
         raise JobError(f"{folder} holds a sweep; `triskel sweep --resume {folder}` goes on")
 
@@ -183,7 +189,7 @@ def _resume(folder: Path, settings: Sequence[str]) -> None:
         from triskel.experiment.seeds import resume_seeds, seeds_of
 
         again = resume if seeds_of(folder) is None else resume_seeds
-        return again(folder, LocalEngine, watch, settings=settings)
+        return again(folder, LocalEngine, watch, settings=settings, rounds=rounds)
 
     _play(folder, go)
 

@@ -26,6 +26,7 @@ from triskel.config.sections import (
     Partition,
     Train,
     Wire,
+    is_name,
 )
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, typed
@@ -202,6 +203,7 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
     yield from _about_clients(job)
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
+    yield from _about_ends(job)
     for spec in job.specs:
         named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
         if named is not None:
@@ -223,6 +225,22 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
                 yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
 
 
+def _about_ends(job: Job) -> Iterator[str]:
+    """Yield what is wrong with what training starts from, and with the round that it ends with."""
+    if job.train.keep == "best" and not job.data.validation_share:
+        yield (
+            'train.keep "best" needs rows to choose a round by: set data.validation_share, to 0.2 '
+            "for one"
+        )
+    for client, own in job.clients.each.items() if job.adapter.start else ():
+        if own.model or own.rank:
+            key = "model" if own.model else "rank"
+            yield (
+                f"adapter.start is one adapter for all clients, and clients.each.{client}.{key} is "
+                "its own; leave one of them out"
+            )
+
+
 def _about_data(data: Data, *, may_import: bool) -> Iterator[str]:
     if data.source == "hub" and not data.hub:
         yield 'data.hub must name a dataset such as "org/name" when data.source is "hub"'
@@ -238,6 +256,31 @@ def _about_clients(job: Job) -> Iterator[str]:
         yield f'clients.partition "{job.partition}" needs data.label to name a column'
     if job.partition == "natural" and not (job.clients.by or named):
         yield 'clients.by must name a column when clients.partition is "natural"'
+
+
+def unfederated(job: Job, mode: ModeName) -> str | None:
+    """Return why `mode` cannot run this job between organisations, or None when it can.
+
+    What a job starts from is at the server, and its sites get it with the first task; where they
+    keep models of their own, they would have to have it.
+    """
+    start = job.adapter.start
+    if start and not is_name(start):
+        return (
+            "adapter.start must be the name of an adapter that the server has (adapters/NAME "
+            f"beside its policy), got {start!r}: no path of a job is opened"
+        )
+    if start and MODES.spec(mode).traits.personal_models:
+        return (
+            f"adapter.start works with modes that send every site the common model; in {mode} a "
+            "site has a model of its own, and the adapter is not there: leave it out"
+        )
+    if job.train.keep == "best":
+        return (
+            'train.keep must be "last": sites score models on their test rows, so no validation '
+            "figure reaches the server"
+        )
+    return None
 
 
 def unsupported(job: Job, mode: ModeName) -> str | None:

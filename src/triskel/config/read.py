@@ -205,6 +205,28 @@ def moved(job: Job, overrides: Sequence[str]) -> Job:
     return job.model_copy(update={"data": job.data.model_copy(update=here)})
 
 
+def rounds_in(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Return how many rounds pairs give a run that goes on, and the other pairs.
+
+    >>> rounds_in(["rounds=6", "data.train=a.csv"])
+    (6, ['data.train=a.csv'])
+
+    Raises:
+        JobError: It is no number of rounds.
+    """
+    rounds: int | None = None
+    others: list[str] = []
+    for override in overrides:
+        parts, value = setting_of(override)
+        if parts != ("rounds",):
+            others.append(override)
+        elif type(value) is int and value > 0:
+            rounds = value
+        else:
+            raise JobError(f"rounds must be a whole number above 0, got {override!r}")
+    return rounds, others
+
+
 def places_in(overrides: Sequence[str]) -> dict[str, str]:
     """Return where pairs say that data lie, by keys of `data`.
 
@@ -217,7 +239,8 @@ def places_in(overrides: Sequence[str]) -> dict[str, str]:
         if parts[:-1] != ("data",) or parts[-1] not in MOVABLE or not isinstance(value, str):
             raise JobError(
                 "a run that goes on, or is evaluated, may only be told where its data lie: "
-                f"{', '.join(f'data.{key}' for key in MOVABLE)}; got {override!r}"
+                f"{', '.join(f'data.{key}' for key in MOVABLE)} (one that goes on also how many "
+                f"rounds it shall have: rounds); got {override!r}"
             )
         files[parts[-1]] = value
     return files
@@ -288,6 +311,9 @@ def _rooted(job: Job, base: Path) -> Job:
         update={
             "data": job.data.model_copy(update=files) if local else job.data,
             "model": job.model.model_copy(update={"path": find(job.model.path, always=False)}),
+            "adapter": job.adapter.model_copy(
+                update={"start": find(job.adapter.start, always=True)}
+            ),
             "clients": job.clients.model_copy(update={"each": each}),
         }
     )

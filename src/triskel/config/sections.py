@@ -69,6 +69,7 @@ class Adapter(Options):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: tuple[str, ...] = ()
     blocks: str = "all"
+    start: str = ""
 
     @field_validator("blocks")
     @classmethod
@@ -192,6 +193,7 @@ class Train(Options):
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     max_tokens: Positive | None = None
     overlong: Literal["cut", "drop", "refuse"] = "cut"
+    keep: Literal["last", "best"] = "last"
 
     @property
     def length(self) -> int:

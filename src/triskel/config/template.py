@@ -49,6 +49,7 @@ alpha = 16.0                 # the factors' product is scaled by alpha / rank
 dropout = 0.0                # on the adapter's input, in training
 targets = []                 # modules by name, such as ["q_proj", "v_proj"]; empty: as PEFT
 blocks = "top:4"             # all, top:N (the last N blocks) or FIRST-LAST [all]
+start = ""                   # a PEFT folder or a run that training goes on from; empty: afresh
 
 [data]
 task = "classify"            # classify (one class a text) or causal (write a response)
@@ -97,6 +98,7 @@ weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone
 max_tokens = 48              # tokens of a text that are read; for causal there is no default
 overlong = "cut"             # what becomes of longer texts: cut, drop or refuse
+keep = "last"                # which round a stage ends with: last, or best (on validation texts)
 
 @MODES@
 

@@ -83,6 +83,17 @@ class SeedsResult(Amounts):
 Result = RunResult | SeedsResult
 
 
+def ended_with(stage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the round that a stage of a result ends with: the one kept, else the last.
+
+    >>> ended_with({"rounds": [{"round": 1}, {"round": 2}], "kept": 1})
+    {'round': 1}
+    """
+    rounds: list[Mapping[str, Any]] = stage.get("rounds") or [{}]
+    kept = stage.get("kept")
+    return next((one for one in rounds if one.get("round") == kept), rounds[-1])
+
+
 # --- Writing and reading ----------------------------------------------------------------------
 
 

@@ -70,6 +70,7 @@ class ClientFigures(Figures):
     everybody: NotRequired[Figures]
     global_accuracy: NotRequired[Reached]
     flops: NotRequired[int]
+    kept: NotRequired[int]
 
 
 class Final(Figures):
@@ -164,13 +165,15 @@ class Totals(TypedDict):
 class RoundRow(_Further):
     """One round of one stage.
 
-    Rounds that were not tested have no figures. Where clients are many, `sum` and `slowest` stand
+    Rounds that were not tested have no figures; `validation` are those by which a round is chosen
+    that a stage ends with. Where clients are many, `sum` and `slowest` stand
     in place of `clients`, and `per_client` in the last round only.
     """
 
     round: int
     accuracy: NotRequired[Reached]
     own: NotRequired[Figures]
+    validation: NotRequired[Figures]
     per_client: NotRequired[dict[str, ClientFigures]]
     everybody: NotRequired[Figures]
     seconds: NotRequired[float]
@@ -183,13 +186,25 @@ class RoundRow(_Further):
     absent: NotRequired[dict[str, str]]
 
 
+class Started(TypedDict):
+    """The adapter that training started from: its folder's name, and its tensors' SHA-256."""
+
+    name: str
+    sha256: str
+
+
 @with_config(CHECKED)
 class StageRow(TypedDict):
-    """A mode, or another stage, from its first round to its last."""
+    """A mode, or another stage, from its first round to its last.
+
+    `kept` is the round that it ends with, where that was chosen; `start` what it started from.
+    """
 
     rounds: list[RoundRow]
     totals: Totals
     final: Final
+    kept: NotRequired[int]
+    start: NotRequired[Started]
 
 
 class BaselineRow(Final):
@@ -209,6 +224,8 @@ class BaselineRow(Final):
     rounds: NotRequired[list[RoundRow]]
     totals: NotRequired[Totals]
     final: NotRequired[Final]
+    kept: NotRequired[int]
+    start: NotRequired[Started]
 
 
 class DroppedRow(TypedDict):

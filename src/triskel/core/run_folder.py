@@ -1,10 +1,13 @@
 """Where runs are put: the name of the next folder, and what a job that was refused left in it."""
 
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-LEFT_BY_A_REFUSAL = {"job.toml", "request.json", "events.jsonl", "data.json", "choices.json"}
+LEFT_BY_A_REFUSAL = {
+    "job.toml", "request.json", "events.jsonl", "data.json", "choices.json", "start",
+}  # fmt: skip
 
 
 def safe_name(name: str) -> str:
@@ -33,6 +36,4 @@ def is_free(folder: Path) -> bool:
 def clear_refused(folder: Path) -> None:
     """Remove what a refused job wrote, unless there is more than that."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= LEFT_BY_A_REFUSAL:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)

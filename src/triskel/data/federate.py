@@ -45,6 +45,7 @@ class Holding:
         train: What it trains on; may be empty, and then it never joins a cohort.
         test: What models are judged on.
         validation: How many rows are held out of its training rows to choose settings by.
+        held_out: Those of them that models are scored on, where something is chosen by them.
         digests: What its rows are known by, share by share: `train`, `validation` and, where test
             rows are read, `test`.
     """
@@ -52,6 +53,7 @@ class Holding:
     train: Rows
     test: Rows
     validation: int = 0
+    held_out: Rows = field(default_factory=Rows)
     digests: Mapping[str, Digest] = field(default_factory=dict[str, Digest])
 
 
@@ -210,12 +212,15 @@ def _holding(
         return rows.take(sorted(order[:cap]))
 
     kept = capped(mine, caps.examples, "train")
-    judged = capped(test if judge == "test" else aside, caps.test_examples, judge)
+    choosing = judge == "validation" or job.train.keep == "best"
+    held_out = capped(aside, caps.test_examples, "validation") if choosing else Rows()
+    judged = capped(test, caps.test_examples, "test") if judge == "test" else held_out
     shares = {"train": kept, "validation": aside} | ({"test": judged} if judge == "test" else {})
     return Holding(
         train=kept,
         test=judged,
         validation=len(aside),
+        held_out=held_out,
         digests={share: digest_of(rows) for share, rows in shares.items()},
     )
 

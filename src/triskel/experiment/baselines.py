@@ -1,6 +1,7 @@
 """What a federation is measured against: no training, training alone, training on all data.
 
-`base` is the majority class for `classify` and the untrained model for `causal`; `local` trains
+`base` is the majority class for `classify` and the untrained model for `causal`, and where training
+starts from an adapter, that adapter; `local` trains
 every client alone; `central` trains on everybody's examples in one place; `local_equal` trains
 every client alone for as many FLOPs as the costliest mode takes. Steps, seed and evaluation are
 those of the modes.
@@ -127,6 +128,8 @@ def _alone(
             "global_accuracy": everybody["accuracy"],
             "flops": found["totals"]["client_flops"],
         }
+        if "kept" in found:
+            each[client]["kept"] = found["kept"]
         seconds += found["totals"]["seconds"]
     _record(resources, folder, kind)
     row: BaselineRow = {**local_row(each, resources.body().classes), "seconds": seconds}
@@ -192,11 +195,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _base(resources: LocalResources, folder: Path, watch: Watch) -> BaselineRow:
     """Score no training at all: the majority class, or the model as it came."""
     watch(events.stage_start("base", 0))
-    body = resources.body()
+    resources.models.begin("base")
+    body, start = resources.body(), resources.started("base")
     train = {client: resources.tokens.share(client).train for client in resources.clients}
     tests = {client: resources.tokens.share(client).test for client in resources.clients}
     known = task_of(resources.job.data.task).untrained(train, tests, resources.federation.classes)
-    if known is not None:
+    if start is not None:
+        scores, what = everywhere(resources, body, body.initial), "as it started"
+    elif known is not None:
         found, what = known
         scores = pooled(found, body.classes)
     else:
@@ -209,10 +215,11 @@ def _base(resources: LocalResources, folder: Path, watch: Watch) -> BaselineRow:
     )
     figures = scores.pooled.row()
     watch(events.stage_end("base", {"accuracy": figures["accuracy"]}))
-    return {
+    row: BaselineRow = {
         **figures,
         "everybody": figures,
         "own": figures,
         "what": what,
         "per_client": dict(scores.each),
     }
+    return row if start is None else {**row, "start": start}

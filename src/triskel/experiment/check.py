@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from triskel.config.job import Job, unsupported
+from triskel.config.job import Job, ModeName, unsupported
 from triskel.config.read import faults_of
 from triskel.config.sections import is_name
 from triskel.core.faults import Fault, refused
@@ -15,6 +15,7 @@ from triskel.core.registry import TASKS
 from triskel.data.assets import ASSETS, cache_folder
 from triskel.data.check import unreadable
 from triskel.errors import JobError, TriskelError
+from triskel.export.start import KEY, differing, sources
 from triskel.model.files import lacking
 
 READ = {f"data.{key}" for key in ("source", "task", "text", "prompt", "response", "label")}
@@ -47,18 +48,21 @@ def checked(path: Path | None, settings: Sequence[str] = ()) -> list[Fault]:
     return faults if refused(faults) else [*faults, *_rows(job)]
 
 
-def early(job: Job) -> list[Fault]:
-    """Return files, columns and models that are not there; it takes no time."""
-    return [*_unreadable(job), *_lacking(job)]
+def early(job: Job, modes: Sequence[ModeName] = ()) -> list[Fault]:
+    """Return files, columns, models and adapters that are not there, or do not fit.
+
+    It takes no time; without modes, the job's own is played.
+    """
+    return [*_unreadable(job), *_lacking(job), *_start(job, modes or (job.mode,))]
 
 
-def refuse_early(*jobs: Job) -> None:
+def refuse_early(*jobs: Job, modes: Sequence[ModeName] = ()) -> None:
     """Refuse jobs of which none has all its files, columns and models, before torch is loaded.
 
     Raises:
         JobError: None has; names the first that is not there.
     """
-    found = [refused(early(job)) for job in jobs]
+    found = [refused(early(job, modes)) for job in jobs]
     if found and all(found):
         raise JobError(found[0][0].text)
 
@@ -99,6 +103,18 @@ def _lacking(job: Job) -> list[Fault]:
 def _away(job: Job) -> bool:
     """Return whether a job is a federation's, whose data and models are at its sites."""
     return job.data.source == "clients" and is_name(job.data.train)
+
+
+def _start(job: Job, modes: Sequence[ModeName]) -> Iterator[Fault]:
+    """Return why training cannot start from the adapter that the job names."""
+    if not job.adapter.start or _away(job):
+        return
+    try:
+        found = sources(Path(job.adapter.start), job, modes)
+        for source in found.values():
+            yield from (Fault(KEY, text) for text in differing(source, job))
+    except TriskelError as error:
+        yield Fault(KEY, str(error))
 
 
 def _rows(job: Job) -> Iterator[Fault]:

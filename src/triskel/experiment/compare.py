@@ -4,6 +4,7 @@ A comparison is a list of stages, each played by `rounds.play` and written to th
 as it ends, so that a killed comparison goes on where it was. A run folder holds
 
     job.toml  request.json  choices.json  data.json  events.jsonl  result.json  report.html
+    start/                  the adapter that training started from, where there is one
     adapters/<stage>/       PEFT folders
     stages/<stage>/         checkpoints, and done.json once the stage is over
 """
@@ -30,11 +31,13 @@ from triskel.core.untrusted import TOML_MOST, json_in, table_of, text_of
 from triskel.errors import CheckpointError, JobError
 from triskel.experiment.baselines import BASELINES, BaselineName, baseline, equal_compute
 from triskel.experiment.folder import environment, save
-from triskel.experiment.opening import opening, same_data, skipped_in, warnings
+from triskel.experiment.more_rounds import asked_since, more_rounds
+from triskel.experiment.opening import opening, same_data, same_start, skipped_in, warnings
 from triskel.experiment.records import COLUMNS, DROPS
 from triskel.experiment.resources import Resources, prepare
 from triskel.experiment.rounds import Engine, Stage
 from triskel.experiment.stages import complete, stage_of
+from triskel.experiment.starts import starting
 from triskel.report.catalogue import taken
 from triskel.report.descriptions import about_of, task_about
 from triskel.types import Watch
@@ -105,12 +108,14 @@ class Venue(Generic[R]):
     Attributes:
         prepare: Reads what the job needs here, called as `resources.prepare`.
         stage: What a mode is here.
+        find: Returns where the folder is that a job's `adapter.start` names.
         baselines: What a federation is measured against here; refused where it cannot be.
     """
 
     prepare: Callable[..., R]
     stage: Callable[[ModeName, R, Watch], Stage[Any, Any]]
     baselines: Baselines[R] = Baselines(_apart, _apart)
+    find: Callable[[str], Path] = Path
 
 
 HERE = Venue(prepare=prepare, stage=stage_of, baselines=Baselines(baseline, equal_compute))
@@ -162,6 +167,7 @@ def resume(
     venue: Venue[Any] = HERE,
     *,
     settings: Sequence[str] = (),
+    rounds: int | None = None,
 ) -> RunResult:
     """Go on with a run folder from its last checkpoint, and return its result.
 
@@ -171,13 +177,16 @@ def resume(
         watch: Told about whatever a user should know.
         venue: Where the job is played.
         settings: Where its data lie by now, as `config.read.moved` has it.
+        rounds: How many rounds it shall have, where these are more than it has.
 
     Raises:
         CheckpointError: It is not a run folder.
+        JobError: It cannot have so many rounds.
         DataError: Its data are not those that it began with.
         TriskelError: A stage failed.
     """
     job, request = read_run(folder)
+    job = more_rounds(folder, job, rounds)
     return _run(job, request, folder, engine(job), watch, venue, settings)
 
 
@@ -205,7 +214,11 @@ def read_run(folder: Path, *, imports: Collection[str] | None = None) -> tuple[J
             f"{folder / 'job.toml'} is not the job this run began with; put it back, or start a "
             "new run with --out"
         )
-    return parse(text, where=str(folder / "job.toml"), imports=imports), request
+    job = parse(text, where=str(folder / "job.toml"), imports=imports)
+    try:
+        return asked_since(job, asked), request
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is not a run folder: {error}") from error
 
 
 def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Request:
@@ -244,16 +257,19 @@ def _run(  # noqa: PLR0913, PLR0917 - what a run is made of
 ) -> RunResult:
     start = time.perf_counter()
     with alone(), Log(folder / events.NAME, watch) as told:
+        starts = starting(folder, job, request.modes, venue.find)
         resources: Resources = venue.prepare(
             moved(job, settings),
             told,
             folder / "choices.json",
             modes=request.modes,
             judge=request.judge,
+            starts=starts,
         )
         for codec in (job.wire.up, job.wire.down):
             CODECS.spec(codec)  # what arrives may name no other
         same_data(folder, resources, told)
+        same_start(starts, resources, told)
         skipped = skipped_in(resources, request.modes, told)
         if request.strict and skipped:
             mode, reason = next(iter(skipped.items()))

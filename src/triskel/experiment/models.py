@@ -10,12 +10,14 @@ from triskel.config.job import Job, ModeName
 from triskel.config.sections import Model
 from triskel.core.crash import during
 from triskel.core.registry import TASKS
+from triskel.core.result_parts import Started
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.batches import task_of
 from triskel.data.rows import Rows
 from triskel.errors import JobError
 from triskel.experiment.compute_record import ComputeRecord
 from triskel.experiment.stage_memory import Memory, model_of
+from triskel.experiment.starts import Starts
 from triskel.model.load import load, tokenizer_in
 from triskel.model.meter import Costs
 from triskel.model.shared import Choice, SharedModel
@@ -57,6 +59,7 @@ class Models:
         loaded: What is shared with other seeds of the job.
         seals: What models are held to while they are loaded; None takes any, as what a job names is
             its own.
+        starts: What stages start from; None is what the seed makes.
     """
 
     job: Job
@@ -67,6 +70,7 @@ class Models:
     choices: Path | None = None
     loaded: Loaded = field(default_factory=Loaded)
     seals: Seals | None = None
+    starts: Starts | None = None
     _bodies: dict[tuple[str, int], SharedModel] = field(
         default_factory=dict[tuple[str, int], SharedModel]
     )
@@ -111,6 +115,21 @@ class Models:
     def whose(self, client: ClientId, body: SharedModel) -> bool:
         """Return whether a model that is in memory is a client's; no model is loaded for it."""
         return self._bodies.get(model_of(self.job, client)) is body
+
+    def begin(self, stage: str) -> None:
+        """Let whatever trains from here on start from what a stage starts from.
+
+        Raises:
+            JobError: It does not fit the model.
+            CheckpointError: It is damaged.
+        """
+        if self.starts is not None:
+            body = self.body()  # a job that starts from an adapter has one model
+            body.start_from(self.starts.tensors(stage, body))
+
+    def started(self, stage: str) -> Started | None:
+        """Return what a result says of what a stage starts from."""
+        return None if self.starts is None else self.starts.told(stage)
 
     @property
     def in_memory(self) -> Collection[SharedModel]:

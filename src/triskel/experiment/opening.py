@@ -12,6 +12,7 @@ from triskel.experiment import data_record, lengths
 from triskel.experiment.baselines import BaselineName
 from triskel.experiment.odd_rows import odd_rows
 from triskel.experiment.resources import Resources
+from triskel.experiment.starts import Starts
 from triskel.training.mode_setting import unfit
 from triskel.types import ClientId, Event, Watch
 
@@ -29,6 +30,18 @@ def same_data(folder: Path, resources: Resources, told: Watch) -> None:
     _sound(resources, told)
     _somebody(resources)
     data_record.hold_tokenizers(folder, resources.tokenizers(), write=True)
+
+
+def same_start(starts: Starts | None, resources: Resources, told: Watch) -> None:
+    """Hold the adapters that a run starts from against its data, and tell what is not known.
+
+    Raises:
+        JobError: They tell other classes apart.
+    """
+    if starts is not None:
+        starts.fit(resources.federation.classes)
+        for text in starts.unsure(resources.job):
+            told(events.warning(text))
 
 
 def _sound(resources: Resources, told: Watch) -> None:

@@ -28,6 +28,7 @@ from triskel.experiment.folder import safe
 from triskel.experiment.resources import LocalResources, prepare
 from triskel.experiment.rounds import Scores, pooled
 from triskel.experiment.stages import everywhere, own_everywhere, scored
+from triskel.experiment.starts import begun
 from triskel.experiment.trained import with_model, without_texts
 from triskel.export.adapters import read_adapter
 from triskel.export.saved import ADAPTERS, saved
@@ -87,7 +88,9 @@ def assess(  # noqa: PLR0913 - what is evaluated, and where it lies
     resources = (
         _without_shares(run, job, stage, watch)
         if away
-        else prepare(job, watch, modes=(), judge=judge or request.judge)  # nothing is trained
+        else prepare(  # nothing is trained
+            job, watch, modes=(), judge=judge or request.judge, starts=begun(run)
+        )
     )
     _hold(run, resources, watch, texts=data is None)
     watch(events.stage_start(stage, 0))
@@ -149,6 +152,7 @@ def _stage_named(run: Path, mode: str | None, own: str) -> str:
 def _again(run: Path, resources: LocalResources, stage: str) -> dict[str, Any]:
     """Run the stage's own evaluation on what it saved."""
     own = _own(run, resources, stage)
+    resources.models.begin(stage)  # whoever never took part is where it started
     shared = _shared(run, resources, stage) if _is_saved(run, stage) else None
     scores = scored(resources, shared, own.get)
     everybody = scores if shared is not None else own_everywhere(resources, own.get) or scores

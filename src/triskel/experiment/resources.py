@@ -16,11 +16,14 @@ from triskel.core import events
 from triskel.core.crash import during
 from triskel.core.registry import MODES
 from triskel.core.result_data import Data
+from triskel.core.result_parts import Started
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation, Holding, describe, federate
+from triskel.data.rows import Rows
 from triskel.experiment.lengths import lost_of, said, together
 from triskel.experiment.models import Loaded, Models
 from triskel.experiment.stage_memory import Memory
+from triskel.experiment.starts import Starts
 from triskel.experiment.tokens import Share, Tokens
 from triskel.model.shared import SharedModel
 from triskel.policy.model_hash import Seals
@@ -70,7 +73,14 @@ class Resources(Protocol):
         ...
 
     def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
-        """Return what a mode is built from, with a fresh meter of the server's."""
+        """Return what a mode is built from, with a fresh meter of the server's.
+
+        What trains from here on starts from what the mode starts from.
+        """
+        ...
+
+    def started(self, stage: str) -> Started | None:
+        """Return what a result says of the adapter that a stage starts from, if there is one."""
         ...
 
     def epoch_tokens(self) -> Mapping[ClientId, int]:
@@ -128,6 +138,7 @@ class LocalResources:
         choices: Path | None = None,
         loaded: Loaded | None = None,
         seals: Seals | None = None,
+        starts: Starts | None = None,
     ) -> "LocalResources":
         """Return a job with these texts; models are loaded and texts tokenised when asked for.
 
@@ -140,10 +151,12 @@ class LocalResources:
             choices: Where is written how each model computes.
             loaded: What other seeds of the job loaded.
             seals: What models are held to while they are loaded.
+            starts: What stages start from.
         """
         models = models_of(
-            job, federation, watch, modes=modes, choices=choices, loaded=loaded, seals=seals
-        )
+            job, federation, watch, modes=modes, choices=choices, loaded=loaded, seals=seals,
+            starts=starts,
+        )  # fmt: skip
         return cls(
             job=job,
             federation=federation,
@@ -210,9 +223,28 @@ class LocalResources:
             watch=watch,
         )
 
+    def validating(self) -> "LocalResources | None":
+        """Return the same models with validation texts as test texts, to choose a round by.
+
+        None where nothing is chosen, or models are scored on these texts anyway.
+        """
+        if self.job.train.keep == "last" or self.judge == "validation":
+            return None
+        clients = {
+            client: replace(held, train=Rows(), test=held.held_out)
+            for client, held in self.federation.clients.items()
+        }
+        federation = replace(self.federation, clients=clients)
+        tokens = Tokens(job=self.job, federation=federation, models=self.models)
+        return replace(self, federation=federation, judge="validation", tokens=tokens)
+
     def setting(self, mode: ModeName, watch: Watch) -> ModeSetting[Any]:
         """Return what a mode is built from, with a fresh meter of the server's."""
         return setting_of(self.job, mode, self.tokens, self._everyone, watch)
+
+    def started(self, stage: str) -> Started | None:
+        """Return what a result says of the adapter that a stage starts from, if there is one."""
+        return self.models.started(stage)
 
     def _everyone(self) -> Iterator[tuple[ClientId, SharedModel]]:
         yield from ((client, self.body(client)) for client in self.clients)
@@ -272,6 +304,7 @@ def models_of(  # noqa: PLR0913 - what models are loaded with
     choices: Path | None = None,
     loaded: Loaded | None = None,
     seals: Seals | None = None,
+    starts: Starts | None = None,
 ) -> Models:
     """Return a job's models, to be loaded; see `LocalResources.of`."""
 
@@ -288,6 +321,7 @@ def models_of(  # noqa: PLR0913 - what models are loaded with
         choices=choices,
         loaded=loaded or Loaded(),
         seals=seals,
+        starts=starts,
     )
 
 
@@ -298,7 +332,7 @@ def setting_of(
     models: Callable[[], Iterable[tuple[ClientId, SharedModel]]],
     watch: Watch,
 ) -> ModeSetting[Any]:
-    """Return what a mode of a job is built from.
+    """Return what a mode of a job is built from, its model at the start of the mode.
 
     Args:
         job: The job.
@@ -308,6 +342,7 @@ def setting_of(
         watch: Told of the server's own training steps.
     """
     spec, body = MODES.spec(mode), tokens.models.body()
+    tokens.models.begin(mode)
     options, each = options_in(job, spec)
     return ModeSetting(
         spec=spec,
@@ -324,7 +359,7 @@ def setting_of(
     )
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - what a job is loaded with
     job: Job,
     watch: Watch,
     choices: Path | None = None,
@@ -332,6 +367,7 @@ def prepare(
     modes: Sequence[ModeName] | None = None,
     judge: Judge = "test",
     loaded: Loaded | None = None,
+    starts: Starts | None = None,
 ) -> LocalResources:
     """Read the data and deal them out.
 
@@ -342,6 +378,7 @@ def prepare(
         modes: What is played; None is the job's own mode.
         judge: Which rows models are scored on.
         loaded: What other seeds of the job loaded.
+        starts: What stages start from.
 
     Raises:
         DataError: The data are not what the job says.
@@ -363,4 +400,5 @@ def prepare(
         judge=judge,
         choices=choices,
         loaded=loaded,
+        starts=starts,
     )

@@ -9,7 +9,7 @@ one, and comes back one by one.
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, cast, runtime_checkable
 
@@ -18,28 +18,28 @@ import torch
 from triskel.config.job import Job
 from triskel.core import events
 from triskel.core.files import write_text
+from triskel.core.registry import TASKS
 from triskel.core.result_parts import (
     FIGURES,
     ClientFigures,
     Final,
     RoundRow,
-    Spent,
-    SpentTogether,
     StageRow,
 )
+from triskel.core.task_spec import Figure
 from triskel.errors import RoundError
+from triskel.experiment import best_round
 from triskel.experiment.checkpoint import Saved, freeze, named, read, thaw, write
 from triskel.experiment.client_store import Store
+from triskel.experiment.crowd import crowd
 from triskel.experiment.records import ByClient
 from triskel.model.meter import Meter
 from triskel.model.shared import SharedModel
 from triskel.numerics.metrics import PerText, Score, empty, merge
 from triskel.numerics.rng import stream
-from triskel.report.links import LINKS, Link
-from triskel.report.links import seconds as on_link
 from triskel.training.worker import Worker
 from triskel.types import A, ClientId, ClientState, Event, Examples, Mode, S, Watch
-from triskel.wire.ledger import Account, Ledger, costs, totals
+from triskel.wire.ledger import Ledger, costs, totals
 
 
 @runtime_checkable
@@ -128,6 +128,7 @@ class Stage(Generic[S, A]):
         kept: Returns what a client keeps of a round, once its mode may have it keep that.
         saves: Whether the models it leaves are saved.
         server: The server's account of compute, where it computes.
+        validate: Scores a state on validation texts, where `evaluate` does not.
     """
 
     name: str
@@ -143,6 +144,12 @@ class Stage(Generic[S, A]):
     kept: Callable[[ClientState], ClientState] = _all
     saves: bool = True
     server: Meter | None = None
+    validate: Callable[[S, Mapping[ClientId, ClientState]], Scores] | None = None
+
+    @property
+    def chooses(self) -> Figure | None:
+        """By which validation figure the round is chosen that it ends with; None is the last."""
+        return TASKS.spec(self.job.data.task).figure if self.job.train.keep == "best" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +157,18 @@ class Outcome(Generic[S]):
     """Where a stage ended.
 
     Attributes:
-        state: The server's last state.
-        clients: The clients' last states, read from the stage's folder when asked for.
+        state: The server's state that is kept: the last, or that of the best round.
+        clients: The clients' states of that round, read from the stage's folder when asked for.
         rows: One row of figures a round.
-        scores: What the last state reaches; None where its round was closed by an earlier process.
+        scores: What that state reaches; None where its round was closed by an earlier process.
+        kept: Which round it is, where it was chosen.
     """
 
     state: S
     clients: Mapping[ClientId, ClientState] = field(default_factory=dict[ClientId, ClientState])
     rows: list[RoundRow]
     scores: Scores | None = None
+    kept: int | None = None
 
 
 def cohort(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
@@ -178,6 +187,8 @@ def cohort(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]
 
 def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> Outcome[S]:
     """Play a stage to its last round, from its last checkpoint if there is one.
+
+    Of a job that keeps the best round, what that one left is returned.
 
     Raises:
         TriskelError: Whatever stopped a round; closed rounds are on disk.
@@ -210,31 +221,59 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             here(events.evaluate())
             scores = stage.evaluate(state, store)
             _add(row, scores)
+            if stage.chooses:
+                judged = stage.validate(state, store) if stage.validate else scores
+                row["validation"] = judged.pooled.row()
         row["seconds"] = seconds
         row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
         seen.update(_played(job, stage.clients, round_))
+        rows.append(row)
         if len(stage.clients) > EACH or len(stage.clients) * job.rounds > ROWS:
             write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
-            for one in rows:
-                one.pop("per_client", None)
-            row["sum"], row["slowest"] = _crowd(ledger, len(seen))
+            _thinned(rows, stage.chooses)
+            row["sum"], row["slowest"] = crowd(ledger, len(seen))
         else:
             row["clients"] = ledger.rows()
         _book(row, ledger)
-        rows.append(row)
         store.flush()
-        write(
-            folder,
-            Saved(
-                closed=round_,
-                state=freeze(state),
-                clients=store.filed,
-                rows=cast("list[dict[str, Any]]", rows),
-            ),
+        saved = Saved(
+            closed=round_,
+            state=freeze(state),
+            clients=store.filed,
+            rows=cast("list[dict[str, Any]]", rows),
         )
-        store.sweep(named(folder))
+        write(folder, saved)
+        _cleared(stage, folder, saved, store)
         here(_summary(rows[-1]))
-    return Outcome(state=state, clients=store, rows=rows, scores=scores)
+    return _ended(stage, Outcome(state=state, clients=store, rows=rows, scores=scores), folder)
+
+
+def _thinned(rows: Sequence[RoundRow], chooses: Figure | None) -> None:
+    """Let only the last round, and the best so far, say what each of many clients reached."""
+    best = best_round.best_of(rows, chooses) if chooses else None
+    for one in rows[:-1]:
+        if one["round"] != best:
+            one.pop("per_client", None)
+
+
+def _cleared(stage: Stage[Any, Any], folder: Path, saved: Saved, store: Store) -> None:
+    """Keep what a round left that is the best so far, and drop states that nothing names."""
+    if stage.chooses is not None:
+        best_round.keep(folder, saved, stage.chooses)
+    store.sweep([*named(folder), *named(folder / best_round.FOLDER)])
+
+
+def _ended(stage: Stage[S, A], last: Outcome[S], folder: Path) -> Outcome[S]:
+    """Return the outcome of a stage that was played to its last round: of that or the best."""
+    if stage.chooses is None:
+        return last
+    round_ = best_round.best_of(last.rows, stage.chooses)
+    if round_ is None or round_ == len(last.rows):
+        return replace(last, kept=len(last.rows))
+    saved = best_round.kept(folder, round_)
+    clients = Store(folder / CLIENTS, saved.clients)
+    state = thaw(last.state, saved.state)
+    return Outcome(state=state, clients=clients, rows=last.rows, kept=round_)
 
 
 def counted_in(
@@ -301,9 +340,11 @@ def pooled(
 
 def summary(outcome: Outcome[Any]) -> StageRow:
     """Return a stage as it stands in a result: rounds, totals and the final figures."""
-    last = cast("Mapping[str, Any]", outcome.rows[-1])
-    final = cast("Final", {k: last[k] for k in (*FIGURES, "n", "own") if k in last})
-    return {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
+    kept = outcome.rows[(outcome.kept or 0) - 1]
+    ends = cast("Mapping[str, Any]", kept)
+    final = cast("Final", {k: ends[k] for k in (*FIGURES, "n", "own") if k in ends})
+    found: StageRow = {"rounds": outcome.rows, "totals": totals(outcome.rows), "final": final}
+    return found if outcome.kept is None else {**found, "kept": outcome.kept}
 
 
 def _begun(stage: Stage[S, A], folder: Path) -> tuple[S, list[RoundRow], Store]:
@@ -312,9 +353,9 @@ def _begun(stage: Stage[S, A], folder: Path) -> tuple[S, list[RoundRow], Store]:
     saved = read(folder, lambda one: store.check(one.clients))
     if saved is None:
         return state, [], store
-    store = Store(folder / CLIENTS, saved.clients)
-    store.sweep(named(folder))
-    return thaw(state, saved.state), cast("list[RoundRow]", saved.rows), store
+    store, rows = Store(folder / CLIENTS, saved.clients), cast("list[RoundRow]", saved.rows)
+    _cleared(stage, folder, saved, store)  # a kill may have come before it
+    return thaw(state, saved.state), rows, store
 
 
 def _book(row: RoundRow, ledger: Ledger) -> None:
@@ -332,25 +373,6 @@ def _add(row: RoundRow, scores: Scores) -> None:
     row |= cast("RoundRow", scores.pooled.row())
     row["own"] = scores.own.row()
     row["per_client"] = dict(scores.each)
-
-
-def _crowd(ledger: Ledger, seen: int) -> tuple[SpentTogether, dict[ClientId, Spent]]:
-    """Return what many clients spent in a round: together, and the slowest on each link."""
-    accounts = ledger.accounts
-    slowest = {max(sorted(accounts), key=lambda c: _waited(accounts[c], link)) for link in LINKS}
-    together: SpentTogether = {**ledger.total().row(), "clients": len(accounts), "seen": seen}
-    return together, {client: accounts[client].row() for client in sorted(slowest)}
-
-
-def _waited(account: Account, link: Link) -> float:
-    up, down = account.up, account.down
-    return on_link(
-        link,
-        compute_s=account.compute_s,
-        up=up.message_bytes,
-        down=down.message_bytes,
-        messages=up.messages + down.messages,
-    )
 
 
 def _summary(row: RoundRow) -> Event:

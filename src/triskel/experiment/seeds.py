@@ -13,6 +13,7 @@ the seed it was at. Each seed's folder can be resumed, exported and evaluated by
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +28,7 @@ from triskel.errors import CheckpointError, JobError
 from triskel.experiment.compare import Request, read_run, resume, run, used
 from triskel.experiment.folder import save
 from triskel.experiment.models import Loaded
+from triskel.experiment.more_rounds import more_rounds
 from triskel.experiment.one_source import venue_in
 from triskel.experiment.rounds import Engine
 from triskel.report.catalogue import taken
@@ -67,7 +69,12 @@ def compare_seeds(
 
 
 def resume_seeds(
-    folder: Path, engine: Engines, watch: Watch, *, settings: Sequence[str] = ()
+    folder: Path,
+    engine: Engines,
+    watch: Watch,
+    *,
+    settings: Sequence[str] = (),
+    rounds: int | None = None,
 ) -> SeedsResult:
     """Go on with a folder of several seeds, and return their result.
 
@@ -76,15 +83,21 @@ def resume_seeds(
         engine: Returns what plays a job.
         watch: Told about whatever a user should know.
         settings: Where the data lie by now, as `config.read.moved` has it.
+        rounds: How many rounds each run shall have, where these are more than it has.
 
     Raises:
         CheckpointError: It is not such a folder.
+        JobError: A run cannot have so many rounds.
         TriskelError: A run failed.
     """
     seeds = seeds_of(folder)
     if seeds is None:
         raise CheckpointError(f"{folder} holds no comparison over several seeds")
     job, request = read_run(folder)
+    for place in (folder / f"seed-{seed}" for seed in seeds):
+        if (place / "request.json").exists():
+            more_rounds(place, read_run(place)[0], rounds, ask=False)
+    job = more_rounds(folder, job, rounds)
     return _run(job, request, seeds, folder, engine, watch, settings)
 
 
@@ -117,7 +130,7 @@ def _run(  # noqa: PLR0913, PLR0917 - what a comparison is made of
         "job": dump(job),
         "request": request.asked(),
         "seeds": list(seeds),
-        "runs": _finished(folder, seeds),
+        "runs": _finished(folder, seeds, job.rounds),
     }
     for number, seed in enumerate(seeds, 1):
         if number <= len(result["runs"]):
@@ -126,7 +139,7 @@ def _run(  # noqa: PLR0913, PLR0917 - what a comparison is made of
         place, here = folder / f"seed-{seed}", moved(job, settings)
         own = here.model_copy(update={"seed": seed})
         if (place / "request.json").exists():
-            found = resume(place, engine, watch, venue, settings=settings)
+            found = resume(place, engine, watch, venue, settings=settings, rounds=job.rounds)
         else:
             found = run(own, request, place, engine(own), watch, venue)
         result["runs"].append(found)
@@ -140,8 +153,8 @@ def _run(  # noqa: PLR0913, PLR0917 - what a comparison is made of
     return result
 
 
-def _finished(folder: Path, seeds: Sequence[int]) -> list[RunResult]:
-    """Return the results of the first seeds, as far as they were finished.
+def _finished(folder: Path, seeds: Sequence[int], rounds: int) -> list[RunResult]:
+    """Return the results of the first seeds, as far as they were finished with so many rounds.
 
     Raises:
         CheckpointError: The folder's result is damaged.
@@ -157,4 +170,4 @@ def _finished(folder: Path, seeds: Sequence[int]) -> list[RunResult]:
         raise CheckpointError(
             f"{folder / NAME} holds seeds {begun}, and this comparison is of {seeds}"
         )
-    return runs
+    return list(takewhile(lambda one: one["job"].get("rounds") == rounds, runs))

@@ -53,12 +53,15 @@ class Memory:
     ) -> "Memory":
         """Return what a job may keep.
 
-        Training texts count once, public ones for every model, test texts as their owner's and for
-        every model that is scored on all of them.
+        Training texts count once, public ones for every model, test texts (and those that a round
+        is chosen by) as their owner's and for every model that is scored on all of them.
         """
-        clients = federation.clients
+        clients, best = federation.clients, job.train.keep == "best"
         models = len({model_of(job, client) for client in (None, *clients)})
-        own = (len(one.train) + (1 + models) * len(one.test) for one in clients.values())
+        own = (
+            len(one.train) + (1 + models) * (len(one.test) + best * len(one.held_out))
+            for one in clients.values()
+        )
         return cls(
             texts=models * len(federation.public) + sum(own),
             max_tokens=job.train.length,

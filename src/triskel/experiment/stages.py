@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, cast
 
 from triskel.aggregate.mean import Mean
 from triskel.config.job import ModeName
 from triskel.core import events
 from triskel.core.files import write_text
-from triskel.core.result_file import DONE, stage_in
+from triskel.core.result_file import DONE, ended_with, stage_in
 from triskel.core.result_parts import ClientFigures, StageRow
 from triskel.experiment import records
 from triskel.experiment.folder import safe
@@ -41,9 +42,15 @@ def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[A
     setting = resources.setting(name, events.stamped(watch, stage=name))
     mode = mode_of(setting)
 
-    def scores(state: Any, client_states: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401 - any mode's
+    aside = resources.validating()
+
+    def scores(
+        on: LocalResources,
+        state: Any,  # noqa: ANN401 - any mode's
+        client_states: Mapping[ClientId, ClientState],
+    ) -> Scores:
         return scored(
-            resources,
+            on,
             mode.server_model(state),
             lambda c: mode.client_model(client_states.get(c, ClientState())),
         )
@@ -60,13 +67,14 @@ def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[A
         mode=mode,
         clients=resources.active(),
         worker=resources.worker,
-        evaluate=scores,
+        evaluate=partial(scores, resources),
         body=resources.body(),
         job=resources.job,
         everybody=everybody,
         tests=lambda: resources.tokens.tests(resources.body()),
         kept=partial(allowed, name),
         server=setting.meter,
+        validate=partial(scores, aside) if aside else None,
     )
 
 
@@ -81,16 +89,20 @@ def alone(
         kind: What the stage is called before the client's name.
         rounds: How many rounds it trains, where these are not the job's.
     """
+    resources.models.begin(kind)
     body, share = resources.body(client), resources.tokens.share(client)
     job = resources.job.model_copy(update={"rounds": rounds or resources.job.rounds})
-    mode = _plain(body)
+    mode, aside = _plain(body), resources.validating()
 
     def worker(who: ClientId, told: Watch) -> Worker:
         return resources.worker_with(who, body, share, told, job.rounds)
 
-    def scores(state: ParamsState, client_states: Mapping[ClientId, ClientState]) -> Scores:
+    def scores(
+        on: LocalResources, state: ParamsState, client_states: Mapping[ClientId, ClientState]
+    ) -> Scores:
         del client_states  # the one client keeps nothing
-        return pooled({client: evaluate(body, mode.server_model(state), share.test)}, body.classes)
+        texts = on.tokens.share(client).test
+        return pooled({client: evaluate(body, mode.server_model(state), texts)}, body.classes)
 
     def everybody(state: ParamsState, client_states: Mapping[ClientId, ClientState]) -> Scores:
         del client_states
@@ -101,36 +113,41 @@ def alone(
         mode=mode,
         clients=[client],
         worker=worker,
-        evaluate=scores,
+        evaluate=partial(scores, resources),
         body=body,
         job=job,
         everybody=everybody,
         tests=lambda: resources.tokens.tests(resources.body()),
         saves=kind == "local",
+        validate=partial(scores, aside) if aside else None,
     )
 
 
 def central(resources: LocalResources) -> Stage[Any, Any]:
     """Return `params` with one client that holds everybody's examples, scored on every share."""
+    resources.models.begin("central")
     body, share = resources.body(), resources.tokens.pooled()
-    mode = _plain(body)
+    mode, aside = _plain(body), resources.validating()
 
     def worker(who: ClientId, told: Watch) -> Worker:
         return resources.worker_with(who, body, share, told)
 
-    def scores(state: ParamsState, client_states: Mapping[ClientId, ClientState]) -> Scores:
+    def scores(
+        on: LocalResources, state: ParamsState, client_states: Mapping[ClientId, ClientState]
+    ) -> Scores:
         del client_states  # the one client keeps nothing
-        return everywhere(resources, body, mode.server_model(state))
+        return everywhere(on, body, mode.server_model(state))
 
     return Stage(
         name="central",
         mode=mode,
         clients=[EVERYONE],
         worker=worker,
-        evaluate=scores,
+        evaluate=partial(scores, resources),
         body=body,
         job=resources.job,
         tests=lambda: resources.tokens.tests(resources.body()),
+        validate=partial(scores, aside) if aside else None,
     )
 
 
@@ -144,11 +161,16 @@ def complete(
 ) -> StageRow:
     """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
     here = folder / "stages" / safe(stage.name)
-    if (left := stage_in(here)) is not None:
+    left = stage_in(here)
+    if left is not None and len(left["rounds"]) == stage.job.rounds:
         return left
+    if left is not None and len(left["rounds"]) > stage.job.rounds:
+        rmtree(here)  # a client alone, whose equal FLOPs are fewer by now
     watch(events.stage_start(stage.name, stage.job.rounds))
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
+    if (start := resources.started(stage.name)) is not None:
+        found["start"] = start
     _record(stage, outcome, found, folder)
     stage.closing(outcome.state, outcome.clients)
     for name, body, tensors, owner in _left(stage, outcome, resources) if stage.saves else ():
@@ -253,8 +275,8 @@ def _left(
 
 
 def last_of(found: StageRow) -> Mapping[ClientId, ClientFigures]:
-    """Return what each client reached in the last round."""
-    return found["rounds"][-1].get("per_client", {})
+    """Return what each client reached in the round that a stage ends with."""
+    return ended_with(found).get("per_client", {})
 
 
 def _training(
@@ -280,4 +302,5 @@ def _training(
         else (totals["up"]["message_bytes"], totals["down"]["message_bytes"]),
         about=NOTHING if alone_ else about_of(resources.job, kind),
         data=resources.described(),
+        row=found,
     )

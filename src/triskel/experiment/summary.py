@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from triskel.core.result_file import RunResult
+from triskel.core.result_file import RunResult, ended_with
 from triskel.core.result_parts import (
     Amounts,
     BesideAlone,
@@ -118,11 +118,8 @@ def _worst(results: Sequence[RunResult], row: str, figure: str) -> Worst | None:
     each: dict[ClientId, list[float]] = {}
     for one in results:
         told = one["modes"].get(row) or one["baselines"][row]
-        if "rounds" in told:
-            scores = told["rounds"][-1].get("per_client", {})
-        else:
-            scores = told["per_client"]
-        for client, score in scores.items():
+        scores = ended_with(told) if "rounds" in told else told
+        for client, score in scores.get("per_client", {}).items():
             if score.get("examples"):
                 each.setdefault(client, []).append(cast("Mapping[str, float]", score)[figure])
     means = {c: _over(v, figure) for c, v in each.items() if len(v) == len(results)}

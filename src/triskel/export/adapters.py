@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from triskel.config.job import Job
 from triskel.config.read import dump, parse
 from triskel.core.registry import TASKS
-from triskel.core.result_file import run_in, stage_in
+from triskel.core.result_file import ended_with, run_in, stage_in
 from triskel.core.result_parts import FIGURES
 from triskel.core.source import VERSION
 from triskel.core.untrusted import TOML_MOST, copied, json_in, safetensors_at, table_of, text_of
@@ -288,7 +288,7 @@ def _training(run: Path, job: Job, stage: str, named: str) -> Training:
     rounds = cast("list[dict[str, Any]]", found.get("rounds", []))
     scores = cast("dict[str, Any]", found.get("final", {}))
     if owner is not None and rounds:
-        scores = rounds[-1].get("per_client", {}).get(owner, {})
+        scores = ended_with(found).get("per_client", {}).get(owner, {})
     totals: Any = found.get("totals", {})
     traffic = None
     if stage not in BASELINES and totals:
@@ -307,6 +307,7 @@ def _training(run: Path, job: Job, stage: str, named: str) -> Training:
         judge=_json(run / "request.json").get("judge", "test"),
         about=about_in({"job": dump(job), **result}, stage),
         data=result.get("data", {}),
+        row=found,
     )
     if owner is not None or "summary" not in result:  # nobody is told how other clients do
         return training

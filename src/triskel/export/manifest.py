@@ -55,6 +55,8 @@ class Training:
         alone: How clients do on their own texts beside training alone: `clients`, how many of
             them are `better`, and how many `better_sure` and `worse_sure`, beyond chance.
         unread: Share of the training texts' tokens that were not read, where that is known.
+        kept: Which round it is of, where the best on validation texts was kept.
+        start: The adapter that training started from, where there was one: `name` and `sha256`.
     """
 
     job: str
@@ -78,6 +80,8 @@ class Training:
     alone: Mapping[str, int] = field(default_factory=dict[str, int])
     unread: float | None = None
     overlong: str = "cut"
+    kept: int | None = None
+    start: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +135,12 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
     judge: Judge = "test",
     about: Mapping[str, Any] = NOTHING,
     data: Mapping[str, Any] = NOTHING,
+    row: Mapping[str, Any] = NOTHING,
 ) -> Training:
     """Return how a stage of a job trained; `rounds` are the job's unless given.
+
+    `row` is the stage as a result has it, of which the round that was kept and what training
+    started from are told.
 
     `about` is what a result says of a mode (`descriptions.about_of`).
 
@@ -159,6 +167,8 @@ def training_of(  # noqa: PLR0913 - what a job does not say, named one by one
         down_bytes=traffic[1] if traffic else None,
         judge=judge,
         unread=_unread(data),
+        kept=row.get("kept"),
+        start=row.get("start", NOTHING),
     )
 
 

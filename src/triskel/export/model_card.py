@@ -282,6 +282,13 @@ def _trained(manifest: Manifest) -> str:
     size = f"{told.clients} {'client' if told.clients == 1 else 'clients'}"
     span = f"{told.rounds} {'round' if told.rounds == 1 else 'rounds'}"
     text = f"{_how(told)} {size}, {span}, seed {told.seed}. {shape}"
+    if told.start:
+        text += (
+            f" Training started from the adapter `{told.start['name']}` (SHA-256 of its tensors "
+            f"{told.start['sha256']})."
+        )
+    if told.kept is not None:
+        text += f" Kept is what round {told.kept} left, the best on validation texts."
     if told.up_bytes is not None and told.down_bytes is not None:
         up, down = told.up_bytes / 1e6, told.down_bytes / 1e6
         text += f" All clients together sent {up:.4g} MB and received {down:.4g} MB."

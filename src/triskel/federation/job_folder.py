@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from triskel.config.job import Job, ModeName, unsupported
+from triskel.config.job import Job, ModeName, unfederated, unsupported
 from triskel.config.read import load, parse, to_toml
 from triskel.config.sections import is_name
 from triskel.core.registry import MODES, TASKS
@@ -109,7 +109,7 @@ def unfit(job: Job) -> str | None:
     ):
         if wrong:
             return why
-    return unsupported(job, job.mode)
+    return unfederated(job, job.mode) or unsupported(job, job.mode)
 
 
 def spec(asked: Request) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from triskel.core.untrusted import HEADER_MOST, json_in, json_of, table_of
 from triskel.model.architectures import misfit
 
 KEY = "model.path"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The two files of a PEFT folder."""
 TIMEOUT_S = 1.5
 """How long the hub may take to say whether there is a model."""
 GONE = {"RepositoryNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"}
@@ -96,11 +98,12 @@ def _folder(path: str, folder: Path, head: Head) -> Iterator[Fault]:
         yield Fault(KEY, f"{place} cannot be read: {error}")
         return
     yield from (Fault(KEY, why) for why in unloadable(path, config, head))
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         yield Fault(
             KEY,
             f"model folder {path} also holds an adapter (adapter_config.json), which would be "
-            "loaded unasked: take it out of the folder, or merge it into the model",
+            "loaded unasked: take it out of the folder, and name it as adapter.start or merge it "
+            "into the model",
         )
     if code := sorted(_code(config)):
         yield Fault(

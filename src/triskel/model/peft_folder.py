@@ -26,13 +26,13 @@ from triskel.core.task_spec import Head
 from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
 from triskel.model.adapters import SLOT, canonical, config_of, widened
+from triskel.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from triskel.model.load import LOADING, quiet, tokenizer_in
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import is_side, misfit, parted, side_rank, stacked, unstacked
 from triskel.types import Tensors
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER_WEIGHTS
 PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
 """DoRA's lengths; PEFT files call them so, and PEFT models add `.weight`."""

@@ -73,7 +73,8 @@ class SharedModel:
             tokenizer are padded to various lengths beyond it. 0 for `classify`.
         layout: Which trainable tensor belongs where.
         seed: What the trainable tensors start from.
-        initial: The trainable tensors before any training; a function of the seed.
+        initial: The trainable tensors before any training; a function of the seed, or what
+            `start_from` was given.
         path: Where the base model came from.
         adapter: The adapter's options.
         choice: How it computes.
@@ -115,6 +116,7 @@ class SharedModel:
         ]
         self.seed = seed
         self.initial: Tensors = values_in(self._slots)
+        self._fresh = self.initial
         self.layout = layout_of(self._slots, self.blocks, adapter)
         self._sides = tuple(side for n in self._slots if is_side(side := side_name(n)))
         self.frozen = min(self.layout.block.values(), default=self.blocks.count)
@@ -126,7 +128,17 @@ class SharedModel:
         """Start from what a body that is loaded with this seed starts from; the base stays."""
         if seed != self.seed:
             bare = Blocks(without_adapter(self.blocks.model), self.ends)
-            self.seed, self.initial = seed, values_in(insert(bare, self.adapter, seed=seed))
+            self.seed, self._fresh = seed, values_in(insert(bare, self.adapter, seed=seed))
+        self.initial = self._fresh
+
+    def start_from(self, tensors: Tensors) -> None:
+        """Start from these tensors from here on, in place of what the seed makes.
+
+        Raises:
+            ModelError: A name or shape is not this body's.
+        """
+        leaves_of(tensors, like=self._fresh, dtype=wide(self.dtype), device=self.device)
+        self.initial = {name: tensors[name] for name in self._fresh}
 
     def use(self, choice: Choice) -> None:
         """Compute this way from here on.

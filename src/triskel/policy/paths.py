@@ -28,6 +28,8 @@ from triskel.wire import show
 LOGGER = logging.getLogger("triskel.policy")
 MODELS = "models"
 """Folder beside the policy with models that jobs may name: a folder, or a link to one, for each."""
+ADAPTERS = "adapters"
+"""Folder beside a server's policy with adapters that jobs may start from, a folder each."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -60,6 +62,21 @@ def model_folder(name: str, policy: Path) -> Path | None:
     except DataError:
         return None
     return found if found.is_absolute() else _in_hub_cache(name)
+
+
+def adapter_folder(name: str, policy: Path) -> Path:
+    """Return where an adapter is that a job starts from: a folder beside the server's policy.
+
+    Raises:
+        JobError: It is a path, not a name, or there is no such folder.
+    """
+    folder = policy.parent / ADAPTERS / name
+    if not NAME.fullmatch(name) or not folder.is_dir():
+        raise JobError(
+            f"adapter.start {show(name)} is no adapter of this server; it has those in {ADAPTERS}/ "
+            "beside its policy"
+        )
+    return folder
 
 
 def _in_hub_cache(name: str) -> Path | None:

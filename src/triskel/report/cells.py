@@ -11,7 +11,7 @@ from triskel.core import formats
 from triskel.report.conclusions import better_off, per_client_bytes, share, skips, worst_client
 from triskel.report.headline import untested
 from triskel.report.names import column_of, figure_of, named, quality, written
-from triskel.report.result import Baseline, ModeRun, Result, inner
+from triskel.report.result import Baseline, ModeRun, Result, inner, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ def notes(result: Result) -> list[str]:
     found: list[str] = []
     if result.validation:
         found.append("All figures are on validation texts; test texts were not read.")
+    found += [*_started(result), *_kept(result)]
     if result.summary is None:
         found.append(untested(result))
     elif result.summary.spans:
@@ -123,6 +124,27 @@ def notes(result: Result) -> list[str]:
     if in_place and inner(result.job, "data").get("source") != "clients":
         found.append("Scored in place: testing a model sends nothing here.")
     return found + [f"Not run: {text}." for text in skips(result)]
+
+
+def _started(result: Result) -> list[str]:
+    """Return which adapter each row started from, where there was one."""
+    rows = [(named(run), run.start) for run in result.scored if run.start]
+    if len({start for _, start in rows}) == 1:
+        return [f"Started from {rows[0][1]}."]
+    told = "; ".join(f"{name} from {start}" for name, start in rows)
+    return [f"Started: {told}."] if told else []
+
+
+def _kept(result: Result) -> list[str]:
+    """Return which round each row ends with, where the best on validation texts is kept."""
+    if inner(result.job, "train").get("keep") != "best":
+        return []
+    text = "Kept: the round that is best on validation texts"
+    if len(result.seeds) > 1:
+        return [f"{text}, of each row and seed its own."]
+    rounds = int(number(result.job, "rounds") or 0)
+    told = "; ".join(f"{named(r)} {r.kept} of {rounds}" for r in result.scored if r.kept)
+    return [f"{text}{': ' if told else ''}{told}."]
 
 
 def flops_each(run: Baseline | ModeRun) -> float | None:

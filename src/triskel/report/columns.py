@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+from triskel.core.result_file import ended_with
 from triskel.report.descriptions import about_in, task_in
 
 Column = Literal["everybody", "own"]
@@ -36,8 +37,8 @@ def columns(result: Row, row: str) -> Columns | None:
         return columns_of(row, beside[row])
     if row not in (modes := cast("Row", result.get("modes", {}))):
         return None
-    found, rounds = modes[row], modes[row].get("rounds") or [{}]
-    final = {"per_client": rounds[-1].get("per_client", {}), **found.get("final", {})}
+    found = modes[row]
+    final = {"per_client": ended_with(found).get("per_client", {}), **found.get("final", {})}
     return columns_of(row, final, about_in(result, row))
 
 

@@ -89,7 +89,7 @@ def _banded(whole: Result, mode: ModeRun, each: Sequence[Result]) -> ModeRun:
                 marks.setdefault(row.number, []).append(value)
     bands = {number_: band(values, log=whole.by_loss) for number_, values in marks.items()}
     rounds = tuple(replace(row, band=bands.get(row.number)) for row in mode.rounds)
-    return replace(mode, rounds=rounds)
+    return replace(mode, rounds=rounds, kept=None)  # each seed keeps its own
 
 
 def _one(raw: Json) -> Result:

@@ -20,6 +20,8 @@ from triskel.report.result import (
     number,
 )
 
+DIGITS = 12
+"""Of a digest that are shown."""
 LARGEST_LOG = 80.0
 """A loss above has no perplexity worth a number."""
 
@@ -93,6 +95,8 @@ def read_baseline(name: str, raw: Json) -> Baseline:
         per_client=each,
         seconds=_first(number(raw, "seconds"), number(inner(raw, "totals"), "seconds")),
         flops=flops / len(each) if flops is not None and each else None,
+        kept=whole_number(raw, "kept"),
+        start=_start(raw),
     )
 
 
@@ -166,10 +170,10 @@ def read_mode(name: str, raw: Json, planned: int, about: About) -> ModeRun:
     whole, members = _spent(items(raw.get("rounds")), rounds)
     seconds = [one.seconds for one in rounds if one.seconds is not None]
     everybody, own = _ended(about, inner(raw, "final"), rounds)
+    kept = whole_number(raw, "kept")
     if not common:  # what a round scored are clients' own models on their own texts
-        rounds = tuple(
-            replace(one, score=everybody if one is rounds[-1] else Score()) for one in rounds
-        )
+        ends = next((one for one in rounds if one.number == kept), rounds[-1] if rounds else None)
+        rounds = tuple(replace(one, score=everybody if one is ends else Score()) for one in rounds)
     return ModeRun(
         name=name,
         rounds=rounds,
@@ -184,7 +188,15 @@ def read_mode(name: str, raw: Json, planned: int, about: About) -> ModeRun:
         wire=_both_ways(totals, "wire_bytes"),
         scoring=_both_ways(inner(totals, "scoring"), "message_bytes"),
         about=about,
+        kept=kept,
+        start=_start(raw),
     )
+
+
+def _start(raw: Json) -> str:
+    """Return what a stage started from, by name and the first digits of its digest."""
+    told = inner(raw, "start")
+    return f"{told.get('name')} (SHA-256 {str(told.get('sha256'))[:DIGITS]})" if told else ""
 
 
 def _ended(about: About, final: Json, rounds: Sequence[Round]) -> tuple[Score, Score]:

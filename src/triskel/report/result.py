@@ -103,7 +103,8 @@ class ModeRun:
     over all clients, `each` the mean over those who took part at all, and `members` how
     many that were, where it is known. `server_flops` are the server's, all rounds together,
     `scoring` the bytes up and down that scoring took where it crossed a wire, and `wire` those that
-    the engine counted on a network, where it does.
+    the engine counted on a network, where it does. `kept` is the round that it ends with, where
+    that was the best on validation texts, and `start` the adapter that it started from.
     """
 
     name: str
@@ -119,13 +120,16 @@ class ModeRun:
     wire: tuple[float, float] | None = None
     scoring: tuple[float, float] | None = None
     about: About = About()
+    kept: int | None = None
+    start: str = ""
 
     @property
     def per_client(self) -> Mapping[str, Score]:
-        """The last score of each client."""
+        """The last score of each client, or that of the round kept."""
         latest: dict[str, Score] = {}
         for one in self.rounds:
-            latest |= one.per_client
+            if self.kept is None or one.number <= self.kept:
+                latest |= one.per_client
         return latest
 
 
@@ -134,7 +138,8 @@ class Baseline:
     """What can be reached without a federation.
 
     The columns are those of a mode; where every client trained alone, `everybody` is the mean over
-    their models. `flops` are the mean of a client, where it was counted.
+    their models. `flops` are the mean of a client, where it was counted; `kept` and `start` are
+    as of a mode.
     """
 
     name: str
@@ -144,6 +149,8 @@ class Baseline:
     per_client: Mapping[str, Score]
     seconds: float | None = None
     flops: float | None = None
+    kept: int | None = None
+    start: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

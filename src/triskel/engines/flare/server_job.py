@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from triskel.config.job import Job, ModeName
+from triskel.config.job import Job, ModeName, unfederated
 from triskel.config.sections import Judge
 from triskel.core import events
 from triskel.core.files import write_text
@@ -40,12 +40,20 @@ from triskel.experiment.client_store import Store
 from triskel.experiment.compare import Request, Venue, read_run, resume, run
 from triskel.experiment.resources import models_of
 from triskel.experiment.rounds import Scores, Stage
+from triskel.experiment.starts import Starts
 from triskel.experiment.tokens import Tokens
 from triskel.policy.decide import decide_for_server, decide_who_and_when
 from triskel.policy.hash_chain import now
 from triskel.policy.limits import quorum_of
 from triskel.policy.model_hash import Seals
-from triskel.policy.paths import datasets, importable, origins_of, placed, weights_of
+from triskel.policy.paths import (
+    adapter_folder,
+    datasets,
+    importable,
+    origins_of,
+    placed,
+    weights_of,
+)
 from triskel.policy.read import load
 from triskel.policy.refusal import Circumstances, Refusal
 from triskel.policy.rules import Policy, unsaid
@@ -176,9 +184,10 @@ class ServerJob:
             LOGGER.warning("%s", refusal)  # in full, with what the policy allows
         if against:
             return "the server refuses: " + "; ".join(dict.fromkeys(r.told for r in against))
-        if not self._peers:
-            return "no site takes part"
         job, modes = job_of(self._spec, importable(policy))
+        unfit = next(filter(None, (unfederated(job, mode) for mode in modes)), None)
+        if unfit or not self._peers:
+            return f"the server refuses: {unfit}" if unfit else "no site takes part"
         self._policy, self._job, self._modes = policy, job, modes
         met = self._roster.meet(job, modes)
         if refused := who(met, "refuses"):
@@ -220,7 +229,8 @@ class ServerJob:
             examples=self._roster.examples,
         )
         self.engine = engine
-        venue = Venue(prepare=self._prepared, stage=self._stage)
+        find = partial(adapter_folder, policy=self._policy_file)
+        venue = Venue(prepare=self._prepared, stage=self._stage, find=find)
         request = Request(modes=self._modes, baselines=(), strict=True)
         if (folder / "request.json").exists():
             if read_run(folder) != (self._job, request):
@@ -240,12 +250,15 @@ class ServerJob:
         *,
         modes: Sequence[ModeName],
         judge: Judge = "test",
+        starts: Starts | None = None,
     ) -> ServerResources:
         if judge != "test":
             raise JobError("sites score models on their test rows; ask for no other")
         federation = federate_none(job, self._roster.present, datasets(self._policy))
         job = placed(job, self._policy_file)
-        models = models_of(job, federation, watch, modes=modes, choices=choices, seals=self._seals)
+        models = models_of(
+            job, federation, watch, modes=modes, choices=choices, seals=self._seals, starts=starts
+        )
         return ServerResources(
             job=job,
             federation=federation,
@@ -365,4 +378,4 @@ def _nobody(client: ClientId, watch: Watch) -> Worker:
 
 def _told(place: str) -> bool:
     """Leave out of the result what only a server that goes on needs."""
-    return not (place.startswith("stages/") and place.endswith(".safetensors"))
+    return not place.endswith(".safetensors") or not place.startswith(("stages/", "start/"))

@@ -7,6 +7,7 @@ from typing import Any
 from triskel.config.job import Job, ModeName
 from triskel.config.sections import Judge
 from triskel.core.result_data import Data
+from triskel.core.result_parts import Started
 from triskel.data.federate import Federation
 from triskel.engines.flare.server_roster import Present
 from triskel.experiment.models import Models
@@ -63,6 +64,10 @@ class ServerResources:
         return setting_of(
             self.job, mode, self.tokens, tuple[tuple[ClientId, SharedModel], ...], watch
         )
+
+    def started(self, stage: str) -> Started | None:
+        """Return what a result says of the adapter that a stage starts from, if there is one."""
+        return self.models.started(stage)
 
     def epoch_tokens(self) -> Mapping[ClientId, int]:
         """Return training tokens of one epoch of each site that was met, as it says."""
