@@ -240,12 +240,12 @@ class Result:
             ModelError: The base cannot be loaded.
         """
         self._one("model")
-        return model_of(self.folder, mode=mode, client=client, say=_quiet)
+        return model_of(self.folder, mode=mode, client=client, say=_nobody)
 
     def tokenizer(self, mode: str | None = None, client: str | None = None) -> Any:  # noqa: ANN401 - of transformers
         """Return the tokenizer that goes with `model`."""
         self._one("tokenizer")
-        return tokenizer_of(self.folder, mode=mode, client=client, say=_quiet)
+        return tokenizer_of(self.folder, mode=mode, client=client, say=_nobody)
 
     def predict(  # noqa: PLR0913 - how text is written, named one by one
         self,
@@ -282,7 +282,7 @@ class Result:
         self._one("predict")
         asked = (mode, client)
         if self._asked is None or self._asked[0] != asked:
-            model = trained(self.folder, mode=mode, client=client, watch=_unwatched)
+            model = trained(self.folder, mode=mode, client=client, watch=_nobody)
             self._asked = asked, model
         how = {
             "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
@@ -380,11 +380,7 @@ def _seeds(seeds: int | Iterable[SupportsIndex] | None, first: int) -> list[int]
     return [index(seed) for seed in seeds]
 
 
-def _quiet(_text: str) -> None:
-    """Tell nobody."""
-
-
-def _unwatched(_event: Mapping[str, Any]) -> None:
+def _nobody(_told: object) -> None:
     """Tell nobody."""
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from triskel.config.job import Job, ModeName
 from triskel.config.sections import Model
+from triskel.core import events
 from triskel.core.crash import during
 from triskel.core.registry import TASKS
 from triskel.core.result_parts import Started
 from triskel.data.assets import cache_folder, resolve
 from triskel.data.batches import task_of
+from triskel.data.federate import Federation
 from triskel.data.rows import Rows
 from triskel.errors import JobError
 from triskel.experiment.compute_record import ComputeRecord
@@ -23,7 +25,7 @@ from triskel.model.meter import Costs
 from triskel.model.shared import Choice, SharedModel
 from triskel.policy.model_hash import Seals
 from triskel.training.autotune import choose
-from triskel.types import ClientId, Examples
+from triskel.types import ClientId, Examples, Watch
 
 
 @dataclass(frozen=True)
@@ -198,3 +200,33 @@ def _long_enough(body: SharedModel, job: Job) -> None:
             f"train.max_tokens is {asked}, and a {body.blocks.config.model_type} model of this job "
             f"knows {most} positions; --set train.max_tokens={most}"
         )
+
+
+def models_of(  # noqa: PLR0913 - what models are loaded with
+    job: Job,
+    federation: Federation,
+    watch: Watch,
+    *,
+    modes: Sequence[ModeName] | None = None,
+    choices: Path | None = None,
+    loaded: Loaded | None = None,
+    seals: Seals | None = None,
+    starts: Starts | None = None,
+) -> Models:
+    """Return a job's models, to be loaded; see `LocalResources.of`."""
+
+    def say(text: str) -> None:
+        watch(events.note(text))
+
+    played = (job.mode,) if modes is None else tuple(modes)
+    return Models(
+        job=job,
+        classes=len(federation.classes),
+        modes=played,
+        memory=Memory.of(job, federation, played, say),
+        say=say,
+        choices=choices,
+        loaded=loaded or Loaded(),
+        seals=seals,
+        starts=starts,
+    )

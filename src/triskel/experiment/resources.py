@@ -21,7 +21,7 @@ from triskel.data.assets import resolve
 from triskel.data.federate import Federation, Holding, describe, federate
 from triskel.data.rows import Rows
 from triskel.experiment.lengths import lost_of, said, together
-from triskel.experiment.models import Loaded, Models
+from triskel.experiment.models import Loaded, Models, models_of
 from triskel.experiment.stage_memory import Memory
 from triskel.experiment.starts import Starts
 from triskel.experiment.tokens import Share, Tokens
@@ -293,36 +293,6 @@ class LocalResources:
     def forget(self) -> None:
         """Let go of what a stage kept in memory, unless there is ample room for the next's."""
         self.memory.forget(self.models.in_memory)
-
-
-def models_of(  # noqa: PLR0913 - what models are loaded with
-    job: Job,
-    federation: Federation,
-    watch: Watch,
-    *,
-    modes: Sequence[ModeName] | None = None,
-    choices: Path | None = None,
-    loaded: Loaded | None = None,
-    seals: Seals | None = None,
-    starts: Starts | None = None,
-) -> Models:
-    """Return a job's models, to be loaded; see `LocalResources.of`."""
-
-    def say(text: str) -> None:
-        watch(events.note(text))
-
-    played = (job.mode,) if modes is None else tuple(modes)
-    return Models(
-        job=job,
-        classes=len(federation.classes),
-        modes=played,
-        memory=Memory.of(job, federation, played, say),
-        say=say,
-        choices=choices,
-        loaded=loaded or Loaded(),
-        seals=seals,
-        starts=starts,
-    )
 
 
 def setting_of(

@@ -4,12 +4,8 @@ A folder appears whole or not at all: it is written beside its place, flushed, a
 PEFT's two files it holds `triskel.json` and a model card.
 """
 
-import os
-import shutil
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +33,7 @@ from triskel.export.manifest import (
 )
 from triskel.export.model_card import CARD, card
 from triskel.export.saved import ADAPTERS, choose
+from triskel.export.whole_folder import whole
 from triskel.model import peft_folder
 from triskel.model.load import tokenizer_in
 from triskel.model.shared import SharedModel
@@ -95,7 +92,7 @@ def save_adapter(
         versions={"triskel": VERSION, **{name: version(name) for name in PACKAGES}},
         attention=body.blocks.attention,
     )
-    with _whole(folder) as making:
+    with whole(folder) as making:
         peft_folder.write(making, body, tensors)
         _describe(making, manifest, merged=False)
 
@@ -153,7 +150,7 @@ def export_run(
         raise JobError(f"{target} is not an empty folder; name another one")
     source = run / ADAPTERS / named
     manifest = replace(read_manifest(source), training=_training(run, job, stage, named))
-    with _whole(target) as making:
+    with whole(target) as making:
         if merge:
             base = _base(job, manifest, client, say)
             say(f"merging {named} into {base}")
@@ -357,45 +354,3 @@ def _json(place: Path) -> dict[str, Any]:
 def _describe(folder: Path, manifest: Manifest, *, merged: bool) -> None:
     (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
     (folder / CARD).write_text(card(manifest, merged=merged), encoding="utf-8")
-
-
-# --- folders that appear whole ----------------------------------------------------------------
-
-
-@contextmanager
-def _whole(folder: Path) -> Generator[Path]:
-    """Yield a new folder that takes the place of `folder` when the block ends well."""
-    folder = folder.absolute()
-    making = folder.with_name(f".{folder.name}.making-{os.getpid()}")
-    try:
-        for left in folder.parent.glob(f".{escape(folder.name)}.making-*"):  # of killed runs
-            shutil.rmtree(left, ignore_errors=True)
-        making.mkdir(parents=True)
-        yield making
-        for file in making.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        _put(making, folder)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be written: {error}; free some space or name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-
-
-def _put(making: Path, folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        for file in making.iterdir():  # an empty folder may be someone's current one
-            file.rename(folder / file.name)
-        return
-    old = making.with_name(f"{making.name}-old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        making.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

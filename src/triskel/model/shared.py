@@ -105,12 +105,10 @@ class SharedModel:
         self.ends: Head = head
         self.objective = Objective()
         self.classes = classes
-        self.vocabulary = _known(tokenizer) if head == "vocabulary" else 0
-        self.adapter = adapter
-        self.path = str(path)
+        self.vocabulary = max(tokenizer.get_vocab().values()) + 1 if head == "vocabulary" else 0
+        self.adapter, self.path = adapter, str(path)
         self._slots = insert(self.blocks, adapter, seed=seed)
-        model.eval()  # PEFT's own layers start in training mode
-        self._first = next(model.parameters())
+        self._first = next(model.eval().parameters())  # PEFT's own layers start in training mode
         self._dropouts = [
             m for n, m in model.named_modules() if "lora_dropout" in n and isinstance(m, nn.Dropout)
         ]
@@ -400,7 +398,3 @@ class SharedModel:
         finally:
             for module in self._dropouts:
                 module.train(before)
-
-
-def _known(tokenizer: Any) -> int:
-    return max(tokenizer.get_vocab().values()) + 1

@@ -38,7 +38,7 @@ from triskel.errors import (
 )
 from triskel.experiment.client_store import Store
 from triskel.experiment.compare import Request, Venue, read_run, resume, run
-from triskel.experiment.resources import models_of
+from triskel.experiment.models import models_of
 from triskel.experiment.rounds import Scores, Stage
 from triskel.experiment.starts import Starts
 from triskel.experiment.tokens import Tokens
