@@ -105,7 +105,7 @@ class SharedModel:
         self.ends: Head = head
         self.objective = Objective()
         self.classes = classes
-        self.vocabulary = _known(tokenizer) if head == "vocabulary" else 0
+        self.vocabulary = 1 + max(tokenizer.get_vocab().values()) if head == "vocabulary" else 0
         self.adapter = adapter
         self.path = str(path)
         self._slots = insert(self.blocks, adapter, seed=seed)
@@ -400,7 +400,3 @@ class SharedModel:
         finally:
             for module in self._dropouts:
                 module.train(before)
-
-
-def _known(tokenizer: Any) -> int:
-    return max(tokenizer.get_vocab().values()) + 1
