@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triskel.config.read import parse
 from triskel.data.files import Columns, load, select
+from triskel.data.reading import unlabelled
 from triskel.data.rows import Rows, join
 from triskel.errors import DataError
 
@@ -164,3 +166,19 @@ def test_joining_keeps_order() -> None:
 
 def test_strata_of_a_column_that_is_not_used_are_one() -> None:
     assert Rows(text=("a", "b")).strata("group", "label") == {("", ""): [0, 1]}
+
+
+def test_rows_without_labels_are_read_as_a_job_reads_its_own(tmp_path: Path) -> None:
+    """Of a table all columns are kept, however it is written; plain text is a row a line."""
+    own = parse(
+        '[data]\nsource = "csv"\ntrain = "x"\ntext = 2\nlabel = 3\nencoding = "cp1250"\n'
+        "[clients]\ncount = 1\n"
+    )
+    bare = write(tmp_path, "a.dat", "7;za\u017c\u00f3\u0142\u0107\n8;b\n".encode("cp1250"))
+    assert unlabelled(bare, own) == {"1": ["7", "8"], "2": ["za\u017c\u00f3\u0142\u0107", "b"]}
+    lines = write(tmp_path, "a.txt", "\u017c\n\nb\n".encode("cp1250"))
+    assert unlabelled(lines, own) == ["\u017c", "b"]
+    pq.write_table(pa.table({"n": [1, 2], "2": ["a", "b"]}), tmp_path / "a.parquet")
+    assert unlabelled(tmp_path / "a.parquet", own) == {"n": [1, 2], "2": ["a", "b"]}
+    with pytest.raises(DataError, match=r"no\.csv does not exist"):
+        unlabelled(tmp_path / "no.csv", own)

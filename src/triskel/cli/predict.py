@@ -109,7 +109,7 @@ def predict(
 
     if out is not None:
         writable(out, force=force)
-    given = _given(file)
+    given = _given(file, folder)
     console = console_for(stderr=True)
     sampling = _sampling(max_new_tokens, temperature, top_p, seed)
     chosen = {"mode": mode, "client": client, "model": model, "dtype": dtype}
@@ -152,16 +152,21 @@ def _predicted(
     return [found[row] for row in range(len(rows))]
 
 
-def _given(file: str) -> "Columns | list[str]":
-    """Return a file's columns, or the lines of standard input.
+def _given(file: str, run: Path) -> "Columns | list[str]":
+    """Return a file's columns, or the lines of plain text or of standard input.
+
+    The file is written as those of the run's job are, as far as that says how.
 
     Raises:
         DataError: There are no rows, or they cannot be read.
     """
     if file != "-":
-        from triskel.data.files import load
+        from triskel.config.job import Job
+        from triskel.config.read import load
+        from triskel.data.reading import unlabelled
 
-        return load(Path(file))
+        job = run / "job.toml"
+        return unlabelled(Path(file), load(job, imports=()) if job.is_file() else Job())
     try:
         lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

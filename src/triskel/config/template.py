@@ -53,13 +53,17 @@ start = ""                   # a PEFT folder or a run that training goes on from
 
 [data]
 task = "classify"            # classify (one class a text) or causal (write a response)
-source = "opinions"          # opinions, hub, csv, jsonl, parquet or clients; see the end
+source = "opinions"          # opinions, hub, csv, jsonl, parquet, arrow, excel, text or clients;
+                             # see the end
 train = ""                   # a file, for hub a split, for clients a folder
 test = ""                    # the same for test rows; empty: test_share of train is held out
 public = ""                  # texts everyone may read, to predict on; empty: held out of train
 # public_count = 35          # how many, in all modes; left out: what a mode says (logits.public)
 hub = ""                     # name of a dataset on the hub
 config = ""                  # its configuration, where it has several
+delimiter = ""               # between cells of csv; empty: found by looking
+encoding = ""                # of texts; empty: UTF-8, UTF-16 or Western, found by looking
+# header = false             # tables have none, and columns are named by number, the first by 1
 text = ""                    # column of the text
 label = ""                   # column of the class
 prompt = ""                  # column of the prompt, for causal

@@ -22,6 +22,8 @@ FORMATS: Mapping[str, str] = {
 }
 """Format by file name; a JSON file may hold one array or one object a line."""
 
+COLUMNAR = frozenset({"parquet", "arrow"})
+"""Formats of which single columns are read."""
 SAVED = "state.json"
 """Stands in a folder that `datasets` saved with `save_to_disk`."""
 SPLITS = "dataset_dict.json"

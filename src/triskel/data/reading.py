@@ -18,8 +18,8 @@ from triskel.core.registry import TASKS
 from triskel.core.task_spec import Column, Filled, joined, names_of
 from triskel.data import assets
 from triskel.data.columnar import arrow_from, columns_of_dataset
-from triskel.data.files import Columns, Role, Wanted, load, no_file, read_rows, select
-from triskel.data.formats import FORMATS, SAVED, SPLITS, format_of, stem_of
+from triskel.data.files import LINES, Columns, Role, Wanted, load, no_file, read_rows, select
+from triskel.data.formats import COLUMNAR, FORMATS, SAVED, SPLITS, format_of, stem_of
 from triskel.data.rows import Rows, join
 from triskel.errors import DataError
 
@@ -211,6 +211,24 @@ def saved_split(folder: Path, split: str) -> Path | None:
     if split != "train":
         raise DataError(f"folder {folder} holds one dataset without splits, and no {split!r}")
     return folder
+
+
+# --- Rows that nobody labelled ----------------------------------------------------------------
+
+
+def unlabelled(path: Path, job: Job) -> Columns | list[str]:
+    """Return all columns of a table that a job's model is to be applied to, or lines of plain text.
+
+    Raises:
+        DataError: The file is not there, or cannot be read.
+    """
+    if format_of(path) == "text":
+        return [str(line) for line in load(path, dialect=job.data.dialect)[LINES]]
+    named = columns_of(job, labelled=False).values()
+    names = {name for column in named for name in names_of(column)}
+    fallback = job.data.source if job.data.source in FILES else None
+    wanted = None if format_of(path) in COLUMNAR else names  # of those only what is wanted is read
+    return load(path, fallback, dialect=job.data.dialect, wanted=wanted)
 
 
 # --- One file per client ----------------------------------------------------------------------

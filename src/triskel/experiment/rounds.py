@@ -219,11 +219,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         row: RoundRow = {"round": round_}
         if job.tested(round_):
             here(events.evaluate())
-            scores = stage.evaluate(state, store)
-            _add(row, scores)
-            if stage.chooses:
-                judged = stage.validate(state, store) if stage.validate else scores
-                row["validation"] = judged.pooled.row()
+            scores = _tested(stage, state, store, row)
         row["seconds"] = seconds
         row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
         seen.update(_played(job, stage.clients, round_))
@@ -368,11 +364,16 @@ def _book(row: RoundRow, ledger: Ledger) -> None:
         row["absent"] = dict(sorted(ledger.absent.items()))
 
 
-def _add(row: RoundRow, scores: Scores) -> None:
-    """Give a round's row what the round reached."""
+def _tested(stage: Stage[S, A], state: S, store: Store, row: RoundRow) -> Scores:
+    """Score what a round left, and give the figures to its row."""
+    scores = stage.evaluate(state, store)
     row |= cast("RoundRow", scores.pooled.row())
     row["own"] = scores.own.row()
     row["per_client"] = dict(scores.each)
+    if stage.chooses:
+        judged = stage.validate(state, store) if stage.validate else scores
+        row["validation"] = judged.pooled.row()
+    return scores
 
 
 def _summary(row: RoundRow) -> Event:
