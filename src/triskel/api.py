@@ -43,15 +43,9 @@ from triskel.types import Tensors, Watch
 
 Name = TypeVar("Name", bound=str)
 FIGURES = (
-    "everybody",
-    "own",
-    "up_bytes",
-    "down_bytes",
-    "client_flops",
-    "server_flops",
-    "peak_bytes",
+    "everybody", "own", "up_bytes", "down_bytes", "client_flops", "server_flops", "peak_bytes",
     "seconds",
-)
+)  # fmt: skip
 """What is told of each row."""
 
 

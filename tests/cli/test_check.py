@@ -310,7 +310,7 @@ def test_what_is_not_odd_is_not_said() -> None:
         (["data.source=cvs", "model.path=./mdl"], ["data.source", "model.path"]),
         (["data.task=clasify"], ["data.task"]),
         (["data.task=casual", "data.text=", "data.prompt=text"], ["data.task"]),
-        (["data.text=3"], ["data.text", "data.text"]),
+        (["data.text=true"], ["data.text", "data.text"]),
         (["data.label=[]"], ["data.label"]),
         (["data.train=3"], ["data.train"]),
         (["model.path=3"], ["model.path"]),
@@ -319,7 +319,7 @@ def test_what_is_not_odd_is_not_said() -> None:
         (["data.label=", "data.text=", "data.txt=text"], ["data.txt"]),
         (["train.max_tokens=-1", "data.task=causal", "data.label="], ["train.max_tokens"]),
         (["adapter.kind=lroa", "adapter.dropout=0.5"], ["adapter.kind"]),
-        (["clients.partition=natural", "clients.by=3"], ["clients.by"]),
+        (["clients.partition=natural", "clients.by=true"], ["clients.by"]),
     ],
 )
 @pytest.mark.usefixtures("room")

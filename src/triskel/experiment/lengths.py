@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal, cast
 
 from triskel.config.job import Job
+from triskel.config.sections import Judge
 from triskel.core.formats import percent
 from triskel.core.result_data import Data, Held, LostByShare, LostTexts
 from triskel.data.assets import resolve
 from triskel.data.batches import lengths_of, task_of
-from triskel.data.federate import Federation
+from triskel.data.federate import Federation, Holding
 from triskel.errors import DataError
 from triskel.model.load import tokenizer_in
 from triskel.types import Examples
@@ -57,6 +59,13 @@ def lost_of(examples: Examples) -> LostTexts:
         "rows": lost.rows,
         "of": lost.tokens + sum(lengths_of(examples)),
     }
+
+
+def left_of(held: Holding, train: Examples, test: Examples, judge: Judge) -> Holding:
+    """Return what a client holds without the rows of which nothing is left as tokens."""
+    rows = held.train.take(train.left) if train.left or not len(train) else held.train
+    gone = len(held.test) - len(test) if judge == "validation" else 0
+    return replace(held, train=rows, validation=held.validation - gone)
 
 
 def together(parts: Mapping[str, LostTexts]) -> LostByShare:

@@ -18,9 +18,9 @@ from triskel.core.registry import MODES
 from triskel.core.result_data import Data
 from triskel.core.result_parts import Started
 from triskel.data.assets import resolve
-from triskel.data.federate import Federation, Holding, describe, federate
+from triskel.data.federate import Federation, describe, federate
 from triskel.data.rows import Rows
-from triskel.experiment.lengths import lost_of, said, together
+from triskel.experiment.lengths import left_of, lost_of, said, together
 from triskel.experiment.models import Loaded, Models, models_of
 from triskel.experiment.stage_memory import Memory
 from triskel.experiment.starts import Starts
@@ -263,8 +263,9 @@ class LocalResources:
 
     @cached_property
     def _described(self) -> Data:
-        held = {client: self._left(client) for client in self.federation.clients}
-        found = describe(replace(self.federation, clients=held))
+        held, share = self.federation.clients.items(), self.tokens.share
+        left = {c: left_of(one, share(c).train, share(c).test, self.judge) for c, one in held}
+        found = describe(replace(self.federation, clients=left))
         for client, told in found["clients"].items():
             share = self.tokens.share(client)
             told["train"], told["test"] = len(share.train), len(share.test)
@@ -272,17 +273,6 @@ class LocalResources:
         if len(self.federation.public):
             found["public_lost"] = lost_of(self.tokens.public(self.body()))
         return found
-
-    def _left(self, client: ClientId) -> Holding:
-        """Return what a client holds without the rows of which nothing is left as tokens."""
-        held, share = self.federation.clients[client], self.tokens.share(client)
-        gone = len(held.test) - len(share.test) if self.judge == "validation" else 0
-        left = share.train.left
-        return replace(
-            held,
-            train=held.train.take(left) if left or not len(share.train) else held.train,
-            validation=held.validation - gone,
-        )
 
     def count(self) -> None:
         """Count what a training step costs, before anything is timed."""

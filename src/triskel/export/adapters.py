@@ -34,8 +34,7 @@ from triskel.export.manifest import (
 from triskel.export.model_card import CARD, card
 from triskel.export.saved import ADAPTERS, choose
 from triskel.export.whole_folder import whole
-from triskel.model import peft_folder
-from triskel.model.load import tokenizer_in
+from triskel.model import load, peft_folder
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import side_rank
 from triskel.report.catalogue import one_run
@@ -220,7 +219,7 @@ def tokenizer_of(run: Path, *, mode: str | None = None, client: str | None = Non
         ModelError: The tokenizer cannot be loaded.
     """
     _, base, manifest = _meant(run, mode, client, say)
-    tokenizer = tokenizer_in(base)
+    tokenizer = load.tokenizer_in(base)
     if token := _padding(manifest):
         tokenizer.pad_token = token
     return tokenizer

@@ -2,8 +2,7 @@
 
 A body has slots for the tensors that train. Every call installs the tensors it is given, by
 pointer, and runs a range of blocks: no adapter is ever copied into the model or left behind in it.
-Where side factors are among them, what is installed is factors and side factors stacked
-(`model.side_factors`).
+Side factors among them are installed stacked with the factors (`model.side_factors`).
 A graph built for one client therefore keeps that client's tensors while another client runs.
 
 Blocks run on one of two paths. `reference` is the library's own code, block by block. `fast` is
@@ -79,8 +78,7 @@ class SharedModel:
         adapter: The adapter's options.
         choice: How it computes.
         frozen: How many of the first blocks hold nothing that trains.
-        prefix: Where hidden states below those are kept, other bodies' too, or None where nothing
-            is kept.
+        prefix: Where hidden states below those are kept, other bodies' too; None for nowhere.
     """
 
     def __init__(  # noqa: PLR0913 - what `load` found, handed over once
