@@ -69,8 +69,11 @@ class Played:
         self.stop, self.stages = stop, stages
         self.asked: list[tuple[Any, ...]] = []
 
-    def __call__(self, *given: object, settings: object = ()) -> Mapping[str, Any]:
-        assert settings == ()
+    def __call__(
+        self, *given: object, settings: object = (), rounds: int | None = None
+    ) -> Mapping[str, Any]:
+        assert not settings
+        assert rounds is None
         self.asked.append(given)
         folder = next(one for one in given if isinstance(one, Path))
         folder.mkdir(parents=True, exist_ok=True)
