@@ -70,7 +70,7 @@ class Played:
         self.asked: list[tuple[Any, ...]] = []
 
     def __call__(
-        self, *given: object, settings: object = (), rounds: object = None
+        self, *given: object, settings: object = (), rounds: int | None = None
     ) -> Mapping[str, Any]:
         assert not settings
         assert rounds is None
