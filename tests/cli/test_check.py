@@ -132,7 +132,7 @@ NAMES: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
     "weights for another program": (lambda r: (r / "model" / WHOLE).rename(
         r / "model" / "m.Q4.gguf"), "model.path", "gguf_file='m.Q4.gguf'), then save_pretrained"),
     "a part that is missing": (lambda r: parts(r, "a.safetensors", "b.safetensors"), "model.path",
-        "lacks b.safetensors, one of 1 of 2 files that model.safetensors.index.json names"),
+        "lacks b.safetensors, of the 2 files that model.safetensors.index.json names"),
     "parts and no list of them": (lambda r: (r / "model" / WHOLE).rename(
         r / "model" / "a.safetensors"), "model.path", "has a.safetensors and neither model.safe"),
     "a list that is damaged": (lambda r: [parts(r, "a.safetensors"),

@@ -56,7 +56,8 @@ class Input:
         data: More keys of `data`.
         odd: What `check` must say beside, though it reads the file.
         job: Keys of other sections, as `section.key`.
-        toml: The job file itself, where it is the input; `{file}` and `{model}` are filled in.
+        toml: The job file itself, where it is the input; `{files}` and `{model}` are filled in.
+        model: The base: a folder in `files/models`, or another path; empty for one that is right.
     """
 
     file: str
@@ -66,6 +67,7 @@ class Input:
     odd: str = ""
     job: Mapping[str, object] = field(default_factory=dict)
     toml: str | bytes = ""
+    model: str = ""
 
 
 def _csv() -> list[Input]:
@@ -590,6 +592,37 @@ def _jobs() -> list[Input]:
     ]
 
 
+def _models() -> list[Input]:
+    """Return base models as people have them."""
+    written = {"task": "causal", "text": "text"}
+
+    def base(name: str, says: str, data: Mapping[str, object] = COLUMNS) -> Input:
+        return Input("train.csv", "csv", says, data, model=name)
+
+    return [
+        base("{files}/models/holds_adapter", "also holds an adapter .*adapter.start"),
+        base("{files}/models/no_config", "has no config.json"),
+        base("{files}/models/config_cut", "config.json cannot be read"),
+        base("{files}/models/config_list", "config.json cannot be read"),
+        base("{files}/models/no_type", "model_type"),
+        base("{files}/models/unknown_type", "llama9"),
+        base("{files}/models/encoder_decoder", "t5"),
+        base("{files}/models/own_code", "code"),
+        base("{files}/models/quantised", "gptq"),
+        base("{files}/models/quantised_bnb", "bitsandbytes"),
+        base("{files}/models/bin", "a format that can run code .* save_pretrained"),
+        base("{files}/models/gguf", "gguf"),
+        base("{files}/models/no_weights", "weights|safetensors"),
+        base("{files}/models/shard_missing", "model-00002-of-00002.safetensors"),
+        base("{files}/models/cut", "cut|truncated|end"),
+        base("{files}/models/encoder_for_text", "bert", written),
+        base("{files}/models/nowhere", "nowhere"),
+        base("{files}/plain.csv", "plain.csv"),
+        base("C:\new\table", "holds control characters: .*single quotes"),
+        base("smollm2-135n", "did you mean 'smollm2-135m'"),
+    ]
+
+
 INPUTS: list[Input] = [
     *_csv(),
     *_encodings(),
@@ -599,4 +632,5 @@ INPUTS: list[Input] = [
     *_odd(),
     *_columns(),
     *_jobs(),
+    *_models(),
 ]

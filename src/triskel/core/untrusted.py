@@ -160,6 +160,20 @@ def json_of(text: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     return found
 
 
+def mistyped(path: str) -> str:
+    """Return why there is no such path where TOML read it out of double quotes; else nothing.
+
+    >>> mistyped("data/train.csv")
+    ''
+    """
+    if not any(sign in path for sign in "\t\n\r\f\b\a\v"):
+        return ""
+    return (
+        f"{path!r} does not exist, and its name holds control characters: in double quotes a "
+        "backslash begins one, so put a Windows path in single quotes"
+    )
+
+
 def toml_of(text: str) -> dict[str, Any]:
     """Return what TOML text holds.
 

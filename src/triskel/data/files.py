@@ -9,6 +9,7 @@ from typing import Literal
 
 from triskel.core.dialect import Dialect
 from triskel.core.task_spec import Filled, names_of
+from triskel.core.untrusted import mistyped
 from triskel.data.cells import cells_of, columns_from, first_row, names_in
 from triskel.data.columnar import arrow_from, parquet_from
 from triskel.data.encoding import WESTERN, data_of, encoding_of, start_of, text_of
@@ -77,12 +78,8 @@ def load(
 
 def no_file(path: Path) -> str:
     """Say that a file does not exist, which is named much like it, or what hides in its name."""
-    text = str(path)
-    if any(sign in text for sign in "\t\n\r\f\b"):
-        return (
-            f"data file {text!r} does not exist, and its name holds control characters: in double "
-            "quotes a backslash begins one, so put a Windows path in single quotes"
-        )
+    if why := mistyped(str(path)):
+        return f"data file {why}"
     try:
         names = [one.name for one in path.parent.iterdir()]
     except OSError:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from triskel.core.faults import Fault
 from triskel.core.task_spec import Head
-from triskel.core.untrusted import HEADER_MOST, json_in, json_of, table_of
+from triskel.core.untrusted import HEADER_MOST, json_in, json_of, mistyped, table_of
 from triskel.model.architectures import misfit
 
 KEY = "model.path"
@@ -77,7 +77,9 @@ def _lacking(path: str, assets: Collection[str], head: Head) -> Iterator[Fault]:
     if path in assets:
         return
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if why := mistyped(path):
+        yield Fault(KEY, f"model folder {why}")
+    elif folder.is_dir():
         yield from _folder(path, folder, head)
     elif folder.exists():
         yield Fault(KEY, f"{path} is a file; name the folder of a model, with its config.json")
@@ -145,10 +147,11 @@ def _tensors(folder: Path, names: set[str]) -> Iterator[Fault]:
             yield Fault(KEY, f"{folder / INDEX} cannot be read: {error}")
             return
         if lost := [name for name in parts if name not in names]:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             yield Fault(
                 KEY,
-                f"model folder {folder} lacks {lost[0]}, one of {len(lost)} of {len(parts)} files "
-                f"that {INDEX} names; copy or fetch them anew",
+                f"model folder {folder} lacks {lost[0]}{more}, of the {len(parts)} files that "
+                f"{INDEX} names; copy or fetch them anew",
             )
     for name in parts:
         if name in names and (why := _cut(folder / name)):
