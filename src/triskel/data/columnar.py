@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from triskel.data.encoding import data_of
-from triskel.data.formats import SPLITS
+from triskel.data.file_formats import SPLITS
 from triskel.errors import DataError
 
 

@@ -13,8 +13,8 @@ from triskel.core.untrusted import mistyped
 from triskel.data.cells import cells_of, columns_from, first_row, names_in
 from triskel.data.columnar import arrow_from, parquet_from
 from triskel.data.encoding import WESTERN, data_of, encoding_of, start_of, text_of
-from triskel.data.formats import FORMATS, format_of
-from triskel.data.records import records_from
+from triskel.data.file_formats import FORMATS, format_of
+from triskel.data.json_rows import records_from
 from triskel.data.rows import Rows
 from triskel.data.spreadsheet import cells_in
 from triskel.errors import DataError

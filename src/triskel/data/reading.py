@@ -18,8 +18,8 @@ from triskel.core.registry import TASKS
 from triskel.core.task_spec import Column, Filled, joined, names_of
 from triskel.data import assets
 from triskel.data.columnar import arrow_from, columns_of_dataset
+from triskel.data.file_formats import COLUMNAR, FORMATS, SAVED, SPLITS, format_of, stem_of
 from triskel.data.files import LINES, Columns, Role, Wanted, load, no_file, read_rows, select
-from triskel.data.formats import COLUMNAR, FORMATS, SAVED, SPLITS, format_of, stem_of
 from triskel.data.rows import Rows, join
 from triskel.errors import DataError
 
