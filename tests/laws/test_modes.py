@@ -201,7 +201,7 @@ def test_states_and_base_stay_as_they_were(name: str, task: str) -> None:
     mode, workers = built(name, task)
     body = workers[0].body
     base = {n: p.clone() for n, p in body.blocks.model.state_dict().items() if "lora" not in n}
-    head = {n for n in base if n.startswith(f"{body.blocks.head_name}.")}
+    head = {n for n in base if n.startswith(tuple(f"{name}." for name in body.blocks.head_names))}
     first = drive(mode, mode.start(), workers)
     held = [first.state, first.open, *first.before, first.kept]
     copies = [{n: t.clone() for n, t in tensors_of(s).items()} for s in held]
