@@ -16,11 +16,11 @@ from triskel.config.job import Job
 from triskel.config.sections import Judge
 from triskel.core.registry import TASKS
 from triskel.core.result_data import Data
-from triskel.data.digest import Digest, Total, digest_of, together
+from triskel.data.digest import Digest, digest_of
 from triskel.data.holdout import public_from, shuffled, validation_from
 from triskel.data.partition import partition
 from triskel.data.reading import Dataset
-from triskel.data.rows import Rows
+from triskel.data.rows import Rows, Table
 from triskel.data.sources import named_public, read, read_own
 from triskel.errors import DataError
 from triskel.types import ClientId
@@ -65,23 +65,23 @@ class Federation:
         clients: Holdings by client id, in the order of the ids.
         public: Rows that everyone may read, without labels.
         classes: Class names in the order of their index; empty for `causal`.
-        source: What the rows are known by that were read, before anything was held out or dealt:
-            of training and test rows together. Their order plays no part. Not known for one party.
     """
 
     clients: Mapping[ClientId, Holding]
     public: Rows
     classes: tuple[str, ...]
-    source: Total | None = None
 
 
-def federate(job: Job, judge: Judge = "test") -> Federation:
+def federate(
+    job: Job, judge: Judge = "test", seen: Callable[[Table], None] | None = None
+) -> Federation:
     """Return what every client of this job holds.
 
     Args:
         job: The job.
         judge: Which rows are dealt as `Holding.test`: test rows, or validation rows, and then no
             test row is read. Training and public rows are the same either way.
+        seen: Called with what was read, before anything of it is dealt.
 
     Raises:
         DataError: The data are not what the job says, or too few for it.
@@ -89,6 +89,8 @@ def federate(job: Job, judge: Judge = "test") -> Federation:
     if judge == "validation" and not job.data.validation_share:
         raise DataError(UNSHARED)
     table = read(job, tests=judge == "test")
+    if seen is not None:
+        seen(table)
     train, public = table.train, table.public
     if public is None:
         keep = 0 if job.partition == "natural" else job.clients.count
@@ -105,8 +107,7 @@ def federate(job: Job, judge: Judge = "test") -> Federation:
             "training rows of one label; set it to 0, or give more rows"
         )
     unlabelled = replace(public, label=())
-    source = together([digest_of(table.train), digest_of(table.test)])
-    return Federation(clients=clients, public=unlabelled, classes=table.classes, source=source)
+    return Federation(clients=clients, public=unlabelled, classes=table.classes)
 
 
 def federate_own(

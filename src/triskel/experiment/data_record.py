@@ -20,7 +20,7 @@ from triskel.core.registry import TASKS
 from triskel.core.untrusted import json_in, table_of
 from triskel.data.digest import Digest, digest_in, digest_of, text_digest, together
 from triskel.data.federate import SHOWN, Federation
-from triskel.data.rows import Rows
+from triskel.data.rows import Rows, Table
 from triskel.errors import CheckpointError, DataError
 
 NAME = "data.json"
@@ -139,7 +139,7 @@ def hold_tokenizers(folder: Path, tokenizers: Mapping[str, Any], *, write: bool)
         _write(folder, replace(before, tokenizers={**before.tokenizers, **now}))
 
 
-def hold_source(folder: Path, job: Job, federation: Federation, judge: Judge) -> None:
+def hold_source(folder: Path, job: Job, table: Table, judge: Judge) -> None:
     """Hold rows against those that another run of one folder read, or write them down.
 
     Seeds deal the same rows otherwise, and settings train otherwise on them; neither reads others.
@@ -147,7 +147,7 @@ def hold_source(folder: Path, job: Job, federation: Federation, judge: Judge) ->
     Args:
         folder: Which holds the runs, a folder each.
         job: The job of one of them.
-        federation: What was read for it.
+        table: What was read for it; the order of its rows plays no part.
         judge: Which rows are held as test rows. The test rows that a seed chose are dropped unread
             where validation rows are.
 
@@ -158,7 +158,8 @@ def hold_source(folder: Path, job: Job, federation: Federation, judge: Judge) ->
     seed = job.seed if judge == "validation" and not job.data.test else None
     asked = [job.data.model_dump(mode="json"), job.clients.by, judge, seed]
     key = text_digest(json.dumps(asked, sort_keys=True))
-    place, now = folder / SOURCES, json.loads(json.dumps(federation.source))
+    source = together([digest_of(table.train), digest_of(table.test)])
+    place, now = folder / SOURCES, json.loads(json.dumps(source))
     try:
         known = table_of(json_in(place)) if place.exists() else {}
     except (OSError, ValueError) as error:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from triskel.config.job import Job
+from triskel.config.sections import Judge
+from triskel.data.rows import Table
 from triskel.experiment.compare import HERE, Venue
 from triskel.experiment.data_record import hold_source
 from triskel.experiment.models import Loaded
@@ -19,9 +21,15 @@ def venue_in(folder: Path, loaded: Loaded | None = None) -> Venue[LocalResources
         loaded: What the runs share, where that is anything.
     """
 
-    def prepared(job: Job, *words: Any, **more: Any) -> LocalResources:  # noqa: ANN401 - `prepare`'s
-        found = prepare(job, *words, loaded=loaded, **more)
-        hold_source(folder, job, found.federation, found.judge)
-        return found
+    def prepared(
+        job: Job,
+        *words: Any,  # noqa: ANN401 - `prepare`'s
+        judge: Judge = "test",
+        **more: Any,  # noqa: ANN401 - as above
+    ) -> LocalResources:
+        def seen(table: Table) -> None:
+            hold_source(folder, job, table, judge)
+
+        return prepare(job, *words, judge=judge, loaded=loaded, seen=seen, **more)
 
     return replace(HERE, prepare=prepared)

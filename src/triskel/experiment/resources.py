@@ -19,7 +19,7 @@ from triskel.core.result_data import Data
 from triskel.core.result_parts import Started
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation, describe, federate
-from triskel.data.rows import Rows
+from triskel.data.rows import Rows, Table
 from triskel.experiment.lengths import left_of, lost_of, said, together
 from triskel.experiment.models import Loaded, Models, models_of
 from triskel.experiment.stage_memory import Memory
@@ -328,6 +328,7 @@ def prepare(  # noqa: PLR0913 - what a job is loaded with
     judge: Judge = "test",
     loaded: Loaded | None = None,
     starts: Starts | None = None,
+    seen: Callable[[Table], None] | None = None,
 ) -> LocalResources:
     """Read the data and deal them out.
 
@@ -339,6 +340,7 @@ def prepare(  # noqa: PLR0913 - what a job is loaded with
         judge: Which rows models are scored on.
         loaded: What other seeds of the job loaded.
         starts: What stages start from.
+        seen: Called with what was read, before anything of it is dealt.
 
     Raises:
         DataError: The data are not what the job says.
@@ -350,7 +352,7 @@ def prepare(  # noqa: PLR0913 - what a job is loaded with
     if job.data.source == "opinions":
         resolve("opinions", fetch=True, say=say)
     with during("while reading the data"):
-        federation = federate(job, judge)
+        federation = federate(job, judge, seen)
     said(job, federation, say)
     return LocalResources.of(
         job,
