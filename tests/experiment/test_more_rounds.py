@@ -167,14 +167,15 @@ def test_a_rate_that_falls_over_all_rounds_is_refused(room: Path, tmp_path: Path
 def test_a_client_alone_that_may_compute_less_by_now_trains_anew(
     room: Path, tmp_path: Path
 ) -> None:
-    one, request = job(room), Request(modes=(), baselines=("central",))
-    run(one, request, tmp_path, LocalEngine(one), small.watch)
-    before, done = left(tmp_path), tmp_path / "stages" / "central" / "done.json"
-    told = json.loads(done.read_text(encoding="utf-8"))
-    told["rounds"] *= 3  # as if more had been asked for
-    done.write_text(json.dumps(told), encoding="utf-8")
-    resume(tmp_path, LocalEngine, small.watch)
-    assert left(tmp_path) == before
+    request = Request(modes=(), baselines=("central",))
+    for rounds in (1, 2):
+        one, place = job(room, rounds=rounds), tmp_path / str(rounds)
+        run(one, request, place, LocalEngine(one), small.watch)
+    before = left(tmp_path / "1")
+    shutil.rmtree(tmp_path / "1" / "stages")
+    shutil.copytree(tmp_path / "2" / "stages", tmp_path / "1" / "stages")
+    resume(tmp_path / "1", LocalEngine, small.watch)
+    assert left(tmp_path / "1") == before
 
 
 @pytest.mark.parametrize("rounds", ["1", '"6"', "true", "2.5"])

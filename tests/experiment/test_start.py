@@ -131,6 +131,18 @@ def test_a_client_of_logits_learns_on_from_what_it_was_given(
         assert again[column] == found["modes"]["logits"]["final"][column]
 
 
+def test_each_row_starts_from_what_is_its_own(
+    room: Path, before: dict[str, Any], tmp_path: Path
+) -> None:
+    del before
+    one = job(room, room / "before", train={"lr": 1e-12})
+    played(one, tmp_path, "params", "split", baselines=("central", "local"))
+    for place in (tmp_path / "adapters").iterdir():
+        whose = "split" if place.name == "split" else "params"
+        ends, start = tensors(place), tensors(room / "before" / "adapters" / whose)
+        assert all(torch.allclose(ends[name], start[name], atol=1e-9) for name in start), place.name
+
+
 def by_peft(room: Path, folder: Path, task: str) -> Any:
     """Make an adapter with nothing but PEFT, with numbers in all its tensors."""
     torch.manual_seed(11)
