@@ -278,3 +278,23 @@ def test_absolute_positions_are_refused(tmp_path: Path) -> None:
     one = small.job(model, small.save_rows(tmp_path / "rows.csv", 60))
     with pytest.raises(JobError, match=r"knows 8 positions; --set train\.max_tokens=8"):
         run(one, Request(), tmp_path / "run", LocalEngine(one), small.watch)
+
+
+def test_a_run_says_how_it_read_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    model = small.save_model(tmp_path / "model")
+    rows = small.save_rows(tmp_path / "rows.csv", 40)
+    text = rows.read_text(encoding="utf-8").replace("w1 ", "caf\u00e9 ")
+    rows.write_bytes(text.encode("latin-1"))
+    told: list[str] = []
+
+    def watch(event: Any) -> None:
+        if event["event"] == "warning":
+            told.append(event["text"])
+
+    asked = Request(modes=("params",), baselines=())
+    for number, encoding in enumerate(("", "latin-1")):
+        told.clear()
+        job = small.job(model, rows, data={"encoding": encoding})
+        run(job, asked, tmp_path / str(number), LocalEngine(job), watch)
+        said = [line for line in told if "is read as Windows-1252" in line]
+        assert len(said) == (0 if encoding else 1)

@@ -41,8 +41,13 @@ SHOWN = 5
 # --- names of files and columns ---------------------------------------------------------------
 
 
-def unreadable(job: Job) -> Iterator[Fault]:
-    """Return files and columns that are not there, without reading a row."""
+def unreadable(job: Job, *, tests: bool = True) -> Iterator[Fault]:
+    """Return files and columns that are not there, without reading a row.
+
+    Args:
+        job: The job.
+        tests: Whether files of test rows may be opened.
+    """
     data = job.data
     try:
         refuse_unused(job)
@@ -53,11 +58,11 @@ def unreadable(job: Job) -> Iterator[Fault]:
     labelled, plain = _wanted(job, labelled=True), _wanted(job, labelled=False)
     for key, named, columns in (
         ("data.train", data.train, labelled),
-        ("data.test", data.test, labelled),
+        ("data.test", data.test if tests else "", labelled),
         ("data.public", data.public, plain),
     ):
         if named:
-            yield from _file(job, key, Path(named), columns)
+            yield from _file(job, key, Path(named), columns, tests=tests)
 
 
 def _wanted(job: Job, *, labelled: bool) -> list[str]:
@@ -65,13 +70,15 @@ def _wanted(job: Job, *, labelled: bool) -> list[str]:
     return list(dict.fromkeys(name for column in found for name in names_of(column)))
 
 
-def _file(job: Job, key: str, place: Path, wanted: Sequence[str]) -> Iterator[Fault]:
+def _file(
+    job: Job, key: str, place: Path, wanted: Sequence[str], *, tests: bool
+) -> Iterator[Fault]:
     folder = job.data.source == "clients" and key == "data.train"
     if not place.exists() or (folder and not place.is_dir()):
         yield Fault(key, no_folder(place) if folder else no_file(place))
         return
     try:
-        files = _files(job, key, place)
+        files = _files(job, key, place, tests=tests)
     except DataError as error:
         yield Fault(key, str(error))
         return
@@ -99,11 +106,11 @@ def _file(job: Job, key: str, place: Path, wanted: Sequence[str]) -> Iterator[Fa
                 yield Fault(key, no_column(name, names, where=f"data file {file}"))
 
 
-def _files(job: Job, key: str, place: Path) -> list[Path]:
+def _files(job: Job, key: str, place: Path, *, tests: bool) -> list[Path]:
     """Return the files that are read: of a folder of clients, or one."""
     if not place.is_dir() or job.data.source != "clients" or key == "data.public":
         return [place]
-    own = key == "data.train" and job.data.test  # test rows are read from elsewhere
+    own = not tests or (key == "data.train" and job.data.test)  # no test rows are read from it
     found = client_files(place).items()
     return [path for name, path in found if not (own and name.endswith(TEST_SUFFIX))]
 

@@ -7,6 +7,7 @@ from triskel.config.job import ModeName, unsupported
 from triskel.core import events
 from triskel.core.registry import MODES
 from triskel.core.result_data import Data
+from triskel.data.check import unreadable
 from triskel.errors import DataError
 from triskel.experiment import data_record, lengths
 from triskel.experiment.baselines import BaselineName
@@ -54,6 +55,10 @@ def _sound(resources: Resources, told: Watch) -> None:
         if fault.refuses:
             raise DataError(fault.text)
         told(events.warning(fault.text))
+    if any(len(held.train) for held in resources.federation.clients.values()):  # rows are here
+        for fault in unreadable(resources.job, tests=resources.judge == "test"):
+            if not fault.refuses:  # how a file was read that could be read otherwise
+                told(events.warning(fault.text))
 
 
 def warnings(resources: Resources, skipped: Mapping[str, str], data: Data) -> Iterator[str]:
