@@ -283,11 +283,8 @@ def test_a_log_lies_in_a_folder_that_holds_something_and_else_in_the_temporary_o
     assert (full / crash.NAME).read_text().count("ValueError: x") == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_log_that_cannot_be_written_into_its_folder_lies_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "job.toml").touch()
-    (tmp_path / "full").chmod(0o500)
+    (tmp_path / "full" / crash.NAME).mkdir(parents=True)  # in the way, whoever writes
     with pytest.raises(ValueError, match="x") as error, crash.logs_in(tmp_path / "full"):
         raise ValueError("x")
     assert crash.log(error.value).parent == tmp_path

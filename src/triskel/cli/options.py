@@ -33,6 +33,15 @@ JobOrDemo = Annotated[
     Path | None,
     typer.Argument(metavar="JOB", help="A job file; without one, the demo's job."),
 ]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where the base model lies here, if not where the job says.",
+        exists=True,
+        file_okay=False,
+    ),
+]
 SETTING = "Change one key of the job, such as train.lr=3e-4; repeat for more."
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SETTING)]
 Start = Annotated[

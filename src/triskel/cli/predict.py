@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.cli.options import Run, Trained
+from triskel.cli.options import Base, Run, Trained
 from triskel.cli.output import Event, console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
@@ -58,15 +58,6 @@ Type = Annotated[
     typer.Option(
         help="What the model computes in.",
         show_default="the job's; float32 for text where that is auto",
-    ),
-]
-Base = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Where the base model lies here, if not where the job says.",
-        exists=True,
-        file_okay=False,
     ),
 ]
 

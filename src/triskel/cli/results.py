@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from triskel.cli.options import Moved, Run, Trained
+from triskel.cli.options import Base, Moved, Run, Trained
 from triskel.cli.output import console_for
 from triskel.cli.quick_import import loading
 from triskel.cli.torch_import import settle_threads
@@ -63,15 +63,7 @@ def evaluate(
             help="Texts to evaluate on instead of the run's own, with the columns of its job.",
         ),
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where the base model lies here, if not where the job says.",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
+    model: Base = None,
     settings: Moved = None,
 ) -> None:
     """Score what a run trained, on the texts it was scored on or on others."""
