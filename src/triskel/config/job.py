@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 
 from pydantic import ConfigDict, field_validator, model_serializer, model_validator
 
-from triskel.config.names import kept, known_name, mode_section, untyped
+from triskel.config.names import kept, known_choice, known_name, mode_section, untyped
 from triskel.config.sections import (
     DROPPING,
     LOWRANK,
@@ -28,6 +28,7 @@ from triskel.config.sections import (
     Wire,
     is_name,
 )
+from triskel.core.choice import Chosen, name_of
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, typed
 from triskel.core.registry import AGGREGATES, MODES, TASKS
@@ -207,13 +208,7 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
     for spec in job.specs:
         named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
         if named is not None:
-            known_name(AGGREGATES, named, info, f"{spec.name}.{spec.aggregate_key} ")
-            sums_up = None if kept(AGGREGATES, named, info) else AGGREGATES.spec(named)
-            if sums_up is not None and sums_up.side_factors and job.adapter.kind not in LOWRANK:
-                yield (
-                    f"{spec.name}.{spec.aggregate_key} {named!r} works with adapters of low rank "
-                    f"({', '.join(LOWRANK)}), not with {job.adapter.kind}"
-                )
+            yield from _about_aggregate(job, f"{spec.name}.{spec.aggregate_key}", named, info)
         for problem in spec.problems(spec.of(job)):
             yield f"{spec.name}.{problem}"
         for client, own in job.clients.each.items():
@@ -223,6 +218,20 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
                 )
                 place = f"clients.each.{client}." + ("" if short else f"{spec.name}.")
                 yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
+
+
+def _about_aggregate(job: Job, place: str, chosen: Chosen, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
+    """Yield what is wrong with how updates are to become one."""
+    yield from known_choice(AGGREGATES, chosen, info, place)
+    name = name_of(chosen)
+    if kept(AGGREGATES, name, info):
+        return
+    spec = AGGREGATES.spec(name)
+    if (spec.side_factors or spec.lowrank) and job.adapter.kind not in LOWRANK:
+        yield (
+            f"{place} {name!r} works with adapters of low rank ({', '.join(LOWRANK)}), not with "
+            f"{job.adapter.kind}"
+        )
 
 
 def _about_ends(job: Job) -> Iterator[str]:

@@ -4,9 +4,12 @@ A name must be known here, unless what it stands for may not be imported. Then i
 and so is its section, which only the code that it names could type.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from triskel.core.choice import Chosen, name_of, options_of, settings_of
 from triskel.core.options import Options, partial
 from triskel.core.registry import MODES, Registry
 
@@ -34,6 +37,39 @@ def known_name(
     if value not in registry.names() and not kept(registry, value, info):
         raise ValueError(f"{place}must be one of {', '.join(registry.names())}, got {value!r}")
     return value
+
+
+def known_choice(
+    registry: Registry[Any],
+    chosen: Chosen,
+    info: Any,  # noqa: ANN401 - pydantic's
+    place: str,
+) -> Iterator[str]:
+    """Yield what is wrong with what is set beside a name.
+
+    Args:
+        registry: Of what; its specs have `options`.
+        chosen: The name, and what is set.
+        info: What the job is validated with.
+        place: The key that it stands at.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    name = known_name(registry, name_of(chosen), info, f"{place} ")
+    if kept(registry, name, info):
+        return
+    kind: type[Options] = registry.spec(name).options
+    known = ", ".join(kind.model_fields) or "nothing"
+    for key in sorted(settings_of(chosen).keys() - kind.model_fields.keys()):
+        yield f"{place}.{key} is no option of {name}, which has {known}"
+        return
+    try:
+        options_of(chosen, kind)
+    except ValidationError as error:
+        for one in error.errors():
+            where = ".".join([place, *map(str, one["loc"])])
+            yield f"{where}: {one['msg'].removeprefix('Value error, ')}, got {one['input']!r}"
 
 
 def untyped(given: Mapping[str, Any], own: Collection[str], info: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -7,6 +7,7 @@ anything of another package is imported, by the names and by whose they are on t
 from collections.abc import Iterator
 
 from triskel.config.job import Job
+from triskel.core.choice import name_of
 from triskel.core.registry import AGGREGATES, CODECS, MODES, TASKS, Origin
 from triskel.policy.refusal import Circumstances, Refusal, listed, show
 from triskel.policy.rules import Policy
@@ -71,7 +72,7 @@ def aggregate_in(job: Job) -> str | None:
         return None
     spec = MODES.spec(job.mode)
     found = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
-    return found if isinstance(found, str) else None
+    return None if found is None else name_of(found)
 
 
 def _pinned(policy: Policy, name: str, plugin: Origin | None, asks: str) -> list[Refusal]:

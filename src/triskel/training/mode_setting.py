@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 from triskel.aggregate import aggregate_of
 from triskel.config.job import Job
 from triskel.config.sections import Train
+from triskel.core.choice import Chosen
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options
 from triskel.core.registry import MODES, imported
@@ -60,7 +61,7 @@ class ModeSetting(Generic[O]):
     def aggregate(self) -> Aggregate[Any]:
         """What makes one of many updates: the one that the options name, or the mean."""
         key = self.spec.aggregate_key
-        return aggregate_of(cast("str | None", getattr(self.options, key)) if key else None)
+        return aggregate_of(cast("Chosen | None", getattr(self.options, key)) if key else None)
 
 
 def options_in(job: Job, spec: ModeSpec[O]) -> tuple[O, dict[ClientId, O]]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from triskel.core.choice import Chosen
 from triskel.core.mode_spec import Disclosure, ModeSpec, Payload, Sizes, Traits
 from triskel.core.options import Options, Rate
 
@@ -18,7 +19,7 @@ class ParamsOptions(Options):
         float, Field(ge=0, lt=1, description="and keeps so much of its last move")
     ] = 0.0
     aggregate: Annotated[
-        str | None,
+        Chosen | None,
         Field(description="how updates become one; left out: their mean", examples=["mean"]),
     ] = None
 

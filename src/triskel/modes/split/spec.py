@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
+from triskel.core.choice import Chosen
 from triskel.core.mode_spec import Disclosure, Leaves, Memory, ModeSpec, Payload, Sizes, Traits
 from triskel.core.options import BlockRange, Count, Options
 
@@ -42,7 +43,7 @@ class SplitOptions(Options):
         Count, Field(description="clients in flight at once, which bounds memory; 0: all")
     ] = 0
     aggregate: Annotated[
-        str | None,
+        Chosen | None,
         Field(
             description="how the clients' parts become one; left out: their mean",
             examples=["mean"],
