@@ -19,7 +19,8 @@ from triskel.model.flops import Piece
 from triskel.model.meter import Costs
 from triskel.model.shared import Choice, PathName, SharedModel
 from triskel.model.side_factors import blank, misfit, parted, side_name, side_rank
-from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep, label_loss
+from triskel.training.loop import LossTerm, StepId, TrainStep, label_loss
+from triskel.training.trainer import Trainer
 from triskel.types import Batch, Tensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))

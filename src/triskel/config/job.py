@@ -153,6 +153,11 @@ class Job(Options):
         more = {name: MODES.spec(name).options() for name in modes if name not in extra}
         return self.model_copy(update=more) if more else self
 
+    def training(self, client: str | None) -> Train:
+        """Return how a client trains, or everybody who is not named."""
+        own = self.client(client).epochs if client else None
+        return self.train.model_copy(update={"epochs": own}) if own else self.train
+
     def client(self, name: str) -> Override:
         """Return what client `name` does differently."""
         return self.clients.each.get(name, Override())
@@ -279,7 +284,7 @@ def unfederated(job: Job, mode: ModeName) -> str | None:
             "adapter.start must be the name of an adapter that the server has (adapters/NAME "
             f"beside its policy), got {start!r}: no path of a job is opened"
         )
-    if start and MODES.spec(mode).traits.personal_models:
+    if start and MODES.spec(mode).carries(job).personal_models:
         return (
             f"adapter.start works with modes that send every site the common model; in {mode} a "
             "site has a model of its own, and the adapter is not there: leave it out"
@@ -297,14 +302,19 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
 
     `compare` skips a mode with the reason; `run` refuses the job with it.
     """
-    can = MODES.spec(mode).traits
+    can = MODES.spec(mode).carries(job)
     each = job.clients.each
     other = sorted({e.model for e in each.values() if e.model and e.model != job.model.path})
     ranks = sorted({e.rank for e in each.values() if e.rank and e.rank != job.adapter.rank})
     if other and not can.mixed_models:
         return f"clients use different models ({', '.join(other)}), and {mode} needs one model"
     if ranks and not can.mixed_ranks:
-        return f"clients use different ranks ({ranks}), and {mode} averages factors of one rank"
+        return f"clients use different ranks ({ranks}), and {mode} needs factors of one rank here"
+    if can.one_body and ranks and max(ranks) > job.adapter.rank:
+        return (
+            f"a client has rank {max(ranks)}, and in {mode} clients run the server's model, whose "
+            f"adapter.rank is {job.adapter.rank}; --set adapter.rank={max(ranks)}"
+        )
     if can.needs_public_data and not (job.public_count or job.data.public):
         return "there is no public set; set data.public_count or name data.public"
     return None

@@ -130,7 +130,7 @@ class Data(Options):
 
 
 class Override(Options):
-    """What one client does differently: its model, its rank, and options of modes.
+    """What one client does differently: its model, rank, local epochs, and options of modes.
 
     Options of a mode stand in a section of its name; those of built-in modes may stand right here,
     where their specs say so.
@@ -140,6 +140,7 @@ class Override(Options):
 
     model: str | None = None
     rank: Positive | None = None
+    epochs: Positive | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -187,6 +188,7 @@ class Train(Options):
 
     epochs: Positive = 1
     batch: Positive = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Rate = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

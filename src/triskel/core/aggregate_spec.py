@@ -26,6 +26,7 @@ class AggregateSpec:
             takes the memory of all of them, and the server sees each.
         side_factors: It may make frozen low-rank factors beside those that train (a section `side`
             of its value), so the adapter must be one of low-rank factors and nothing else.
+        steps: It asks how many local steps an update is of.
         lowrank: It works on products of low-rank factors, so the adapter must be of these as well.
         ranks: `one`: all clients must have the server's rank. `cut`: a client gets the first
             components of the server's factors, as many as its rank. `rest`: it gets the others too,
@@ -40,6 +41,7 @@ class AggregateSpec:
     linear: bool = False
     keeps_updates: bool = False
     side_factors: bool = False
+    steps: bool = False
     lowrank: bool = False
     ranks: Ranks = "one"
     options: type[Options] = Options

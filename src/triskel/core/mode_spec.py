@@ -31,6 +31,7 @@ class Traits:
             them is enough (secure aggregation).
         needs_individual_updates: The server must see updates one by one.
         mixed_ranks: Clients may differ in adapter rank.
+        one_body: Clients run the server's model; one whose rank is lower has its factors filled up.
         mixed_models: Clients may differ in model.
         personal_models: Clients end with models of their own, beside the server's or instead.
         client_state: Clients keep something between rounds; a mode that says no may keep nothing,
@@ -41,6 +42,7 @@ class Traits:
     linear_in_updates: bool = False
     needs_individual_updates: bool = False
     mixed_ranks: bool = False
+    one_body: bool = False
     mixed_models: bool = False
     personal_models: bool = False
     client_state: bool = False
@@ -185,6 +187,7 @@ class ModeSpec(Generic[O]):
             over `classes` or the `vocabulary`).
         payload: What a client sends in a round: of its options, its local epochs and its sizes.
         traits: What it needs and can carry.
+        traits_of: The same under given options, where these decide it.
         client_keys: Options that may differ by client, as `clients.each.<client>.<mode>.<key>`.
         short_client_keys: Those that may stand right under `clients.each.<client>`.
         aggregate_key: The option that names an aggregate (`core.aggregate_spec`), if there is one.
@@ -211,6 +214,7 @@ class ModeSpec(Generic[O]):
     disclosure: Callable[[O, str], Disclosure]
     payload: Callable[[O, int, Sizes], Payload]
     traits: Traits = Traits()
+    traits_of: Callable[[O], Traits] | None = None
     client_keys: tuple[str, ...] = ()
     short_client_keys: tuple[str, ...] = ()
     aggregate_key: str = ""
@@ -244,6 +248,14 @@ class ModeSpec(Generic[O]):
         }
         if strange := sorted(named - self.options.model_fields.keys()):
             raise ValueError(f"mode {self.name} has no option {strange[0]!r}")
+
+    def under(self, options: O) -> Traits:
+        """Return what the mode needs and can carry under options."""
+        return self.traits if self.traits_of is None else self.traits_of(options)
+
+    def carries(self, job: Any) -> Traits:  # noqa: ANN401 - a job, known above
+        """Return what the mode needs and can carry as a job has it."""
+        return self.under(self.of(job))
 
     def of(self, job: Any, client: str | None = None) -> O:  # noqa: ANN401 - a job, known above
         """Return this mode's section of a job, as one client has it where a client is named.

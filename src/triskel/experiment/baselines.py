@@ -90,7 +90,7 @@ def _rounds(resources: LocalResources, client: ClientId, flops: float) -> int:
         number += 1
         worker = stage.worker(client, lambda _: None)
         worker.meter.returning = number > 1
-        for batch in worker.batches(StepId(client, number), stage.job.train.epochs):
+        for batch in worker.batches(StepId(client, number), worker.training.epochs):
             worker.meter.ran(batch, WHOLE)
         spent += worker.meter.flops
     return number

@@ -154,7 +154,8 @@ def _work(resources: Resources, stage: str, modes: Sequence[ModeName]) -> int:
     job = resources.job
     if stage == "base":
         return 0
-    private = sum(resources.epoch_tokens().values()) * job.train.epochs
+    held = resources.epoch_tokens()
+    private = sum(tokens * job.training(client).epochs for client, tokens in held.items())
     # clients alone at equal FLOPs compute as much as the costliest mode
     played = modes if stage == "local_equal" else [stage] if stage in modes else []
     specs = [MODES.spec(mode) for mode in played]

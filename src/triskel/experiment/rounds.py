@@ -129,6 +129,7 @@ class Stage(Generic[S, A]):
         saves: Whether the models it leaves are saved.
         server: The server's account of compute, where it computes.
         validate: Scores a state on validation texts, where `evaluate` does not.
+        party: Returns the model that a client runs; None is that of its own path and rank.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Stage(Generic[S, A]):
     saves: bool = True
     server: Meter | None = None
     validate: Callable[[S, Mapping[ClientId, ClientState]], Scores] | None = None
+    party: Callable[[ClientId], SharedModel] | None = None
 
     @property
     def chooses(self) -> Figure | None:

@@ -34,8 +34,8 @@ GATED = ("gate_proj", "up_proj")
 MAX_SIDE_BY_SIDE = 128
 """Largest K r: beyond it, factors side by side cost more than they save."""
 
-Parameters = Mapping[str, nn.Parameter]
-"""One party's tensors: leaves autograd can differentiate by, and side factors that are frozen."""
+Parameters = Mapping[str, Tensor]
+"""One party's tensors: leaves of autograd's or functions of such, and side factors."""
 Installed = Mapping[str, Tensor]
 """What the slots take of them: the leaves themselves, or leaves and side factors stacked."""
 

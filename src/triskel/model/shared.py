@@ -29,6 +29,7 @@ from triskel.model.adapters import insert, without_adapter
 from triskel.model.blocks import Blocks
 from triskel.model.fast import FastBlocks, Installed, Parameters, PartyBatch, why_not
 from triskel.model.hidden_cache import HiddenCache
+from triskel.model.reparametrisation import PLAIN, Form
 from triskel.model.side_factors import is_side, side_name, stacked
 from triskel.model.slots import layout_of, leaves_of, values_in
 from triskel.model.vocab_loss import vocabulary_losses
@@ -127,6 +128,11 @@ class SharedModel:
             self.seed, self._fresh = seed, values_in(insert(bare, self.adapter, seed=seed))
         self.initial = self._fresh
 
+    @property
+    def fresh(self) -> Tensors:
+        """What the seed makes, whatever training starts from."""
+        return self._fresh
+
     def start_from(self, tensors: Tensors) -> None:
         """Start from these tensors from here on, in place of what the seed makes.
 
@@ -158,15 +164,17 @@ class SharedModel:
         """What hidden states are computed in."""
         return self.blocks.dtype
 
-    def parameters(self, tensors: Tensors) -> dict[str, nn.Parameter]:
+    def parameters(self, tensors: Tensors, form: Form = PLAIN) -> dict[str, nn.Parameter]:
         """Return copies of the tensors that autograd can differentiate by.
 
-        In a float64 body they are float64, elsewhere float32. Side factors need no gradient.
+        In a float64 body they are float64, elsewhere float32. What is frozen needs no gradient.
 
         Raises:
             ModelError: A name or shape is not this body's.
         """
-        return leaves_of(tensors, like=self.initial, dtype=wide(self.dtype), device=self.device)
+        return leaves_of(
+            tensors, like=self.initial, dtype=wide(self.dtype), device=self.device, form=form
+        )
 
     def pooled_column(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Return which token of each text stands for all of it."""

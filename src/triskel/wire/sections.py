@@ -115,7 +115,7 @@ def _lowrank(section: Section) -> Iterator[str]:
     """Float pairs `*.lora_A*` [rank, in] and `*.lora_B*` [out, rank]; fact `scale` above 0."""
     yield from _all(section.tensors, "float")
     for name, x in section.tensors.items():
-        twin, side = _twin(name)
+        twin, side = twin_of(name)
         if not twin:
             yield f"tensor {name!r} is neither a lora_A nor a lora_B"
             return
@@ -133,7 +133,7 @@ def _lowrank(section: Section) -> Iterator[str]:
 
 
 @lru_cache(maxsize=4096)
-def _twin(name: str) -> tuple[str, str]:
+def twin_of(name: str) -> tuple[str, str]:
     """Return the name of a factor's other half and which half it is; nothing for other names."""
     found = _PAIR.fullmatch(name)
     if found is None:
