@@ -208,7 +208,7 @@ def test_raflora_with_equal_ranks_is_flexlora() -> None:
 
 
 def test_high_ranks_fade_by_flexloras_weights_and_not_by_rafloras() -> None:
-    """Everybody sends back what it was sent: with raFLoRA that is next again, with FlexLoRA less."""
+    """Everybody sends back what it was sent: raFLoRA makes the same of it, FlexLoRA less."""
     low = (RANK, 1, 1, 1)
     start = value("flexlora", EQUAL)
 

@@ -97,11 +97,14 @@ def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
     sums, held = dict(total.sums), dict(total.held)
     known = [name for name in tensors if name in sums]
     with torch.no_grad():
-        if known:  # float64 is the wider of the two, so products and sums are made in it
-            found = torch.ops.aten._foreach_add.List(  # noqa: SLF001 - torch's own name
-                [sums[n] for n in known], [tensors[n] for n in known], alpha=weight
+        if known:
+            # Copies first: between them, a product in float64 would leave holes that stay.
+            found = [sums[n].clone() for n in known]
+            torch.ops.aten._foreach_add_.List(  # noqa: SLF001 - torch's own name
+                found, [tensors[n] for n in known], alpha=weight
             )
             sums |= zip(known, found, strict=True)
-        sums |= {n: t.double() * weight for n, t in tensors.items() if n not in sums}
+        new = {n: t for n, t in tensors.items() if n not in sums}
+        sums |= {n: t.to(torch.float64, copy=True).mul_(weight) for n, t in new.items()}
     held |= {name: held.get(name, 0.0) + weight for name in tensors}
     return replace(total, sums=sums, held=held)

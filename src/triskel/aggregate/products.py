@@ -92,14 +92,12 @@ def svd(product: Product, keep: Callable[[Tensor], int]) -> Svd:
         product: The matrix.
         keep: How many, of all singular values.
     """
-    left, reduced_left = _reduced(product.left)
-    right, reduced_right = _reduced(product.right.T)
-    u, s, vt = torch.linalg.svd(reduced_left @ reduced_right.T, full_matrices=False)
+    left, of_left = _reduced(product.left)
+    right, of_right = _reduced(product.right.T)
+    u, s, vt = torch.linalg.svd(left @ right.T, full_matrices=False)
     kept = min(keep(s), len(s))
     lost = float(torch.linalg.vector_norm(s[kept:]))
-    u, s, vt = u[:, :kept], s[:kept], vt[:kept]
-    u = u if left is None else left @ u
-    vt = vt if right is None else vt @ right.T
+    u, s, vt = of_left(u[:, :kept]), s[:kept], of_right(vt[:kept].T).T
     sign = _signs(vt)
     return Svd(u * sign, s, vt * sign[:, None], lost)
 
@@ -198,12 +196,18 @@ def _energy(image: Tensor, rank: int) -> float:
     return float(torch.linalg.svdvals(image)[:rank].square().sum())
 
 
-def _reduced(tall: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Return Q and R of a matrix; no Q where the matrix is no taller than wide."""
-    if tall.shape[0] <= tall.shape[1]:
-        return None, tall
-    q, r = torch.linalg.qr(tall)
-    return q, r
+def _reduced(tall: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return R, and what multiplies Q with a matrix; one no taller than wide is its own R."""
+    height, width = tall.shape
+    if height <= width:
+        return tall, lambda columns: columns
+    packed, tau = torch.geqrf(tall)
+
+    def times(columns: Tensor) -> Tensor:
+        below = columns.new_zeros(height - width, columns.shape[1])
+        return torch.ormqr(packed, tau, torch.cat([columns, below]))
+
+    return packed[:width].triu(), times
 
 
 def _signs(rows: Float[Tensor, "kept inner"]) -> Float[Tensor, " kept"]:
