@@ -1,4 +1,4 @@
-"""How much faster are sums of products in small matrices than with the whole matrix, at what memory?
+"""How much faster are sums of products in small matrices than in the whole one, at what memory?
 
 `dD_kK_rR`: the best rank-R factors of the mean of K clients' products of a D x D module, by the
 aggregate `flexlora` and by summing whole matrices and taking their singular values, both in
@@ -150,7 +150,7 @@ def main() -> None:
     if "stream".startswith(chosen.only):
         figures |= streamed(clients, chosen.seed)
     for figure, (width, *_, times) in SHAPES.items():
-        if figure.startswith(chosen.only) and not (chosen.quick and width > 576):  # noqa: PLR2004
+        if figure.startswith(chosen.only) and not (chosen.quick and width > 576):
             figures |= faster(figure, chosen.seed, 2 if chosen.quick else times)
     measure.report("aggregate", figures, seed=chosen.seed, out=chosen.out, clients=clients)
 

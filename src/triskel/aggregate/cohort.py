@@ -205,10 +205,10 @@ class Cohort:
                     side |= {n: old.tensors[n] for n in beside}
             like = section.tensors
             found[name] = replace(
-                section, tensors=clone({n: t.to(like[n].dtype) for n, t in tensors.items()})
+                section, tensors=_rows({n: t.to(like[n].dtype) for n, t in tensors.items()})
             )
         if side:
-            found[SIDE] = Section(kind="lowrank", tensors=clone(side), facts=facts)
+            found[SIDE] = Section(kind="lowrank", tensors=_rows(side), facts=facts)
         return found
 
 
@@ -278,6 +278,11 @@ def pair_of(section: Section | None, like: Section, stem: str) -> Product | None
 
 def _product(tensors: Tensors, down: str, up: str) -> Product:
     return Product(tensors[up].detach().double(), tensors[down].detach().double())
+
+
+def _rows(tensors: Tensors) -> dict[str, Tensor]:
+    """Return copies that lie row by row."""
+    return {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
 
 
 def _sent(update: ClientUpdate, section: str, name: str, otherwise: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class FedSvd:
                 if pair is None or stem + UP not in total.sums:
                     continue
                 made = best(pair, len(pair.right)).factors
-                tensors[stem + DOWN] = made.right.to(tensors[stem + DOWN].dtype)
-                tensors[stem + UP] = made.left.to(tensors[stem + UP].dtype)
+                tensors[stem + DOWN] = made.right.to(tensors[stem + DOWN].dtype).contiguous()
+                tensors[stem + UP] = made.left.to(tensors[stem + UP].dtype).contiguous()
             found[name] = replace(section, tensors=tensors)
         return found

@@ -100,9 +100,7 @@ def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
         if known:
             # Copies first: between them, a product in float64 would leave holes that stay.
             found = [sums[n].clone() for n in known]
-            torch.ops.aten._foreach_add_.List(  # noqa: SLF001 - torch's own name
-                found, [tensors[n] for n in known], alpha=weight
-            )
+            torch.ops.aten._foreach_add_.List(found, [tensors[n] for n in known], alpha=weight)
             sums |= zip(known, found, strict=True)
         new = {n: t for n, t in tensors.items() if n not in sums}
         sums |= {n: t.to(torch.float64, copy=True).mul_(weight) for n, t in new.items()}
