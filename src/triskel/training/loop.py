@@ -16,23 +16,17 @@ from torch.optim.adamw import adamw
 
 from triskel.config.sections import Train
 from triskel.errors import TrainingError
-from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import side_rank
 from triskel.numerics.objective import Loss, label_loss
 from triskel.numerics.rng import derive
+from triskel.training.joining import worth_joining
 from triskel.types import Batch, Local, Tensors, Work
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 IN_FLIGHT = 16
 """Clients that train side by side where nobody asks; fewer run in one pass when the model says."""
-TIGHT = 1.15
-"""Clients are joined while padding costs at most this factor, ..."""
-SMALL = 512
-"""... or while the joined batch has at most this many padded tokens, ..."""
-MOST = 2048
-"""... and never beyond this many, whose activations all lie in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -264,15 +258,10 @@ class TrainStep:
     def beside(self, others: Sequence[Work]) -> bool:
         """Return whether one pass with these is cheaper: all small, and little padding between."""
         all_ = [work for work in (self, *others) if isinstance(work, TrainStep)]
-        if len(all_) * self.trainer.rank > MAX_SIDE_BY_SIDE:
-            return False
-        joined = 0
-        for place in range(len(self.terms)):
-            shapes = [work.terms[place].batch.ids.shape for work in all_]
-            joined += sum(rows for rows, _ in shapes) * max(tokens for _, tokens in shapes)
-        apart = sum(work.size for work in all_)
-        small = max(work.size for work in all_) < self.trainer.body.choice.join
-        return small and joined <= MOST and (joined <= TIGHT * apart or joined <= SMALL)
+        shapes = [
+            [work.terms[place].batch.ids.shape for work in all_] for place in range(len(self.terms))
+        ]
+        return worth_joining(self.trainer.body, self.trainer.rank, shapes)
 
     def run(self, others: Sequence[Work] = ()) -> None:
         """Run the model forward and back, and take the step of every party.

@@ -29,7 +29,10 @@ from triskel.aggregate.server_optimizer import Momentum
 from triskel.errors import RoundError
 from triskel.model.side_factors import parted
 from triskel.model.slots import Layout
+from triskel.modes.params.fedkseed import FedKSeed
+from triskel.modes.params.fedmezo import FedMeZO
 from triskel.modes.params.spec import ParamsOptions
+from triskel.numerics.replay import Replay
 from triskel.training.evaluate import probe_joined
 from triskel.training.loop import StepId
 from triskel.training.mode_setting import ModeSetting
@@ -42,6 +45,7 @@ from triskel.types import (
     ClientState,
     ClientUpdate,
     Message,
+    Mode,
     ServerOptimizer,
     Talk,
     Tensors,
@@ -55,6 +59,9 @@ from triskel.wire.adapters import (
     same_round,
     sections_of,
 )
+
+ALONG_SEEDS = {"fedkseed": FedKSeed, "fedmezo": FedMeZO}
+"""What is played where scalars along seeds travel in the place of tensors."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,12 @@ class Params(Generic[A]):
     weighted: bool = True
 
     @classmethod
-    def build(cls, setting: ModeSetting[ParamsOptions]) -> "Params[Any]":
-        """Return the mode."""
+    def build(cls, setting: ModeSetting[ParamsOptions]) -> Mode[Any, Any, Worker]:
+        """Return the mode; where seeds travel, that one."""
         body, options = setting.body, setting.options
+        if options.exchange is not None:
+            replay = Replay(body.initial, options.exchange.lr)
+            return ALONG_SEEDS[options.exchange.name](options.exchange, replay)
         return cls(
             initial=body.initial,
             layout=body.layout,

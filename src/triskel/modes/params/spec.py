@@ -1,12 +1,14 @@
 """What parameter exchange is: options, payload, and what leaves a client."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from triskel.core.choice import Chosen
 from triskel.core.mode_spec import Disclosure, ModeSpec, Payload, Sizes, Traits
 from triskel.core.options import Options, Rate
+from triskel.modes.params import exchange as seeds
 
 
 class ParamsOptions(Options):
@@ -22,10 +24,30 @@ class ParamsOptions(Options):
         Chosen | None,
         Field(description="how updates become one; left out: their mean", examples=["mean"]),
     ] = None
+    exchange: Annotated[
+        seeds.Exchanged,
+        Field(
+            description="what travels: tensors, or scalars along seeds (fedkseed, fedmezo)",
+            examples=["fedkseed"],
+        ),
+    ] = None
 
 
-def disclosure(_options: ParamsOptions, _task: str) -> Disclosure:
-    """Return what leaves a client: its trained adapter."""
+def problems(options: ParamsOptions) -> Iterator[str]:
+    """Return what contradicts itself."""
+    if options.exchange is not None:
+        yield from seeds.problems(options.exchange, options)
+
+
+def unsuited(options: ParamsOptions, job: Any) -> str | None:  # noqa: ANN401 - a job, known above
+    """Return why another section of a job does not go with what travels."""
+    return None if options.exchange is None else seeds.unsuited(options.exchange, job)
+
+
+def disclosure(options: ParamsOptions, _task: str) -> Disclosure:
+    """Return what leaves a client: its trained adapter, or slopes along seeds."""
+    if options.exchange is not None:
+        return seeds.disclosure(options.exchange)
     return Disclosure(
         sections={
             "adapter": ("the adapter after local training, or its change", "the averaged adapter"),
@@ -45,8 +67,10 @@ def disclosure(_options: ParamsOptions, _task: str) -> Disclosure:
     )
 
 
-def payload(_options: ParamsOptions, _epochs: int, sizes: Sizes) -> Payload:
-    """Return what a client sends in a round: adapter and head, once."""
+def payload(options: ParamsOptions, _epochs: int, sizes: Sizes) -> Payload:
+    """Return what a client sends in a round: adapter and head, once, or scalars along seeds."""
+    if options.exchange is not None:
+        return seeds.payload(options.exchange)
     return Payload(floats=sizes.adapter + sizes.head)
 
 
@@ -61,4 +85,7 @@ SPEC = ModeSpec(
     aggregate_key="aggregate",
     disclosure=disclosure,
     payload=payload,
+    problems=problems,
+    unsuited=unsuited,
+    tensors_travel=lambda options: options.exchange is None,
 )
