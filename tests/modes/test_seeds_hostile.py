@@ -1,5 +1,7 @@
 """What is no update or task of scalars along seeds is refused, and so is a job that has none."""
 
+# ruff: noqa: ANN401 - modes and messages of either kind
+
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +183,10 @@ def test_an_exchange_is_a_name_or_a_table() -> None:
     ("exchange", "why"),
     [
         ('"krum"', r"params\.exchange\.name: input should be 'fedkseed' or 'fedmezo', got 'krum'"),
-        ('{name = "fedkseed", steps = 0}', r"params\.exchange\.steps: .*greater than or equal to 1"),
+        (
+            '{name = "fedkseed", steps = 0}',
+            r"params\.exchange\.steps: .*greater than or equal to 1",
+        ),
         ('{name = "fedkseed", stpes = 3}', r"unknown key 'params\.exchange\.stpes'"),
         ('{name = "fedkseed", lr = 0}', r"params\.exchange\.lr: .*greater than 0"),
         ('{name = "fedkseed", seeds = 2000000}', r"less than or equal to 1048576"),

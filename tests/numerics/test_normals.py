@@ -126,8 +126,7 @@ def test_moments_are_the_stated_ones_exactly() -> None:
     assert 0 < moment(2) - 1 < Fraction(21, 10**11)
     assert float(moment(4)) == pytest.approx(2.98473, abs=1e-5)
     assert float(moment(6)) == pytest.approx(14.6429, abs=1e-4)
-    assert LARGEST == 7 * Q[-1]
-    assert LARGEST * UNIT == pytest.approx(4.176, abs=1e-3)
+    assert (7 * Q[-1], pytest.approx(4.176, abs=1e-3)) == (LARGEST, LARGEST * UNIT)
 
 
 def test_the_table_is_the_root_mean_square_of_256_equal_ranges() -> None:

@@ -1,4 +1,4 @@
-"""Sums along seeds are exact: in any order, in any number of threads, and from wherever they go on."""
+"""Sums along seeds are exact: in any order, in any number of threads, wherever they go on from."""
 
 import subprocess
 import sys
@@ -94,9 +94,9 @@ def test_what_is_known_of_a_sum_is_not_added_again_and_changes_no_bit(
     assert torch.equal(flattened(went_on), flattened(late)), "who comes late has the same"
     asked.clear()
     few = Steps.of(along[:2], found[:2])
-    assert torch.equal(
-        flattened(replay.tensors(few)), flattened(Replay(w0, LR).tensors(few))
-    ), "and who goes back"
+    assert torch.equal(flattened(replay.tensors(few)), flattened(Replay(w0, LR).tensors(few))), (
+        "and who goes back"
+    )
     assert len(asked) == 4, "from the start, as that is shorter"
 
 
@@ -122,7 +122,7 @@ print(hashlib.sha256(w.numpy().tobytes()).hexdigest(), torch.get_num_threads())
 
 def test_one_and_two_threads_rebuild_the_same_bits() -> None:
     said = [
-        subprocess.run(  # noqa: S603 - our own program
+        subprocess.run(
             [sys.executable, "-c", PROGRAM, str(threads)],
             check=True, capture_output=True, text=True,
         ).stdout.split()

@@ -134,6 +134,7 @@ def trained(
     def after(batch: Batch, loss: float) -> None:
         for _ in range(2):
             worker.meter.ran(batch, FORWARD, held=one.held)
+        worker.meter.tokens += batch.ids.numel()
         worker.report_step(where, batch, loss)
 
     batches = _batches(worker, where, exchange.steps)

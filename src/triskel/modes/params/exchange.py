@@ -13,6 +13,7 @@ PAIR = 8
 TENSORS = "tensors"
 """What is exchanged where nothing else is said."""
 MOST_SEEDS = 1 << 20
+OF_FEDKSEED = ("seeds", "probabilities")
 
 
 class Exchange(Options):
@@ -33,7 +34,8 @@ class Exchange(Options):
 
     @model_validator(mode="after")
     def _of_its_name(self) -> Self:
-        other = sorted({"seeds", "probabilities"} & self.model_fields_set)
+        fields = type(self).model_fields
+        other = [k for k in OF_FEDKSEED if getattr(self, k) != fields[k].get_default()]
         if self.name == "fedmezo" and other:
             raise ValueError(
                 f'{other[0]} is an option of "fedkseed"; "fedmezo" takes a fresh seed every step'
