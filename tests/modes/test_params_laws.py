@@ -137,7 +137,11 @@ def hand(client: str) -> Hand:
     )  # fmt: skip
 
 
-def mode_of(local: str = "plain", rounds: int = 0, **options: Any) -> Params[Any]:
+def mode_of(  # a key that begins with `with_` is one of how clients train
+    local: str = "plain",
+    rounds: int = 0,
+    **options: Any,  # noqa: ANN401 - of the mode
+) -> Params[Any]:
     """The mode, whose clients train so."""
     set_ = {k.removeprefix("with_"): v for k, v in options.items() if k.startswith("with_")}
     rest = {k: v for k, v in options.items() if not k.startswith("with_")}
@@ -154,7 +158,7 @@ def mode_of(local: str = "plain", rounds: int = 0, **options: Any) -> Params[Any
     )
 
 
-def play(  # noqa: PLR0913 - what a run is made of
+def play(
     mode: Params[Any],
     rounds: int,
     *,
@@ -168,7 +172,9 @@ def play(  # noqa: PLR0913 - what a run is made of
     for round_ in range(state.closed + 1, state.closed + rounds + 1):
         total = mode.zero(state)
         for client in sorted(set(WEIGHTS) - set(gone(round_))):
-            talk = mode.work(mode.task(state, client), hand(client), kept.get(client, ClientState()))
+            talk = mode.work(
+                mode.task(state, client), hand(client), kept.get(client, ClientState())
+            )
             update, mine = conversation.alone(talk, client)
             if client not in uncounted(round_):
                 total, kept[client] = mode.add(state, total, client, update), mine

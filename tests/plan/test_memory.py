@@ -93,7 +93,7 @@ def test_what_is_kept_at_once_is_known_before(
     mode: ModeName, options: dict[str, Any], path: PathName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "MOST", TEXTS * TOKENS)  # one client's batch is all that is joined
-    monkeypatch.setattr("triskel.training.loop.MOST", TEXTS * TOKENS)
+    monkeypatch.setattr("triskel.training.joining.MOST", TEXTS * TOKENS)
     monkeypatch.setattr("triskel.modes.split.server.MOST", TEXTS * TOKENS)
     job = tiny.job(mode, **options, train={"batch": TEXTS, "max_tokens": TOKENS, "epochs": 1})
     body = tiny.body("llama", job)

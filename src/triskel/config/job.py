@@ -284,7 +284,13 @@ def unfederated(job: Job, mode: ModeName) -> str | None:
             "adapter.start must be the name of an adapter that the server has (adapters/NAME "
             f"beside its policy), got {start!r}: no path of a job is opened"
         )
-    if start and MODES.spec(mode).carries(job).personal_models:
+    spec = MODES.spec(mode)
+    if start and not spec.tensors_travel(spec.of(job)):
+        return (
+            f"adapter.start works where sites are sent tensors; {mode} sends them scalars along "
+            "seeds, and the adapter is not there: leave it out"
+        )
+    if start and spec.carries(job).personal_models and not spec.carries(job).one_body:
         return (
             f"adapter.start works with modes that send every site the common model; in {mode} a "
             "site has a model of its own, and the adapter is not there: leave it out"
@@ -302,7 +308,8 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
 
     `compare` skips a mode with the reason; `run` refuses the job with it.
     """
-    can = MODES.spec(mode).carries(job)
+    spec = MODES.spec(mode)
+    can = spec.carries(job)
     each = job.clients.each
     other = sorted({e.model for e in each.values() if e.model and e.model != job.model.path})
     ranks = sorted({e.rank for e in each.values() if e.rank and e.rank != job.adapter.rank})
@@ -317,4 +324,4 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
         )
     if can.needs_public_data and not (job.public_count or job.data.public):
         return "there is no public set; set data.public_count or name data.public"
-    return None
+    return spec.unsuited(spec.of(job), job)

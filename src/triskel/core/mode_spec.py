@@ -161,6 +161,10 @@ def _no_refusal(
     yield from ()
 
 
+def _suited(_options: Any, _job: Any) -> str | None:  # noqa: ANN401 - any mode's
+    return None
+
+
 def _nothing(*_given: Any) -> float:  # noqa: ANN401 - any mode's
     return 0.0
 
@@ -194,7 +198,10 @@ class ModeSpec(Generic[O]):
         public_key: The option of a built-in mode that may say how many public texts there are, in
             the place of `data.public_count`, as jobs of early versions do.
         problems: What contradicts itself in options; each sentence begins with a key.
+        unsuited: Why a job's other sections do not go with these options, or None.
         common: Whether the server ends with a model, under these options.
+        tensors_travel: Whether a task brings clients the tensors that training starts from, under
+            these options; else they have them already, as a function of the job.
         bytes_kept: The most bytes kept for backward passes at once: of the options, everybody's
             first and then those of clients that have others, and of what all modes share.
         public_passes: How often a client runs each public text in a round, for estimates of time.
@@ -220,7 +227,9 @@ class ModeSpec(Generic[O]):
     aggregate_key: str = ""
     public_key: str = ""
     problems: Callable[[O], Iterator[str]] = _no_problem
+    unsuited: Callable[[O, Any], str | None] = _suited
     common: Callable[[O], bool] = _always
+    tensors_travel: Callable[[O], bool] = _always
     bytes_kept: Callable[[Sequence[O], Memory], float] = _nothing
     public_passes: Callable[[O], float] = _nothing
     limits: type[Options] | None = None

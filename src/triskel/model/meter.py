@@ -52,7 +52,9 @@ class Meter:
         self.returning = False
         self._seen: set[tuple[int, int]] = set()
 
-    def ran(self, batch: Batch, *pieces: Piece, training: Parameters | None = None) -> None:
+    def ran(
+        self, batch: Batch, *pieces: Piece, training: Parameters | None = None, held: int = 0
+    ) -> None:
         """Account for pieces that ran on a batch and were in memory together.
 
         Args:
@@ -60,6 +62,7 @@ class Meter:
             pieces: What ran.
             training: What a party's model is of: an optimiser holds state for those of its
                 tensors that train.
+            held: Bytes of whatever else lay in memory.
         """
         rows, tokens = batch.ids.shape
         model = training or {}
@@ -75,7 +78,7 @@ class Meter:
         frozen = sum(p.nbytes for p in model.values() if not p.requires_grad)
         self.tokens += rows * tokens if training else 0
         state = trained * (GRADIENT_BYTES + ADAM_BYTES)
-        held = self._costs.resident(pieces) + frozen + state + saved
+        held += self._costs.resident(pieces) + frozen + state + saved
         self.peak_bytes = max(self.peak_bytes, held)
 
     def computed(self, piece: Piece, rows: int, tokens: int, scored: int) -> None:

@@ -9,20 +9,14 @@ import torch
 from torch import Tensor
 
 from triskel.errors import TrainingError
-from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.numerics.objective import Loss, label_loss
 from triskel.numerics.rng import derive
+from triskel.training.joining import worth_joining
 from triskel.training.trainer import Trainer
 from triskel.types import Batch, Local, Work
 
 IN_FLIGHT = 16
 """Clients that train side by side where nobody asks; fewer run in one pass when the model says."""
-TIGHT = 1.15
-"""Clients are joined while padding costs at most this factor, ..."""
-SMALL = 512
-"""... or while the joined batch has at most this many padded tokens, ..."""
-MOST = 2048
-"""... and never beyond this many, whose activations all lie in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +97,10 @@ class TrainStep:
     def beside(self, others: Sequence[Work]) -> bool:
         """Return whether one pass with these is cheaper: all small, and little padding between."""
         all_ = [work for work in (self, *others) if isinstance(work, TrainStep)]
-        if len(all_) * self.trainer.rank > MAX_SIDE_BY_SIDE:
-            return False
-        joined = 0
-        for place in range(len(self.terms)):
-            shapes = [work.terms[place].batch.ids.shape for work in all_]
-            joined += sum(rows for rows, _ in shapes) * max(tokens for _, tokens in shapes)
-        apart = sum(work.size for work in all_)
-        small = max(work.size for work in all_) < self.trainer.body.choice.join
-        return small and joined <= MOST and (joined <= TIGHT * apart or joined <= SMALL)
+        shapes = [
+            [work.terms[place].batch.ids.shape for work in all_] for place in range(len(self.terms))
+        ]
+        return worth_joining(self.trainer.body, self.trainer.rank, shapes)
 
     def run(self, others: Sequence[Work] = ()) -> None:
         """Run the model forward and back, and take the step of every party.

@@ -168,10 +168,11 @@ def _sparse(section: Section) -> Iterator[str]:
 
 
 def _seeds(section: Section) -> Iterator[str]:
-    """Integer `seeds` [n] and float `scalars` [n]."""
-    yield from _tensors(section, ("seeds", "scalars"))
-    yield from _is(section, "seeds", "integer", (-1,))
-    yield from _is(section, "scalars", "float", section.tensors["seeds"].shape)
+    """Float `scalars` [n] of integer `seeds` [n]; without these, of seeds 0 to n - 1."""
+    yield from _tensors(section, ("scalars",), ("seeds",))
+    yield from _is(section, "scalars", "float", (-1,))
+    if "seeds" in section.tensors:
+        yield from _is(section, "seeds", "integer", section.tensors["scalars"].shape)
 
 
 def _knowledge(section: Section) -> Iterator[str]:

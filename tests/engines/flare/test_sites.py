@@ -132,6 +132,8 @@ def test_a_sites_log_speaks_of_no_round_that_is_not_played(tmp_path: Path) -> No
         {"wire.up": '"int8"'},
         {"params.server_momentum": "0.5"},
         {"clients.cohort": "0.5"},
+        {"params.exchange": '{name = "fedkseed", seeds = 16, steps = 3, lr = 0.01}'},
+        {"clients.cohort": "0.5", "params.exchange": '{name = "fedmezo", steps = 3, lr = 0.01}'},
     ],
     ids=lambda more: next(iter(more)),
 )

@@ -7,11 +7,14 @@ it was, and who dropped out is in it with what it said last. Karimireddy et al. 
 arXiv:1910.06378, Algorithm 1, with weights in the place of 1/N.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from triskel.types import Tensors
+from triskel.modes.params.local import CONTROL
+from triskel.numerics.tensors import flat
+from triskel.types import Message, Section, Tensors
+from triskel.wire.adapters import sections_of
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,17 @@ class Control:
         for name, value in other.sums.items():
             sums[name] = sums[name] + value if name in sums else value
         return Control(sums, self.weight + other.weight)
+
+
+def control_in(task: Message, adapter: Tensors) -> Tensors:
+    """Return c as a task brings it; nothing where it brings none.
+
+    Raises:
+        MessageError: A name or shape is not of the adapter that it came with.
+    """
+    control = task.sections.get(CONTROL)
+    if control is None:
+        return {}
+    shapes = {n: t for n, t in adapter.items() if n in control.tensors}
+    like = {CONTROL: Section(kind="dense", tensors=shapes)}
+    return flat(sections_of(replace(task, sections={CONTROL: control}), like, kind="task"))

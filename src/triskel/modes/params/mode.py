@@ -32,12 +32,15 @@ from triskel.core.choice import name_of, options_of
 from triskel.errors import RoundError
 from triskel.model.side_factors import parted
 from triskel.model.slots import Layout
-from triskel.modes.params.control import Control
+from triskel.modes.params.control import Control, control_in
+from triskel.modes.params.fedkseed import FedKSeed
+from triskel.modes.params.fedmezo import FedMeZO
 from triskel.modes.params.held import PARTS, STARTED, TOPIC, Held, fact, lacked, named
 from triskel.modes.params.local import CONTROL, OWN, Rule, plain, rule_of
 from triskel.modes.params.memory import after, begun
 from triskel.modes.params.sharing import Part, Sharing
 from triskel.modes.params.spec import LOCAL, ParamsOptions, common, last_rounds
+from triskel.numerics.replay import Replay
 from triskel.numerics.tensors import flat
 from triskel.training.evaluate import probe_joined
 from triskel.training.loop import IN_FLIGHT, StepId
@@ -52,6 +55,7 @@ from triskel.types import (
     ClientState,
     ClientUpdate,
     Message,
+    Mode,
     Reply,
     Section,
     ServerOptimizer,
@@ -67,6 +71,9 @@ from triskel.wire.adapters import (
     same_round,
     sections_of,
 )
+
+ALONG_SEEDS = {"fedkseed": FedKSeed, "fedmezo": FedMeZO}
+"""What is played where scalars along seeds travel in the place of tensors."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +142,12 @@ class Params(Generic[A]):
     weighted: bool = True
 
     @classmethod
-    def build(cls, setting: ModeSetting[ParamsOptions]) -> "Params[Any]":
-        """Return the mode."""
+    def build(cls, setting: ModeSetting[ParamsOptions]) -> Mode[Any, Any, Worker]:
+        """Return the mode; where seeds travel, that one."""
         body, options = setting.body, setting.options
+        if options.exchange is not None:
+            replay = Replay(body.initial, options.exchange.lr)
+            return ALONG_SEEDS[options.exchange.name](options.exchange, replay)
         local = name_of(options.local)
         share = Sharing(
             options=options,
@@ -350,13 +360,7 @@ class Params(Generic[A]):
         else:
             held = {**share.down(body.fresh, worker.client), **kept.groups.get(TOPIC, {}), **own}
             found |= {n: held[n] for n in rest}
-        control = task.sections.get(CONTROL)
-        if control is None:
-            return found, {}
-        shapes = {n: t for n, t in found.items() if n in control.tensors}
-        like = {CONTROL: Section(kind="dense", tensors=shapes)}
-        only = replace(task, sections={CONTROL: control})
-        return found, flat(sections_of(only, like, kind="task"))
+        return found, control_in(task, found)
 
     # --- what of it is shared -------------------------------------------------------------------
 

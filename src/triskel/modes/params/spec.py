@@ -1,7 +1,7 @@
 """What parameter exchange is: options, payload, and what leaves a client."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -10,6 +10,7 @@ from triskel.core.mode_spec import Disclosure, ModeSpec, Payload, Sizes, Traits
 from triskel.core.options import Options, Positive, Rate
 from triskel.core.registry import AGGREGATES
 from triskel.errors import PluginError
+from triskel.modes.params import exchange as seeds
 
 Trains = Literal["both", "ffa", "fedsa", "rolora"]
 """Which of the factors A and B train and travel: both; B alone; both, of which B stays with its
@@ -96,9 +97,20 @@ class ParamsOptions(Options):
         Rate, Field(description="added to their root: adam, yogi and adagrad")
     ] = 1e-3
 
+    exchange: Annotated[
+        seeds.Exchanged,
+        Field(
+            description="what travels: tensors, or scalars along seeds (fedkseed, fedmezo)",
+            examples=["fedkseed"],
+        ),
+    ] = None
+
 
 def problems(options: ParamsOptions) -> Iterator[str]:
     """Yield what contradicts itself; each sentence begins with a key."""
+    if options.exchange is not None:
+        yield from seeds.problems(options.exchange, options)
+        return
     name = name_of(options.local)
     if name not in LOCAL:
         yield f"local must be one of {', '.join(LOCAL)}, got {name!r}"
@@ -115,6 +127,11 @@ def problems(options: ParamsOptions) -> Iterator[str]:
             where = ".".join(["local", *map(str, one["loc"])])
             yield f"{where}: {one['msg'].removeprefix('Value error, ')}, got {one['input']!r}"
     yield from _together(options, name)
+
+
+def unsuited(options: ParamsOptions, job: Any) -> str | None:  # noqa: ANN401 - a job, known above
+    """Return why another section of a job does not go with what travels."""
+    return None if options.exchange is None else seeds.unsuited(options.exchange, job)
 
 
 def _together(options: ParamsOptions, local: str) -> Iterator[str]:
@@ -179,6 +196,8 @@ def common(options: ParamsOptions) -> bool:
 
 def traits(options: ParamsOptions) -> Traits:
     """Return what these options need and can carry."""
+    if options.exchange is not None:
+        return Traits(linear_in_updates=True)
     spec = _aggregate_of(options)
     keeps = (
         personal(options)
@@ -197,7 +216,9 @@ def traits(options: ParamsOptions) -> Traits:
 
 
 def disclosure(options: ParamsOptions, _task: str) -> Disclosure:
-    """Return what leaves a client: its trained adapter."""
+    """Return what leaves a client: its trained adapter, or slopes along seeds."""
+    if options.exchange is not None:
+        return seeds.disclosure(options.exchange)
     stays, local = "the texts, their labels, every prediction and every hidden vector", ""
     if personal(options):
         stays += {
@@ -236,6 +257,8 @@ def disclosure(options: ParamsOptions, _task: str) -> Disclosure:
 
 def payload(options: ParamsOptions, _epochs: int, sizes: Sizes) -> Payload:
     """Return what a client sends in a round, at most: adapter and head, and as much of control."""
+    if options.exchange is not None:
+        return seeds.payload(options.exchange)
     head = sizes.head if options.head == "shared" else 0
     twice = 2 if name_of(options.local) == "scaffold" else 1
     return Payload(floats=twice * (sizes.adapter + head))
@@ -255,4 +278,6 @@ SPEC = ModeSpec(
     common=common,
     disclosure=disclosure,
     payload=payload,
+    unsuited=unsuited,
+    tensors_travel=lambda options: options.exchange is None,
 )
