@@ -34,7 +34,7 @@ MORE = 1.1
 """A mode whose clients compute this many times what they compute alone gets a row of its own."""
 
 
-def baseline(  # noqa: PLR0913, PLR0917 - what a baseline is made of
+def baseline(
     name: BaselineName,
     resources: LocalResources,
     engine: Engine,
@@ -114,7 +114,7 @@ def flops_of(rows: Sequence[RoundRow]) -> dict[ClientId, int]:
     return dict(found)
 
 
-def _alone(
+def _alone(  # noqa: PLR0913 - what a baseline is made of
     resources: LocalResources,
     engine: Engine,
     folder: Path,

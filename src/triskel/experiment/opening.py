@@ -129,7 +129,7 @@ def _idle(clients: Sequence[ClientId]) -> str:
     return f"{len(clients)} clients hold no training example and never take part: {names}"
 
 
-def opening(  # noqa: PLR0913, PLR0917 - what a run is made of
+def opening(
     resources: Resources,
     modes: Sequence[ModeName],
     baselines: Sequence[BaselineName],
