@@ -175,4 +175,4 @@ def read_record(folder: Path) -> SweepRecord:
 
 def schema_of() -> dict[str, Any]:
     """Return the JSON schema of `sweep.json`."""
-    return {"title": f"{NAME} of triskel", **TypeAdapter(SweepRecord).json_schema()}
+    return {**TypeAdapter(SweepRecord).json_schema(), "title": f"{NAME} of triskel"}
