@@ -24,76 +24,84 @@ CHOOSING: tuple[Literal["local", "central"], ...] = ("local", "central")
 ALL_MODES = ",".join(MODE_NAMES)
 
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE,VALUE",
+        help="Values to try of one key, such as train.lr=1e-3,2e-3, or with --samples a range, "
+        "such as log:1e-4..1e-2; repeat for their product.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the sweep; one that was begun with the same words goes on.",
+        show_default="runs/NAME-N, next free",
+        metavar="DIR",
+    ),
+]
+Modes = Annotated[str, typer.Option(help="Which modes, separated by commas; or none.")]
+Baselines = Annotated[
+    str,
+    typer.Option(help=f"Which baselines, separated by commas: {', '.join(CHOOSING)}; or none."),
+]
+Halving = Annotated[
+    int | None,
+    typer.Option(
+        metavar="ETA",
+        help="Let settings play a few rounds, and the best 1/ETA of them go on, again and again.",
+        min=2,
+        show_default=False,
+    ),
+]
+FirstRounds = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Rounds that all settings play, with --halving.",
+        min=1,
+        show_default="as few as leave one setting at the end",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Draw so many settings out of the ranges and values, not their product.",
+        min=1,
+        show_default=False,
+    ),
+]
+Drawn = Annotated[
+    Sampler | None,
+    typer.Option(
+        help="How they are drawn: each by itself, or where those before it did well (optuna).",
+        show_default="random",
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Go on with this sweep where it stopped.",
+        exists=True,
+        file_okay=False,
+    ),
+]
+
+
 def sweep(
     job: JobOrDemo = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="SECTION.KEY=VALUE,VALUE",
-            help="Values to try of one key, such as train.lr=1e-3,2e-3, or with --samples a range, "
-            "such as log:1e-4..1e-2; repeat for their product.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the sweep; one that was begun with the same words goes on.",
-            show_default="runs/NAME-N, next free",
-            metavar="DIR",
-        ),
-    ] = None,
-    modes: Annotated[
-        str, typer.Option(help="Which modes, separated by commas; or none.")
-    ] = ALL_MODES,
-    baselines: Annotated[
-        str,
-        typer.Option(help=f"Which baselines, separated by commas: {', '.join(CHOOSING)}; or none."),
-    ] = "none",
-    halving: Annotated[
-        int | None,
-        typer.Option(
-            metavar="ETA",
-            help="Let settings play a few rounds, and the best 1/ETA of them go on, again and "
-            "again.",
-            min=2,
-            show_default=False,
-        ),
-    ] = None,
-    first_rounds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Rounds that all settings play, with --halving.",
-            min=1,
-            show_default="as few as leave one setting at the end",
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Draw so many settings out of the ranges and values, not their product.",
-            min=1,
-            show_default=False,
-        ),
-    ] = None,
-    sampler: Annotated[
-        Sampler | None,
-        typer.Option(
-            help="How they are drawn: each by itself, or where those before it did well (optuna).",
-            show_default="random",
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Go on with this sweep where it stopped.",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
+    settings: Settings = None,
+    out: Out = None,
+    modes: Modes = ALL_MODES,
+    baselines: Baselines = "none",
+    halving: Halving = None,
+    first_rounds: FirstRounds = None,
+    samples: Samples = None,
+    sampler: Drawn = None,
+    resume: Resume = None,
 ) -> None:
     """Try settings, choose between them on validation texts, and test what was chosen."""
     if resume is not None:
