@@ -1,8 +1,8 @@
 """Does successive halving find what the full grid finds, and for which part of its cost?
 
 The demo's four silos and model (`--model` names another), six learning rates, four rounds,
-`params`: the full grid, then the same rates halved (`--halving 2`: six settings to round 1, three to
-round 2, one to round 4). For each seed
+`params`: the full grid, then the same rates halved (`--halving 2`: six settings to round 1, three
+to round 2, one to round 4). For each seed
 
     bytes, client_flops, seconds    halving's over the grid's, of closed rounds
     arithmetic_bytes, ..._flops     the full grid as halving's page counts it, over the grid's
@@ -28,7 +28,7 @@ from triskel.sweep.halving import halving_of
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 ROUNDS, ETA = 4, 2
-EXAMPLES, QUICK = 150, 12
+EXAMPLES, QUICK = 100, 12
 """Training texts of a client, of which 0.3 are held out to choose by."""
 
 
