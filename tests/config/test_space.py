@@ -129,6 +129,14 @@ def test_a_range_without_a_number_of_samples_says_what_to_give() -> None:
         settings_of(None, ["train.lr=1e-4..1e-2"])
 
 
+def test_a_setting_whose_name_is_taken_gets_another() -> None:
+    job, _, how = sampled(None, ['name="a b","a-b"'], 2, Sampler.TPE)
+    first = how.setting(job, how.draws()[0], ())
+    second = how.setting(job, how.draws()[1], [first])
+    assert first.name != second.name
+    assert first.set != second.set
+
+
 def test_a_list_of_brackets_may_be_drawn_from() -> None:
     how = Sampling(sampler=Sampler.RANDOM, samples=2, seed=3, space={"split.cut": "[4,28],[10,25]"})
     assert sorted(one["split.cut"] for one in how.draws()) == ["[10,25]", "[4,28]"]

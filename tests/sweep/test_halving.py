@@ -408,18 +408,29 @@ def failing(setting: str, round_: int, error: Exception) -> Watch:
 def test_a_setting_that_diverges_in_a_later_rung_is_out_and_its_rounds_are_counted(
     place: Path, halved: SimpleNamespace, tmp_path: Path
 ) -> None:
-    first = halved.record["rungs"]["params"][0]
-    name, other = first["on"]
-    watch = failing(name, 2, TrainingError("loss became nan"))
-    record = played(asked(place, RATES), tmp_path / "out", watch)
+    name, other = halved.record["rungs"]["params"][0]["on"]
+    watch = failing(name, 3, TrainingError("loss became nan"))
+    what = asked(place, RATES, halving=Halving(eta=2, rungs=(1, 4)))
+    record = played(what, tmp_path / "out", watch)
     one = next(one for one in record["settings"] if one["name"] == name)
     assert one["diverged"] == {"params": "loss became nan"}
     assert one["rows"] == {}
-    assert len(one["spent"]["params"]) == 1
-    second = record["rungs"]["params"][1]
-    assert (second["reached"][name], second["on"]) == (None, [other])
+    assert len(one["spent"]["params"]) == 2, "the rounds that it closed"
+    last = record["rungs"]["params"][1]
+    assert (list(last["reached"]), last["reached"][name]) == ([name, other], None)
     assert record["winners"]["params"]["setting"] == other
-    assert record["cost"]["rows"]["params"]["rungs"][1]["settings"] == 2
+    cost = record["cost"]["rows"]["params"]
+    each = {
+        one["name"]: [spent["up_bytes"] for spent in one["spent"]["params"]]
+        for one in record["settings"]
+    }
+    assert cost["rungs"][1]["up_bytes"] == sum(each[name][1:]) + sum(each[other][1:])
+    assert cost["rungs"][1]["settings"] == 2
+    whole = [
+        sum(parts) * (1 if n == name or not parts else ROUNDS / len(parts))
+        for n, parts in each.items()
+    ]
+    assert cost["grid"]["up_bytes"] == sum(whole)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"{name}, params: diverged: loss became nan" in page
 
@@ -447,6 +458,26 @@ def test_a_row_that_fails_in_a_later_rung_leaves_the_other_rows_where_they_are(
     assert again["winners"]["logits"] == record["winners"]["logits"]
 
 
+def test_a_row_that_failed_in_an_early_rung_is_not_tried_again_as_others_go_on(
+    place: Path, tmp_path: Path
+) -> None:
+    what = asked(place, "train.lr=0.05,0.01", modes=("params", "logits"))
+    failed: list[str] = []
+
+    def watch(event: Mapping[str, Any]) -> None:
+        if (event["event"], event.get("stage")) == ("round_start", "params"):
+            failed.append("once")
+            raise JobError("the disk is elsewhere")
+
+    record = played(what, tmp_path / "out", watch)
+    assert len(failed) == 2, "once a setting"
+    assert list(record["winners"]) == ["logits"]
+    for one in record["settings"]:
+        assert one["failed"] == {"params": "the disk is elsewhere"}
+        assert one["spent"]["params"] == []
+    assert record["rungs"]["params"] == []
+
+
 def test_a_search_of_which_nothing_has_a_figure_ends_without_a_winner(
     place: Path, tmp_path: Path
 ) -> None:
@@ -461,6 +492,7 @@ def test_a_single_setting_plays_all_its_rounds_at_once(place: Path, tmp_path: Pa
     assert [e["rounds"] for e in started if e["event"] == "setting_start"] == [ROUNDS]
     assert record["winners"]["params"]["setting"] == "train.lr=0.05"
     assert record["cost"]["grid"] == record["cost"]["total"]
+    assert "until" not in read(tmp_path / "out" / "train.lr=0.05" / "request.json")
 
 
 def test_another_eta_is_another_sweep(place: Path, halved: SimpleNamespace) -> None:

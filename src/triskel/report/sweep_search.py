@@ -76,7 +76,8 @@ def rungs(record: Record) -> str:
         "level settings the first. One that was left alone played the rest in one go."
     )
     parts = [f"<p>{text(told)}</p>"]
-    for row, each in record.get("rungs", {}).items():
+    played = record.get("rungs", {}).items()
+    for row, each in ((row, each) for row, each in played if each):
         head = ["Setting", *(f"round {one['rounds']}" for one in each)]
         body = [[e["name"], *_steps(record, e["name"], each)] for e in record["settings"]]
         what = f"{record['figure'].capitalize()} on validation texts, {named(row)}"
