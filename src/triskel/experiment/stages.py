@@ -169,11 +169,11 @@ def complete(
     """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
     here = folder / "stages" / safe(stage.name)
     left = stage_in(here)
-    if left is not None and len(left["rounds"]) == stage.job.rounds:
+    if left is not None and len(left["rounds"]) == stage.last:
         return left
-    if left is not None and len(left["rounds"]) > stage.job.rounds:
+    if left is not None and len(left["rounds"]) > stage.last:
         rmtree(here)  # a client alone, whose equal FLOPs are fewer by now
-    watch(events.stage_start(stage.name, stage.job.rounds))
+    watch(events.stage_start(stage.name, stage.last))
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
     if (start := resources.started(stage.name)) is not None:
@@ -315,6 +315,7 @@ def _training(
         clients=len(resources.active()) if kind != "local" else 1,
         scores=cast("Mapping[str, float | Mapping[str, float]]", scores),
         own=owner is not None or kind == "local",
+        rounds=len(found["rounds"]),
         judge=resources.judge,
         traffic=None
         if alone_
