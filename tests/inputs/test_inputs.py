@@ -23,6 +23,7 @@ from triskel.data.sources import read
 
 HERE = Path(__file__).parent
 FILES = HERE / "files"
+patience = runpy.run_path(str(HERE.parent / "helpers" / "patience.py"))["patience"]
 small = SimpleNamespace(**runpy.run_path(str(HERE.parent / "helpers" / "small.py")))
 INPUTS = runpy.run_path(str(HERE / "table.py"))["INPUTS"]
 
@@ -102,7 +103,7 @@ def test_tables_written_and_damaged_in_many_ways_are_read_as_meant_or_refused_by
     """A process of its own, whose memory is its own, and which a fault of a library would end."""
     ran = subprocess.run(
         [sys.executable, str(HERE / "damage.py"), str(first), "5000"],
-        capture_output=True, text=True, timeout=600, check=True,
+        capture_output=True, text=True, timeout=patience(600), check=True,
     )  # fmt: skip
     *wrong, last = map(json.loads, ran.stdout.splitlines())
     assert not wrong
