@@ -353,6 +353,7 @@ def test_fedsvd_is_not_for_clients_that_train_a() -> None:
 
 
 LOWRANK = ("mean", "fedex", "flora", "flexlora", "raflora", "florist", "hetlora", "lora_fair")
+ROBUST = ("median", "trimmed_mean", "geometric_median", "norm_clip")
 
 
 def without(one: ClientUpdate, stem: str) -> ClientUpdate:
@@ -361,7 +362,7 @@ def without(one: ClientUpdate, stem: str) -> ClientUpdate:
     return ClientUpdate(client=one.client, sections=sections, weight=one.weight)
 
 
-@pytest.mark.parametrize("name", LOWRANK)
+@pytest.mark.parametrize("name", LOWRANK + ROBUST)
 def test_who_did_not_send_a_module_counts_with_the_servers(name: str) -> None:
     sent = [without(EQUAL[0], "q"), *EQUAL[1:]]
     as_if = {**EQUAL[0].sections["adapter"].tensors}
@@ -373,7 +374,7 @@ def test_who_did_not_send_a_module_counts_with_the_servers(name: str) -> None:
         assert co.apart(co.whole(one, stem), co.whole(other, stem)) < 1e-12
 
 
-@pytest.mark.parametrize("name", LOWRANK)
+@pytest.mark.parametrize("name", LOWRANK + ROBUST)
 def test_what_nobody_sent_is_as_it_was(name: str) -> None:
     found = value(name, [without(one, "q") for one in EQUAL], WITH_SIDE)
     for section in ("adapter", "side"):

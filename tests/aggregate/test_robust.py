@@ -17,6 +17,7 @@ from triskel.aggregate import aggregate_of
 from triskel.aggregate.robust import distances, weiszfeld
 from triskel.core.choice import Choice
 from triskel.errors import RoundError
+from triskel.types import ClientUpdate, Section
 
 HELPERS = Path(__file__).resolve().parent.parent / "helpers"
 co = SimpleNamespace(**runpy.run_path(str(HELPERS / "cohorts.py")))
@@ -153,6 +154,28 @@ def test_a_change_too_large_for_a_norm_is_refused() -> None:
     sections = {**EQUAL[0].sections, "adapter": co.adapter(pair)}
     with pytest.raises(RoundError, match="too large for its norm to be a number"):
         value("krum", [replace(EQUAL[0], sections=sections), *EQUAL[1:]])
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "krum"])
+def test_an_adapter_without_factors_is_taken_number_by_number(name: str) -> None:
+    source = torch.Generator().manual_seed(1)
+    rows = torch.randn(7, 5, generator=source, dtype=torch.float64)
+
+    def sections(row: Any) -> Any:
+        return {"adapter": Section(kind="dense", tensors={"q.ia3_l": row})}
+
+    sent = [
+        ClientUpdate(client=n, sections=sections(r), weight=1)
+        for n, r in zip(NAMES, rows, strict=True)
+    ]
+    found = value(name, sent, sections(torch.ones(5).double()))["adapter"].tensors["q.ia3_l"]
+    ordered = np.sort(rows.numpy(), axis=0)
+    wanted = {
+        "median": ordered[3],
+        "trimmed_mean": ordered[1:-1].mean(0),
+        "krum": rows[int(np.argmin(krum_scores(rows.numpy(), 1)))].numpy(),
+    }
+    np.testing.assert_allclose(found.numpy(), wanted[name], rtol=1e-12)
 
 
 # --- factors are defined only up to an invertible matrix -----------------------------------------

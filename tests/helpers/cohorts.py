@@ -41,7 +41,8 @@ def sections(seed: int, rank: int = RANK, scale: float = SCALE, **more: Any) -> 
 
 
 def update(client: str, seed: int, weight: float = 1.0, **more: Any) -> ClientUpdate:
-    return ClientUpdate(client=client, sections=sections(seed, **more), weight=weight)
+    steps = int(more.pop("steps", 3))
+    return ClientUpdate(client=client, sections=sections(seed, **more), weight=weight, steps=steps)
 
 
 def side(seed: int, rank: int = 2, scale: float = SCALE) -> Section:

@@ -174,3 +174,10 @@ NORM_CLIP = AggregateSpec(
     ranks="rest",
     options=ClipOptions,
 )
+FEDNOVA = AggregateSpec(
+    name="fednova",
+    gloss="mean of changes by the local step",
+    algorithm="triskel.aggregate.normalised:FedNova",
+    ranks="rest",
+    steps=True,
+)

@@ -184,8 +184,16 @@ AGGREGATES: Registry[AggregateSpec] = Registry(
         name: f"triskel.aggregate.spec:{name.upper()}"
         for name in (
             *("mean", "fedex", "flora", "flexlora", "raflora", "florist"),
-            *("hetlora", "lora_fair", "fedsvd"),
-            *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "norm_clip"),
+            *("hetlora", "lora_fair", "fedsvd", "fednova"),
+            *(
+                "median",
+                "trimmed_mean",
+                "krum",
+                "multi_krum",
+                "geometric_median",
+                "norm_clip",
+                "fednova",
+            ),
         )
     },
 )

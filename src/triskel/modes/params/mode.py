@@ -167,7 +167,7 @@ class Params(Generic[A]):
             rule=rule_of(local, options_of(options.local, LOCAL[local])),
             rounds=setting.rounds,
             held=Held(since=since),
-            whole=setting.aggregate_spec.lowrank or setting.aggregate_spec.side_factors,
+            whole=setting.aggregate_spec.lowrank or setting.aggregate_spec.keeps_updates,
             counts_steps=setting.aggregate_spec.steps,
             asks={TOPIC: "stream"} if asks else {},
             in_flight=IN_FLIGHT if asks else 0,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from triskel.core.aggregate_spec import AggregateSpec
 from triskel.core.choice import Chosen, name_of, options_of, settings_of
 from triskel.core.mode_spec import Disclosure, ModeSpec, Payload, Sizes, Traits
 from triskel.core.options import Options, Positive, Rate
@@ -150,24 +151,29 @@ def _together(options: ParamsOptions, local: str) -> Iterator[str]:
     takes_over = options.server_optimizer == "sgd" and options.server_momentum == 0
     if options.server_optimizer == "adagrad" and options.server_momentum:
         yield "server_momentum is not read by server_optimizer adagrad; leave it at 0"
-    spec = _aggregate_of(options)
-    if spec is None:
-        return
-    if spec.side_factors and not (takes_over and options.server_lr == 1):
+    if (spec := _aggregate_of(options)) is not None:
+        yield from _under(options, spec, takes_over=takes_over and options.server_lr == 1)
+        if local == "scaffold" and spec.name != AGGREGATES.default:
+            yield f"local {local!r} is for the mean of the updates, not for {spec.name!r}"
+
+
+def _under(options: ParamsOptions, spec: AggregateSpec, *, takes_over: bool) -> Iterator[str]:
+    """Yield which of the options cannot be had with an aggregate."""
+    if spec.side_factors and not takes_over:
         yield (
             f"aggregate {spec.name!r} makes side factors, the rest of what updates amount to, so "
             "the server must take it over: server_optimizer sgd, server_lr 1, server_momentum 0"
         )
-    if options.trains in {"fedsa", "rolora"} and spec.lowrank:
+    if options.trains not in {"both", spec.trains} and spec.name != AGGREGATES.default:
         yield (
-            f"aggregate {spec.name!r} works on products of both factors, and trains "
-            f"{options.trains!r} exchanges one of them; choose mean"
+            f"aggregate {spec.name!r} works on both factors, and trains {options.trains!r} "
+            f"exchanges one of them; choose {AGGREGATES.default}"
         )
-    if local == "scaffold" and spec.name != "mean":
-        yield f"local {local!r} is for the mean of the updates, not for {spec.name!r}"
+    if spec.trains not in {"", options.trains}:
+        yield f"aggregate {spec.name!r} is for trains {spec.trains!r}, not for {options.trains!r}"
 
 
-def _aggregate_of(options: ParamsOptions):  # noqa: ANN202 - a spec or nothing
+def _aggregate_of(options: ParamsOptions) -> AggregateSpec | None:
     """Return what the aggregate is, where it is known here."""
     name = name_of(options.aggregate or AGGREGATES.default)
     try:
