@@ -22,6 +22,8 @@ from xdist.scheduler import LoadGroupScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 counted.install()
+# Nobody cuts the power while tests run: what is written need not wait for the disk.
+os.fsync = lambda _: None
 
 
 # A busy machine is not a failure: no test of properties has a deadline, none draws too slowly.

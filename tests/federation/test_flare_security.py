@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -298,20 +298,23 @@ def test_a_job_with_code_or_with_a_class_that_is_not_ours_does_not_run(
 
 @pytest.fixture
 def otherwise(there: Any) -> Iterator[Callable[..., None]]:
-    """Starts a site anew, with another path of modules; at the end all are as before."""
+    """Starts sites anew, each with a path of modules; at the end all are as before."""
     begun: set[str] = set()
 
-    def again(name: str, *path: Path) -> None:
-        begun.add(name)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", ":".join(map(str, path)))
-            there.stop(name)
-            there.start(name)
+    def again(**paths: Sequence[Path]) -> None:
+        begun.update(paths)
+        there.stop(*paths)
+        since = time.time()
+        for name, path in paths.items():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PYTHONPATH", ":".join(map(str, path)))
+                there.begin(there.kit(name))
+        chosen = [there.kit(name) for name in paths]
+        assert not nodes.waiting_for(chosen, since, patience(60))
 
     yield again
-    for name in sorted(begun):
-        there.stop(name)
-    there.start(*sorted(begun))
+    there.stop(*begun)
+    there.start(*begun)
 
 
 def test_a_site_of_another_version_or_whose_policy_says_no_ends_the_job_before_anything_is_read(
@@ -324,8 +327,7 @@ def test_a_site_of_another_version_or_whose_policy_says_no_ends_the_job_before_a
     start.write_text(start.read_text() + '\nVERSION = "0.0.9"\n')
     line = tmp_path / "patched" / "triskel" / "numerics" / "rng.py"
     line.write_text(line.read_text() + "\n# nothing else\n")
-    otherwise("bank", tmp_path / "older")
-    otherwise("clinic", tmp_path / "patched")
+    otherwise(bank=[tmp_path / "older"], clinic=[tmp_path / "patched"])
     place = there.kit("shop").local / "policy.toml"
     allowed = place.read_text()
     place.write_text(allowed.replace('"params", ', ""))
@@ -393,7 +395,7 @@ def test_a_participant_that_abuses_its_place_gains_nothing_and_the_others_go_on(
     made = intruding(there, tmp_path / "job", text)
     try:
         monkeypatch.setattr(nodes, "weakness", lambda _: None)  # it is the intruder's machine
-        otherwise("shop", HERE / "federation" / "hostile", HERE.parent / "src")
+        otherwise(shop=[HERE / "federation" / "hostile", HERE.parent / "src"])
         with there.line() as line:
             number = line.session().submit(made, made.name)
             assert ends(line, number).label == "FINISHED:COMPLETED"
