@@ -57,7 +57,7 @@ SPEC = ModeSpec(
     marker="circle",
     options=ParamsOptions,
     algorithm="triskel.modes.params.mode:Params",
-    traits=Traits(linear_in_updates=True),
+    traits=Traits(linear_in_updates=True, changes=("adapter", "head")),
     aggregate_key="aggregate",
     disclosure=disclosure,
     payload=payload,
