@@ -18,9 +18,7 @@ from triskel.wire import pack, section_bytes, unpack
 BIG = torch.finfo(torch.float32).max
 
 
-def coded(
-    codec: str, facts: Facts, tensors: Mapping[str, Tensor], *more: str
-) -> Message:
+def coded(codec: str, facts: Facts, tensors: Mapping[str, Tensor], *more: str) -> Message:
     """Return a message that claims a codec, as a peer may send it."""
     section = Section(kind="dense", tensors=tensors, facts=facts, codec=(codec, *more))
     return unpack(pack(Message(kind="update", sections={"s": section})))
@@ -50,9 +48,7 @@ def test_a_narrow_float_is_the_same_after_travelling_as_fp32(dtype: torch.dtype)
         ("int4", torch.tensor([1.0, float("nan")]), "not finite in float32; choose raw"),
     ],
 )
-def test_numbers_that_a_codec_cannot_carry_are_refused(
-    codec: str, x: Tensor, reason: str
-) -> None:
+def test_numbers_that_a_codec_cannot_carry_are_refused(codec: str, x: Tensor, reason: str) -> None:
     with pytest.raises(CodecError, match=f"section 's': tensor 'x' .*{reason}"):
         encode(dense(x), codec)
 

@@ -175,7 +175,9 @@ def test_every_mode_says_what_it_needs_and_can_carry() -> None:
     assert MODES.spec("logits").traits.needs_public_data
     for spec in MODES.built_in():
         told = dataclasses.asdict(spec.traits)
-        assert set(told.pop("changes")) <= spec.disclosure(spec.options(), "classes").sections.keys()
+        assert (
+            set(told.pop("changes")) <= spec.disclosure(spec.options(), "classes").sections.keys()
+        )
         assert all(isinstance(v, bool) for v in told.values())
 
 

@@ -109,9 +109,7 @@ def test_names_shapes_and_types_come_back(
 @pytest.mark.parametrize("codec", NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-6, 1.0, 500.0])
-def test_the_error_is_within_the_bound(
-    codec: str, shape: tuple[int, ...], size: float
-) -> None:
+def test_the_error_is_within_the_bound(codec: str, shape: tuple[int, ...], size: float) -> None:
     x = numbers(shape, torch.float32) * size
     y = travel(message(x=x), codec).sections["s"].tensors["x"]
     slack = 1 + 2**-16  # the products x / s and s * q are rounded themselves
@@ -258,7 +256,16 @@ def test_codecs_chain_and_are_undone_in_reverse(first: str, second: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("codec", "smaller"), [("fp32", 1), ("bf16", 2), ("fp16", 2), ("int8", 3.97), ("int4", 7.1), ("sign", 31.1), ("topk", 192)]
+    ("codec", "smaller"),
+    [
+        ("fp32", 1),
+        ("bf16", 2),
+        ("fp16", 2),
+        ("int8", 3.97),
+        ("int4", 7.1),
+        ("sign", 31.1),
+        ("topk", 192),
+    ],
 )
 def test_a_codec_saves_what_it_says(codec: str, smaller: float) -> None:
     sent = message(x=numbers((1000, 576), torch.float32))

@@ -255,11 +255,10 @@ class Changes(Generic[S, A]):
         held, sent = opened.held.get(name), opened.task.sections.get(name)
         if held is None or sent is None:
             return section
-        down = name in self._down
         if is_change(section):
             numbers = numbers_of(name, section, held.tensors)
-            return restored(name, section, (sent if down else held).tensors, numbers)
-        if not down or not fits(section.tensors, held.tensors):
+            return restored(name, section, sent.tensors, numbers)
+        if name not in self._down or not fits(section.tensors, held.tensors):
             return section
         owed = difference(sent.tensors, held.tensors)
         return restored(name, section, section.tensors, owed) if owed.any() else section
