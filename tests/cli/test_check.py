@@ -89,7 +89,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_written_down() -> None:
         "unknown key 'train.lrr'; did you mean 'lr'?",
         "train.lr: input should be greater than 0, got -1",
         "unknown key 'xyzzy'",
-        "wire.up must be one of raw, fp32, bf16, fp16, int8, int4, got 'int3'",
+        "wire.up must be one of raw, fp32, bf16, fp16, int8, int4, topk, sign, got 'int3'",
         "data.text and data.label must name columns for a classify task",
         'clients.partition "shards" needs data.label to name a column',
         "has no column 'txt'; did you mean 'text'?",

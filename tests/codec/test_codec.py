@@ -1,5 +1,6 @@
 """What only one codec does, and codes that lie."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,17 +10,15 @@ from torch import Tensor
 
 from triskel.codec import decode, encode
 from triskel.codec.quantise import from_int4, from_int8, to_int4, to_int8
-from triskel.config.sections import CodecName
-from triskel.errors import CodecError, MessageError
+from triskel.core.choice import Choice
+from triskel.errors import CodecError, LimitError, MessageError
 from triskel.types import Facts, Message, Section
-from triskel.wire import pack, unpack
+from triskel.wire import pack, section_bytes, unpack
 
 BIG = torch.finfo(torch.float32).max
 
 
-def coded(
-    codec: CodecName, facts: Facts, tensors: Mapping[str, Tensor], *more: CodecName
-) -> Message:
+def coded(codec: str, facts: Facts, tensors: Mapping[str, Tensor], *more: str) -> Message:
     """Return a message that claims a codec, as a peer may send it."""
     section = Section(kind="dense", tensors=tensors, facts=facts, codec=(codec, *more))
     return unpack(pack(Message(kind="update", sections={"s": section})))
@@ -49,9 +48,7 @@ def test_a_narrow_float_is_the_same_after_travelling_as_fp32(dtype: torch.dtype)
         ("int4", torch.tensor([1.0, float("nan")]), "not finite in float32; choose raw"),
     ],
 )
-def test_numbers_that_a_codec_cannot_carry_are_refused(
-    codec: CodecName, x: Tensor, reason: str
-) -> None:
+def test_numbers_that_a_codec_cannot_carry_are_refused(codec: str, x: Tensor, reason: str) -> None:
     with pytest.raises(CodecError, match=f"section 's': tensor 'x' .*{reason}"):
         encode(dense(x), codec)
 
@@ -106,8 +103,17 @@ Q = torch.zeros(2, 4, dtype=torch.int8)
 S = torch.ones(2)
 C = torch.zeros(2, 2, dtype=torch.uint8)
 G = torch.ones(2, 1, dtype=torch.bfloat16)
+K = {
+    "x": torch.zeros(3, dtype=torch.int8),
+    "x:scalek": torch.ones(1),
+    "x:low": torch.tensor([[False], [False], [True]]),
+    "x:high": torch.tensor([True, False, True, True, False]),
+}
+KF = {"topk:dtype": "F32", "topk:axes": [1], "topk:shape": [6]}
+SF = {"sign:dtype": "F32"}
+B = torch.ones(2, 4, dtype=torch.bool)
 F8, F4, L4 = {"int8:dtype": "F32"}, {"int4:dtype": "F32"}, {"int4:dtype": "F32", "int4:last": [4]}
-LIES: list[tuple[CodecName, Facts, Mapping[str, Tensor], str]] = [
+LIES: list[tuple[str, Facts, Mapping[str, Tensor], str]] = [
     (
         "fp32",
         {"fp32:dtype": "F32"},
@@ -145,12 +151,35 @@ LIES: list[tuple[CodecName, Facts, Mapping[str, Tensor], str]] = [
     ("int4", L4, {"x": C, "x:scale4": G.expand(2, 2)}, r"scales \[2, 2\] and a last axis of 4"),
     ("int4", L4, {"x": C[0, 0], "x:scale4": G}, r"codes \[\], scales"),
     ("int4", L4, {"x": C, "x:scale4": G.float()}, "'x' has torch.uint8 codes and torch.float32"),
+    ("sign", SF, {"x": B, "x:scale1": G}, r"'x' has signs \[2, 4\] and scales \[2, 1\]"),
+    ("sign", SF, {"x": B, "x:scale1": S}, "'x' has torch.bool codes and torch.float32 scales"),
+    ("sign", SF, {"x": B, "x:scale1": -G[:, 0]}, "'x:scale1' must hold finite numbers from 0"),
+    ("sign", SF, {"x:scale1": G[:, 0]}, "'x:scale1' is the scale of no tensor"),
+    ("topk", KF, {**K, "x:scalek": -S[:1]}, "'x:scalek' must hold finite numbers above 0"),
+    ("topk", KF, {**K, "x:scalek": S}, r"'x' has 3 codes and scales \[2\]"),
+    ("topk", KF, {n: x for n, x in K.items() if n != "x:low"}, "'x' lacks 'x:low'"),
+    ("topk", KF, {n: x for n, x in K.items() if n != "x:scalek"}, "'x:low' is of no tensor"),
+    ("topk", KF, {**K, "x:high": K["x:high"][:4]}, "'x' does not say where its 3 entries"),
+    ("topk", KF, {**K, "x:high": ~K["x:high"]}, "'x' does not say where its 3 entries"),
+    ("topk", KF, {**K, "x:low": K["x:low"].byte()}, "'x' does not say where its 3 entries"),
+    ("topk", KF, {**K, "x:low": K["x:low"].expand(3, 2)}, "'x' does not say where its 3 entries"),
+    ("topk", KF, {**K, "x:low": ~K["x:low"] | K["x:low"]}, "'x': indices must rise within 0-5"),
+    ("topk", {**KF, "topk:shape": [5]}, K, "'x' does not say where its 3 entries"),
+    ("topk", {**KF, "topk:shape": [2]}, K, r"'x' of 2 entries has codes \[3\]"),
+    ("topk", {**KF, "topk:shape": [0]}, K, r"'x' of 0 entries has codes \[3\]"),
+    ("topk", {**KF, "topk:axes": [2], "topk:shape": [6]}, K, "facts 'axes' and 'shape' must be"),
+    ("topk", {**KF, "topk:axes": [9], "topk:shape": [1] * 9}, K, "facts 'axes' and 'shape'"),
+    ("topk", {**KF, "topk:axes": []}, K, "must be the shapes of 1 tensors"),
+    ("topk", {**KF, "topk:shape": [-6]}, K, "fact 'shape' must hold integers from 0"),
+    ("topk", {**KF, "topk:shape": "6"}, K, "fact 'shape' must hold integers from 0, got '6'"),
+    ("topk", {"topk:dtype": "F32"}, K, "fact 'axes' must hold integers from 0, got None"),
+    ("topk", {**KF, "topk:shape": [2**40]}, K, "entries stand for 4398046511104 bytes"),
 ]
 
 
 @pytest.mark.parametrize(("codec", "facts", "tensors", "reason"), LIES)
 def test_codes_that_lie_are_refused(
-    codec: CodecName, facts: Facts, tensors: Mapping[str, Tensor], reason: str
+    codec: str, facts: Facts, tensors: Mapping[str, Tensor], reason: str
 ) -> None:
     with pytest.raises(MessageError, match=f"section 's'.*{reason}"):
         decode(coded(codec, facts, tensors))
@@ -191,3 +220,43 @@ def test_tensors_of_several_types_keep_theirs() -> None:
     assert sent.sections["s"].facts["int8:dtype"] == ["F64", "F16", "BF16"]
     read = decode(unpack(pack(sent))).sections["s"].tensors
     assert [read[n].dtype for n in "abc"] == [torch.float64, torch.float16, torch.bfloat16]
+
+
+def test_few_bytes_stand_for_no_more_than_the_receiver_reads() -> None:
+    sent = encode(dense(torch.ones(1000)), "topk")
+    assert decode(sent, limit_bytes=4000).sections["s"].tensors["x"].count_nonzero() == 10
+    with pytest.raises(LimitError, match=r"stand for 4000 bytes, the limit is 3999 \(wire.max_mb"):
+        decode(sent, limit_bytes=3999)
+    section = sent.sections["s"]
+    twice = replace(sent, sections={"s": section, "t": section})
+    with pytest.raises(LimitError, match="section 't'"):  # the limit is one of the whole message
+        decode(twice, limit_bytes=7999)
+
+
+@pytest.mark.parametrize(("entries", "share"), [(1, 0.01), (5, 0.25), (1000, 0.01), (4097, 0.03)])
+def test_topk_takes_the_bytes_that_it_says(entries: int, share: float) -> None:
+    x = torch.randn(entries, generator=torch.Generator().manual_seed(entries))
+    (section,) = encode(
+        dense(x), Choice.model_validate({"name": "topk", "share": share})
+    ).sections.values()
+    k = max(1, math.ceil(share * entries))
+    r = math.floor(math.log2(entries / k))
+    bits = [k * r, k + (entries - 1) // 2**r]
+    groups = math.ceil(k / 256)
+    assert section_bytes(section) == k + 4 * groups + sum(math.ceil(b / 8) for b in bits)
+    by_hand = sorted(range(entries), key=lambda i: (-abs(float(x[i])), i))[:k]
+    read = decode(replace(dense(x), sections={"s": section})).sections["s"].tensors["x"]
+    assert read.nonzero().squeeze(-1).tolist() == sorted(by_hand)
+
+
+def test_of_equal_entries_the_first_travel() -> None:
+    x = torch.tensor([1.0, -2.0, 2.0, 2.0, 0.0, -2.0, 2.0, 0.0])
+    quarter = Choice.model_validate({"name": "topk", "share": 0.25})
+    read = decode(encode(dense(x), quarter)).sections["s"].tensors["x"]
+    assert read.tolist() == [0.0, -2.0, 2.0, *[0.0] * 5]
+
+
+def test_a_sign_is_the_nearest_vector_of_one_magnitude() -> None:
+    x = torch.tensor([[1.0, -3.0], [0.0, 0.0], [8.0, 0.0]])
+    read = decode(encode(dense(x), "sign")).sections["s"].tensors["x"]
+    assert read.tolist() == [[2.0, -2.0], [0.0, 0.0], [4.0, 4.0]]

@@ -83,8 +83,8 @@ REFUSALS = {
     "[split]\ncut = [-1, 3]": "job: split.cut.0: input should be greater than or equal to 0, "
     "got -1",
     "[wire]\nmax_mb = 0": "job: wire.max_mb: input should be greater than 0, got 0",
-    '[wire]\nup = "zip"': "job: wire.up must be one of raw, fp32, bf16, fp16, int8, int4, "
-    "got 'zip'",
+    '[wire]\nup = "zip"': "job: wire.up must be one of raw, fp32, bf16, fp16, int8, int4, topk, "
+    "sign, got 'zip'",
     '[data]\nsource = "hub"\ntext = "a"\nlabel = "b"': "job: data.hub must name a dataset such as "
     '"org/name" when data.source is "hub"',
     '[data]\nsource = "csv"\ntext = "a"\nlabel = "b"': "job: data.train must name a file or folder "
@@ -174,7 +174,11 @@ def test_every_mode_says_what_it_needs_and_can_carry() -> None:
     assert tuple(spec.name for spec in MODES.built_in()) == MODE_NAMES
     assert MODES.spec("logits").traits.needs_public_data
     for spec in MODES.built_in():
-        assert all(isinstance(v, bool) for v in dataclasses.asdict(spec.traits).values())
+        told = dataclasses.asdict(spec.traits)
+        assert (
+            set(told.pop("changes")) <= spec.disclosure(spec.options(), "classes").sections.keys()
+        )
+        assert all(isinstance(v, bool) for v in told.values())
 
 
 # --- blocks and cuts --------------------------------------------------------------------------

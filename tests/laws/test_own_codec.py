@@ -92,7 +92,7 @@ def test_a_peer_that_names_one_that_is_not_in_the_job_loads_nothing(package: Pat
 
 
 def test_a_codec_that_is_not_here_is_refused_and_ours_are_named() -> None:
-    said = r"wire\.up must be one of raw, fp32, bf16, fp16, int8, int4, got 'brain'"
+    said = r"wire\.up must be one of raw, fp32, bf16, fp16, int8, int4, topk, sign, got 'brain'"
     with pytest.raises(JobError, match=said):
         parse('[wire]\nup = "brain"')
 

@@ -218,7 +218,7 @@ def test_int4_is_two_codes_a_byte_and_a_scale_for_each_group() -> None:
     assert abs(GRID[0][2] - nibbles[2] * scales[0]) <= scales[0] / 2
 
 
-@pytest.mark.parametrize("codec", ["raw", "fp32", "bf16", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("codec", ["raw", "fp32", "bf16", "fp16", "int8", "int4", "topk", "sign"])
 def test_a_golden_codec_file_decodes_to_the_shape_and_type_it_had(codec: str) -> None:
     message = decode(unpack((GOLDEN / f"v1-codec-{codec}.tsk").read_bytes()))
     tensors = message.sections["grid"].tensors

@@ -13,13 +13,13 @@ from triskel.wire import is_finite
 class Raw:
     """Every float in its own dtype: no error."""
 
-    def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
+    def encode(self, tensors: Tensors, /) -> tuple[Tensors, Facts]:
         """Return the tensors themselves."""
-        return tensors, {}, state
+        return tensors, {}
 
-    def decode(self, tensors: Tensors, _facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
+    def decode(self, tensors: Tensors, _facts: Facts, _most_bytes: int, /) -> Tensors:
         """Return the tensors themselves."""
-        return tensors, state
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Cast:
 
     dtype: torch.dtype
 
-    def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
+    def encode(self, tensors: Tensors, /) -> tuple[Tensors, Facts]:
         """Return the tensors in `dtype`.
 
         Raises:
@@ -45,9 +45,9 @@ class Cast:
                     f"tensor {name!r} reaches {float(tensors[name].abs().max()):.6g}, and "
                     f"{self.dtype} ends at {torch.finfo(self.dtype).max:.6g}; choose fp32 or raw"
                 )
-        return {**tensors, **cast}, {}, state
+        return {**tensors, **cast}, {}
 
-    def decode(self, tensors: Tensors, _facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
+    def decode(self, tensors: Tensors, _facts: Facts, _most_bytes: int, /) -> Tensors:
         """Return the tensors as they came; `codec.decode` gives them their dtype back.
 
         Raises:
@@ -56,7 +56,7 @@ class Cast:
         for name, x in tensors.items():
             if x.is_floating_point() and x.dtype != self.dtype:
                 raise MessageError(f"tensor {name!r} is {x.dtype}, expected {self.dtype}")
-        return tensors, state
+        return tensors
 
 
 RAW, FP32, BF16, FP16 = Raw(), Cast(torch.float32), Cast(torch.bfloat16), Cast(torch.float16)

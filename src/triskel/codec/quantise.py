@@ -9,7 +9,7 @@ scale for all would lose the small ones. s is never below 2^-126, so that rows o
 subnormals keep the bound.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,8 @@ from jaxtyping import BFloat16, Float, Float32, UInt8
 from jaxtyping import Int8 as Int8Array
 from torch import Tensor
 
-from triskel.errors import CodecError, MessageError
+from triskel.codec.rows import coded, finite32, without
+from triskel.errors import MessageError
 from triskel.types import Fact, Facts, Tensors
 from triskel.wire import show
 
@@ -33,58 +34,58 @@ SCALAR = -1
 class Int8:
     """One byte a number and one float32 a row; 3.97 times smaller at 576 numbers a row."""
 
-    def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
+    def encode(self, tensors: Tensors, /) -> tuple[Tensors, Facts]:
         """Return for each tensor int8 codes of its shape and `name:scale8` of shape[:-1].
 
         Raises:
             CodecError: A number is not finite in float32.
         """
-        coded: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         for name, x in tensors.items():
-            coded[name], coded[name + SCALE8] = to_int8(_float32(name, x))
-        return coded, {}, state
+            found[name], found[name + SCALE8] = to_int8(finite32(name, x))
+        return found, {}
 
-    def decode(self, tensors: Tensors, _facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
+    def decode(self, tensors: Tensors, _facts: Facts, _most_bytes: int, /) -> Tensors:
         """Return s·q for every tensor that has a scale.
 
         Raises:
             MessageError: Codes and scale do not fit each other.
         """
-        decoded = _without(SCALE8, tensors)
-        for name, q, s in _coded(SCALE8, tensors, torch.int8, torch.float32):
+        decoded = without(tensors, SCALE8)
+        for name, q, s in coded(SCALE8, tensors, torch.int8, torch.float32):
             if s.shape != q.shape[:-1]:
                 raise MessageError(
                     f"tensor {name!r} has codes {list(q.shape)} and scales {list(s.shape)}"
                 )
             decoded[name] = from_int8(q, s)
-        return decoded, state
+        return decoded
 
 
 @dataclass(frozen=True)
 class Int4:
     """Half a byte a number and one bfloat16 a group of 32; 7.1 times smaller."""
 
-    def encode(self, tensors: Tensors, state: Tensors, /) -> tuple[Tensors, Facts, Tensors]:
+    def encode(self, tensors: Tensors, /) -> tuple[Tensors, Facts]:
         """Return for each tensor packed codes and `name:scale4`; fact `last` keeps its last axis.
 
         Raises:
             CodecError: A number is not finite in float32.
         """
-        coded: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         for name, x in tensors.items():
-            coded[name], coded[name + SCALE4] = to_int4(_float32(name, x))
+            found[name], found[name + SCALE4] = to_int4(finite32(name, x))
         last = [x.shape[-1] if x.dim() else SCALAR for x in tensors.values()]
-        return coded, {"last": last}, state
+        return found, {"last": last}
 
-    def decode(self, tensors: Tensors, facts: Facts, state: Tensors, /) -> tuple[Tensors, Tensors]:
+    def decode(self, tensors: Tensors, facts: Facts, _most_bytes: int, /) -> Tensors:
         """Return s·q for every tensor that has a scale.
 
         Raises:
             MessageError: Codes, scale and fact `last` do not fit each other.
         """
-        decoded = _without(SCALE4, tensors)
-        coded = list(_coded(SCALE4, tensors, torch.uint8, torch.bfloat16))
-        for (name, q, s), n in zip(coded, _lasts(facts.get("last"), len(coded)), strict=True):
+        decoded = without(tensors, SCALE4)
+        found = list(coded(SCALE4, tensors, torch.uint8, torch.bfloat16))
+        for (name, q, s), n in zip(found, _lasts(facts.get("last"), len(found)), strict=True):
             lead, size = q.shape[:-1], 1 if n == SCALAR else n
             fits = q.shape == (*lead, -(-size // 2)) and s.shape == (*lead, -(-size // GROUP))
             if not q.dim() or not fits or (n == SCALAR and lead):
@@ -94,7 +95,7 @@ class Int4:
                 )
             x = from_int4(q, s, size)
             decoded[name] = x.reshape(()) if n == SCALAR else x
-        return decoded, state
+        return decoded
 
 
 def to_int8(
@@ -154,43 +155,6 @@ def _up(s: Float32[Tensor, "..."]) -> BFloat16[Tensor, "..."]:
     # Positive floats are ordered as their bits are, so the next one is one bit pattern on.
     above = (near.view(torch.int16) + 1).view(torch.bfloat16)
     return torch.where(near.to(torch.float32) < s, above, near)
-
-
-def _float32(name: str, x: Tensor) -> Float32[Tensor, "..."]:
-    y = x.to(torch.float32)
-    if not bool(torch.isfinite(y).all()):
-        raise CodecError(
-            f"tensor {name!r} holds numbers that are not finite in float32; choose raw, "
-            "or look for what made them"
-        )
-    return y
-
-
-def _without(suffix: str, tensors: Tensors) -> dict[str, Tensor]:
-    """Return the tensors, scales left out, in order; codes are still to be replaced."""
-    return {name: x for name, x in tensors.items() if not name.endswith(suffix)}
-
-
-def _coded(
-    suffix: str, tensors: Tensors, codes: torch.dtype, scales: torch.dtype
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    for key, s in tensors.items():
-        if not key.endswith(suffix):
-            if s.is_floating_point():
-                raise MessageError(f"tensor {key!r} is {s.dtype}, expected {codes} codes")
-            continue
-        name = key.removesuffix(suffix)
-        q = tensors.get(name)
-        if q is None:
-            raise MessageError(f"tensor {key!r} is the scale of no tensor")
-        if q.dtype != codes or s.dtype != scales:
-            raise MessageError(
-                f"tensor {name!r} has {q.dtype} codes and {s.dtype} scales, "
-                f"expected {codes} and {scales}"
-            )
-        if not bool(((s > 0) & torch.isfinite(s)).all()):
-            raise MessageError(f"tensor {key!r} must hold finite numbers above 0")
-        yield name, q, s
 
 
 def _lasts(value: Fact, count: int) -> list[int]:

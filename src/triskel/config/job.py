@@ -25,9 +25,10 @@ from triskel.config.sections import (
     Override,
     Partition,
     Train,
-    Wire,
     is_name,
 )
+from triskel.config.wire import WAYS, Wire, change_options
+from triskel.config.wire import problems as wire_problems
 from triskel.core.choice import Chosen, name_of
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, typed
@@ -41,6 +42,8 @@ ALSO = "\n"
 """Stands between several contradictions of one job."""
 ALONE = "alone"
 """In a context: keys are looked at one by one, and may contradict each other."""
+SIDE = "side"
+"""The section of the side factors that an aggregate made, in every mode that has one."""
 MODES_STAND_BEFORE = "evaluate"
 """Where the sections of modes stand among those of a job."""
 
@@ -210,6 +213,8 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
     yield from _about_ends(job)
+    yield from wire_problems(job.wire, info)
+    yield from _about_sections(job)
     for spec in job.specs:
         named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
         if named is not None:
@@ -237,6 +242,25 @@ def _about_aggregate(job: Job, place: str, chosen: Chosen, info: Any) -> Iterato
             f"{place} {name!r} works with adapters of low rank ({', '.join(LOWRANK)}), not with "
             f"{job.adapter.kind}"
         )
+
+
+def sections_of(spec: ModeSpec[Any], job: Job) -> dict[str, tuple[str, str]]:
+    """Return the sections of a mode's messages: in words, what each is on its way up, and down."""
+    told = [spec.disclosure(spec.of(job), head).sections for head in ("classes", "vocabulary")]
+    side = {SIDE: ("", "side factors")} if spec.aggregate_key else dict[str, tuple[str, str]]()
+    return {**told[0], **told[1], **side}
+
+
+def _about_sections(job: Job) -> Iterator[str]:
+    """Yield which sections have a codec of their own that no mode of the job has."""
+    known = dict.fromkeys(name for spec in job.specs for name in sections_of(spec, job))
+    for way in WAYS:
+        for name in job.wire.sections(way):
+            if name not in known:
+                yield (
+                    f"wire.{way}.{name} is the codec of a section that no message has; there are "
+                    f"{', '.join(known)}, and other for every other one"
+                )
 
 
 def _about_ends(job: Job) -> Iterator[str]:
@@ -324,4 +348,25 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
         )
     if can.needs_public_data and not (job.public_count or job.data.public):
         return "there is no public set; set data.public_count or name data.public"
-    return spec.unsuited(spec.of(job), job)
+    return spec.unsuited(spec.of(job), job) or next(_unchanging(job, mode), None)
+
+
+def _unchanging(job: Job, mode: ModeName) -> Iterator[str]:
+    """Yield why sections of a mode cannot travel as the changes that codecs of a job carry."""
+    spec = MODES.spec(mode)
+    for way, told in zip(WAYS, (0, 1), strict=True):
+        for name, words in sections_of(spec, job).items():
+            chosen = job.wire.codec(way, name)
+            if not words[told] or change_options(chosen) is None or name == SIDE:
+                continue
+            if name not in spec.carries(job).changes:
+                yield (
+                    f"wire.{way} has section {name!r} travel as {name_of(chosen)}, which carries "
+                    f"changes, and in {mode} it holds something else each time; name the codecs by "
+                    f"section ([wire.{way}], other is for those that are not named)"
+                )
+            if way == "down" and any(e.rank for e in job.clients.each.values()):
+                yield (
+                    "wire.down carries changes of one adapter that all clients hold, and clients "
+                    "use different ranks; choose a codec that carries values"
+                )

@@ -14,11 +14,9 @@ from triskel.config.names import client_section, known_name, untyped
 from triskel.core.dialect import Delimiter, Dialect, Encoding
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
-from triskel.core.registry import CODECS, MODES, TASKS
+from triskel.core.registry import MODES, TASKS
 from triskel.errors import JobError
 
-CodecName = str
-"""A codec that `core.registry` knows."""
 AdapterKind = Literal["lora", "dora", "rslora", "ia3", "loha", "lokr"]
 Judge = Literal["test", "validation"]
 """Which rows models are scored on."""
@@ -216,19 +214,6 @@ class Evaluate(Options):
     """When models are tested."""
 
     every: Count = 1
-
-
-class Wire(Options):
-    """How messages travel."""
-
-    up: CodecName = "fp32"
-    down: CodecName = "fp32"
-    max_mb: Rate = 256.0
-
-    @field_validator("up", "down")
-    @classmethod
-    def _known_codec(cls, value: str, info: Any) -> str:  # noqa: ANN401 - pydantic's
-        return known_name(CODECS, value, info)
 
 
 class FederationOptions(Options):

@@ -110,7 +110,7 @@ keep = "last"                # which round a stage ends with: last, or best (on 
 every = 1                    # rounds from test to test; the last is tested too; 0: only the last
 
 [wire]                       # how messages travel
-up = "fp32"                  # raw, fp32, bf16, fp16, int8 or int4, from clients to the server
+up = "fp32"                  # raw, fp32, bf16, fp16, int8, int4, topk or sign, to the server
 down = "fp32"                # and from the server to clients
 max_mb = 256.0               # a larger message is refused
 

@@ -28,7 +28,7 @@ class Choice(Options):
         return hash((self.name, tuple(sorted(settings_of(self).items()))))
 
 
-def _readable(given: object) -> object:
+def readable(given: object) -> object:
     """Return a name, or a table with a name.
 
     Raises:
@@ -42,7 +42,7 @@ def _readable(given: object) -> object:
     raise ValueError(f'must be a name, or a table with one: {{name = "..."}}, got {given!r}')
 
 
-Chosen = Annotated[str | Choice, BeforeValidator(_readable)]
+Chosen = Annotated[str | Choice, BeforeValidator(readable)]
 """How a job names one of a family."""
 
 

@@ -17,6 +17,8 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 MARKERS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star", "hexagon")
 """Marks of a mode in figures."""
+WHOLE = "wire.whole"
+"""Topic of what a client asks that does not hold what a change is the change of."""
 Leaves = Literal["activations", "labels"]
 """Keys of a policy's `[leave]` that a mode can need."""
 
@@ -36,6 +38,8 @@ class Traits:
         personal_models: Clients end with models of their own, beside the server's or instead.
         client_state: Clients keep something between rounds; a mode that says no may keep nothing,
             and a client whose disk is new can go on.
+        changes: Sections that every client is sent alike with its task and sends back trained, by
+            the same names and shapes; either way they may travel as changes.
     """
 
     needs_public_data: bool = False
@@ -46,6 +50,7 @@ class Traits:
     mixed_models: bool = False
     personal_models: bool = False
     client_state: bool = False
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

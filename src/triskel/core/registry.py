@@ -202,8 +202,8 @@ CODECS: Registry[CodecSpec] = Registry(
     group="triskel.codecs",
     kind=CodecSpec,
     places={
-        name: f"triskel.codec.spec:{name.upper()}"
-        for name in ("raw", "fp32", "bf16", "fp16", "int8", "int4")
+        name: f"triskel.core.codecs:{name.upper()}"
+        for name in ("raw", "fp32", "bf16", "fp16", "int8", "int4", "topk", "sign")
     },
 )
 TASKS: Registry[TaskSpec] = Registry(

@@ -5,13 +5,15 @@ So sizes, rounding and refusals are those of a federation, and nothing slips pas
 
 from dataclasses import dataclass
 
-from triskel.codec import decode, encode
+from triskel.codec import decode, travelling
 from triskel.config.job import Job
+from triskel.config.wire import Direction, Wire
 from triskel.core import events
 from triskel.errors import MessageError
 from triskel.types import ClientId, Message, Watch
 from triskel.wire import pack, unpack
-from triskel.wire.ledger import Direction, Ledger
+from triskel.wire.alike import alike
+from triskel.wire.ledger import Ledger
 
 MB = 1_000_000
 
@@ -47,9 +49,8 @@ class Channel:
         Raises:
             MessageError: It cannot; the sentence names the client.
         """
-        options = self.job.wire
         try:
-            return pack(encode(message, options.up if direction == "up" else options.down))
+            return pack(travelling(message, self.job.wire, direction))
         except MessageError as error:
             raise _placed(error, client, direction, message.kind) from error
 
@@ -66,7 +67,7 @@ class Channel:
             MessageError: The bytes are no message; the sentence names the client.
         """
         try:
-            return decode(unpack(data, limit_bytes=int(self.job.wire.max_mb * MB)))
+            return arrived(data, self.job.wire, direction)
         except MessageError as error:
             raise _placed(error, client, direction, kind) from error
 
@@ -93,27 +94,22 @@ class Channel:
         return received, len(data)
 
 
+def arrived(data: bytes, wire: Wire, direction: Direction) -> Message:
+    """Return the message in these bytes, codecs undone.
+
+    Raises:
+        MessageError: They are no message, or none that the job has travel this way.
+    """
+    most = int(wire.max_mb * MB)
+    message = unpack(data, limit_bytes=most)
+    return decode(message, changes=wire.has_changes(direction), limit_bytes=most)
+
+
 def _placed(
     error: MessageError, client: ClientId, direction: Direction, kind: str = ""
 ) -> MessageError:
     way, what = "from" if direction == "up" else "to", f" ({kind})" if kind else ""
     return type(error)(f"message {way} client {client!r}{what}: {error}")
-
-
-def alike(one: Message, two: Message) -> bool:
-    """Return whether messages say the same with the very same tensors."""
-    if one is two:
-        return True
-    if (one.kind, one.topic) != (two.kind, two.topic) or one.sections.keys() != two.sections.keys():
-        return False
-    pairs = [(section, two.sections[name]) for name, section in one.sections.items()]
-    return all(
-        (a.kind, a.codec) == (b.kind, b.codec)
-        and a.tensors.keys() == b.tensors.keys()
-        and all(x is b.tensors[n] for n, x in a.tensors.items())
-        and repr(a.facts) == repr(b.facts)  # 1, 1.0 and True are equal, and not alike
-        for a, b in pairs
-    ) and repr(one.facts) == repr(two.facts)
 
 
 def _versions(*messages: Message) -> list[int]:

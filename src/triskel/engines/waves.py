@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from triskel.core.mode_spec import WHOLE
 from triskel.types import AskStyle, ClientId, Message, Mode
 
 
@@ -41,7 +42,7 @@ def groups_in_flight(
         free: How many at a time where nobody asks, and the order of computing is free.
     """
     size = free
-    if mode.asks:
+    if mode.asks.keys() - {WHOLE}:
         barrier = "barrier" in mode.asks.values()
         size = len(cohort) if barrier or not mode.in_flight else mode.in_flight
     for start in range(0, len(cohort), size):

@@ -275,7 +275,7 @@ def _run(  # noqa: PLR0913, PLR0917 - what a run is made of
             judge=request.judge,
             starts=starts,
         )
-        for codec in (job.wire.up, job.wire.down):
+        for codec in job.wire.names:
             CODECS.spec(codec)  # what arrives may name no other
         same_data(folder, resources, told)
         same_start(starts, resources, told)

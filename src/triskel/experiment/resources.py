@@ -329,6 +329,8 @@ def setting_of(
         public=lambda: tokens.public(body),
         models=models,
         watch=watch,
+        wire=job.wire,
+        started=bool(job.adapter.start),
     )
 
 

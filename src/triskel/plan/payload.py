@@ -6,6 +6,8 @@ bytes, 2 under `bf16` and `fp16`, and 8 under `raw` in a float64 model. `int8` a
 """
 
 from triskel.config.job import Job
+from triskel.config.wire import change_options
+from triskel.core.choice import name_of
 from triskel.core.mode_spec import Sizes
 from triskel.core.registry import CODECS, MODES
 
@@ -34,4 +36,11 @@ def models_tested(job: Job) -> int:
 
 
 def _width_of(job: Job) -> int:
-    return CODECS.spec(job.wire.up).bytes_of(float64=job.model.dtype == "float64")
+    """Return the most bytes that a float takes on its way up; a change may be sent whole."""
+    names = {
+        "raw" if change_options(chosen) else name_of(chosen)
+        for key, chosen in job.wire.codecs
+        if key.startswith("wire.up")
+    }
+    wide = job.model.dtype == "float64"
+    return max(CODECS.spec(name).bytes_of(float64=wide) for name in names)

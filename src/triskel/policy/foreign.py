@@ -40,14 +40,14 @@ def decide_task(policy: Policy, task: str, plugin: Origin | None) -> list[Refusa
 
 def decide_foreign(policy: Policy, job: Job, here: Circumstances) -> list[Refusal]:
     """Return why a job's task or codecs are not even imported; of ours there is no reason."""
-    strange = {job.wire.up, job.wire.down} - set(CODECS.ours)
+    strange = set(job.wire.names) - set(CODECS.ours)
     found = decide_task(policy, job.data.task, here.task)
     return [*found, *decide_codecs(policy, job, here)] if strange else found
 
 
 def decide_codecs(policy: Policy, job: Job, here: Circumstances) -> Iterator[Refusal]:
     """Refuse codecs that the policy does not name, and those of packages that it does not pin."""
-    for key, codec in (("wire.up", job.wire.up), ("wire.down", job.wire.down)):
+    for key, codec in ((key, name_of(chosen)) for key, chosen in job.wire.codecs):
         if codec not in policy.codecs:
             yield Refusal(
                 key="codecs",

@@ -158,7 +158,7 @@ def origin_of(registry: Registry[Any], name: str) -> Origin | None:
 
 def origins_of(job: Job) -> dict[str, Any]:
     """Return what circumstances say of whose code a job names."""
-    strange = {job.wire.up, job.wire.down} - set(CODECS.ours)
+    strange = set(job.wire.names) - set(CODECS.ours)
     return {
         "plugin": origin_of(MODES, job.mode),
         "task": origin_of(TASKS, job.data.task),

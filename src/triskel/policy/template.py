@@ -12,7 +12,7 @@ TEMPLATE = """\
 site = ""                    # what federations call this site
 modes = []                   # params, logits, split
 submitters = []              # who may submit jobs, by the exact name on their certificate
-codecs = ["fp32"]            # how floats may travel: raw, fp32, bf16, fp16, int8, int4
+codecs = ["fp32"]            # how floats may travel: raw, fp32, bf16, fp16, int8, int4, topk, sign
 
 [models]                     # a name of yours = SHA-256, as `triskel site hash FOLDER` prints it
 # "SmolLM2-135M" = "faab6ed755a3b2537509750e5651e144bfcf4b73efd18761ec2bf018df0b2bad"

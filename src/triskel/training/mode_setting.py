@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 from triskel.aggregate import aggregate_of
 from triskel.config.job import Job
 from triskel.config.sections import Train
+from triskel.config.wire import WAYS, Wire
 from triskel.core.aggregate_spec import AggregateSpec
 from triskel.core.choice import Chosen, name_of
 from triskel.core.mode_spec import ModeSpec
@@ -18,8 +19,10 @@ from triskel.core.registry import AGGREGATES, MODES, imported
 from triskel.errors import PluginError, RoundError
 from triskel.model.meter import Meter
 from triskel.model.shared import SharedModel
+from triskel.training.changes import Changes, carried, kept_by_mode
 from triskel.training.worker import Worker
 from triskel.types import Aggregate, ClientId, ClientState, Examples, Message, Mode, Watch
+from triskel.wire.adapters import adapter_sections
 
 O = TypeVar("O", bound=Options)  # noqa: E741 - options
 
@@ -41,6 +44,8 @@ class ModeSetting(Generic[O]):
         ranks: Of the factors of clients that have a lower rank than the server.
         models: Returns every client that is known here, with its model.
         watch: Told of the server's own training steps.
+        wire: How messages travel; no mode looks at it.
+        started: Whether the server's model begins from an adapter that clients may not have.
     """
 
     spec: ModeSpec[Any]
@@ -55,6 +60,8 @@ class ModeSetting(Generic[O]):
     public: Callable[[], Examples]
     models: Callable[[], Iterable[tuple[ClientId, SharedModel]]]
     watch: Watch
+    wire: Wire = field(default_factory=Wire)
+    started: bool = False
 
     def of(self, client: ClientId) -> O:
         """Return the options as a client has them."""
@@ -121,7 +128,8 @@ def allowed(job: Job, mode: str, state: ClientState) -> ClientState:
     Raises:
         RoundError: The mode's spec says that they keep nothing.
     """
-    if (state.groups or state.facts) and not MODES.spec(mode).carries(job).client_state:
+    own = kept_by_mode(state)
+    if (own.groups or own.facts) and not MODES.spec(mode).carries(job).client_state:
         raise RoundError(
             f"clients of mode {mode!r} keep something between rounds, and its spec says that they "
             "do not: set the trait client_state"
@@ -130,8 +138,17 @@ def allowed(job: Job, mode: str, state: ClientState) -> ClientState:
 
 
 def mode_of(setting: ModeSetting[Any]) -> Mode[Any, Any, Worker]:
-    """Return the mode that a setting is of."""
-    return algorithm_of(setting.spec).build(setting)
+    """Return the mode that a setting is of, with what its wire remembers where it does."""
+    mode, names = (
+        algorithm_of(setting.spec).build(setting),
+        setting.spec.under(setting.options).changes,
+    )
+    if not any(carried(setting.wire, way, names) for way in WAYS):
+        return mode
+    body = setting.body
+    sections = {} if setting.started else adapter_sections(body.initial, body.layout)
+    initial = {name: section for name, section in sections.items() if name in names}
+    return Changes(mode=mode, wire=setting.wire, sections=names, initial=initial)
 
 
 def unfit(setting: ModeSetting[Any]) -> str | None:

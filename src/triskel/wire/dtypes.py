@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from triskel.core.codec_spec import CHANGE
 from triskel.errors import MessageError
 from triskel.types import Section
 
@@ -44,12 +45,12 @@ def payload_bytes(section: Section) -> int:
     """Return the bytes a mode wants to send, before codecs.
 
     A float, a label and a count take 4 bytes, any other integer its own size, a mask one bit an
-    entry, rounded up to bytes for each tensor.
+    entry, rounded up to bytes for each tensor. A change counts as what it is the change of.
 
     Raises:
         MessageError: The section is encoded already.
     """
-    if section.codec:
+    if section.codec not in {(), (CHANGE,)}:
         raise MessageError(
             f"payload is what a mode sends before codecs, and this {section.kind} section "
             f"carries {'+'.join(section.codec)}; count it before codec.encode"

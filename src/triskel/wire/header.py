@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, cast, get_args
 
+from triskel.core.codec_spec import CHANGE
 from triskel.core.registry import CODECS
 from triskel.errors import LimitError, MessageError
 from triskel.types import Fact, Facts, Message, MessageKind, SectionKind
@@ -173,7 +174,7 @@ def _read_entry(value: object, where: str) -> Entry:
     codec = _items(entry["codec"], MAX_CODECS, f"codec of {where}")
     pattern = CODED if codec else TENSOR
     tensors = _named(entry["tensors"], pattern, MAX_VALUES, f"tensors of {where}")
-    names = CODECS.loaded()
+    names = (*CODECS.loaded(), CHANGE)
     return Entry(
         kind=cast("SectionKind", _one_of(entry["kind"], get_args(SectionKind), f"kind of {where}")),
         codec=tuple(_one_of(name, names, f"codec of {where}") for name in codec),

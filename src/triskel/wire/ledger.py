@@ -10,14 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
 
+from triskel.config.wire import WAYS, Direction
 from triskel.core import result_parts
 from triskel.core.result_parts import BothWays, RoundRow, Scoring, Spent, Sums, Totals, TotalWay
 from triskel.types import ClientId, Message
 from triskel.wire import payload_bytes
 
-Direction = Literal["up", "down"]
 COLUMNS = (
     *(f"{way}.{what}" for way in ("up", "down") for what in ("payload_bytes", "message_bytes")),
     "up.messages",
@@ -27,7 +26,6 @@ COLUMNS = (
     "compute_s",
 )
 """Of the table of a round of many clients."""
-WAYS: tuple[Direction, ...] = ("up", "down")
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from triskel.config.job import Job
-from triskel.engines.channel import MB, Channel, alike
+from triskel.engines.channel import MB, Channel
 from triskel.engines.flare.protocol import Peer, Spent, What, play_of, whole
 from triskel.engines.flare.server_calls import Follower
 from triskel.engines.flare.server_inbox import Inbox
@@ -22,6 +22,7 @@ from triskel.errors import MessageError, RoundError, TriskelError
 from triskel.training.mode_setting import Trial
 from triskel.training.worker import Worker
 from triskel.types import ClientId, Message, Mode
+from triskel.wire.alike import alike
 
 LOGGER = logging.getLogger("triskel.server")
 TURN_S = 0.5

@@ -158,7 +158,7 @@ class Admission:
         resources = self._read(held, job, modes, files)  # only now is anything of the site read
         if strange := self._other_data(resources, write=False):
             return strange
-        for codec in (job.wire.up, job.wire.down):
+        for codec in job.wire.names:
             CODECS.spec(codec)  # what arrives may name no other
         settings = {mode: self._setting(resources, mode) for mode in modes}
         for line in lengths.warnings(resources.described(), job):
@@ -185,7 +185,7 @@ class Admission:
             resources=resources,
             modes={mode: mode_of(setting) for mode, setting in settings.items()},
             outbox=Outbox(
-                self.audit, job.wire.up, held.policy.limits.round_mb, spent, held.policy.leave
+                self.audit, job.wire, held.policy.limits.round_mb, spent, held.policy.leave
             ),
             spent=spent,
         )

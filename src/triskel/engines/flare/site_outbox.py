@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from triskel.codec import encode
-from triskel.config.sections import CodecName
+from triskel.codec import travelling
+from triskel.config.wire import Wire
 from triskel.errors import LimitError
 from triskel.policy.audit import Audit
 from triskel.policy.budget import Spent
@@ -22,7 +22,7 @@ class Outbox:
 
     Attributes:
         audit: The site's log.
-        codec: How the job's messages travel up.
+        wire: How the job's messages travel.
         round_mb: Megabytes that the policy lets out in a round.
         leave: What the policy lets out by name, whatever the mode says of itself.
         spent: What all jobs together had of the site's datasets.
@@ -30,7 +30,7 @@ class Outbox:
     """
 
     audit: Audit
-    codec: CodecName
+    wire: Wire
     round_mb: float
     spent: Spent | None
     leave: Leave = field(default_factory=Leave)
@@ -50,7 +50,7 @@ class Outbox:
                     f"leave.{section.kind}: section {show(name)} holds {section.kind}; this site "
                     "does not allow it"
                 )
-        encoded = encode(message, self.codec)
+        encoded = travelling(message, self.wire, "up")
         data = pack(encoded)
         total = self.sent.get((stage, round_), 0) + len(data)
         most = round(self.round_mb * MB)

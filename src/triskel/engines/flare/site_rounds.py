@@ -9,14 +9,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from triskel.codec import decode
 from triskel.config.job import ModeName
+from triskel.engines.channel import arrived
 from triskel.engines.flare.protocol import AHEAD, Lost, Peer, What, blob, patience, text
 from triskel.engines.flare.site_outbox import Outbox
 from triskel.errors import MessageError, RoundError
 from triskel.training.conversation import Conversation, Sent
 from triskel.types import ClientId, ClientState, Message, Talk
-from triskel.wire import unpack
 
 AGAIN_S = 1.0
 """Pause before a call that got no reply is made again."""
@@ -196,4 +195,4 @@ class Drive:
         return self.outbox.leaving(message, self.part.stage, self.part.round)
 
     def _arrived(self, data: bytes) -> Message:
-        return decode(unpack(data, limit_bytes=self.most))
+        return arrived(data, self.outbox.wire, "down")

@@ -95,7 +95,7 @@ def other_code(about: Mapping[str, Any], who: str) -> str:
 def own_plugins(job: Job, modes: Sequence[ModeName]) -> dict[str, str]:
     """Return whose code modes, task and codecs of other packages are here; nothing is imported."""
     named: list[tuple[Registry[Any], str]] = [(MODES, mode) for mode in modes]
-    named += [(TASKS, job.data.task), (CODECS, job.wire.up), (CODECS, job.wire.down)]
+    named += [(TASKS, job.data.task), *((CODECS, name) for name in job.wire.names)]
     return {
         registry.key(name): _plugin(registry, name)
         for registry, name in named

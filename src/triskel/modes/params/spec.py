@@ -216,9 +216,15 @@ def traits(options: ParamsOptions) -> Traits:
         needs_individual_updates=spec is not None and spec.keeps_updates,
         mixed_ranks=spec is not None and spec.ranks != "one" and options.trains == "both",
         one_body=True,
+        changes=("adapter", "head") if _whole(options) else (),
         personal_models=personal(options),
         client_state=keeps,
     )
+
+
+def _whole(options: ParamsOptions) -> bool:
+    """Return whether a whole adapter and head travel in every round."""
+    return options.trains == "both" and options.head == "shared" and not last_rounds(options)
 
 
 def disclosure(options: ParamsOptions, _task: str) -> Disclosure:
@@ -277,7 +283,7 @@ SPEC = ModeSpec(
     marker="circle",
     options=ParamsOptions,
     algorithm="triskel.modes.params.mode:Params",
-    traits=Traits(linear_in_updates=True),
+    traits=Traits(linear_in_updates=True, changes=("adapter", "head")),
     traits_of=traits,
     aggregate_key="aggregate",
     problems=problems,
