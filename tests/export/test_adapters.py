@@ -20,7 +20,7 @@ from triskel.data.batches import batch_of
 from triskel.errors import CheckpointError, ModelError
 from triskel.export import manifest, model_card
 from triskel.export.adapters import read_adapter, save_adapter
-from triskel.model import peft_folder
+from triskel.model import peft_folder, peft_options
 from triskel.model.load import load, quiet
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import blank, parted
@@ -33,7 +33,7 @@ LAST = tiny.LAYERS - 1
 WORDS = [f"w{i}" for i in range(30)]
 DECODERS = ("llama", "gpt2")
 FAMILIES = (*DECODERS, "bert", "roberta")
-KINDS = ("lora", "dora", "rslora", "ia3", "loha", "lokr")
+KINDS = ("lora", "dora", "rslora", "ia3", "loha", "lokr", "vera", "full")
 TARGETS = {
     "llama": ("q_proj", "v_proj"),
     "gpt2": ("c_attn",),
@@ -44,7 +44,8 @@ CASES = [
     (family, task, kind)
     for family in FAMILIES
     for task in ("classify", "causal")
-    for kind in KINDS
+    for kind in (*KINDS, "bitfit")
+    if not (kind == "bitfit" and family == "llama")  # it has no bias
     if not (task == "causal" and family in {"bert", "roberta"})  # encoders do not continue texts
     if not (family == "gpt2" and kind in {"loha", "lokr"})  # PEFT has none for its layers
 ]
@@ -180,7 +181,7 @@ def test_factors_that_peft_would_not_apply_are_refused(tmp_path: Path) -> None:
     body = body_of(folder, "classify", targets=TARGETS["llama"])
     save_adapter(tmp_path / "a", body, tiny.random_like(body.initial, 1), CLASSES)
     weights = tmp_path / "a" / peft_folder.WEIGHTS
-    more = {peft_folder.to_peft(n): t for n, t in blank(body.initial, 2).items()}
+    more = {peft_options.to_peft(n): t for n, t in blank(body.initial, 2).items()}
     save_file({**load_file(weights), **more}, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="which PEFT would not apply"):
         read_adapter(tmp_path / "a", body)

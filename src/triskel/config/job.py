@@ -14,6 +14,7 @@ from pydantic import ConfigDict, field_validator, model_serializer, model_valida
 
 from triskel.config.names import kept, known_name, mode_section, untyped
 from triskel.config.sections import (
+    BESIDE_FEW_BITS,
     DROPPING,
     LOWRANK,
     Adapter,
@@ -203,6 +204,9 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
     yield from _about_clients(job)
     if job.adapter.dropout and job.adapter.kind not in DROPPING:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
+    if job.adapter.projection is not None and job.adapter.kind != "vera":
+        yield f"adapter.projection is read by vera only, not by {job.adapter.kind}; leave it out"
+    yield from _about_quantised(job)
     yield from _about_ends(job)
     for spec in job.specs:
         named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
@@ -223,6 +227,22 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
                 )
                 place = f"clients.each.{client}." + ("" if short else f"{spec.name}.")
                 yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
+
+
+def _about_quantised(job: Job) -> Iterator[str]:
+    """Yield what a base in fewer bits cannot do."""
+    how, kind = job.model.quantise, job.adapter.kind
+    if how == "none":
+        return
+    if kind not in (can := BESIDE_FEW_BITS[how]):
+        yield (
+            f'model.quantise "{how}" works with {", ".join(can)}, not with {kind}, which '
+            "needs the weights themselves"
+        )
+    if job.model.dtype == "float64":
+        yield f'model.quantise "{how}" computes in float32 or bfloat16, not in float64'
+    if job.model.compute == "fast":
+        yield f'model.quantise "{how}" has no fused blocks: model.compute must be reference or auto'
 
 
 def _about_ends(job: Job) -> Iterator[str]:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from triskel.config.sections import Adapter
+from triskel.config.sections import OWN, Adapter
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
-from triskel.model.adapters import insert, without_adapter
+from triskel.model.adapters import insert, take_projections, without_adapter
 from triskel.model.blocks import Blocks
 from triskel.model.fast import FastBlocks, Installed, Parameters, PartyBatch, why_not
 from triskel.model.hidden_cache import HiddenCache
@@ -74,6 +74,7 @@ class SharedModel:
         seed: What the trainable tensors start from.
         initial: The trainable tensors before any training; a function of the seed, or what
             `start_from` was given.
+        fresh: The trainable tensors as the seed makes them.
         path: Where the base model came from.
         adapter: The adapter's options.
         choice: How it computes.
@@ -108,11 +109,13 @@ class SharedModel:
         self._slots = insert(self.blocks, adapter, seed=seed)
         self._first = next(model.eval().parameters())  # PEFT's own layers start in training mode
         self._dropouts = [
-            m for n, m in model.named_modules() if "lora_dropout" in n and isinstance(m, nn.Dropout)
+            m
+            for n, m in model.named_modules()
+            if "_dropout.default" in n and isinstance(m, nn.Dropout)
         ]
         self.seed = seed
         self.initial: Tensors = values_in(self._slots)
-        self._fresh = self.initial
+        self.fresh = self.initial
         self.layout = layout_of(self._slots, self.blocks, adapter)
         self._sides = tuple(side for n in self._slots if is_side(side := side_name(n)))
         self.frozen = min(self.layout.block.values(), default=self.blocks.count)
@@ -123,9 +126,11 @@ class SharedModel:
     def reseed(self, seed: int) -> None:
         """Start from what a body that is loaded with this seed starts from; the base stays."""
         if seed != self.seed:
+            self.install(self.parameters(self.fresh), self.fresh)  # the base's own among them
             bare = Blocks(without_adapter(self.blocks.model), self.ends)
-            self.seed, self._fresh = seed, values_in(insert(bare, self.adapter, seed=seed))
-        self.initial = self._fresh
+            self.seed, self.fresh = seed, values_in(insert(bare, self.adapter, seed=seed))
+            take_projections(self.blocks.model, bare.model)
+        self.initial = self.fresh
 
     def start_from(self, tensors: Tensors) -> None:
         """Start from these tensors from here on, in place of what the seed makes.
@@ -133,8 +138,8 @@ class SharedModel:
         Raises:
             ModelError: A name or shape is not this body's.
         """
-        leaves_of(tensors, like=self._fresh, dtype=wide(self.dtype), device=self.device)
-        self.initial = {name: tensors[name] for name in self._fresh}
+        leaves_of(tensors, like=self.fresh, dtype=wide(self.dtype), device=self.device)
+        self.initial = {name: tensors[name] for name in self.fresh}
 
     def use(self, choice: Choice) -> None:
         """Compute this way from here on.
@@ -192,9 +197,9 @@ class SharedModel:
             ModelError: A name or shape is not this body's.
         """
         self.dropout(None)
-        parameters, count = self.parameters(tensors), self.blocks.count
-        self.install(parameters, self.layout.head)
-        self.install(self._installed(parameters, 0, count), self.layout.within(0, count))
+        parameters, count, layout = self.parameters(tensors), self.blocks.count, self.layout
+        self.install(parameters, layout.head)
+        self.install(self._installed(parameters, 0, count), layout.within(0, count))
         return self.blocks.model
 
     def dropout(self, seed: int | None) -> None:
@@ -370,9 +375,12 @@ class SharedModel:
         return h
 
     def _installed(self, parameters: Installed, low: int, high: int) -> Installed:
-        """Return what slots of blocks [low, high) take: tensors as they are, or stacked."""
+        """Return what slots of blocks [low, high) take: tensors as they are, stacked or cast."""
         if any(side in parameters for side in self._sides):
             return stacked(parameters, self.layout.within(low, high))
+        if self.adapter.kind in OWN:  # they take the place of tensors of the base's type
+            inside = [name for name in self.layout.within(low, high) if name in parameters]
+            return {name: parameters[name].to(self.dtype) for name in inside}
         return parameters
 
     @property
