@@ -44,7 +44,8 @@ CASES = [
     (family, task, kind)
     for family in FAMILIES
     for task in ("classify", "causal")
-    for kind in (*KINDS, "bitfit")
+    for kind in (*KINDS, "bitfit", "prefix")
+    if not (kind == "prefix" and family not in DECODERS)
     if not (kind == "bitfit" and family == "llama")  # it has no bias
     if not (task == "causal" and family in {"bert", "roberta"})  # encoders do not continue texts
     if not (family == "gpt2" and kind in {"loha", "lokr"})  # PEFT has none for its layers
@@ -131,8 +132,9 @@ def both(
 def test_peft_computes_from_the_folder_what_we_compute(
     family: str, task: str, kind: str, blocks: str, tmp_path: Path
 ) -> None:
-    targets = () if kind == "ia3" else TARGETS[family]
+    targets = () if kind in {"ia3", "prefix"} else TARGETS[family]
     folder = base(tmp_path / "base", family, task)
+    blocks = "all" if kind == "prefix" else blocks  # it is in every block
     body = body_of(folder, task, kind=kind, blocks=blocks, targets=targets)
     tensors = tiny.random_like(body.initial, 1)
     save_adapter(tmp_path / "a", body, tensors, names_of(task))
@@ -619,7 +621,9 @@ def test_a_base_has_one_fingerprint_in_float32_and_bfloat16(tmp_path: Path) -> N
 # --- merged -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "task", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("family", "task", "kind"), [case for case in CASES if case[2] != "prefix"]
+)
 def test_a_merged_model_computes_what_we_compute_and_needs_no_peft(
     family: str, task: str, kind: str, tmp_path: Path
 ) -> None:
@@ -642,6 +646,16 @@ def test_a_merged_model_computes_what_we_compute_and_needs_no_peft(
     if task == "classify":
         assert model.config.id2label == dict(enumerate(CLASSES))
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")("w1")["input_ids"] == [4]
+
+
+def test_a_prefix_is_not_merged(tmp_path: Path) -> None:
+    folder = base(tmp_path / "base", "llama", "causal")
+    body = body_of(folder, "causal", kind="prefix")
+    save_adapter(tmp_path / "a", body, body.initial, ())
+    told = model_card.card(manifest.read_manifest(tmp_path / "a"))
+    assert "The adapter is prefix of 20 virtual tokens, in blocks `all`" in told.replace("\n", " ")
+    with pytest.raises(ModelError, match="PREFIX_TUNING cannot be merged into this model: virtual"):
+        peft_folder.merge(tmp_path / "a", str(folder), tmp_path, classes=(), pad="")
 
 
 def test_a_merged_model_keeps_its_bases_type_and_its_card_runs(

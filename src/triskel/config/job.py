@@ -16,6 +16,7 @@ from triskel.config.names import kept, known_name, mode_section, untyped
 from triskel.config.sections import (
     BESIDE_FEW_BITS,
     DROPPING,
+    EVERY_BLOCK,
     LOWRANK,
     Adapter,
     Clients,
@@ -202,10 +203,7 @@ def _one_count(found: dict[str, Any]) -> None:
 def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
     yield from _about_data(job.data, may_import=not kept(TASKS, job.data.task, info))
     yield from _about_clients(job)
-    if job.adapter.dropout and job.adapter.kind not in DROPPING:
-        yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
-    if job.adapter.projection is not None and job.adapter.kind != "vera":
-        yield f"adapter.projection is read by vera only, not by {job.adapter.kind}; leave it out"
+    yield from _about_adapter(job.adapter)
     yield from _about_quantised(job)
     yield from _about_ends(job)
     for spec in job.specs:
@@ -227,6 +225,21 @@ def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pyd
                 )
                 place = f"clients.each.{client}." + ("" if short else f"{spec.name}.")
                 yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
+
+
+def _about_adapter(adapter: Adapter) -> Iterator[str]:
+    """Yield which options a kind does not read."""
+    if adapter.dropout and adapter.kind not in DROPPING:
+        yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {adapter.kind}"
+    if adapter.projection is not None and adapter.kind != "vera":
+        yield f"adapter.projection is read by vera only, not by {adapter.kind}; leave it out"
+    if adapter.kind in EVERY_BLOCK:
+        for key in ("targets", "blocks"):
+            if getattr(adapter, key) != Adapter.model_fields[key].default:
+                yield (
+                    f"adapter.{key} is not read by {adapter.kind}, which stands before a text "
+                    "in every block; leave it out"
+                )
 
 
 def _about_quantised(job: Job) -> Iterator[str]:

@@ -22,6 +22,7 @@ CodecName = str
 """A codec that `core.registry` knows."""
 AdapterKind = Literal[
     "lora", "dora", "rslora", "ia3", "loha", "lokr", "vera", "bitfit", "full",
+    "prefix",
 ]  # fmt: skip
 Judge = Literal["test", "validation"]
 """Which rows models are scored on."""
@@ -55,6 +56,8 @@ RANKED: tuple[AdapterKind, ...] = (*SCALED, "vera")
 """Kinds that have a rank."""
 OWN: tuple[AdapterKind, ...] = ("bitfit", "full")
 """Kinds that put nothing beside the model, and train tensors of its own."""
+EVERY_BLOCK: tuple[AdapterKind, ...] = ("prefix",)
+"""Kinds that stand before a text in all blocks, and are beside no module."""
 
 BESIDE_FEW_BITS: Mapping[str, tuple[AdapterKind, ...]] = {
     "nf4": ("lora", "dora", "rslora", "ia3", "vera"),
@@ -87,6 +90,7 @@ class Adapter(Options):
     blocks: str = "all"
     start: str = ""
     projection: Count | None = None
+    tokens: Positive = 20
 
     @field_validator("blocks")
     @classmethod

@@ -105,6 +105,7 @@ class Manifest:
         training: How it came about; None where that was not said.
         versions: Versions of the packages that wrote it.
         attention: The kernel that attention was computed with.
+        tokens: How many virtual tokens it has, where it has such.
         quantise: How the base was held in fewer bits; `none` where it was not.
     """
 
@@ -124,6 +125,7 @@ class Manifest:
     attention: str = "eager"
     side: int = 0
     quantise: str = "none"
+    tokens: int = 0
 
 
 def training_of(  # noqa: PLR0913 - what a job does not say, named one by one

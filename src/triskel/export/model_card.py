@@ -279,7 +279,8 @@ def _spread(told: Training) -> list[str]:
     return said
 
 
-def _trained(manifest: Manifest) -> str:
+def _shape(manifest: Manifest) -> str:
+    """Say what trained, and beside what."""
     shape = f"The adapter is {manifest.kind}"
     if manifest.kind in OWN:
         shape = f"What trained are {TRAINED[manifest.kind]} of the model itself ({manifest.kind})"
@@ -287,6 +288,8 @@ def _trained(manifest: Manifest) -> str:
         shape += f" of rank {manifest.rank}"
     if manifest.kind in SCALED:
         shape += f", alpha {manifest.alpha:g}"
+    if manifest.tokens:
+        shape += f" of {manifest.tokens} virtual tokens"
     if manifest.side:
         shape += f", beside frozen factors of rank {manifest.side} that the server's aggregate made"
     shape += f", in blocks `{manifest.blocks}`; hidden states were computed in {manifest.dtype}."
@@ -295,7 +298,11 @@ def _trained(manifest: Manifest) -> str:
             f" The base was held in fewer bits ({manifest.quantise}) while it trained, and is "
             "loaded in full here: scores differ by what those bits left out."
         )
-    told = manifest.training
+    return shape
+
+
+def _trained(manifest: Manifest) -> str:
+    told, shape = manifest.training, _shape(manifest)
     if told is None:
         return shape
     size = f"{told.clients} {'client' if told.clients == 1 else 'clients'}"

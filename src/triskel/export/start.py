@@ -34,11 +34,12 @@ KINDS = {
     "LOKR": "lokr",
     "VERA": "vera",
     "LN_TUNING": "full",
+    "PREFIX_TUNING": "prefix",
 }
 """What a job calls PEFT's methods; `full` is written as copies of modules, which is LN tuning."""
 IN_A_BLOCK = re.compile(r"\.\d+\.")
-SHARED = "base_model.vera_"
-"""What names of VeRA's matrices begin with."""
+SHARED = ("base_model.vera_", "prompt_embeddings")
+"""What names begin with that are of no block: VeRA's matrices, and prefixes of all blocks."""
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 """Ways to begin a LoRA that put the rest into the base, which is then another one."""
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST)
@@ -229,6 +230,14 @@ def _shape(
             f"has rank {rank}, and adapter.rank is {job.adapter.rank}; "
             f"--set adapter.rank={rank} takes it as it is"
         )
+    virtual, asked = config.get("num_virtual_tokens"), job.adapter.tokens
+    if kind == "prefix" and virtual != asked:
+        yield (
+            f"has {virtual} virtual tokens, and adapter.tokens is {asked}; "
+            f"--set adapter.tokens={virtual} takes it as it is"
+        )
+    if kind == "prefix" and config.get("prefix_projection"):
+        yield "was trained through a network of its own (prefix_projection), and a job has none"
     ours = projection_seed(job.adapter, job.seed)
     if kind == "vera" and (seed := config.get("projection_prng_key")) != ours:
         yield (

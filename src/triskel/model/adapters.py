@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from triskel.config.sections import LOWRANK, OWN, Adapter, blocks_of, projection_seed
 from triskel.errors import ModelError
+from triskel.model import prefixes
 from triskel.model.blocks import Blocks
 from triskel.numerics.rng import derive, stream
 from triskel.numerics.tensors import wide
@@ -50,7 +51,10 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
     Raises:
         ModelError: The targets or blocks are not in this model.
     """
-    slots = _own(blocks, adapter) if adapter.kind in OWN else _put_in(blocks, adapter, seed)
+    if adapter.kind == "prefix":
+        slots = prefixes.insert(blocks, adapter, seed)
+    else:
+        slots = _own(blocks, adapter) if adapter.kind in OWN else _put_in(blocks, adapter, seed)
     if blocks.head_names != ("lm_head",):
         slots |= _fresh_head(blocks, seed)
     for owner, attribute in slots.values():

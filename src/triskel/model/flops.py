@@ -176,7 +176,7 @@ def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
 
 
 def _saved_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
-    return [Fraction(x) for x in (rows * tokens, rows * tokens * tokens, tokens, scored, 1)]
+    return [Fraction(x) for x in (rows * tokens, rows * tokens * tokens, tokens, scored, 1, rows)]
 
 
 def _solve(terms: list[list[Fraction]], values: list[Fraction]) -> tuple[Fraction, ...]:

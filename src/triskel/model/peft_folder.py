@@ -24,6 +24,7 @@ from triskel.core.crash import during
 from triskel.core.task_spec import Head
 from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
+from triskel.model import prefixes
 from triskel.model.adapters import SLOT, canonical, projections
 from triskel.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from triskel.model.load import LOADING, quiet, tokenizer_in
@@ -35,7 +36,7 @@ from triskel.types import Tensors
 CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER_WEIGHTS
 MEANT = (
     "peft_type", "task_type", "r", "lora_alpha", "alpha", "use_dora", "use_rslora", "bias",
-    "projection_prng_key",
+    "projection_prng_key", "num_virtual_tokens",
 )  # fmt: skip
 """Options that change what the same tensors compute."""
 SAMPLED = 1024
@@ -78,7 +79,7 @@ def read(folder: Path, body: SharedModel, side: int = 0) -> Tensors:
         found = cast("dict[str, Any]", json_in(folder / CONFIG))
     except (OSError, ValueError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
-    tensors = tensors_in(folder)
+    tensors = prefixes.parted(tensors_in(folder), body.blocks)
     if strange := [name for name in tensors if is_side(name)]:
         raise ModelError(f"adapter {folder} holds {strange[0]!r}, which PEFT would not apply")
     for name, wanted in options_of(body, side).items():
@@ -181,6 +182,8 @@ def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], p
     Raises:
         ModelError: The base cannot be loaded, or the adapter cannot be merged into it.
     """
+    if "num_virtual_tokens" in cast("dict[str, Any]", json_in(adapter / CONFIG)):
+        raise _unmergeable(adapter, "virtual tokens are no part of a weight")
     wrapped, tokenizer, stored = opened(adapter, source, classes=classes)
     before = _probe(wrapped)
     try:

@@ -22,13 +22,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from triskel.model import prefixes
 from triskel.model.adapters import config_of, projections, widened
 from triskel.model.shared import SharedModel
 from triskel.types import Tensors
 
 PREFIX = "base_model.model."
 PROJECTED = "base_model."
-"""What stands before the names of VeRA's matrices, which belong to no module."""
+"""What stands before names where PEFT has nothing in the model; and before VeRA's matrices."""
 MAGNITUDE = ".lora_magnitude_vector"
 """DoRA's lengths; PEFT files call them so, and PEFT models add `.weight`."""
 COPY = ".ln_tuning_layers"
@@ -51,7 +52,8 @@ def options_of(body: SharedModel, side: int) -> dict[str, Any]:
     config.base_model_name_or_path = base_of(body)
     config.inference_mode = True
     config.modules_to_save = list(body.blocks.head_names) if classify else None
-    _shorten(config, body)
+    if hasattr(config, "target_modules"):
+        _shorten(config, body)
     plain: dict[str, Any] = {
         key: sorted(value) if isinstance(value, set | frozenset) else value
         for key, value in config.to_dict().items()
@@ -74,6 +76,8 @@ def _config(body: SharedModel, side: int) -> Any:
             target_modules=[_beside(body)],
             fan_in_fan_out=blocks.config.model_type == "gpt2",
         )
+    if adapter.kind == "prefix":
+        return prefixes.config_of(blocks, adapter)
     return config_of(blocks, widened(adapter, side), seed=body.seed)
 
 
@@ -104,6 +108,9 @@ def in_file(body: SharedModel, tensors: Tensors) -> dict[str, Tensor]:
         tensors: What is installed, factors and side factors stacked.
     """
     kind, trains = body.adapter.kind, body.layout.block
+    if kind == "prefix":  # PEFT has the model itself, and puts nothing into it
+        found = prefixes.joined(dict(tensors), body.blocks)
+        return {n if n == prefixes.FILE else f"{PROJECTED}{n}": t for n, t in found.items()}
     if kind == "full":
         return {to_peft(_with(n, COPY) if n in trains else n): t for n, t in tensors.items()}
     found = {to_peft(n): t for n, t in tensors.items()}
@@ -124,6 +131,8 @@ def out_of_file(found: Tensors) -> dict[str, Tensor]:
 
     What does not train is left out: VeRA's matrices, and the zeros of a LoRA beside biases.
     """
+    if prefixes.FILE in found:
+        return {name.removeprefix(PROJECTED): tensor for name, tensor in found.items()}
     biases = any(f"{UNDER}.bias" in name or name.endswith(".bias") for name in found)
     return {
         from_peft(name): tensor

@@ -29,6 +29,7 @@ from triskel.model.adapters import insert, take_projections, without_adapter
 from triskel.model.blocks import Blocks
 from triskel.model.fast import FastBlocks, Installed, Parameters, PartyBatch, why_not
 from triskel.model.hidden_cache import HiddenCache
+from triskel.model.prefixes import by_peft
 from triskel.model.side_factors import is_side, side_name, stacked
 from triskel.model.slots import layout_of, leaves_of, values_in
 from triskel.model.vocab_loss import vocabulary_losses
@@ -200,6 +201,8 @@ class SharedModel:
         parameters, count, layout = self.parameters(tensors), self.blocks.count, self.layout
         self.install(parameters, layout.head)
         self.install(self._installed(parameters, 0, count), layout.within(0, count))
+        if self.blocks.virtual:
+            return by_peft(self.blocks.model, self.blocks, self.adapter, parameters)
         return self.blocks.model
 
     def dropout(self, seed: int | None) -> None:

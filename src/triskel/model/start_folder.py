@@ -10,6 +10,7 @@ from pathlib import Path
 
 from triskel.errors import JobError, ModelError
 from triskel.model.peft_folder import hold_projections, tensors_in
+from triskel.model.prefixes import parted
 from triskel.model.shared import SharedModel
 from triskel.numerics.tensors import wide
 from triskel.types import Tensors
@@ -32,7 +33,7 @@ def start_in(folder: Path, body: SharedModel, name: str) -> Tensors:
     """
     where = f"adapter.start {name}"
     try:
-        found = tensors_in(folder)
+        found = parted(tensors_in(folder), body.blocks)
         hold_projections(folder, body, where="its folder")
     except ModelError as error:
         raise JobError(f"{where} cannot be read: {error}") from error
