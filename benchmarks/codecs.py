@@ -1,9 +1,9 @@
 """What do codecs cost and lose on real updates, and what is left of the score?
 
-`messages`: the demonstration's `params` is played, and what clients sent and were sent is kept. Each
-codec then carries the same tensors: bytes of a packed message as a share of fp32's, and what is
-lost, as a share of the norm of the change: of one message (`error`), and of the sum over all rounds
-with and without feedback (`owed`, `lost`).
+`messages`: the demonstration's `params` is played, and what clients sent and were sent is kept.
+Each codec then carries the same tensors: bytes of a packed message as a share of fp32's, and what
+is lost, as a share of the norm of the change: of one message (`error`), and of the sum over all
+rounds with and without feedback (`owed`, `lost`).
 
 `training`: the demonstration with more rounds, under pairs of codecs up and down, on the same
 seeds: accuracy on everybody's test texts, its difference to fp32 seed by seed, and bytes up and

@@ -71,7 +71,7 @@ class Body(SharedModel):
 
     def __init__(self) -> None:
         self.choice, self.layout = Computes(), LAYOUT
-        self.initial = self._fresh = {"x": torch.zeros(SIZE, dtype=torch.float64)}
+        self.initial = self.fresh = {"x": torch.zeros(SIZE, dtype=torch.float64)}
 
     def parameters(self, tensors: Tensors, form: Form = PLAIN) -> dict[str, nn.Parameter]:
         assert form.trains is None

@@ -12,10 +12,9 @@ from typing import Any, Self, cast
 
 from pydantic import ConfigDict, field_validator, model_serializer, model_validator
 
-from triskel.config.names import kept, known_choice, known_name, mode_section, untyped
+from triskel.config.contradictions import SIDE, contradictions, sections_of
+from triskel.config.names import kept, known_name, mode_section, untyped
 from triskel.config.sections import (
-    DROPPING,
-    LOWRANK,
     Adapter,
     Clients,
     Data,
@@ -28,11 +27,10 @@ from triskel.config.sections import (
     is_name,
 )
 from triskel.config.wire import WAYS, Wire, change_options
-from triskel.config.wire import problems as wire_problems
-from triskel.core.choice import Chosen, name_of
+from triskel.core.choice import name_of
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, typed
-from triskel.core.registry import AGGREGATES, MODES, TASKS
+from triskel.core.registry import MODES, TASKS
 
 ModeName = str
 """A mode that `core.registry` knows."""
@@ -42,8 +40,6 @@ ALSO = "\n"
 """Stands between several contradictions of one job."""
 ALONE = "alone"
 """In a context: keys are looked at one by one, and may contradict each other."""
-SIDE = "side"
-"""The section of the side factors that an aggregate made, in every mode that has one."""
 MODES_STAND_BEFORE = "evaluate"
 """Where the sections of modes stand among those of a job."""
 
@@ -113,7 +109,7 @@ class Job(Options):
 
     @model_validator(mode="after")
     def _coherent(self, info: Any) -> Self:  # noqa: ANN401 - pydantic's
-        problems = list(_contradictions(self, info))
+        problems = list(contradictions(self, info))
         if problems and not (info.context or {}).get(ALONE):
             raise ValueError(ALSO.join(problems))
         return self
@@ -205,95 +201,6 @@ def _one_count(found: dict[str, Any]) -> None:
                 f"data.public_count is {count} and {name}.{key} is {own[key]}; give one of them"
             )
         found[name] = {**own, key: count}
-
-
-def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
-    yield from _about_data(job.data, may_import=not kept(TASKS, job.data.task, info))
-    yield from _about_clients(job)
-    if job.adapter.dropout and job.adapter.kind not in DROPPING:
-        yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
-    yield from _about_ends(job)
-    yield from wire_problems(job.wire, info)
-    yield from _about_sections(job)
-    for spec in job.specs:
-        named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
-        if named is not None:
-            yield from _about_aggregate(job, f"{spec.name}.{spec.aggregate_key}", named, info)
-        for problem in spec.problems(spec.of(job)):
-            yield f"{spec.name}.{problem}"
-        for client, own in job.clients.each.items():
-            if given := own.of(spec):
-                short = (
-                    given.keys() & spec.short_client_keys & (own.__pydantic_extra__ or {}).keys()
-                )
-                place = f"clients.each.{client}." + ("" if short else f"{spec.name}.")
-                yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
-
-
-def _about_aggregate(job: Job, place: str, chosen: Chosen, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
-    """Yield what is wrong with how updates are to become one."""
-    yield from known_choice(AGGREGATES, chosen, info, place)
-    name = name_of(chosen)
-    if kept(AGGREGATES, name, info):
-        return
-    spec = AGGREGATES.spec(name)
-    if (spec.side_factors or spec.lowrank) and job.adapter.kind not in LOWRANK:
-        yield (
-            f"{place} {name!r} works with adapters of low rank ({', '.join(LOWRANK)}), not with "
-            f"{job.adapter.kind}"
-        )
-
-
-def sections_of(spec: ModeSpec[Any], job: Job) -> dict[str, tuple[str, str]]:
-    """Return the sections of a mode's messages: in words, what each is on its way up, and down."""
-    told = [spec.disclosure(spec.of(job), head).sections for head in ("classes", "vocabulary")]
-    side = {SIDE: ("", "side factors")} if spec.aggregate_key else dict[str, tuple[str, str]]()
-    return {**told[0], **told[1], **side}
-
-
-def _about_sections(job: Job) -> Iterator[str]:
-    """Yield which sections have a codec of their own that no mode of the job has."""
-    known = dict.fromkeys(name for spec in job.specs for name in sections_of(spec, job))
-    for way in WAYS:
-        for name in job.wire.sections(way):
-            if name not in known:
-                yield (
-                    f"wire.{way}.{name} is the codec of a section that no message has; there are "
-                    f"{', '.join(known)}, and other for every other one"
-                )
-
-
-def _about_ends(job: Job) -> Iterator[str]:
-    """Yield what is wrong with what training starts from, and with the round that it ends with."""
-    if job.train.keep == "best" and not job.data.validation_share:
-        yield (
-            'train.keep "best" needs rows to choose a round by: set data.validation_share, to 0.2 '
-            "for one"
-        )
-    for client, own in job.clients.each.items() if job.adapter.start else ():
-        if own.model or own.rank:
-            key = "model" if own.model else "rank"
-            yield (
-                f"adapter.start is one adapter for all clients, and clients.each.{client}.{key} is "
-                "its own; leave one of them out"
-            )
-
-
-def _about_data(data: Data, *, may_import: bool) -> Iterator[str]:
-    if data.source == "hub" and not data.hub:
-        yield 'data.hub must name a dataset such as "org/name" when data.source is "hub"'
-    if data.source not in {"hub", "opinions"} and not data.train:
-        yield f'data.train must name a file or folder when data.source is "{data.source}"'
-    if may_import:
-        yield from TASKS.spec(data.task).problems(data)
-
-
-def _about_clients(job: Job) -> Iterator[str]:
-    named = job.data.source in {"opinions", "clients"}
-    if job.partition in {"dirichlet", "shards"} and not (job.data.label or named):
-        yield f'clients.partition "{job.partition}" needs data.label to name a column'
-    if job.partition == "natural" and not (job.clients.by or named):
-        yield 'clients.by must name a column when clients.partition is "natural"'
 
 
 def unfederated(job: Job, mode: ModeName) -> str | None:

@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from triskel.core.source import code_sha256
+from triskel.model.adapters import projections
 from triskel.model.flops import Cost, Piece, bytes_of, cost_in, count, saved_in
 from triskel.model.machine_cache import place_of, recalled, remember
+from triskel.model.quantised import size
 from triskel.model.shared import Parameters, SharedModel
 from triskel.model.side_factors import side_rank
 from triskel.types import Batch
@@ -181,10 +183,11 @@ class Costs(Mapping[Piece, Cost]):
             modules += list(blocks.list[piece.low : high])
             if piece.kind not in {"bottom", "trunk"}:
                 modules += [*blocks.before_head, blocks.head, *_after(self._body)]
-        parameters = [p for module in modules for p in module.parameters()]
+        parameters: list[Tensor] = [p for module in modules for p in module.parameters()]
         if any(piece.kind not in {"trunk", "top"} and not piece.low for piece in pieces):
             parameters += _embeddings(self._body)
-        return sum({p.data_ptr(): p.nbytes for p in parameters}.values())
+        parameters += [t for m in modules for t in projections(m).values()]
+        return sum({p.data_ptr(): size(p) for p in parameters}.values())
 
 
 def _after(body: SharedModel) -> list[nn.Module]:
