@@ -15,7 +15,8 @@ from triskel.experiment import stage_memory
 from triskel.experiment.resources import prepare
 from triskel.experiment.tokens import Share
 from triskel.model.meter import Costs
-from triskel.model.shared import Choice, PathName, SharedModel
+from triskel.model.compute_choice import PathName
+from triskel.model.shared import Choice, SharedModel
 from triskel.plan import memory as room
 from triskel.plan.memory import free_memory, kept
 from triskel.training.mode_setting import mode_of
