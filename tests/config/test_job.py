@@ -155,8 +155,10 @@ def test_every_section_is_frozen_and_closed_to_unknown_keys() -> None:
         (
             "[clients.each.ann]\nrank = 9",
             "params",
-            "a client has rank 9, and in params clients run the server's model, whose adapter.rank "
-            "is 8; --set adapter.rank=9",
+            (
+                "a client has rank 9, and in params clients run the server's model, "
+                "whose adapter.rank is 8; --set adapter.rank=9"
+            ),
         ),
         (
             '[params]\ntrains = "ffa"\n[clients.each.ann]\nrank = 4',
