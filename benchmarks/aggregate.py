@@ -17,7 +17,7 @@ import measure
 import torch
 from torch import Tensor
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.aggregate.mean import Mean
 from triskel.types import ClientUpdate, Section, Tensors
 

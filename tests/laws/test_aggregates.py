@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.aggregate.pairs import checked
 from triskel.core.choice import Choice
 from triskel.core.registry import AGGREGATES
