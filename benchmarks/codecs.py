@@ -1,9 +1,9 @@
 """What do codecs cost and lose on real updates, and what is left of the score?
 
-`messages`: the demonstration's `params` is played, and what clients sent and were sent is kept. Each
-codec then carries the same tensors: bytes of a packed message as a share of fp32's, and what is
-lost, as a share of the norm of the change: of one message (`error`), and of the sum over all rounds
-with and without feedback (`owed`, `lost`).
+`messages`: the demonstration's `params` is played, and what clients sent and were sent is kept.
+Each codec then carries the same tensors: bytes of a packed message as a share of fp32's, and what
+is lost, as a share of the norm of the change: of one message (`error`), and of the sum over all
+rounds with and without feedback (`owed`, `lost`).
 
 `training`: the demonstration with more rounds, under pairs of codecs up and down, on the same
 seeds: accuracy on everybody's test texts, its difference to fp32 seed by seed, and bytes up and
@@ -24,7 +24,7 @@ from triskel.codec import decode, encode
 from triskel.codec.change import change, difference, numbers_of
 from triskel.config.job import Job
 from triskel.config.read import load
-from triskel.core.choice import Choice, Chosen, name_of
+from triskel.core.choice import Choice, Chosen
 from triskel.engines.local import LocalEngine
 from triskel.experiment.compare import Request, run
 from triskel.experiment.resources import prepare
@@ -50,7 +50,6 @@ TOP5: Mapping[str, Any] = {"name": "topk", "share": 0.05}
 TOP2: Mapping[str, Any] = {"name": "topk", "share": 0.02}
 PAIRS: tuple[tuple[Any, Any], ...] = (
     ("fp32", "fp32"),
-    ("int4", "int4"),
     (INT4, INT4),
     (SIGN, SIGN),
     (TOP5, TOP5),
@@ -63,7 +62,7 @@ def quiet(event: Mapping[str, Any]) -> None:
     del event
 
 
-def title(chosen: Any) -> str:  # noqa: ANN401 - a name or a table
+def title(chosen: Any) -> str:
     """Return how a figure calls a codec."""
     if isinstance(chosen, str):
         return chosen
@@ -71,7 +70,7 @@ def title(chosen: Any) -> str:  # noqa: ANN401 - a name or a table
     return f"{chosen['name']}{share}_change"
 
 
-def demo(rounds: int, seed: int, **wire: Any) -> Job:  # noqa: ANN401 - names or tables
+def demo(rounds: int, seed: int, **wire: Any) -> Job:
     """Return the demonstration's job with other rounds, codecs and seed."""
     job = load(None, [f"rounds={rounds}", f"seed={seed}", "evaluate.every=0"])
     return Job.model_validate({**job.model_dump(), "wire": wire})
@@ -85,7 +84,7 @@ def played(job: Job) -> list[tuple[Section, list[Section]]]:
     found: list[tuple[Section, list[Section]]] = []
     add, came = type(mode).add, list[Section]()
 
-    def noted(self: Any, state: Any, total: Any, client: str, update: Message) -> Any:  # noqa: ANN401
+    def noted(self: Any, state: Any, total: Any, client: str, update: Message) -> Any:
         came.append(update.sections["adapter"])
         return add(self, state, total, client, update)
 
