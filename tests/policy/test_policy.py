@@ -110,7 +110,7 @@ BAD = {
     "submitters = [1]": "policy: submitters.0: input should be a valid string, got 1",
     'submitters = [""]': "policy: submitters.0: string should have at least 1 character, got ''",
     'codecs = ["zip"]': "policy: codecs names 'zip', and Triskel brings raw, fp32, bf16, fp16, "
-    "int8, int4; a codec of another package needs its package as well: "
+    "int8, int4, topk, sign; a codec of another package needs its package as well: "
     'plugins.zip.package = "..."',
     '[models]\nsmall = "ab"': "policy: models names 'small' with 'ab', and a SHA-256 has 64 "
     "hexadecimal digits; `triskel site hash FOLDER` prints it",

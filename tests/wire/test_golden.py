@@ -280,7 +280,7 @@ def test_a_change_is_the_largest_of_its_numbers_and_what_it_is_the_change_of() -
     steps = [(i % 7 - 3) * i / 64 for i in range(301)]
     for part, start, string in ((steps[:256], 0, strings[:2]), (steps[256:], 26, strings[2:])):
         k = -(-len(part) // 10)
-        largest = sorted(sorted(range(len(part)), key=lambda i: (-abs(part[i]), i))[:k])  # noqa: B023
+        largest = sorted(sorted(range(len(part)), key=lambda i: (-abs(part[i]), i))[:k])
         assert places(*string, 3) == largest
         codes = struct.unpack(f"<{k}b", raw["s/I8"][start : start + k])
         scale = floats(raw["s/F32"])[start // 26]
