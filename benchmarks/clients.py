@@ -22,7 +22,8 @@ from triskel.config.sections import Train
 from triskel.engines.local import joined
 from triskel.experiment.resources import prepare
 from triskel.model.shared import SharedModel
-from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
+from triskel.training.loop import LossTerm, StepId, TrainStep
+from triskel.training.trainer import Trainer
 from triskel.types import Batch
 
 WHOLE = ["adapter.blocks=all", "model.compute=fast"]

@@ -35,7 +35,7 @@ ASSET = "smollm2-135m"
 class Null(Meter):
     """A meter that does nothing."""
 
-    def ran(self, batch: Batch, *pieces: Piece, training: object = None) -> None:
+    def ran(self, batch: Batch, *pieces: Piece, training: object = None, held: int = 0) -> None:
         """Take no note."""
 
 

@@ -19,7 +19,8 @@ from overhead import quiet
 from triskel.config.read import load
 from triskel.core.threads import BRIEF, SLEEPING, WAITS
 from triskel.experiment.resources import prepare
-from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
+from triskel.training.loop import LossTerm, StepId, TrainStep
+from triskel.training.trainer import Trainer
 
 WAYS = {"spin": {}, "brief": BRIEF, "sleep": SLEEPING, "one": {"OMP_NUM_THREADS": "1"}}
 BUSY = "import time\nend = time.monotonic() + 120\nwhile time.monotonic() < end: pass"

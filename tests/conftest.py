@@ -13,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tiny models gain nothing from threads, and two test processes that share two cores lose a lot.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import counted  # pyright: ignore[reportMissingImports]
 import hypothesis
 import pytest
 import torch
@@ -20,6 +21,9 @@ from filelock import FileLock
 from xdist.scheduler import LoadGroupScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
+counted.install()
+# Nobody cuts the power while tests run: what is written need not wait for the disk.
+os.fsync = lambda _: None
 
 
 # A busy machine is not a failure: no test of properties has a deadline, none draws too slowly.

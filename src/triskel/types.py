@@ -246,11 +246,13 @@ class ClientUpdate:
         client: Whose.
         sections: As it sent them; pairs of low rank stay pairs, with the scale of their product.
         weight: How much it counts, such as the examples it rests on.
+        steps: How many local steps it is of, where the aggregate asks for it; else 0.
     """
 
     client: ClientId
     sections: Mapping[str, Section]
     weight: float
+    steps: int = 0
 
 
 @runtime_checkable

@@ -167,14 +167,16 @@ def test_the_command_prints_schemas_and_loads_no_torch() -> None:
 
 
 def test_the_module_is_light() -> None:
+    """It takes some twice as long as pydantic alone, and torch thirty times."""
     code = (
-        "import sys, time, pydantic; start = time.process_time(); import triskel.core.result_file\n"
-        "print(time.process_time() - start); assert 'torch' not in sys.modules"
+        "import sys; from time import process_time as now; start = now(); import pydantic\n"
+        "there = now(); import triskel.core.result_file\n"
+        "print((now() - there) / (there - start)); assert 'torch' not in sys.modules"
     )
     took = [
         float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)
     ]
-    assert min(took) < 0.2
+    assert min(took) < 6
 
 
 # --- rules of reading -------------------------------------------------------------------------
@@ -332,12 +334,17 @@ def test_a_seed_that_lies_is_named_by_its_place(tmp_path: Path) -> None:
         result_in(tmp_path)
 
 
-def test_a_file_with_a_million_faults_is_refused_as_soon_as_one_with_few() -> None:
-    found = SAMPLES.result() | {"skipped": dict.fromkeys(map(str, range(200_000)), 3)}
-    start = time.perf_counter()
-    with pytest.raises(CheckpointError, match="is damaged in 200,000 places"):
-        checked(found)
-    assert time.perf_counter() - start < 5
+def test_a_file_with_many_faults_is_refused_as_soon_as_one_with_few() -> None:
+    """A fault more costs what it is read for: ten times as many, at most four times ten."""
+    took: dict[int, float] = {}
+    for faults in (5_000, 50_000) * 2:
+        found = SAMPLES.result() | {"skipped": dict.fromkeys(map(str, range(faults)), 3)}
+        start = time.thread_time()
+        with pytest.raises(CheckpointError, match=f"is damaged in {faults:,} places"):
+            checked(found)
+        spent = time.thread_time() - start
+        took[faults] = min(spent, took.get(faults, spent))
+    assert took[50_000] < 4 * 10 * took[5_000]
 
 
 def test_one_run_and_several_seeds_are_not_taken_for_each_other(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+patience = runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "patience.py"))["patience"]
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
 TIMES = {"seconds", "compute_s", "time", "plain"}
 DIED = -signal.SIGKILL
@@ -184,7 +185,7 @@ class Server:
         line = {"do": do, "folder": str(folder), "said": str(self.said), **more}
         self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
-        ready, _, _ = select.select([self.process.stdout], [], [], 100)
+        ready, _, _ = select.select([self.process.stdout], [], [], patience(100))
         assert ready, "the child hangs"
         return int(self.process.stdout.readline())
 
@@ -200,7 +201,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield it
     assert it.process.stdin is not None
     it.process.stdin.close()
-    it.process.wait(20)
+    it.process.wait(patience(20))
     assert it.process.stdout is not None
     it.process.stdout.close()
 

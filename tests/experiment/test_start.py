@@ -528,15 +528,22 @@ def test_where_a_venue_looks_for_a_start_no_path_of_the_job_is_opened(
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("llama", k) for k in ("dora", "rslora", "ia3", "loha", "lokr")]
-    + [("gpt2", "lora"), ("bert", "dora")],
+    [("llama", k) for k in ("dora", "rslora", "ia3", "loha", "lokr", "vera", "full")]
+    + [
+        ("gpt2", "lora"),
+        ("bert", "dora"),
+        ("gpt2", "vera"),
+        ("gpt2", "full"),
+        ("bert", "bitfit"),
+        ("gpt2", "prefix"),
+    ],
 )
 def test_every_kind_of_adapter_starts_as_it_was_saved(
     family: str, kind: str, tmp_path: Path
 ) -> None:
     small.save_model(tmp_path / "model", family, pad="<unk>" if family == "bert" else "")
     small.save_rows(tmp_path / "rows.csv", 33)
-    options = {"kind": kind, "targets": [] if kind == "ia3" else TARGETS[family]}
+    options = {"kind": kind, "targets": [] if kind in {"ia3", "prefix"} else TARGETS[family]}
     played(job(tmp_path, adapter=options), tmp_path / "old", "params")
     one = job(tmp_path, tmp_path / "old", adapter=options)
     assert early(one) == []
@@ -546,7 +553,7 @@ def test_every_kind_of_adapter_starts_as_it_was_saved(
     resources.models.begin("params")
     initial = resources.body().initial
     saved = read_adapter(tmp_path / "old" / "adapters" / "params", resources.body())
-    assert list(initial) == list(resources.body()._fresh)
+    assert list(initial) == list(resources.body().fresh)
     assert all(torch.equal(initial[name], saved[name]) for name in saved)
     resources.body().reseed(resources.body().seed)
     assert not all(torch.equal(resources.body().initial[name], saved[name]) for name in saved)

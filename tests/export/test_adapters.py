@@ -20,7 +20,7 @@ from triskel.data.batches import batch_of
 from triskel.errors import CheckpointError, ModelError
 from triskel.export import manifest, model_card
 from triskel.export.adapters import read_adapter, save_adapter
-from triskel.model import peft_folder
+from triskel.model import peft_folder, peft_options
 from triskel.model.load import load, quiet
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import blank, parted
@@ -33,7 +33,7 @@ LAST = tiny.LAYERS - 1
 WORDS = [f"w{i}" for i in range(30)]
 DECODERS = ("llama", "gpt2")
 FAMILIES = (*DECODERS, "bert", "roberta")
-KINDS = ("lora", "dora", "rslora", "ia3", "loha", "lokr")
+KINDS = ("lora", "dora", "rslora", "ia3", "loha", "lokr", "vera", "full")
 TARGETS = {
     "llama": ("q_proj", "v_proj"),
     "gpt2": ("c_attn",),
@@ -44,7 +44,9 @@ CASES = [
     (family, task, kind)
     for family in FAMILIES
     for task in ("classify", "causal")
-    for kind in KINDS
+    for kind in (*KINDS, "bitfit", "prefix")
+    if not (kind == "prefix" and family not in DECODERS)
+    if not (kind == "bitfit" and family == "llama")  # it has no bias
     if not (task == "causal" and family in {"bert", "roberta"})  # encoders do not continue texts
     if not (family == "gpt2" and kind in {"loha", "lokr"})  # PEFT has none for its layers
 ]
@@ -130,8 +132,9 @@ def both(
 def test_peft_computes_from_the_folder_what_we_compute(
     family: str, task: str, kind: str, blocks: str, tmp_path: Path
 ) -> None:
-    targets = () if kind == "ia3" else TARGETS[family]
+    targets = () if kind in {"ia3", "prefix"} else TARGETS[family]
     folder = base(tmp_path / "base", family, task)
+    blocks = "all" if kind == "prefix" else blocks  # it is in every block
     body = body_of(folder, task, kind=kind, blocks=blocks, targets=targets)
     tensors = tiny.random_like(body.initial, 1)
     save_adapter(tmp_path / "a", body, tensors, names_of(task))
@@ -180,7 +183,7 @@ def test_factors_that_peft_would_not_apply_are_refused(tmp_path: Path) -> None:
     body = body_of(folder, "classify", targets=TARGETS["llama"])
     save_adapter(tmp_path / "a", body, tiny.random_like(body.initial, 1), CLASSES)
     weights = tmp_path / "a" / peft_folder.WEIGHTS
-    more = {peft_folder.to_peft(n): t for n, t in blank(body.initial, 2).items()}
+    more = {peft_options.to_peft(n): t for n, t in blank(body.initial, 2).items()}
     save_file({**load_file(weights), **more}, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="which PEFT would not apply"):
         read_adapter(tmp_path / "a", body)
@@ -618,7 +621,9 @@ def test_a_base_has_one_fingerprint_in_float32_and_bfloat16(tmp_path: Path) -> N
 # --- merged -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "task", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("family", "task", "kind"), [case for case in CASES if case[2] != "prefix"]
+)
 def test_a_merged_model_computes_what_we_compute_and_needs_no_peft(
     family: str, task: str, kind: str, tmp_path: Path
 ) -> None:
@@ -641,6 +646,16 @@ def test_a_merged_model_computes_what_we_compute_and_needs_no_peft(
     if task == "classify":
         assert model.config.id2label == dict(enumerate(CLASSES))
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")("w1")["input_ids"] == [4]
+
+
+def test_a_prefix_is_not_merged(tmp_path: Path) -> None:
+    folder = base(tmp_path / "base", "llama", "causal")
+    body = body_of(folder, "causal", kind="prefix")
+    save_adapter(tmp_path / "a", body, body.initial, ())
+    told = model_card.card(manifest.read_manifest(tmp_path / "a"))
+    assert "The adapter is prefix of 20 virtual tokens, in blocks `all`" in told.replace("\n", " ")
+    with pytest.raises(ModelError, match="PREFIX_TUNING cannot be merged into this model: virtual"):
+        peft_folder.merge(tmp_path / "a", str(folder), tmp_path, classes=(), pad="")
 
 
 def test_a_merged_model_keeps_its_bases_type_and_its_card_runs(

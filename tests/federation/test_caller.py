@@ -3,6 +3,7 @@
 # ruff: noqa: ANN401 - FLARE's connectors and sockets are untyped
 
 import contextlib
+import runpy
 import socket
 import ssl
 import threading
@@ -23,6 +24,8 @@ from triskel.federation import authority, caller, kits
 from triskel.federation.doorman import Guard
 from triskel.federation.harden import harden, weakness
 from triskel.policy.revoked import list_in
+
+patience = runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "patience.py"))["patience"]
 
 
 def kit(folder: Path, name: str) -> kits.Kit:
@@ -91,7 +94,7 @@ def answered(driver: Any, connector: Any) -> tuple[threading.Thread, list[Except
 
 def connected(driver: Any, thread: threading.Thread, failed: list[Exception]) -> None:
     """Wait until the server is spoken to."""
-    guard, end = caller.Caller.guard, time.monotonic() + 30
+    guard, end = caller.Caller.guard, time.monotonic() + patience(30)
     assert guard is not None
     while not (guard._inside and driver.connections):
         assert thread.is_alive(), failed

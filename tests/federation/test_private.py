@@ -27,6 +27,8 @@ from triskel.federation.pack import encrypted, pack, unpack
 from triskel.model.machine_cache import recalled, remember
 from triskel.report.page import write_whole
 
+patience = runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "patience.py"))["patience"]
+
 PASSWORD = b"a word that nobody guesses"
 
 
@@ -165,7 +167,7 @@ def test_what_a_node_and_its_jobs_write_is_its_owners(made: Path, tmp_path: Path
     kit = bank(made)
     with (tmp_path / "log").open("wb") as log:
         script = f"mkdir {tmp_path}/d; touch {tmp_path}/d/f; echo $TRISKEL_KIT > {tmp_path}/d/kit"
-        assert nodes._spawn(["bash", "-c", script], kit, log).wait(30) == 0
+        assert nodes._spawn(["bash", "-c", script], kit, log).wait(patience(30)) == 0
     assert modes(tmp_path / "d") == {0}
     assert (tmp_path / "d" / "kit").read_text().strip() == str(kit.path)
 

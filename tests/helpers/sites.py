@@ -22,6 +22,7 @@ from triskel.engines.flare import (
     server_inbox,
     server_job,
     server_play,
+    server_roster,
     site_job,
     site_rounds,
 )
@@ -184,13 +185,22 @@ class Loop:
     Attributes:
         target: The methods of the other side.
         lose: Given method and arguments: `before` loses the call, `after` the reply.
+        silent: Told of each lost call.
     """
 
     target: Callable[[str, Mapping[str, Any]], Any]
     lose: Callable[[str, Mapping[str, Any]], str] = field(default=lambda _m, _a: "")
+    silent: Callable[[], None] = field(default=lambda: None)
 
     def call(self, method: str, timeout_s: float, arguments: Mapping[str, Any]) -> Any:
         assert timeout_s > 0
+        try:
+            return self._called(method, arguments)
+        except Lost:
+            self.silent()
+            raise
+
+    def _called(self, method: str, arguments: Mapping[str, Any]) -> Any:
         lost = self.lose(method, arguments)
         if lost == "before":
             raise Lost(method)
@@ -236,7 +246,9 @@ class Meeting:
             name: SiteJob(name, house_.root / name, spec, up(name), submitter) for name in sites
         }
         self.down = {
-            name: Loop(lambda m, a, s=site: self.visit(s, m, a), losing(name))
+            name: Loop(
+                lambda m, a, s=site: self.visit(s, m, a), losing(name), lambda n=name: self._age(n)
+            )
             for name, site in self.sites.items()
         }
         self.stop, self.crossed = threading.Event(), [0, 0]
@@ -252,6 +264,12 @@ class Meeting:
         for way, told in enumerate((up, down)):
             values = told.values() if isinstance(told, Mapping) else ()
             self.crossed[way] += sum(len(x) for x in values if type(x) is bytes)
+
+    def _age(self, name: str) -> None:
+        """Let a second pass for who cannot be reached: nobody waits, and nobody else grows old."""
+        inbox = self.host.engine and self.host.engine.inbox
+        if inbox and name in inbox.lines:
+            inbox.lines[name].heard -= 1.0
 
     def serve(self, name: str, method: str, arguments: Mapping[str, Any]) -> Any:
         """What the server's published methods do."""
@@ -288,8 +306,21 @@ class Meeting:
                 site._hand.shutdown()  # nothing of a site goes on into the next test
 
 
+class OwnTime(threading.local):
+    """A clock of each thread's own, that goes on while the thread pauses, and stands otherwise."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def hurry(patch: Any) -> None:
-    """Let no call and no pause last long."""
+    """Let no call and no pause last long; who is waited for in vain is so by the clock alone."""
+    patch.setattr(server_roster, "time", OwnTime())
     for module in (server_inbox, protocol, site_job, server_calls):
         patch.setattr(module, "HOLD_S", 0.3)
     for module in (server_job, server_calls, site_rounds):

@@ -243,7 +243,7 @@ class Free(Costs):
     """Costs that are not counted: every piece is free."""
 
     def __getitem__(self, piece: object) -> Cost:
-        return Cost(flops=(0, 0, 0, 0, 0, 0), saved=(Fraction(0),) * 5)
+        return Cost(flops=(0, 0, 0, 0, 0, 0), saved=(Fraction(0),) * 6)
 
     def bytes_of(self, *shape: object) -> int:  # noqa: ARG002 - the signature of Costs
         return 0

@@ -23,6 +23,8 @@ from triskel.data.sources import read
 
 HERE = Path(__file__).parent
 FILES = HERE / "files"
+cases = runpy.run_path(str(HERE.parent / "helpers" / "cases.py"))["cases"]
+patience = runpy.run_path(str(HERE.parent / "helpers" / "patience.py"))["patience"]
 small = SimpleNamespace(**runpy.run_path(str(HERE.parent / "helpers" / "small.py")))
 INPUTS = runpy.run_path(str(HERE / "table.py"))["INPUTS"]
 
@@ -95,14 +97,14 @@ def test_an_input_is_read_as_meant_or_refused_in_a_sentence(
         assert sorted(rows_of(job)) == sorted(one.meant), one
 
 
-@pytest.mark.parametrize("first", range(0, 20_000, 5_000))
+@pytest.mark.parametrize("first", range(0, cases(5_000), 5_000))
 def test_tables_written_and_damaged_in_many_ways_are_read_as_meant_or_refused_by_name(
     first: int,
 ) -> None:
     """A process of its own, whose memory is its own, and which a fault of a library would end."""
     ran = subprocess.run(
         [sys.executable, str(HERE / "damage.py"), str(first), "5000"],
-        capture_output=True, text=True, timeout=600, check=True,
+        capture_output=True, text=True, timeout=patience(600), check=True,
     )  # fmt: skip
     *wrong, last = map(json.loads, ran.stdout.splitlines())
     assert not wrong

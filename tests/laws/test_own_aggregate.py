@@ -20,9 +20,8 @@ from triskel.aggregate import aggregate_of
 from triskel.aggregate.mean import Mean
 from triskel.config.read import parse
 from triskel.engines.local import LocalEngine
-from triskel.errors import JobError, RoundError
+from triskel.errors import JobError
 from triskel.experiment.compare import Request, resume, run
-from triskel.types import ClientUpdate, Section
 
 TESTS = Path(__file__).resolve().parent.parent
 small = SimpleNamespace(**runpy.run_path(str(TESTS / "helpers" / "small.py")))
@@ -57,9 +56,9 @@ def adapter(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("installed")
-def test_params_ends_with_the_median_of_what_clients_alone_end_with(tmp_path: Path) -> None:
+def test_params_ends_with_the_middle_of_what_clients_alone_end_with(tmp_path: Path) -> None:
     """In one round a client trains as it does alone, so the server has the middle of the three."""
-    one = job(tmp_path, params={"aggregate": "median"})
+    one = job(tmp_path, params={"aggregate": "middle"})
     request = Request(modes=("params",), baselines=("local",))
     run(one, request, tmp_path / "run", LocalEngine(one), small.watch)
     alone = [adapter(tmp_path / "run", f"local-client-0{i}") for i in (1, 2, 3)]
@@ -74,7 +73,7 @@ def test_params_ends_with_the_median_of_what_clients_alone_end_with(tmp_path: Pa
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("mode", ["params", "split"])
 def test_a_resumed_run_ends_with_the_same_bits(mode: str, tmp_path: Path) -> None:
-    one = job(tmp_path, rounds=3, **{mode: {"aggregate": "median"}})
+    one = job(tmp_path, rounds=3, **{mode: {"aggregate": "middle"}})
     request = Request(modes=(mode,), baselines=())
 
     def stop(event: Any) -> None:
@@ -96,85 +95,19 @@ def test_a_resumed_run_ends_with_the_same_bits(mode: str, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("installed")
 def test_sites_end_as_one_process_and_need_not_have_it(tmp_path: Path) -> None:
     compared = SimpleNamespace(**runpy.run_path(str(TESTS / "engines" / "flare" / "test_sites.py")))
-    there = compared.house(tmp_path, **{"params.aggregate": '"median"'})
+    there = compared.house(tmp_path, **{"params.aggregate": '"middle"'})
     place = there.root / "server" / "local" / "policy.toml"
     refused = sites.Meeting(there, there.spec("params")).play()
     assert refused["refused"]
-    assert "plugins.median: the job adds up by 'median'" in refused["error"]
-    place.write_text(place.read_text() + '\n[plugins.median]\npackage = "own-aggregate"\n')
+    assert "plugins.middle: the job adds up by 'middle'" in refused["error"]
+    place.write_text(place.read_text() + '\n[plugins.middle]\npackage = "own-aggregate"\n')
     assert sites.Meeting(there, there.spec("params")).play()["done"]
     compared.same(there, ("params",), compared.result(there))
 
 
 def test_one_that_is_not_here_is_refused_and_ours_are_named() -> None:
-    with pytest.raises(JobError, match=r"params\.aggregate must be one of mean, got 'median'"):
-        parse('[params]\naggregate = "median"')
-
-
-# --- what every aggregate promises ------------------------------------------------------------
-
-
-def update(client: str, seed: int, weight: float) -> ClientUpdate:
-    source = torch.Generator().manual_seed(seed)
-    pair = {
-        "q.lora_A.weight": torch.randn(2, 3, generator=source),
-        "q.lora_B.weight": torch.randn(4, 2, generator=source),
-    }
-    sections = {
-        "adapter": Section(kind="lowrank", tensors=pair, facts={"scale": 2.0}),
-        "head": Section(kind="dense", tensors={"h": torch.randn(3, generator=source)}),
-    }
-    return ClientUpdate(client=client, sections=sections, weight=weight)
-
-
-BEFORE = update("server", 9, 1.0).sections
-SENT = [update(name, seed, seed + 1.0) for seed, name in enumerate("abcde")]
-
-
-@pytest.fixture(params=["mean", "median"])
-def aggregate(request: pytest.FixtureRequest, package: Path) -> Iterator[Any]:
-    """Each aggregate: ours, and the example's."""
-    with plugins.beside(package, "own_aggregate"):
-        yield aggregate_of(request.param)
-
-
-def total(aggregate: Any, some: Any) -> Any:
-    found = aggregate.zero()
-    for one in some:
-        found = aggregate.add(found, one, BEFORE)
-    return found
-
-
-def test_it_has_the_sections_of_before_and_moves_nobody_elses_tensors(aggregate: Any) -> None:
-    held = [{n: t.clone() for n, t in u.sections["adapter"].tensors.items()} for u in SENT]
-    found = aggregate.value(total(aggregate, SENT), BEFORE)
-    assert found.keys() == BEFORE.keys()
-    for name, section in found.items():
-        assert (section.kind, dict(section.facts)) == (BEFORE[name].kind, dict(BEFORE[name].facts))
-        for n, t in section.tensors.items():
-            assert (t.shape, t.dtype) == (BEFORE[name].tensors[n].shape, torch.float32)
-    for one, before in zip(SENT, held, strict=True):
-        assert all(torch.equal(one.sections["adapter"].tensors[n], t) for n, t in before.items())
-
-
-def test_merged_totals_are_the_total_of_both_whatever_the_order(aggregate: Any) -> None:
-    whole = aggregate.value(total(aggregate, SENT), BEFORE)
-    halves = aggregate.merge(total(aggregate, SENT[3:]), total(aggregate, SENT[:3]))
-    for name, section in aggregate.value(halves, BEFORE).items():
-        for n, t in section.tensors.items():
-            torch.testing.assert_close(t, whole[name].tensors[n], rtol=1e-6, atol=1e-7)
-
-
-def test_one_client_gets_back_what_it_sent_bit_for_bit(aggregate: Any) -> None:
-    found = aggregate.value(total(aggregate, SENT[:1]), BEFORE)
-    for name, section in found.items():
-        for n, t in section.tensors.items():
-            assert torch.equal(t, SENT[0].sections[name].tensors[n])
-
-
-def test_nobody_amounts_to_nothing(aggregate: Any) -> None:
-    with pytest.raises(RoundError, match="no client returned an update"):
-        aggregate.value(aggregate.zero(), BEFORE)
+    with pytest.raises(JobError, match=r"params\.aggregate must be one of mean, .*got 'middle'"):
+        parse('[params]\naggregate = "middle"')
 
 
 def test_ours_is_the_mean() -> None:

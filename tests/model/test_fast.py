@@ -17,7 +17,8 @@ from triskel.errors import ModelError, TrainingError
 from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.model.shared import Choice, SharedModel
 from triskel.model.vocab_loss import ROWS, vocabulary_losses
-from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep, label_loss
+from triskel.training.loop import LossTerm, StepId, TrainStep, label_loss
+from triskel.training.trainer import Trainer
 from triskel.types import Batch, Tensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))

@@ -68,6 +68,12 @@ def accumulated(g: Tensor, x: Tensor) -> Tensor:
     return leaf.grad
 
 
+def foreach_added(g: Tensor, x: Tensor) -> Tensor:
+    held = [g.clone()]
+    torch.ops.aten._foreach_add_.List(held, [x], alpha=3.0)
+    return held[0]
+
+
 CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mul into a view": lambda g, x: into_half(lambda out: torch.mul(g, x, out=out), x),
     "addcmul into a view": lambda g, x: into_half(
@@ -83,7 +89,10 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "vecdot": torch.linalg.vecdot,
     "softmax_backward": softmax_backward,
     "copy into a view": lambda g, x: into_half(lambda out: out.copy_(g + x), x),
-    "foreach add": lambda g, x: torch.ops.aten._foreach_add.List([g], [x], alpha=3.0)[0],
+    "foreach add in place": foreach_added,
+    "singular values": lambda g, x: torch.linalg.svdvals(g + x),
+    "geqrf": lambda g, x: torch.geqrf(g + x)[0],
+    "ormqr": lambda g, x: torch.ormqr(*torch.geqrf(g), x),
     "flatten dense tensors": lambda g, x: torch.ops.aten.flatten_dense_tensors([g, x]),
     "clipping by the norm": clipped,
     "accumulation by autograd": accumulated,

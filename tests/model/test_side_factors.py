@@ -17,9 +17,11 @@ from triskel.errors import ModelError
 from triskel.model.adapters import scale_of
 from triskel.model.flops import Piece
 from triskel.model.meter import Costs
-from triskel.model.shared import Choice, PathName, SharedModel
+from triskel.model.compute_choice import PathName
+from triskel.model.shared import Choice, SharedModel
 from triskel.model.side_factors import blank, misfit, parted, side_name, side_rank
-from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep, label_loss
+from triskel.training.loop import LossTerm, StepId, TrainStep, label_loss
+from triskel.training.trainer import Trainer
 from triskel.types import Batch, Tensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))

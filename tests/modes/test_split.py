@@ -18,7 +18,7 @@ from triskel.errors import JobError, MessageError, TrainingError
 from triskel.modes.split import mode as split
 from triskel.modes.split import server as trunk
 from triskel.modes.split.mode import Split, SplitState
-from triskel.training import loop
+from triskel.training import trainer
 from triskel.training.conversation import alone
 from triskel.training.loop import StepId
 from triskel.training.worker import Worker
@@ -158,9 +158,9 @@ class Joint:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Traced:
     """Every gradient that an optimiser of split learning is given, in the order of its steps."""
-    trace, real_step, real_optimiser = Traced(), split.adamw_step, loop.optimiser
+    trace, real_step, real_optimiser = Traced(), split.optimizer_step, trainer.optimiser
 
-    def step(tensors: Any, slopes: Any, *rest: Any) -> Any:  # noqa: ANN401 - as adamw_step
+    def step(tensors: Any, slopes: Any, *rest: Any) -> Any:  # noqa: ANN401 - as optimizer_step
         trace.server.append({n: t.clone() for n, t in slopes.items()})
         return real_step(tensors, slopes, *rest)
 
@@ -172,8 +172,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Traced:
         )
         return adam
 
-    monkeypatch.setattr(split, "adamw_step", step)
-    monkeypatch.setattr(loop, "optimiser", optimiser)
+    monkeypatch.setattr(split, "optimizer_step", step)
+    monkeypatch.setattr(trainer, "optimiser", optimiser)
     return trace
 
 

@@ -15,7 +15,8 @@ from triskel.experiment import stage_memory
 from triskel.experiment.resources import prepare
 from triskel.experiment.tokens import Share
 from triskel.model.meter import Costs
-from triskel.model.shared import Choice, PathName, SharedModel
+from triskel.model.compute_choice import PathName
+from triskel.model.shared import Choice, SharedModel
 from triskel.plan import memory as room
 from triskel.plan.memory import free_memory, kept
 from triskel.training.mode_setting import mode_of
@@ -93,7 +94,7 @@ def test_what_is_kept_at_once_is_known_before(
     mode: ModeName, options: dict[str, Any], path: PathName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "MOST", TEXTS * TOKENS)  # one client's batch is all that is joined
-    monkeypatch.setattr("triskel.training.loop.MOST", TEXTS * TOKENS)
+    monkeypatch.setattr("triskel.training.joining.MOST", TEXTS * TOKENS)
     monkeypatch.setattr("triskel.modes.split.server.MOST", TEXTS * TOKENS)
     job = tiny.job(mode, **options, train={"batch": TEXTS, "max_tokens": TOKENS, "epochs": 1})
     body = tiny.body("llama", job)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import runpy
 import stat
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from triskel.policy.listing import line_of
 from triskel.policy.refusal import Refusal
 from triskel.types import Message, Section
 from triskel.wire import pack
+
+patience = runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "patience.py"))["patience"]
 
 NOON = datetime(2026, 11, 16, 12, tzinfo=UTC)
 RUN = "0123456789ab"
@@ -458,7 +461,7 @@ def test_threads_and_processes_at_once_lose_no_line(log: Path) -> None:
         thread.start()
     for thread in own:
         thread.join()
-    assert other.wait(60) == 0
+    assert other.wait(patience(60)) == 0
     found = kinds(log)
     assert (found.count("process"), found.count("thread"), len(found)) == (20, 30, 50)
 

@@ -476,7 +476,8 @@ def test_no_page_is_made_of_a_record_that_is_none(text: str, tmp_path: Path) -> 
     (tmp_path / "report.html").write_text("as it was", encoding="utf-8")
     code, _, told = triskel("report", str(tmp_path))
     assert code
-    assert "sweep.json is no sweep that this version can show: " in told
+    assert "sweep.json is damaged: it lacks " in told
+    assert told.endswith("; put back the file that the sweep wrote\n")
     assert "Traceback" not in told
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "as it was"
 

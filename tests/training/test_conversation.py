@@ -9,7 +9,6 @@ out is computed from the plan of the talk alone.
 import random
 import runpy
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -593,10 +592,24 @@ def test_an_answer_that_nobody_asked_for_or_that_came_is_refused(ticket: int) ->
 
 
 @dataclass
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
 class Sleeps:
     """A piece of own work."""
 
     seconds: float
+    clock: Clock = field(default_factory=Clock)
     kind: None = None
     size: int = 1
 
@@ -605,18 +618,23 @@ class Sleeps:
 
     def run(self, others: Any = ()) -> None:
         assert not others
-        time.sleep(self.seconds)
+        self.clock.sleep(self.seconds)
 
 
-def test_own_work_and_steps_count_as_time_and_waiting_does_not() -> None:
+def test_own_work_and_steps_count_as_time_and_waiting_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("triskel.training.conversation.time", clock)
+
     def talk() -> Talk:
-        time.sleep(0.05)
-        yield Local(Sleeps(0.05))
+        clock.sleep(1)
+        yield Local(Sleeps(2, clock))
         yield Ask(ask("s1"))
         assert (yield Local(Sleeps(0.0))) is None, "a piece of work has no reply"
         assert (yield Post(ask("s2"))) == 2
         assert (yield Local(Sleeps(0.0))) is None
-        time.sleep(0.05)
+        clock.sleep(4)
         return done()
 
     one = ended(talk())
@@ -625,12 +643,12 @@ def test_own_work_and_steps_count_as_time_and_waiting_does_not() -> None:
     assert work is not None
     one.do(work)
     assert isinstance(one.step(), Sent)
-    time.sleep(0.5)
+    clock.sleep(8)
     one.answer(1, Message(kind="answer"))
     while one.step() is not None:
         pass
     assert one.over
-    assert 0.15 <= one.seconds < 0.5
+    assert one.seconds == 1 + 2 + 4
 
 
 def test_a_talk_that_is_closed_frees_what_it_holds() -> None:

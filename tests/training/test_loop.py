@@ -20,18 +20,20 @@ from triskel.numerics.rng import derive
 from triskel.training.conversation import alone
 from triskel.training.loop import (
     LossTerm,
-    Moments,
     StepId,
-    Trainer,
-    adamw_step,
-    clip,
-    clipped,
     finite,
     fit,
     label_loss,
+)
+from triskel.training.optimizer import (
+    Moments,
+    clip,
+    clipped,
     learning_rate,
     optimiser,
+    optimizer_step,
 )
+from triskel.training.trainer import Trainer
 from triskel.types import Batch
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))
@@ -64,7 +66,7 @@ def test_steps_by_value_are_those_of_torch(decay: float) -> None:
         for name, leaf in leaves.items():
             leaf.grad = slopes[name].clone()
         adam.step()
-        now, moments = adamw_step(now, slopes, moments, train, 0.01)
+        now, moments = optimizer_step(now, slopes, moments, train, 0.01)
         assert all(torch.equal(now[n], leaves[n]) for n in leaves)
     assert moments.steps == {"a": 6, "b": 6}
     assert torch.equal(moments.mean["a"], adam.state[leaves["a"]]["exp_avg"])
@@ -91,7 +93,7 @@ def test_the_fused_kernel_of_torch_ignores_strides() -> None:
 def test_an_optimiser_refuses_gradients_that_are_columns_of_a_wider_matrix() -> None:
     start = {n: torch.zeros_like(s) for n, s in columns().items()}
     with pytest.raises(TrainingError, match=r"gradient of a has strides \(2, 1\) for shape"):
-        adamw_step(start, columns(), Moments(), Train(), 0.01)
+        optimizer_step(start, columns(), Moments(), Train(), 0.01)
     body = tiny.body("llama", tiny.job())
     trainer = Trainer(body, body.initial, Train(), 0.01)
     for leaf in trainer.parameters.values():
@@ -104,17 +106,17 @@ def test_a_step_of_tensors_that_lie_transposed_is_that_of_tensors_that_do_not() 
     start, slopes = {"a": torch.randn(3, 4)}, {"a": torch.randn(3, 4)}
     turned = {"a": start["a"].t().contiguous().t()}
     assert not turned["a"].is_contiguous()
-    plain, moments = adamw_step(start, slopes, Moments(), Train(), 0.01)
-    other, _ = adamw_step(turned, slopes, Moments(), Train(), 0.01)
+    plain, moments = optimizer_step(start, slopes, Moments(), Train(), 0.01)
+    other, _ = optimizer_step(turned, slopes, Moments(), Train(), 0.01)
     assert torch.equal(plain["a"], other["a"])
     late = replace(moments, mean={"a": moments.mean["a"].t().contiguous().t()})
-    wanted, _ = adamw_step(plain, slopes, moments, Train(), 0.01)
-    assert torch.equal(wanted["a"], adamw_step(plain, slopes, late, Train(), 0.01)[0]["a"])
+    wanted, _ = optimizer_step(plain, slopes, moments, Train(), 0.01)
+    assert torch.equal(wanted["a"], optimizer_step(plain, slopes, late, Train(), 0.01)[0]["a"])
 
 
 def test_the_first_step_is_the_formula() -> None:
     train = Train(weight_decay=0.1)
-    now, _ = adamw_step(tensors(0), tensors(1), Moments(), train, 0.01)
+    now, _ = optimizer_step(tensors(0), tensors(1), Moments(), train, 0.01)
     for name, w in tensors(0).items():
         g = tensors(1)[name]
         wanted = w * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)
@@ -123,9 +125,9 @@ def test_the_first_step_is_the_formula() -> None:
 
 def test_a_step_leaves_its_inputs_and_what_has_no_gradient_alone() -> None:
     start, slopes = tensors(0), {"a": tensors(1)["a"]}
-    now, moments = adamw_step(start, slopes, Moments(), Train(), 0.01)
+    now, moments = optimizer_step(start, slopes, Moments(), Train(), 0.01)
     kept = {n: t.clone() for n, t in {**moments.mean, **now}.items()}
-    later, after = adamw_step(now, tensors(2), moments, Train(), 0.01)
+    later, after = optimizer_step(now, tensors(2), moments, Train(), 0.01)
     assert torch.equal(start["a"], tensors(0)["a"])
     assert torch.equal(slopes["a"], tensors(1)["a"])
     assert torch.equal(now["b"], start["b"])
@@ -133,7 +135,7 @@ def test_a_step_leaves_its_inputs_and_what_has_no_gradient_alone() -> None:
     assert not torch.equal(later["b"], now["b"])
     assert dict(moments.steps) == {"a": 1}
     assert dict(after.steps) == {"a": 2, "b": 1}
-    _, held = adamw_step(later, {"b": tensors(3)["b"]}, after, Train(), 0.01)
+    _, held = optimizer_step(later, {"b": tensors(3)["b"]}, after, Train(), 0.01)
     assert torch.equal(held.mean["a"], after.mean["a"])
     assert dict(held.steps) == {"a": 2, "b": 2}
 
@@ -225,7 +227,7 @@ class Line(SharedModel):
         self.choice = Choice()
         self.seeds: list[int | None] = []
 
-    def parameters(self, tensors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    def parameters(self, tensors: Mapping[str, Tensor], *_: object) -> dict[str, nn.Parameter]:
         return {n: nn.Parameter(t.clone()) for n, t in tensors.items()}
 
     def dropout(self, seed: int | None) -> None:

@@ -1,10 +1,10 @@
-"""What the median is: an aggregate of another package, found by its entry point."""
+"""What the middle is: an aggregate of another package, found by its entry point."""
 
 from triskel.core.aggregate_spec import AggregateSpec
 
 SPEC = AggregateSpec(
-    name="median",
+    name="middle",
     gloss="the middle of each number",
-    algorithm="own_aggregate.median:Median",
+    algorithm="own_aggregate.middle:Middle",
     keeps_updates=True,
 )

@@ -1,17 +1,19 @@
 """The weighted mean, as a fold: Σᵢ nᵢ xᵢ / Σᵢ nᵢ, holding one xᵢ at a time.
 
-A client that did not send a tensor counts with the server's copy of it. Sums run in float64, so
-the mean of one client is that client's tensors bit for bit (nᵢ·x is exact below 2²⁹ examples).
-FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1.
+A client that did not send a tensor counts with the server's copy of it, and one whose factors have
+a lower rank with the server's copy of the components that it lacks, its B at the server's scale.
+Sums run in float64, so the mean of one client is that client's tensors bit for bit (nᵢ·x is exact
+below 2²⁹ examples). FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; on low-rank factors
+FedIT (arXiv:2305.05644), whose product of means is not the mean of products.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from triskel.aggregate.pairs import checked, completed
 from triskel.errors import RoundError
 from triskel.numerics.tensors import flat
 from triskel.types import ClientUpdate, Section, Tensors
@@ -25,13 +27,11 @@ class MeanTotal:
         sums: Σ nᵢ xᵢ by name, float64.
         held: Σ nᵢ over those who sent this name.
         weight: Σ nᵢ over everyone.
-        dtypes: What to return each tensor in.
     """
 
     sums: Tensors = field(default_factory=dict[str, Tensor])
     held: Mapping[str, float] = field(default_factory=dict[str, float])
     weight: float = 0.0
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
 
 
 class Mean:
@@ -47,14 +47,14 @@ class Mean:
         """Return the total with one client's tensors folded in.
 
         Raises:
-            RoundError: The weight is not a positive number.
+            RoundError: It counts for nothing, holds what is no number, or its factors do not fit.
         """
-        del before
-        weight = update.weight
-        if not (math.isfinite(weight) and weight > 0):
-            raise RoundError(f"an update must rest on a positive number of examples, got {weight}")
-        folded = _folded(total, flat(update.sections), weight)
-        return replace(folded, weight=total.weight + weight)
+        checked(update, before, "rest")
+        for name, section in update.sections.items():
+            like = before.get(name)
+            tensors = section.tensors if like is None else completed(section, like)
+            total = _folded(total, tensors, update.weight)
+        return replace(total, weight=total.weight + update.weight)
 
     def merge(self, left: MeanTotal, right: MeanTotal) -> MeanTotal:
         """Return the total of both totals."""
@@ -62,12 +62,7 @@ class Mean:
         for name, value in right.sums.items():
             sums[name] = sums[name] + value if name in sums else value
             held[name] = held.get(name, 0.0) + right.held[name]
-        return MeanTotal(
-            sums=sums,
-            held=held,
-            weight=left.weight + right.weight,
-            dtypes={**left.dtypes, **right.dtypes},
-        )
+        return MeanTotal(sums=sums, held=held, weight=left.weight + right.weight)
 
     def value(self, total: MeanTotal, before: Mapping[str, Section]) -> dict[str, Section]:
         """Return the means; who did not send a tensor counts with the server's copy.
@@ -79,17 +74,22 @@ class Mean:
         if not everyone:
             raise RoundError("no client returned an update; every client of the cohort failed")
         for name, tensor in flat(before).items():
-            rest = everyone - total.held.get(name, 0.0)
+            rest = everyone - total.held.get(name, everyone)
             if rest > 0:
                 total = _folded(total, {name: tensor}, rest)
-        means = {
-            name: (value / total.held[name]).to(total.dtypes[name])
-            for name, value in total.sums.items()
-        }
         return {
-            name: replace(section, tensors={n: means[n] for n in section.tensors})
+            name: replace(
+                section, tensors={n: _of(total, n, t) for n, t in section.tensors.items()}
+            )
             for name, section in before.items()
         }
+
+
+def _of(total: MeanTotal, name: str, before: Tensor) -> Tensor:
+    """Return the mean of one tensor; where nobody sent it, a copy of the server's."""
+    if name not in total.sums:
+        return before.detach().clone()
+    return (total.sums[name] / total.held[name]).to(before.dtype)
 
 
 def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
@@ -97,12 +97,12 @@ def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
     sums, held = dict(total.sums), dict(total.held)
     known = [name for name in tensors if name in sums]
     with torch.no_grad():
-        if known:  # float64 is the wider of the two, so products and sums are made in it
-            found = torch.ops.aten._foreach_add.List(  # noqa: SLF001 - torch's own name
-                [sums[n] for n in known], [tensors[n] for n in known], alpha=weight
-            )
+        if known:
+            # Copies first: between them, a product in float64 would leave holes that stay.
+            found = [sums[n].clone() for n in known]
+            torch.ops.aten._foreach_add_.List(found, [tensors[n] for n in known], alpha=weight)
             sums |= zip(known, found, strict=True)
-        sums |= {n: t.double() * weight for n, t in tensors.items() if n not in sums}
+        new = {n: t for n, t in tensors.items() if n not in sums}
+        sums |= {n: t.to(torch.float64, copy=True).mul_(weight) for n, t in new.items()}
     held |= {name: held.get(name, 0.0) + weight for name in tensors}
-    dtypes = {**total.dtypes, **{n: t.dtype for n, t in tensors.items()}}
-    return replace(total, sums=sums, held=held, dtypes=dtypes)
+    return replace(total, sums=sums, held=held)

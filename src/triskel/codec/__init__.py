@@ -3,9 +3,10 @@
 encode: original floats  ->  codes (+ scales)      recorded in `Section.codec` and facts `codec:*`
 decode: codes (+ scales) ->  floats of the original dtype, names and shapes
 
-Integers, bools and facts travel as they are. `decode` gives every tensor its original dtype back,
-whatever the codec: a bfloat16 tensor that travelled as fp32 is the same bfloat16 tensor again, and
-a result beyond the range of the original dtype is its largest number, not infinity.
+Integers, bools and facts travel as they are, and so do scalars along seeds: one of them moves
+thousands of numbers, and both sides must rebuild the same. `decode` gives every tensor its original
+dtype back, whatever the codec: a bfloat16 tensor that travelled as fp32 is the same bfloat16 tensor
+again, and a result beyond the range of the original dtype is its largest number, not infinity.
 
 A section may be a change against what the receiver holds (`codec.change`). Codecs are undone down
 to it; what it is the change of, only its receiver knows.
@@ -29,6 +30,9 @@ from triskel.types import Fact, Message, Section, Tensors
 from triskel.wire import DTYPE_NAMES, DTYPES, LIMIT_BYTES, check_section, show
 
 __all__ = ["Codec", "codec_of", "decode", "encode", "travelling"]
+
+EXACT = "seeds"
+"""The kind of section whose floats no codec changes."""
 
 
 def codec_of(chosen: Chosen) -> Codec:
@@ -100,6 +104,7 @@ def decode(message: Message, *, changes: bool = False, limit_bytes: int = LIMIT_
 
 
 def _encode(name: str, section: Section, chosen: Chosen) -> Section:
+    chosen = "raw" if section.kind == EXACT else chosen
     codec = name_of(chosen)
     if codec in section.codec:
         raise CodecError(f"section {name!r} already carries {codec}; encode a message once")

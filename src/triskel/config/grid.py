@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from triskel.config.job import Job
+from triskel.config.ranges import range_of
 from triskel.config.read import load, setting_of
 from triskel.errors import JobError
 
@@ -78,22 +79,27 @@ def settings_of(path: Path | None, given: Sequence[str]) -> tuple[Job, tuple[Set
     Raises:
         JobError: A text is no such list, a key or a value stands twice, or a job cannot run.
     """
-    lists = _lists(given)
+    lists = lists_of(given)
     if not lists:
         raise JobError("there is nothing to sweep over; give --set SECTION.KEY=VALUE,VALUE")
     fixed = [pairs[0] for pairs in lists.values() if len(pairs) == 1]
+    for name, pairs in lists.items():
+        if any(range_of(pair.partition("=")[2]) for pair in pairs):
+            raise JobError(
+                f"--set {name} gives a range; say how many settings to draw from it: --samples 16"
+            )
     varied = [pairs for pairs in lists.values() if len(pairs) > 1] or [[pair] for pair in fixed]
     job = load(path, fixed)
     chosen = list(itertools.product(*varied))
     sets = [{".".join(key): value for key, value in map(setting_of, pairs)} for pairs in chosen]
-    named = zip(_names(sets), sets, chosen, strict=True)
+    named = zip(names_of(sets), sets, chosen, strict=True)
     return job, tuple(
         Setting(name=name, set=values, job=load(path, [*fixed, *pairs]))
         for name, values, pairs in named
     )
 
 
-def _lists(given: Sequence[str]) -> dict[str, list[str]]:
+def lists_of(given: Sequence[str]) -> dict[str, list[str]]:
     """Return `key=value` pairs by key."""
     found: dict[str, list[str]] = {}
     for text in given:
@@ -112,7 +118,7 @@ def _lists(given: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _names(sets: Sequence[Mapping[str, object]]) -> Iterator[str]:
+def names_of(sets: Sequence[Mapping[str, object]]) -> Iterator[str]:
     """Return names that differ, upper and lower case alike."""
     plain = [",".join(f"{key}={_told(value)}" for key, value in one.items()) for one in sets]
     safe = [re.sub(r"[^\w.=,+-]+", "-", name) for name in plain]

@@ -12,10 +12,9 @@ from typing import Any, Self, cast
 
 from pydantic import ConfigDict, field_validator, model_serializer, model_validator
 
-from triskel.config.names import kept, known_choice, known_name, mode_section, untyped
+from triskel.config.contradictions import SIDE, contradictions, sections_of
+from triskel.config.names import kept, known_name, mode_section, untyped
 from triskel.config.sections import (
-    DROPPING,
-    LOWRANK,
     Adapter,
     Clients,
     Data,
@@ -28,11 +27,10 @@ from triskel.config.sections import (
     is_name,
 )
 from triskel.config.wire import WAYS, Wire, change_options
-from triskel.config.wire import problems as wire_problems
-from triskel.core.choice import Chosen, name_of
+from triskel.core.choice import name_of
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, typed
-from triskel.core.registry import AGGREGATES, MODES, TASKS
+from triskel.core.registry import MODES, TASKS
 
 ModeName = str
 """A mode that `core.registry` knows."""
@@ -42,8 +40,6 @@ ALSO = "\n"
 """Stands between several contradictions of one job."""
 ALONE = "alone"
 """In a context: keys are looked at one by one, and may contradict each other."""
-SIDE = "side"
-"""The section of the side factors that an aggregate made, in every mode that has one."""
 MODES_STAND_BEFORE = "evaluate"
 """Where the sections of modes stand among those of a job."""
 
@@ -113,7 +109,7 @@ class Job(Options):
 
     @model_validator(mode="after")
     def _coherent(self, info: Any) -> Self:  # noqa: ANN401 - pydantic's
-        problems = list(_contradictions(self, info))
+        problems = list(contradictions(self, info))
         if problems and not (info.context or {}).get(ALONE):
             raise ValueError(ALSO.join(problems))
         return self
@@ -155,6 +151,11 @@ class Job(Options):
         extra = self.__pydantic_extra__ or {}
         more = {name: MODES.spec(name).options() for name in modes if name not in extra}
         return self.model_copy(update=more) if more else self
+
+    def training(self, client: str | None) -> Train:
+        """Return how a client trains, or everybody who is not named."""
+        own = self.client(client).epochs if client else None
+        return self.train.model_copy(update={"epochs": own}) if own else self.train
 
     def client(self, name: str) -> Override:
         """Return what client `name` does differently."""
@@ -202,95 +203,6 @@ def _one_count(found: dict[str, Any]) -> None:
         found[name] = {**own, key: count}
 
 
-def _contradictions(job: Job, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
-    yield from _about_data(job.data, may_import=not kept(TASKS, job.data.task, info))
-    yield from _about_clients(job)
-    if job.adapter.dropout and job.adapter.kind not in DROPPING:
-        yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {job.adapter.kind}"
-    yield from _about_ends(job)
-    yield from wire_problems(job.wire, info)
-    yield from _about_sections(job)
-    for spec in job.specs:
-        named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None
-        if named is not None:
-            yield from _about_aggregate(job, f"{spec.name}.{spec.aggregate_key}", named, info)
-        for problem in spec.problems(spec.of(job)):
-            yield f"{spec.name}.{problem}"
-        for client, own in job.clients.each.items():
-            if given := own.of(spec):
-                short = (
-                    given.keys() & spec.short_client_keys & (own.__pydantic_extra__ or {}).keys()
-                )
-                place = f"clients.each.{client}." + ("" if short else f"{spec.name}.")
-                yield from (f"{place}{problem}" for problem in spec.problems(spec.of(job, client)))
-
-
-def _about_aggregate(job: Job, place: str, chosen: Chosen, info: Any) -> Iterator[str]:  # noqa: ANN401 - pydantic's
-    """Yield what is wrong with how updates are to become one."""
-    yield from known_choice(AGGREGATES, chosen, info, place)
-    name = name_of(chosen)
-    if kept(AGGREGATES, name, info):
-        return
-    spec = AGGREGATES.spec(name)
-    if (spec.side_factors or spec.lowrank) and job.adapter.kind not in LOWRANK:
-        yield (
-            f"{place} {name!r} works with adapters of low rank ({', '.join(LOWRANK)}), not with "
-            f"{job.adapter.kind}"
-        )
-
-
-def sections_of(spec: ModeSpec[Any], job: Job) -> dict[str, tuple[str, str]]:
-    """Return the sections of a mode's messages: in words, what each is on its way up, and down."""
-    told = [spec.disclosure(spec.of(job), head).sections for head in ("classes", "vocabulary")]
-    side = {SIDE: ("", "side factors")} if spec.aggregate_key else dict[str, tuple[str, str]]()
-    return {**told[0], **told[1], **side}
-
-
-def _about_sections(job: Job) -> Iterator[str]:
-    """Yield which sections have a codec of their own that no mode of the job has."""
-    known = dict.fromkeys(name for spec in job.specs for name in sections_of(spec, job))
-    for way in WAYS:
-        for name in job.wire.sections(way):
-            if name not in known:
-                yield (
-                    f"wire.{way}.{name} is the codec of a section that no message has; there are "
-                    f"{', '.join(known)}, and other for every other one"
-                )
-
-
-def _about_ends(job: Job) -> Iterator[str]:
-    """Yield what is wrong with what training starts from, and with the round that it ends with."""
-    if job.train.keep == "best" and not job.data.validation_share:
-        yield (
-            'train.keep "best" needs rows to choose a round by: set data.validation_share, to 0.2 '
-            "for one"
-        )
-    for client, own in job.clients.each.items() if job.adapter.start else ():
-        if own.model or own.rank:
-            key = "model" if own.model else "rank"
-            yield (
-                f"adapter.start is one adapter for all clients, and clients.each.{client}.{key} is "
-                "its own; leave one of them out"
-            )
-
-
-def _about_data(data: Data, *, may_import: bool) -> Iterator[str]:
-    if data.source == "hub" and not data.hub:
-        yield 'data.hub must name a dataset such as "org/name" when data.source is "hub"'
-    if data.source not in {"hub", "opinions"} and not data.train:
-        yield f'data.train must name a file or folder when data.source is "{data.source}"'
-    if may_import:
-        yield from TASKS.spec(data.task).problems(data)
-
-
-def _about_clients(job: Job) -> Iterator[str]:
-    named = job.data.source in {"opinions", "clients"}
-    if job.partition in {"dirichlet", "shards"} and not (job.data.label or named):
-        yield f'clients.partition "{job.partition}" needs data.label to name a column'
-    if job.partition == "natural" and not (job.clients.by or named):
-        yield 'clients.by must name a column when clients.partition is "natural"'
-
-
 def unfederated(job: Job, mode: ModeName) -> str | None:
     """Return why `mode` cannot run this job between organisations, or None when it can.
 
@@ -303,7 +215,13 @@ def unfederated(job: Job, mode: ModeName) -> str | None:
             "adapter.start must be the name of an adapter that the server has (adapters/NAME "
             f"beside its policy), got {start!r}: no path of a job is opened"
         )
-    if start and MODES.spec(mode).traits.personal_models:
+    spec = MODES.spec(mode)
+    if start and not spec.tensors_travel(spec.of(job)):
+        return (
+            f"adapter.start works where sites are sent tensors; {mode} sends them scalars along "
+            "seeds, and the adapter is not there: leave it out"
+        )
+    if start and spec.carries(job).personal_models and not spec.carries(job).one_body:
         return (
             f"adapter.start works with modes that send every site the common model; in {mode} a "
             "site has a model of its own, and the adapter is not there: leave it out"
@@ -321,17 +239,23 @@ def unsupported(job: Job, mode: ModeName) -> str | None:
 
     `compare` skips a mode with the reason; `run` refuses the job with it.
     """
-    can = MODES.spec(mode).traits
+    spec = MODES.spec(mode)
+    can = spec.carries(job)
     each = job.clients.each
     other = sorted({e.model for e in each.values() if e.model and e.model != job.model.path})
     ranks = sorted({e.rank for e in each.values() if e.rank and e.rank != job.adapter.rank})
     if other and not can.mixed_models:
         return f"clients use different models ({', '.join(other)}), and {mode} needs one model"
     if ranks and not can.mixed_ranks:
-        return f"clients use different ranks ({ranks}), and {mode} averages factors of one rank"
+        return f"clients use different ranks ({ranks}), and {mode} needs factors of one rank here"
+    if can.one_body and ranks and max(ranks) > job.adapter.rank:
+        return (
+            f"a client has rank {max(ranks)}, and in {mode} clients run the server's model, whose "
+            f"adapter.rank is {job.adapter.rank}; --set adapter.rank={max(ranks)}"
+        )
     if can.needs_public_data and not (job.public_count or job.data.public):
         return "there is no public set; set data.public_count or name data.public"
-    return next(_unchanging(job, mode), None)
+    return spec.unsuited(spec.of(job), job) or next(_unchanging(job, mode), None)
 
 
 def _unchanging(job: Job, mode: ModeName) -> Iterator[str]:
@@ -342,7 +266,7 @@ def _unchanging(job: Job, mode: ModeName) -> Iterator[str]:
             chosen = job.wire.codec(way, name)
             if not words[told] or change_options(chosen) is None or name == SIDE:
                 continue
-            if name not in spec.traits.changes:
+            if name not in spec.carries(job).changes:
                 yield (
                     f"wire.{way} has section {name!r} travel as {name_of(chosen)}, which carries "
                     f"changes, and in {mode} it holds something else each time; name the codecs by "

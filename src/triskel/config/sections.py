@@ -15,9 +15,13 @@ from triskel.core.dialect import Delimiter, Dialect, Encoding
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Count, Options, Positive, Rate, partial, typed
 from triskel.core.registry import MODES, TASKS
+from triskel.core.seeds import derive
 from triskel.errors import JobError
 
-AdapterKind = Literal["lora", "dora", "rslora", "ia3", "loha", "lokr"]
+AdapterKind = Literal[
+    "lora", "dora", "rslora", "ia3", "loha", "lokr", "vera", "bitfit", "full",
+    "prefix",
+]  # fmt: skip
 Judge = Literal["test", "validation"]
 """Which rows models are scored on."""
 Partition = Literal["natural", "iid", "dirichlet", "quantity", "shards", "length"]
@@ -40,10 +44,24 @@ Columns = ColumnName | tuple[ColumnName, ...]
 """A column, or several that are read one below the other."""
 ANY_DEPTH = 1_000_000
 """Blocks of a model that is not known yet."""
-DROPPING: tuple[AdapterKind, ...] = ("lora", "dora", "rslora")
+DROPPING: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "vera")
 """Kinds whose dropout is on the adapter's input."""
 LOWRANK: tuple[AdapterKind, ...] = ("lora", "rslora")
 """Kinds that add s B A to a weight and do nothing else."""
+SCALED: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "loha", "lokr")
+"""Kinds that have a rank and an alpha."""
+RANKED: tuple[AdapterKind, ...] = (*SCALED, "vera")
+"""Kinds that have a rank."""
+OWN: tuple[AdapterKind, ...] = ("bitfit", "full")
+"""Kinds that put nothing beside the model, and train tensors of its own."""
+EVERY_BLOCK: tuple[AdapterKind, ...] = ("prefix",)
+"""Kinds that stand before a text in all blocks, and are beside no module."""
+
+BESIDE_FEW_BITS: Mapping[str, tuple[AdapterKind, ...]] = {
+    "nf4": ("lora", "dora", "rslora", "ia3", "vera"),
+    "int8": ("lora", "rslora", "ia3", "loha", "lokr", "vera"),
+}
+"""Kinds that PEFT can put beside a base in 4 or 8 bit."""
 
 
 class Model(Options):
@@ -56,6 +74,7 @@ class Model(Options):
     compute: Literal["auto", "fast", "reference"] = "auto"
     recompute: Literal["auto", "always", "never"] = "auto"
     cache_mb: Count = 4096
+    quantise: Literal["none", "int8", "nf4"] = "none"
 
 
 class Adapter(Options):
@@ -68,12 +87,19 @@ class Adapter(Options):
     targets: tuple[str, ...] = ()
     blocks: str = "all"
     start: str = ""
+    projection: Count | None = None
+    tokens: Positive = 20
 
     @field_validator("blocks")
     @classmethod
     def _readable(cls, value: str) -> str:
         blocks_of(value, ANY_DEPTH)
         return value
+
+
+def projection_seed(adapter: Adapter, seed: int) -> int:
+    """Return what VeRA's frozen matrices are drawn from: the job's seed, or what the job names."""
+    return derive(seed, "projection") if adapter.projection is None else adapter.projection
 
 
 class Data(Options):
@@ -128,7 +154,7 @@ class Data(Options):
 
 
 class Override(Options):
-    """What one client does differently: its model, its rank, and options of modes.
+    """What one client does differently: its model, rank, local epochs, and options of modes.
 
     Options of a mode stand in a section of its name; those of built-in modes may stand right here,
     where their specs say so.
@@ -138,6 +164,7 @@ class Override(Options):
 
     model: str | None = None
     rank: Positive | None = None
+    epochs: Positive | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -185,6 +212,7 @@ class Train(Options):
 
     epochs: Positive = 1
     batch: Positive = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Rate = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -41,15 +41,18 @@ attention = "eager"          # eager or sdpa, on the reference path
 recompute = "auto"           # activations twice rather than kept: auto (where memory is short),
                              # always or never
 cache_mb = 4096              # for hidden states below the first block that trains
+quantise = "none"            # the frozen base in fewer bits: none, int8 or nf4
 
 [adapter]                    # the tensors that train; the model itself stays frozen
-kind = "lora"                # lora, dora, rslora, ia3, loha or lokr
-rank = 8                     # of the factors; ia3 has none
+kind = "lora"                # lora, dora, rslora, ia3, loha, lokr, vera, bitfit, full or prefix
+rank = 8                     # of the factors; ia3, bitfit, full and prefix have none
 alpha = 16.0                 # the factors' product is scaled by alpha / rank
 dropout = 0.0                # on the adapter's input, in training
 targets = []                 # modules by name, such as ["q_proj", "v_proj"]; empty: as PEFT
 blocks = "top:4"             # all, top:N (the last N blocks) or FIRST-LAST [all]
 start = ""                   # a PEFT folder or a run that training goes on from; empty: afresh
+tokens = 20                  # virtual tokens of prefix
+# projection = 0             # what vera's frozen matrices are drawn from; left out: the seed
 
 [data]
 task = "classify"            # classify (one class a text) or causal (write a response)

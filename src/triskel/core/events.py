@@ -163,12 +163,13 @@ class SeedStart(_Told):
 
 
 class SettingStart(_Told):
-    """A setting of a sweep begins."""
+    """A setting of a sweep begins, or goes on; where it is halved, to which round."""
 
     event: Literal["setting_start"]
     setting: str
     number: int
     of: int
+    rounds: NotRequired[int]
 
 
 class Said(_Told):

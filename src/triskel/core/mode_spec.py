@@ -33,6 +33,7 @@ class Traits:
             them is enough (secure aggregation).
         needs_individual_updates: The server must see updates one by one.
         mixed_ranks: Clients may differ in adapter rank.
+        one_body: Clients run the server's model; one whose rank is lower has its factors filled up.
         mixed_models: Clients may differ in model.
         personal_models: Clients end with models of their own, beside the server's or instead.
         client_state: Clients keep something between rounds; a mode that says no may keep nothing,
@@ -45,6 +46,7 @@ class Traits:
     linear_in_updates: bool = False
     needs_individual_updates: bool = False
     mixed_ranks: bool = False
+    one_body: bool = False
     mixed_models: bool = False
     personal_models: bool = False
     client_state: bool = False
@@ -164,6 +166,10 @@ def _no_refusal(
     yield from ()
 
 
+def _suited(_options: Any, _job: Any) -> str | None:  # noqa: ANN401 - any mode's
+    return None
+
+
 def _nothing(*_given: Any) -> float:  # noqa: ANN401 - any mode's
     return 0.0
 
@@ -190,13 +196,17 @@ class ModeSpec(Generic[O]):
             over `classes` or the `vocabulary`).
         payload: What a client sends in a round: of its options, its local epochs and its sizes.
         traits: What it needs and can carry.
+        traits_of: The same under given options, where these decide it.
         client_keys: Options that may differ by client, as `clients.each.<client>.<mode>.<key>`.
         short_client_keys: Those that may stand right under `clients.each.<client>`.
         aggregate_key: The option that names an aggregate (`core.aggregate_spec`), if there is one.
         public_key: The option of a built-in mode that may say how many public texts there are, in
             the place of `data.public_count`, as jobs of early versions do.
         problems: What contradicts itself in options; each sentence begins with a key.
+        unsuited: Why a job's other sections do not go with these options, or None.
         common: Whether the server ends with a model, under these options.
+        tensors_travel: Whether a task brings clients the tensors that training starts from, under
+            these options; else they have them already, as a function of the job.
         bytes_kept: The most bytes kept for backward passes at once: of the options, everybody's
             first and then those of clients that have others, and of what all modes share.
         public_passes: How often a client runs each public text in a round, for estimates of time.
@@ -216,12 +226,15 @@ class ModeSpec(Generic[O]):
     disclosure: Callable[[O, str], Disclosure]
     payload: Callable[[O, int, Sizes], Payload]
     traits: Traits = Traits()
+    traits_of: Callable[[O], Traits] | None = None
     client_keys: tuple[str, ...] = ()
     short_client_keys: tuple[str, ...] = ()
     aggregate_key: str = ""
     public_key: str = ""
     problems: Callable[[O], Iterator[str]] = _no_problem
+    unsuited: Callable[[O, Any], str | None] = _suited
     common: Callable[[O], bool] = _always
+    tensors_travel: Callable[[O], bool] = _always
     bytes_kept: Callable[[Sequence[O], Memory], float] = _nothing
     public_passes: Callable[[O], float] = _nothing
     limits: type[Options] | None = None
@@ -249,6 +262,14 @@ class ModeSpec(Generic[O]):
         }
         if strange := sorted(named - self.options.model_fields.keys()):
             raise ValueError(f"mode {self.name} has no option {strange[0]!r}")
+
+    def under(self, options: O) -> Traits:
+        """Return what the mode needs and can carry under options."""
+        return self.traits if self.traits_of is None else self.traits_of(options)
+
+    def carries(self, job: Any) -> Traits:  # noqa: ANN401 - a job, known above
+        """Return what the mode needs and can carry as a job has it."""
+        return self.under(self.of(job))
 
     def of(self, job: Any, client: str | None = None) -> O:  # noqa: ANN401 - a job, known above
         """Return this mode's section of a job, as one client has it where a client is named.

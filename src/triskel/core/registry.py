@@ -180,7 +180,22 @@ AGGREGATES: Registry[AggregateSpec] = Registry(
     noun="aggregate",
     group="triskel.aggregates",
     kind=AggregateSpec,
-    places={"mean": "triskel.aggregate.spec:MEAN"},
+    places={
+        name: f"triskel.aggregate.spec:{name.upper()}"
+        for name in (
+            *("mean", "fedex", "flora", "flexlora", "raflora", "florist"),
+            *("hetlora", "lora_fair", "fedsvd", "fednova"),
+            *(
+                "median",
+                "trimmed_mean",
+                "krum",
+                "multi_krum",
+                "geometric_median",
+                "norm_clip",
+                "fednova",
+            ),
+        )
+    },
 )
 CODECS: Registry[CodecSpec] = Registry(
     noun="codec",

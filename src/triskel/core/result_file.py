@@ -178,7 +178,7 @@ def stage_in(folder: Path) -> StageRow | None:
     place = folder / DONE
     raw = _json(place)
     if raw is not None:
-        _check(StageRow, raw, str(place), "delete it, and a resumed run writes it anew")
+        hold(StageRow, raw, str(place), "delete it, and a resumed run writes it anew")
     return cast("StageRow | None", raw)
 
 
@@ -193,7 +193,7 @@ def checked(raw: Mapping[str, Any], *, where: str = NAME) -> Result:
         CheckpointError: They are of another schema, or damaged.
     """
     kind = RunResult if version_of(raw, where=where) == ONE else SeedsResult
-    _check(kind, raw, where, "put back the file that the run wrote")
+    hold(kind, raw, where, "put back the file that the run wrote")
     return cast("Result", raw)
 
 
@@ -218,7 +218,18 @@ def schema_of() -> dict[str, Any]:
     return {"title": f"{NAME} of triskel", **told.json_schema()}
 
 
-def _check(kind: Any, raw: Mapping[str, Any], where: str, way_out: str) -> None:  # noqa: ANN401 - a table
+def hold(kind: Any, raw: Mapping[str, Any], where: str, way_out: str) -> None:  # noqa: ANN401 - a table
+    """Refuse JSON values that are not a table of a kind.
+
+    Args:
+        kind: The table's type.
+        raw: What a file holds.
+        where: The file, for the sentence of an error.
+        way_out: What to do then, for the same.
+
+    Raises:
+        CheckpointError: They are damaged.
+    """
     try:
         _checker(kind)(raw)
     except ValidationError as error:

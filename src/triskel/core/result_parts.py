@@ -264,13 +264,14 @@ class TaskAbout(TypedDict):
 
 
 class Asked(TypedDict):
-    """What was asked of a run."""
+    """What was asked of a run; `until` are rows that stop for now, and after which round."""
 
     modes: NotRequired[list[str]]
     baselines: NotRequired[list[str]]
     drop_share: NotRequired[float]
     strict: NotRequired[bool]
     judge: NotRequired[str]
+    until: NotRequired[dict[str, int]]
 
 
 # --- What tests say, and readings -------------------------------------------------------------

@@ -9,6 +9,7 @@ those of the modes.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,9 +35,16 @@ MORE = 1.1
 
 
 def baseline(
-    name: BaselineName, resources: LocalResources, engine: Engine, folder: Path, watch: Watch
+    name: BaselineName,
+    resources: LocalResources,
+    engine: Engine,
+    folder: Path,
+    watch: Watch,
+    until: int | None = None,
 ) -> BaselineRow:
     """Return how a baseline that needs no other result stands in a result.
+
+    It stops after the round `until`, where that is not the job's last.
 
     Raises:
         JobError: There is no such baseline.
@@ -44,12 +52,13 @@ def baseline(
     if name == "base":
         return _base(resources, folder, watch)
     if name == "central":
-        found = complete(central(resources), resources, engine, folder, watch)
+        stage = replace(central(resources), until=until)
+        found = complete(stage, resources, engine, folder, watch)
         figures: BaselineRow = {**found["final"], "per_client": dict(last_of(found))}
         return {**figures, **found}
     if name != "local":
         raise JobError(f"there is no baseline {name!r}; there are {', '.join(BASELINES)}")
-    return _alone(resources, engine, folder, watch, kind="local", rounds={})
+    return _alone(resources, engine, folder, watch, kind="local", rounds={}, until=until)
 
 
 def equal_compute(
@@ -90,7 +99,7 @@ def _rounds(resources: LocalResources, client: ClientId, flops: float) -> int:
         number += 1
         worker = stage.worker(client, lambda _: None)
         worker.meter.returning = number > 1
-        for batch in worker.batches(StepId(client, number), stage.job.train.epochs):
+        for batch in worker.batches(StepId(client, number), worker.training.epochs):
             worker.meter.ran(batch, WHOLE)
         spent += worker.meter.flops
     return number
@@ -105,7 +114,7 @@ def flops_of(rows: Sequence[RoundRow]) -> dict[ClientId, int]:
     return dict(found)
 
 
-def _alone(
+def _alone(  # noqa: PLR0913 - what a baseline is made of
     resources: LocalResources,
     engine: Engine,
     folder: Path,
@@ -113,13 +122,14 @@ def _alone(
     *,
     kind: str,
     rounds: Mapping[ClientId, int],
+    until: int | None = None,
 ) -> BaselineRow:
     """Train every client alone, and return the row of all."""
-    watch(events.stage_start(kind, resources.job.rounds))
+    watch(events.stage_start(kind, until or resources.job.rounds))
     each: dict[ClientId, ClientFigures] = {}
     seconds = 0.0
     for client in resources.active():
-        stage = alone(resources, client, kind=kind, rounds=rounds.get(client))
+        stage = replace(alone(resources, client, kind=kind, rounds=rounds.get(client)), until=until)
         found = complete(stage, resources, engine, folder, watch)
         everybody = cast("Figures", found["final"].get("everybody"))
         each[client] = {

@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, cast, get_args
 
@@ -63,6 +63,8 @@ class Request:
         strict: Whether a mode that cannot run the job is an error rather than skipped.
         judge: Which rows models are scored on; with `validation` no test row is read.
         drop_share: Where above 0, each mode is played once more with this `clients.drop_share`.
+        until: Rows that stop for now before the job's last round, and after which. They are the
+            beginning of the whole run to the last bit, and go on when asked for more.
     """
 
     modes: tuple[ModeName, ...] = MODE_NAMES
@@ -70,6 +72,7 @@ class Request:
     strict: bool = False
     judge: Judge = "test"
     drop_share: float = 0.0
+    until: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def asked(self) -> Asked:
         """Return it as JSON values."""
@@ -81,6 +84,8 @@ class Request:
         }
         if self.drop_share:
             found["drop_share"] = self.drop_share
+        if self.until:
+            found["until"] = dict(self.until)
         return found
 
 
@@ -93,11 +98,11 @@ class Baselines(Generic[R]):
     """What a federation is measured against, where everybody's texts are in one place.
 
     Attributes:
-        play: Plays one that needs no other result.
+        play: Plays one that needs no other result, to its last round or the one that is given.
         equal_compute: Plays clients alone for as many FLOPs as the costliest mode takes.
     """
 
-    play: Callable[[BaselineName, R, Engine, Path, Watch], BaselineRow]
+    play: Callable[[BaselineName, R, Engine, Path, Watch, int | None], BaselineRow]
     equal_compute: Callable[[RunResult, R, Engine, Path, Watch], BaselineRow | str]
 
 
@@ -230,6 +235,7 @@ def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Re
     """
     modes, baselines = list(asked["modes"]), list(asked["baselines"])
     judge, share = asked.get("judge", "test"), float(asked.get("drop_share", 0.0))
+    until: dict[str, int] = dict(asked.get("until", {}))
     for mode in modes if imports is None else ():
         MODES.spec(mode)
     for names, known in ((baselines, EVERY), ([judge], JUDGES)):
@@ -237,12 +243,15 @@ def _request(asked: Mapping[str, Any], *, imports: Collection[str] | None) -> Re
             raise ValueError(f"request.json names {strange[0]!r}")
     if not 0 <= share < 1:
         raise ValueError(f"request.json has drop_share = {share}")
+    if wrong := {n: r for n, r in until.items() if type(r) is not int or r < 1}:
+        raise ValueError(f"request.json has until = {wrong}")
     return Request(
         modes=tuple(modes),
         baselines=tuple(baselines),
         strict=bool(asked["strict"]),
         judge=judge,
         drop_share=share,
+        until=until,
     )
 
 
@@ -290,7 +299,8 @@ def _run(  # noqa: PLR0913, PLR0917 - what a run is made of
         for text in warnings(resources, skipped, result["data"]):
             told(events.warning(text))
         examples = sum(one["train"] for one in result["data"]["clients"].values())
-        told(opening(resources, request.modes, request.baselines, skipped, examples))
+        rows = (request.modes, request.baselines)
+        told(opening(resources, *rows, skipped, examples, request.until))
         resources.count()
         _play(result, resources, request, engine, folder, told, venue)
         from triskel.experiment.summary import amounts  # noqa: PLC0415 - tests of figures are slow to import
@@ -323,11 +333,13 @@ def _play(  # noqa: PLR0913, PLR0917 - what a run is made of
     beside = result["baselines"]
     for name in request.baselines:
         if name != "local_equal":  # as costly as the costliest mode, so it runs after the modes
-            row = venue.baselines.play(name, resources, engine, folder, told)
+            row = venue.baselines.play(
+                name, resources, engine, folder, told, request.until.get(name)
+            )
             keep(beside, name, row)
     for name in request.modes:
         if name not in result["skipped"]:
-            stage = venue.stage(name, resources, told)
+            stage = replace(venue.stage(name, resources, told), until=request.until.get(name))
             keep(result["modes"], name, complete(stage, resources, engine, folder, told))
     for name in request.modes if request.drop_share else ():
         if name not in result["skipped"]:

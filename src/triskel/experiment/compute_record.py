@@ -22,7 +22,7 @@ from triskel.errors import CheckpointError, ModelError
 from triskel.model import fast
 from triskel.model.load import device_of
 from triskel.model.shared import Choice, SharedModel
-from triskel.training import evaluate, loop
+from triskel.training import evaluate, joining, loop
 
 GROUPING = "grouping"
 ANEW = "or delete it to choose anew (results may differ by rounding)"
@@ -32,9 +32,9 @@ def grouping(modes: Sequence[str]) -> dict[str, float]:
     """Return what decides which clients' texts run in one pass, in any of these modes."""
     return {
         "in_flight": loop.IN_FLIGHT,
-        "padding": loop.TIGHT,
-        "small": loop.SMALL,
-        "most": loop.MOST,
+        "padding": joining.TIGHT,
+        "small": joining.SMALL,
+        "most": joining.MOST,
         "side_by_side": fast.MAX_SIDE_BY_SIDE,
         "scored": evaluate.BATCH_TOKENS,
         **{name: value for mode in modes for name, value in MODES.spec(mode).grouping.items()},

@@ -15,7 +15,8 @@ from triskel.config.job import Job
 from triskel.config.read import DEMO, parse
 from triskel.config.sections import blocks_of
 from triskel.experiment.resources import prepare
-from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
+from triskel.training.loop import LossTerm, StepId, TrainStep
+from triskel.training.trainer import Trainer
 from triskel.types import Watch
 
 BUDGET_S = 450.0

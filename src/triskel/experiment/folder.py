@@ -10,6 +10,7 @@ from triskel.core.crash import during
 from triskel.core.files import write_text
 from triskel.core.result_file import NAME, Result, dump
 from triskel.model.load import versions
+from triskel.model.quantised import numbers
 from triskel.model.shared import SharedModel
 
 
@@ -40,7 +41,7 @@ def environment(body: SharedModel) -> dict[str, str | int | float | None]:
         "memory_bytes": _memory(),
         "device": str(body.device),
         "dtype": str(body.dtype).removeprefix("torch."),
-        "parameters": sum(p.numel() for p in body.blocks.model.parameters()),
+        "parameters": sum(numbers(p) for p in body.blocks.model.parameters()),
         "trainable": sum(t.numel() for t in body.initial.values()),
     }
 

@@ -114,9 +114,19 @@ class Models:
             self._tokenizers[path] = tokenizer_in(resolve(path, fetch=True, say=self.say))
         return self._tokenizers[path]
 
+    def reader(self, client: ClientId) -> SharedModel:
+        """Return the model whose tokens a client's texts are: the server's, if it is of one path.
+
+        What they differ in, the rank of the adapter, no text depends on.
+        """
+        path, _ = model_of(self.job, client)
+        return self.body(None if path == self.job.model.path else client)
+
     def whose(self, client: ClientId, body: SharedModel) -> bool:
-        """Return whether a model that is in memory is a client's; no model is loaded for it."""
-        return self._bodies.get(model_of(self.job, client)) is body
+        """Return whether a client's texts are read as this model's; no model is loaded for it."""
+        path, rank = model_of(self.job, client)
+        same = (path, self.job.adapter.rank) if path == self.job.model.path else (path, rank)
+        return self._bodies.get(same) is body
 
     def begin(self, stage: str) -> None:
         """Let whatever trains from here on start from what a stage starts from.

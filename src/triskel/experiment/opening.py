@@ -135,29 +135,32 @@ def opening(
     baselines: Sequence[BaselineName],
     skipped: Mapping[str, str],
     examples: int,
+    until: Mapping[str, int],
 ) -> Event:
     """Return the event that a run begins: its stages, who takes part, and about how much work."""
+    rounds = {stage: until.get(stage, resources.job.rounds) for stage in (*baselines, *modes)}
     before = [name for name in baselines if name != "local_equal"]
     after = ["local_equal"] if {"local", "local_equal"} <= {*baselines} else []
     stages = [*before, *(m for m in modes if m not in skipped), *after]
     return events.run_start(
         stages,
         clients=resources.clients,
-        rounds=resources.job.rounds,
+        rounds=max(rounds.values(), default=resources.job.rounds),
         examples=examples,
-        work={stage: _work(resources, stage, modes) for stage in stages},
+        work={one: rounds[one] * _work(resources, one, modes) for one in stages},
     )
 
 
 def _work(resources: Resources, stage: str, modes: Sequence[ModeName]) -> int:
-    """Return about how many tokens a stage trains on, for an estimate of the time left."""
+    """Return about how many tokens a stage trains on in a round, to estimate the time left."""
     job = resources.job
     if stage == "base":
         return 0
-    private = sum(resources.epoch_tokens().values()) * job.train.epochs
+    held = resources.epoch_tokens()
+    private = sum(tokens * job.training(client).epochs for client, tokens in held.items())
     # clients alone at equal FLOPs compute as much as the costliest mode
     played = modes if stage == "local_equal" else [stage] if stage in modes else []
     specs = [MODES.spec(mode) for mode in played]
     passes = max((spec.public_passes(spec.of(job)) for spec in specs), default=0)
     public = resources.public_tokens() if passes else 0
-    return job.rounds * (private + int(len(resources.active()) * public * passes))
+    return private + int(len(resources.active()) * public * passes)

@@ -7,6 +7,7 @@ at its sites, and only another file can be had.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,12 @@ def _again(run: Path, resources: LocalResources, stage: str) -> dict[str, Any]:
     own = _own(run, resources, stage)
     resources.models.begin(stage)  # whoever never took part is where it started
     shared = _shared(run, resources, stage) if _is_saved(run, stage) else None
-    scores = scored(resources, shared, own.get)
-    everybody = scores if shared is not None else own_everywhere(resources, own.get) or scores
+    party = partial(resources.party, stage)
+    alike = shared if party("") is resources.body() else None
+    scores = scored(resources, shared, own.get, party, alike)
+    everybody = scores
+    if shared is None:
+        everybody = own_everywhere(resources, own.get, party) or scores
     return _row(scores, everybody=everybody.pooled, own=scores.own)
 
 
@@ -215,7 +220,8 @@ def _each_own(
             f"the file holds rows of {strange[0]!r}, which has no model of its own in this run; "
             f"there are {', '.join(own)}"
         )
-    return {c: _score(resources, resources.body(c), own[c], rows) for c, rows in parts.items()}
+    party = partial(resources.party, stage)
+    return {c: _score(resources, party(c), own[c], rows) for c, rows in parts.items()}
 
 
 def _score(resources: LocalResources, body: SharedModel, tensors: Tensors, rows: Rows) -> Score:
@@ -263,7 +269,9 @@ def _own(run: Path, resources: LocalResources, stage: str) -> dict[ClientId, Ten
     """Return the tensors of every client that has a model of its own."""
     owners = _owners(run, stage)
     return {
-        client: read_adapter(run / ADAPTERS / f"{stage}-{safe(client)}", resources.body(client))
+        client: read_adapter(
+            run / ADAPTERS / f"{stage}-{safe(client)}", resources.party(stage, client)
+        )
         for client in resources.clients
         if safe(client) in owners
     }

@@ -189,9 +189,21 @@ class LocalResources:
         own = [c for c in self.clients if self.job.client(c).model]
         return {"": self.models.tokenizer(), **{c: self.models.tokenizer(c) for c in own}}
 
-    def worker(self, client: ClientId, watch: Watch) -> Worker:
-        """Return a client's worker, with a fresh meter."""
-        return self.worker_with(client, self.body(client), self.tokens.share(client), watch)
+    def party(self, stage: str, client: ClientId) -> SharedModel:
+        """Return the model that a client runs in a stage: its own, or the server's."""
+        one = stage in MODES.loaded() and MODES.spec(stage).carries(self.job).one_body
+        return self.body(None if one else client)
+
+    def worker(self, client: ClientId, watch: Watch, body: SharedModel | None = None) -> Worker:
+        """Return a client's worker, with a fresh meter.
+
+        Args:
+            client: Whose.
+            watch: Told of its steps.
+            body: The model that it runs; None is its own.
+        """
+        share = self.tokens.share(client)
+        return self.worker_with(client, body or self.body(client), share, watch)
 
     def worker_with(
         self,
@@ -212,7 +224,7 @@ class LocalResources:
         """
         return Worker(
             client=client,
-            training=self.job.train,
+            training=self.job.training(client),
             rounds=rounds or self.job.rounds,
             seed=self.job.seed,
             body=body,
@@ -311,6 +323,7 @@ def setting_of(
         training=job.train,
         rounds=job.rounds,
         seed=job.seed,
+        ranks={c: own.rank for c, own in job.clients.each.items() if own.rank},
         body=body,
         meter=tokens.models.costs(body).meter(),
         public=lambda: tokens.public(body),

@@ -129,6 +129,8 @@ class Stage(Generic[S, A]):
         saves: Whether the models it leaves are saved.
         server: The server's account of compute, where it computes.
         validate: Scores a state on validation texts, where `evaluate` does not.
+        party: Returns the model that a client runs; None is that of its own path and rank.
+        until: The round that it stops after for now, where that is not the job's last.
     """
 
     name: str
@@ -145,6 +147,13 @@ class Stage(Generic[S, A]):
     saves: bool = True
     server: Meter | None = None
     validate: Callable[[S, Mapping[ClientId, ClientState]], Scores] | None = None
+    party: Callable[[ClientId], SharedModel] | None = None
+    until: int | None = None
+
+    @property
+    def last(self) -> int:
+        """The round that it is played to: all that depends on how many there are is the job's."""
+        return min(self.until or self.job.rounds, self.job.rounds)
 
     @property
     def chooses(self) -> Figure | None:
@@ -197,7 +206,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
     job, scores = stage.job, None
     store.counted |= counted_in(job, stage.clients, rows)
     seen = {c for r in range(1, len(rows) + 1) for c in _played(job, stage.clients, r)}
-    for round_ in range(len(rows) + 1, job.rounds + 1):
+    for round_ in range(len(rows) + 1, stage.last + 1):
         here = events.stamped(watch, stage=stage.name, round=round_)
         chosen = cohort(job, stage.clients, round_)
         here(events.round_start(chosen))
@@ -217,7 +226,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         store.counted |= dict.fromkeys(set(chosen) - ledger.absent.keys(), round_)
         seconds = time.perf_counter() - start
         row: RoundRow = {"round": round_}
-        if job.tested(round_):
+        if job.tested(round_) or round_ == stage.last:
             here(events.evaluate())
             scores = _tested(stage, state, store, row)
         row["seconds"] = seconds

@@ -16,6 +16,7 @@ from triskel.aggregate.mean import Mean
 from triskel.config.job import ModeName
 from triskel.core import events
 from triskel.core.files import write_text
+from triskel.core.registry import MODES
 from triskel.core.result_file import DONE, ended_with, stage_in
 from triskel.core.result_parts import ClientFigures, StageRow
 from triskel.experiment import records
@@ -40,7 +41,8 @@ EVERYONE = "everyone"
 def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[Any, Any]:
     """Return a mode on all clients that hold training examples."""
     setting = resources.setting(name, events.stamped(watch, stage=name))
-    mode = mode_of(setting)
+    mode, party = mode_of(setting), partial(resources.party, name)
+    together = MODES.spec(name).carries(resources.job).one_body
 
     aside = resources.validating()
 
@@ -49,30 +51,35 @@ def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[A
         state: Any,  # noqa: ANN401 - any mode's
         client_states: Mapping[ClientId, ClientState],
     ) -> Scores:
-        return scored(
-            on,
-            mode.server_model(state),
-            lambda c: mode.client_model(client_states.get(c, ClientState())),
-        )
+        served = mode.server_model(state)
+        alike = served if together else None  # who never took part has the common model
+        return scored(on, served, own_in(client_states), party, alike)
 
     def everybody(state: Any, client_states: Mapping[ClientId, ClientState]) -> Scores | None:  # noqa: ANN401 - any mode's
         if mode.server_model(state) is not None:
             return None
-        return own_everywhere(
-            resources, lambda c: mode.client_model(client_states.get(c, ClientState()))
-        )
+        return own_everywhere(resources, own_in(client_states), party)
+
+    def own_in(
+        client_states: Mapping[ClientId, ClientState],
+    ) -> Callable[[ClientId], Tensors | None]:
+        return lambda client: mode.client_model(client_states.get(client, ClientState()))
+
+    def worker(client: ClientId, told: Watch) -> Worker:
+        return resources.worker(client, told, party(client))
 
     return Stage(
         name=name,
         mode=mode,
         clients=resources.active(),
-        worker=resources.worker,
+        worker=worker,
+        party=party,
         evaluate=partial(scores, resources),
         body=resources.body(),
         job=resources.job,
         everybody=everybody,
         tests=lambda: resources.tokens.tests(resources.body()),
-        kept=partial(allowed, name),
+        kept=partial(allowed, resources.job, name),
         server=setting.meter,
         validate=partial(scores, aside) if aside else None,
     )
@@ -102,11 +109,11 @@ def alone(
     ) -> Scores:
         del client_states  # the one client keeps nothing
         texts = on.tokens.share(client).test
-        return pooled({client: evaluate(body, mode.server_model(state), texts)}, body.classes)
+        return pooled({client: evaluate(body, state.adapter, texts)}, body.classes)
 
     def everybody(state: ParamsState, client_states: Mapping[ClientId, ClientState]) -> Scores:
         del client_states
-        return everywhere(resources, body, mode.server_model(state))
+        return everywhere(resources, body, state.adapter)
 
     return Stage(
         name=f"{kind}:{client}",
@@ -136,7 +143,7 @@ def central(resources: LocalResources) -> Stage[Any, Any]:
         on: LocalResources, state: ParamsState, client_states: Mapping[ClientId, ClientState]
     ) -> Scores:
         del client_states  # the one client keeps nothing
-        return everywhere(on, body, mode.server_model(state))
+        return everywhere(on, body, state.adapter)
 
     return Stage(
         name="central",
@@ -162,11 +169,11 @@ def complete(
     """Play a stage unless it is done, save what it leaves, and return how it stands in a result."""
     here = folder / "stages" / safe(stage.name)
     left = stage_in(here)
-    if left is not None and len(left["rounds"]) == stage.job.rounds:
+    if left is not None and len(left["rounds"]) == stage.last:
         return left
-    if left is not None and len(left["rounds"]) > stage.job.rounds:
+    if left is not None and len(left["rounds"]) > stage.last:
         rmtree(here)  # a client alone, whose equal FLOPs are fewer by now
-    watch(events.stage_start(stage.name, stage.job.rounds))
+    watch(events.stage_start(stage.name, stage.last))
     outcome = play(stage, engine, folder=here, watch=watch)
     found = summary(outcome)
     if (start := resources.started(stage.name)) is not None:
@@ -206,7 +213,11 @@ def everywhere(resources: LocalResources, body: SharedModel, tensors: Tensors) -
 
 
 def scored(
-    resources: LocalResources, served: Tensors | None, own_of: Callable[[ClientId], Tensors | None]
+    resources: LocalResources,
+    served: Tensors | None,
+    own_of: Callable[[ClientId], Tensors | None],
+    party: Callable[[ClientId], SharedModel],
+    alike: Tensors | None = None,
 ) -> Scores:
     """Score the server's model on all shares, and clients' own models on their own.
 
@@ -214,28 +225,36 @@ def scored(
         resources: The job, loaded.
         served: The server's model, where it has one.
         own_of: Returns a client's own model, or None where it has none (yet).
+        party: Returns the model that a client runs.
+        alike: What a client without a model of its own uses; None is what its model starts from.
     """
     together = None if served is None else everywhere(resources, resources.body(), served)
     if together is not None and all(own_of(client) is None for client in resources.clients):
         return together
-    own = pooled(_own_scores(resources, own_of), resources.body().classes)
+    own = pooled(_own_scores(resources, own_of, party, alike), resources.body().classes)
     if together is None:
         return replace(own, everybody_texts={})
     return replace(own, pooled=together.pooled, everybody_texts=together.everybody_texts)
 
 
 def _own_scores(
-    resources: LocalResources, own_of: Callable[[ClientId], Tensors | None]
+    resources: LocalResources,
+    own_of: Callable[[ClientId], Tensors | None],
+    party: Callable[[ClientId], SharedModel],
+    alike: Tensors | None,
 ) -> Iterator[tuple[ClientId, Score]]:
     """Score clients' own models, of which one is in memory at a time."""
     for client in resources.clients:
-        own, body = own_of(client), resources.body(client)
-        test = resources.tokens.share(client).test
-        yield client, evaluate(body, body.initial if own is None else own, test)
+        own, body = own_of(client), party(client)
+        if own is None:
+            own = body.initial if alike is None else alike
+        yield client, evaluate(body, own, resources.tokens.share(client).test)
 
 
 def own_everywhere(
-    resources: LocalResources, own_of: Callable[[ClientId], Tensors | None]
+    resources: LocalResources,
+    own_of: Callable[[ClientId], Tensors | None],
+    party: Callable[[ClientId], SharedModel],
 ) -> Scores | None:
     """Score every client's own model on everybody's texts, and return the mean over the models."""
     if len(resources.active()) > EACH:
@@ -244,7 +263,7 @@ def own_everywhere(
     for client in resources.active():
         own = own_of(client)
         if own is not None:
-            found.append(everywhere(resources, resources.body(client), own))
+            found.append(everywhere(resources, party(client), own))
     return averaged(found) if found else None
 
 
@@ -271,7 +290,7 @@ def _left(
     for client in outcome.clients:
         own = stage.mode.client_model(outcome.clients[client])
         if own is not None:
-            yield f"{name}-{safe(client)}", resources.body(client), own, client
+            yield f"{name}-{safe(client)}", (stage.party or resources.body)(client), own, client
 
 
 def last_of(found: StageRow) -> Mapping[ClientId, ClientFigures]:
@@ -296,6 +315,7 @@ def _training(
         clients=len(resources.active()) if kind != "local" else 1,
         scores=cast("Mapping[str, float | Mapping[str, float]]", scores),
         own=owner is not None or kind == "local",
+        rounds=len(found["rounds"]),
         judge=resources.judge,
         traffic=None
         if alone_

@@ -46,7 +46,7 @@ class Tokens:
     def share(self, client: ClientId) -> Share:
         """Return a client's examples as its own model's tokens."""
         if client not in self._shares:
-            holding, body = self.federation.clients[client], self.models.body(client)
+            holding, body = self.federation.clients[client], self.models.reader(client)
             self._shares[client] = Share(
                 train=self._tokens(holding.train, body), test=self._tokens(holding.test, body)
             )

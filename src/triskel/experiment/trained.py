@@ -7,7 +7,7 @@ from typing import Literal
 from triskel.config.job import Job
 from triskel.config.sections import Override
 from triskel.core import events
-from triskel.core.registry import TASKS
+from triskel.core.registry import MODES, TASKS
 from triskel.core.task_spec import TaskSpec
 from triskel.data.assets import resolve
 from triskel.data.federate import Federation
@@ -85,7 +85,7 @@ def trained(
     """
     one_run(run)
     job, _ = read_run(run, imports=())
-    _, name = choose(run, job, mode=mode, client=client)
+    stage, name = choose(run, job, mode=mode, client=client)
     task = TASKS.spec(job.data.task)
     computes = dtype or job.model.dtype
     if dtype is None and computes == "auto" and task.head == "vocabulary":
@@ -94,7 +94,7 @@ def trained(
     # nothing is trained, so nothing is timed or kept for that
     job = with_model(job, dtype=computes, compute="reference", recompute="never", cache_mb=0)
     client, own = _owner(job, name)
-    resources = without_texts(run, with_model(_as(job, own), **path), name, watch)
+    resources = without_texts(run, with_model(_as(job, stage, own), **path), name, watch)
     body = resources.body()
     whose = client if own.model else ""
     data_record.hold_tokenizers(run, {whose: body.tokenizer}, write=False)
@@ -116,10 +116,11 @@ def _owner(job: Job, name: str) -> tuple[str, Override]:
     return next(((c, own) for c, own in each if safe(c) == owner), (owner, Override()))
 
 
-def _as(job: Job, own: Override) -> Job:
-    """Return a job whose model and rank are a client's."""
+def _as(job: Job, stage: str, own: Override) -> Job:
+    """Return a job whose model and rank are those that a client has in a stage."""
     job = with_model(job, path=own.model or job.model.path)
-    rank = {"rank": own.rank or job.adapter.rank}
+    one = stage in MODES.names() and MODES.spec(stage).carries(job).one_body
+    rank = {"rank": job.adapter.rank if one else own.rank or job.adapter.rank}
     return job.model_copy(update={"adapter": job.adapter.model_copy(update=rank)})
 
 

@@ -35,6 +35,8 @@ from triskel.export.model_card import CARD, card
 from triskel.export.saved import ADAPTERS, choose
 from triskel.export.whole_folder import whole
 from triskel.model import load, peft_folder
+from triskel.model.peft_options import base_of
+from triskel.model.quantised import how_of
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import side_rank
 from triskel.report.catalogue import one_run
@@ -78,7 +80,7 @@ def save_adapter(
         task=task or next(one.name for one in TASKS.built_in() if one.head == body.ends),
         classes=classes,
         pooling=body.blocks.pool,
-        base=peft_folder.base_of(body),
+        base=base_of(body),
         fingerprint=peft_folder.fingerprint(body),
         dtype=str(body.dtype).removeprefix("torch."),
         padding=peft_folder.padding_token(body.tokenizer),
@@ -90,6 +92,8 @@ def save_adapter(
         training=training,
         versions={"triskel": VERSION, **{name: version(name) for name in PACKAGES}},
         attention=body.blocks.attention,
+        quantise=how_of(body.blocks.model),
+        tokens=body.blocks.virtual,
     )
     with whole(folder) as making:
         peft_folder.write(making, body, tensors)
@@ -108,7 +112,7 @@ def read_adapter(folder: Path, body: SharedModel) -> Tensors:
     if manifest.fingerprint != peft_folder.fingerprint(body):
         raise ModelError(
             f"adapter {folder} was trained on another base model ({manifest.base}) than "
-            f"{peft_folder.base_of(body)}: their numbers differ"
+            f"{base_of(body)}: their numbers differ"
         )
     return tensors
 

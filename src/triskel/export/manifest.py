@@ -104,6 +104,9 @@ class Manifest:
         blocks: The blocks it sits in, as the job names them.
         training: How it came about; None where that was not said.
         versions: Versions of the packages that wrote it.
+        attention: The kernel that attention was computed with.
+        tokens: How many virtual tokens it has, where it has such.
+        quantise: How the base was held in fewer bits; `none` where it was not.
     """
 
     task: str
@@ -121,6 +124,8 @@ class Manifest:
     versions: Mapping[str, str]
     attention: str = "eager"
     side: int = 0
+    quantise: str = "none"
+    tokens: int = 0
 
 
 def training_of(  # noqa: PLR0913 - what a job does not say, named one by one

@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from triskel.config.sections import called
+from triskel.config.sections import OWN, RANKED, SCALED, called
 from triskel.core.task_spec import around, filled, names_of, words_in
 from triskel.data.assets import ASSETS
 from triskel.export.manifest import Manifest, Training, asset_of
 
 CARD = "README.md"
+TRAINED = {"bitfit": "biases", "full": "weights"}
+"""What of the model itself trains, by the kinds that train it."""
 PAPER = "https://arxiv.org/abs/2501.04436"
 
 
@@ -59,9 +61,12 @@ def _what(manifest: Manifest, *, merged: bool) -> str:
     task = "continues texts"
     if manifest.classes:
         task = f"sorts texts into {len(manifest.classes)} classes: {', '.join(manifest.classes)}"
-    made = f"`{called(manifest.base)}` with a {manifest.kind} adapter"
+    own = manifest.kind in OWN
+    made = f"`{called(manifest.base)}` with a {manifest.kind} adapter merged in"
+    if own:
+        made = f"`{called(manifest.base)}` with {TRAINED[manifest.kind]} trained ({manifest.kind})"
     if merged:
-        return f"{made} merged in. It {task}."
+        return f"{made}. It {task}."
     base = (
         f"The base model is Triskel's asset `{asset_of(manifest.base)}`; `triskel assets get` "
         "fetches it, and where it lies in another folder, name that one below."
@@ -71,6 +76,11 @@ def _what(manifest: Manifest, *, merged: bool) -> str:
         else "The base model is named by its hub id."
     )
     head = " and head" if manifest.classes else ""
+    if own:
+        return (
+            f"The {TRAINED[manifest.kind]}{head} that {manifest.kind} training left of "
+            f"`{called(manifest.base)}`, as a PEFT folder. It {task}. {base}"
+        )
     return (
         f"The {manifest.kind} adapter{head} for `{called(manifest.base)}`, as a PEFT folder. "
         f"It {task}. {base}"
@@ -269,14 +279,30 @@ def _spread(told: Training) -> list[str]:
     return said
 
 
-def _trained(manifest: Manifest) -> str:
+def _shape(manifest: Manifest) -> str:
+    """Say what trained, and beside what."""
     shape = f"The adapter is {manifest.kind}"
-    if manifest.kind != "ia3":
-        shape += f" of rank {manifest.rank}, alpha {manifest.alpha:g}"
+    if manifest.kind in OWN:
+        shape = f"What trained are {TRAINED[manifest.kind]} of the model itself ({manifest.kind})"
+    if manifest.kind in RANKED:
+        shape += f" of rank {manifest.rank}"
+    if manifest.kind in SCALED:
+        shape += f", alpha {manifest.alpha:g}"
+    if manifest.tokens:
+        shape += f" of {manifest.tokens} virtual tokens"
     if manifest.side:
         shape += f", beside frozen factors of rank {manifest.side} that the server's aggregate made"
     shape += f", in blocks `{manifest.blocks}`; hidden states were computed in {manifest.dtype}."
-    told = manifest.training
+    if manifest.quantise != "none":
+        shape += (
+            f" The base was held in fewer bits ({manifest.quantise}) while it trained, and is "
+            "loaded in full here: scores differ by what those bits left out."
+        )
+    return shape
+
+
+def _trained(manifest: Manifest) -> str:
+    told, shape = manifest.training, _shape(manifest)
     if told is None:
         return shape
     size = f"{told.clients} {'client' if told.clients == 1 else 'clients'}"

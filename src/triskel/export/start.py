@@ -5,6 +5,7 @@ begins. Its tensors are held against the model once that is loaded (`model.start
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
@@ -14,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from triskel.config.job import Job, ModeName
-from triskel.config.sections import called
+from triskel.config.sections import RANKED, SCALED, called, projection_seed
 from triskel.core.registry import TASKS
 from triskel.core.untrusted import data_of, json_of, safetensors_at, table_of
 from triskel.errors import CheckpointError, JobError
@@ -26,10 +27,19 @@ from triskel.report.catalogue import kind_of, one_run
 KEY = "adapter.start"
 ANY = ""
 """In the place of a mode: of whatever stage has no adapter of its own."""
-KINDS = {"LORA": "lora", "IA3": "ia3", "LOHA": "loha", "LOKR": "lokr"}
-SCALED = ("lora", "dora", "rslora", "loha", "lokr")
-"""Kinds that have a rank and a scale."""
-FACTORS = (".lora_", ".ia3_", ".hada_", ".lokr_")
+KINDS = {
+    "LORA": "lora",
+    "IA3": "ia3",
+    "LOHA": "loha",
+    "LOKR": "lokr",
+    "VERA": "vera",
+    "LN_TUNING": "full",
+    "PREFIX_TUNING": "prefix",
+}
+"""What a job calls PEFT's methods; `full` is written as copies of modules, which is LN tuning."""
+IN_A_BLOCK = re.compile(r"\.\d+\.")
+SHARED = ("base_model.vera_", "prompt_embeddings")
+"""What names begin with that are of no block: VeRA's matrices, and prefixes of all blocks."""
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 """Ways to begin a LoRA that put the rest into the base, which is then another one."""
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST)
@@ -116,7 +126,7 @@ def differing(source: Source, job: Job) -> Iterator[str]:
         why = str(error).replace(str(source.folder), source.name)
         yield f"{where} cannot be read: {why}{_old(source.folder)}"
         return
-    kind = _kind(config)
+    kind = _kind(config, manifest)
     if kind != job.adapter.kind:
         yield (
             f"{where} is an adapter of kind {kind}, and adapter.kind is {job.adapter.kind}; "
@@ -194,9 +204,11 @@ def _old(folder: Path) -> str:
     )
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def _kind(config: Mapping[str, Any], manifest: Manifest | None) -> str:
     """Return what a job calls this kind of adapter, or PEFT where no job can ask for it."""
     kind = str(config.get("peft_type"))
+    if manifest is not None and manifest.kind == "bitfit":
+        return manifest.kind  # to PEFT, biases beside a LoRA of zero
     rescaled, lengths = bool(config.get("use_rslora")), bool(config.get("use_dora"))
     if kind != "LORA" or not (rescaled or lengths):
         return KINDS.get(kind, kind)
@@ -212,24 +224,31 @@ def _shape(
 ) -> Iterator[str]:
     """Yield in what rank, scale and further options differ."""
     if kind in SCALED:
-        rank, alpha = config.get("r"), config.get("alpha", config.get("lora_alpha"))
-        fits = rank == job.adapter.rank and _close(alpha, job.adapter.alpha)
-        way = f"--set adapter.rank={rank} --set adapter.alpha={alpha} takes it as it is"
-        if not fits and manifest is not None and manifest.side:
-            yield (
-                f"holds factors of rank {manifest.rank} and frozen ones of rank {manifest.side} "
-                f"beside them, together of rank {rank} and alpha {alpha}, and the job trains rank "
-                f"{job.adapter.rank} and alpha {job.adapter.alpha:g}; {way}"
-            )
-        elif rank != job.adapter.rank:
-            yield f"has rank {rank}, and adapter.rank is {job.adapter.rank}; {way}"
-        elif not fits:
-            yield f"has alpha {alpha}, and adapter.alpha is {job.adapter.alpha:g}; {way}"
+        yield from _scale(config, job, manifest)
+    elif kind in RANKED and (rank := config.get("r")) != job.adapter.rank:
+        yield (
+            f"has rank {rank}, and adapter.rank is {job.adapter.rank}; "
+            f"--set adapter.rank={rank} takes it as it is"
+        )
+    virtual, asked = config.get("num_virtual_tokens"), job.adapter.tokens
+    if kind == "prefix" and virtual != asked:
+        yield (
+            f"has {virtual} virtual tokens, and adapter.tokens is {asked}; "
+            f"--set adapter.tokens={virtual} takes it as it is"
+        )
+    if kind == "prefix" and config.get("prefix_projection"):
+        yield "was trained through a network of its own (prefix_projection), and a job has none"
+    ours = projection_seed(job.adapter, job.seed)
+    if kind == "vera" and (seed := config.get("projection_prng_key")) != ours:
+        yield (
+            f"has projections drawn from {seed}, and the job's are drawn from {ours}; "
+            f"--set adapter.projection={seed} takes it as it is"
+        )
     for key in ("rank_pattern", "alpha_pattern"):
         if config.get(key):
             yield f"has a {key}, and a job has one rank and one alpha for all modules"
     bias = config.get("bias", "none")
-    if bias != "none" or config.get("lora_bias"):
+    if (bias != "none" and kind != "bitfit") or config.get("lora_bias"):
         yield "trains biases, which no job does"
     begun = str(config.get("init_lora_weights", "")).casefold()
     if begun.startswith(CHANGE_THE_BASE):
@@ -237,6 +256,23 @@ def _shape(
             f"began as {begun}, which changes the base model; convert it with PEFT "
             "(save_pretrained with path_initial_model_for_weight_conversion)"
         )
+
+
+def _scale(config: Mapping[str, Any], job: Job, manifest: Manifest | None) -> Iterator[str]:
+    """Yield in what rank and scale differ."""
+    rank, alpha = config.get("r"), config.get("alpha", config.get("lora_alpha"))
+    fits = rank == job.adapter.rank and _close(alpha, job.adapter.alpha)
+    way = f"--set adapter.rank={rank} --set adapter.alpha={alpha} takes it as it is"
+    if not fits and manifest is not None and manifest.side:
+        yield (
+            f"holds factors of rank {manifest.rank} and frozen ones of rank {manifest.side} "
+            f"beside them, together of rank {rank} and alpha {alpha}, and the job trains rank "
+            f"{job.adapter.rank} and alpha {job.adapter.alpha:g}; {way}"
+        )
+    elif rank != job.adapter.rank:
+        yield f"has rank {rank}, and adapter.rank is {job.adapter.rank}; {way}"
+    elif not fits:
+        yield f"has alpha {alpha}, and adapter.alpha is {job.adapter.alpha:g}; {way}"
 
 
 def _close(value: object, wanted: float) -> bool:
@@ -247,7 +283,7 @@ def _head(
     shapes: Mapping[str, Sequence[int]], job: Job, manifest: Manifest | None
 ) -> Iterator[str]:
     """Yield in what the head differs: whether there is one, and for how many classes."""
-    head = sorted(name for name in shapes if not any(one in name for one in FACTORS))
+    head = sorted(n for n in shapes if not IN_A_BLOCK.search(n) and not n.startswith(SHARED))
     task, classes = job.data.task, job.data.classes
     if TASKS.spec(task).head == "vocabulary":
         if head:

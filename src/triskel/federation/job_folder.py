@@ -88,7 +88,7 @@ def unfit(job: Job) -> str | None:
                 f"data.{key} must be the name of a dataset in the sites' policies, got {name!r}; "
                 "write the file into the policy (`triskel site init`)"
             )
-    needs_public = MODES.spec(job.mode).traits.needs_public_data
+    needs_public = MODES.spec(job.mode).carries(job).needs_public_data
     for wrong, why in (
         (
             TASKS.spec(data.task).head == "classes" and not data.classes,

@@ -1,7 +1,8 @@
 """The tensors that train: PEFT layers put into chosen blocks, and the task head.
 
 Names are those of PEFT without its adapter name: `model.layers.0.self_attn.q_proj.lora_A.weight`.
-They are the names on the wire, in checkpoints and in exports.
+They are the names on the wire, in checkpoints and in exports. Kinds that train tensors of the model
+itself (`bitfit`, `full`) put nothing in: their slots are the model's own, by its own names.
 """
 
 import copy
@@ -13,6 +14,7 @@ from typing import Any, cast
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.vera import VeraLayer
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
@@ -20,8 +22,9 @@ from peft.utils.constants import (
 )
 from torch import Tensor, nn
 
-from triskel.config.sections import LOWRANK, Adapter, blocks_of
+from triskel.config.sections import LOWRANK, OWN, Adapter, blocks_of, projection_seed
 from triskel.errors import ModelError
+from triskel.model import prefixes
 from triskel.model.blocks import Blocks
 from triskel.numerics.rng import derive, stream
 from triskel.numerics.tensors import wide
@@ -48,12 +51,30 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
     Raises:
         ModelError: The targets or blocks are not in this model.
     """
+    if adapter.kind == "prefix":
+        slots = prefixes.insert(blocks, adapter, seed)
+    else:
+        slots = _own(blocks, adapter) if adapter.kind in OWN else _put_in(blocks, adapter, seed)
+    if blocks.head_names != ("lm_head",):
+        slots |= _fresh_head(blocks, seed)
+    for owner, attribute in slots.values():
+        value = cast("Tensor", getattr(owner, attribute))
+        setattr(owner, attribute, nn.Parameter(value.detach().to(wide(blocks.dtype))))
+    return slots
+
+
+def _put_in(blocks: Blocks, adapter: Adapter, seed: int) -> dict[str, tuple[nn.Module, str]]:
+    """Put PEFT's layers into the model, and return the slots of what trains of them."""
     model = cast("nn.Module", blocks.model)
+    config = config_of(blocks, adapter, seed=seed)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns where it sets fan_in_fan_out by itself
         torch.manual_seed(derive(seed, "adapter"))
         try:
-            peft.inject_adapter_in_model(config_of(blocks, adapter), model, adapter_name=SLOT)
+            if adapter.kind == "vera":  # PEFT's way in of the others wants nothing shared
+                peft.VeraModel(cast("Any", model), cast("Any", config), SLOT)
+            else:
+                peft.inject_adapter_in_model(config, model, adapter_name=SLOT)
         except (TypeError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"adapter.kind {adapter.kind!r} cannot be put into a {blocks.config.model_type} "
@@ -65,12 +86,55 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
         parameter.requires_grad_(trains)
         if trains:
             slots[canonical(name)] = _slot(model, name)
-    if blocks.head_names != ("lm_head",):
-        slots |= _fresh_head(blocks, seed)
-    for owner, attribute in slots.values():
-        value = cast("Tensor", getattr(owner, attribute))
-        setattr(owner, attribute, nn.Parameter(value.detach().to(wide(blocks.dtype))))
     return slots
+
+
+def _own(blocks: Blocks, adapter: Adapter) -> dict[str, tuple[nn.Module, str]]:
+    """Return the slots of the model's own tensors that train.
+
+    Raises:
+        ModelError: There is none in the chosen modules.
+    """
+    model = cast("nn.Module", blocks.model)
+    inside = tuple(f"{name}." for name in own_modules(blocks, adapter))
+    names = [name for name, _ in model.named_parameters() if name.startswith(inside)]
+    if adapter.kind == "bitfit":
+        names = [name for name in names if name.endswith(".bias")]
+    if not names:
+        here = "the modules of adapter.targets" if adapter.targets else "its blocks"
+        raise ModelError(
+            f'adapter.kind "bitfit" trains biases, and {here} have none in this '
+            f'{blocks.config.model_type} model; "vera" trains as few numbers'
+        )
+    return {name: _slot(model, name) for name in names}
+
+
+def own_modules(blocks: Blocks, adapter: Adapter) -> list[str]:
+    """Return the modules whose own tensors train: whole blocks, or the targets in them.
+
+    Raises:
+        ModelError: The targets or blocks are not in this model.
+    """
+    if adapter.targets:
+        return _modules(blocks, adapter, adapter.targets)
+    return [f"{blocks.family.blocks}.{index}" for index in _chosen(blocks, adapter)]
+
+
+def projections(model: nn.Module) -> dict[str, Tensor]:
+    """Return VeRA's frozen matrices, which all its modules share, by PEFT's names."""
+    for module in model.modules():
+        if isinstance(module, VeraLayer):
+            both = {"vera_A": module.vera_A, "vera_B": module.vera_B}
+            return {name: cast("Any", found)[SLOT] for name, found in both.items()}
+    return {}
+
+
+def take_projections(model: nn.Module, of: nn.Module) -> None:
+    """Let the VeRA modules of a model share the frozen matrices of another one."""
+    for name, module in model.named_modules():
+        if isinstance(module, VeraLayer):
+            other = cast("VeraLayer", of.get_submodule(name))
+            module.vera_A, module.vera_B = other.vera_A, other.vera_B
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
@@ -86,8 +150,8 @@ def without_adapter(model: nn.Module) -> nn.Module:
     return bare
 
 
-def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:
-    """Return the PEFT configuration of this adapter on this model.
+def config_of(blocks: Blocks, adapter: Adapter, *, seed: int) -> peft.PeftConfig:
+    """Return the PEFT configuration of this adapter on this model; VeRA's holds a seed of its own.
 
     Raises:
         ModelError: The targets or blocks are not in this model.
@@ -103,6 +167,14 @@ def config_of(blocks: Blocks, adapter: Adapter) -> peft.PeftConfig:
             lora_dropout=adapter.dropout,
             use_dora=adapter.kind == "dora",
             use_rslora=adapter.kind == "rslora",
+            fan_in_fan_out=blocks.config.model_type == "gpt2",
+            **common,
+        )
+    if adapter.kind == "vera":
+        return peft.VeraConfig(
+            r=rank,
+            vera_dropout=adapter.dropout,
+            projection_prng_key=projection_seed(adapter, seed),
             fan_in_fan_out=blocks.config.model_type == "gpt2",
             **common,
         )
@@ -172,10 +244,7 @@ def _default_targets(blocks: Blocks, adapter: Adapter) -> list[str]:
 
 def _modules(blocks: Blocks, adapter: Adapter, targets: Sequence[str]) -> list[str]:
     """Return full names of the targeted modules inside the chosen blocks."""
-    try:
-        chosen = blocks_of(adapter.blocks, blocks.count)
-    except ValueError as error:
-        raise ModelError(f"adapter.blocks {error} for this model") from None
+    chosen = _chosen(blocks, adapter)
     prefix = f"{blocks.family.blocks}."
     found: list[str] = []
     missing = set(targets)
@@ -192,6 +261,13 @@ def _modules(blocks: Blocks, adapter: Adapter, targets: Sequence[str]) -> list[s
             f"a block has: {', '.join(here)}"
         )
     return found
+
+
+def _chosen(blocks: Blocks, adapter: Adapter) -> range:
+    try:
+        return blocks_of(adapter.blocks, blocks.count)
+    except ValueError as error:
+        raise ModelError(f"adapter.blocks {error} for this model") from None
 
 
 def _is_adapter(name: str) -> bool:

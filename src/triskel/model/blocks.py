@@ -19,6 +19,25 @@ from triskel.core.task_spec import Head
 from triskel.model.families import family_of
 
 Mask = Float[Tensor, "rows 1 queries tokens"] | None
+PREFIX = "prefix"
+"""What holds a block's trained keys and values before a text (`model.prefixes`)."""
+
+
+class _Past:
+    """What stands before a text in one block, as the library asks a cache for it."""
+
+    def __init__(self, prefix: Tensor, heads: int, h: Tensor) -> None:
+        tokens = len(prefix)
+        both = prefix.to(h.dtype).view(tokens, 2, heads, -1).permute(1, 2, 0, 3)
+        self._keys, self._values = both[:, None].expand(-1, len(h), -1, -1, -1)
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the text behind those of the prefix; nothing is kept."""
+        return torch.cat([self._keys, keys], dim=2), torch.cat([self._values, values], dim=2)
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        """Return how many tokens stand before a text."""
+        return self._keys.shape[2]
 
 
 class Blocks:
@@ -31,6 +50,7 @@ class Blocks:
         width: d, the size of a hidden state.
         dtype: What hidden states are computed in.
         positions: Most tokens of a text; None where there is no such limit.
+        virtual: How many virtual tokens stand before a text in every block.
     """
 
     def __init__(self, model: nn.Module, head: Head) -> None:
@@ -52,7 +72,13 @@ class Blocks:
         self.pool: Literal["last", "first"] = "last" if self.family.causal else "first"
         self.dtype = next(model.parameters()).dtype
         self.positions = self._positions()
+        self.virtual, self._heads = 0, 1
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def stand_behind(self, virtual: int, heads: int) -> None:
+        """Let texts stand behind so many virtual tokens, whose keys have so many heads."""
+        self.virtual, self._heads = virtual, heads
+        self.positions = None if self.positions is None else self.positions - virtual
 
     def _module(self, path: str) -> Any:
         """Return a part by its path, or None where this model has none."""
@@ -73,7 +99,10 @@ class Blocks:
 
     def embed(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
         """Return what enters block 0."""
-        return self.family.embed(self.model, ids)
+        if not (self.virtual and self.family.positions):
+            return self.family.embed(self.model, ids)
+        before = ids.new_zeros(len(ids), self.virtual)  # so that the text has the places behind
+        return self.family.embed(self.model, torch.cat([before, ids], dim=1))[:, self.virtual :]
 
     def run(
         self,
@@ -88,12 +117,29 @@ class Blocks:
         heard = self._mask_of_lengths(h, lengths) if not self.family.causal else None
         beside: dict[str, dict[str, Any]] = {}
         for index in range(low, high):
-            kind = self._kind(index)
+            kind = self.kind(index)
             if kind not in beside:
-                beside[kind] = self.family.beside(self.model, h, kind)
+                beside[kind] = self._beside(h, kind)
             mask = self._causal_mask(h, kind) if self.family.causal else heard
-            h = _state(self.list[index](h, attention_mask=mask, **beside[kind]))
+            past = self._past(index, h)
+            h = _state(self.list[index](h, attention_mask=mask, **beside[kind], **past))
         return h
+
+    def _beside(self, h: Tensor, kind: str) -> dict[str, Any]:
+        """Return what blocks of a kind take beside hidden states and mask."""
+        if not self.virtual:
+            return self.family.beside(self.model, h, kind)
+        longer = h.new_empty(1, self.virtual + h.shape[1], 1)
+        found = self.family.beside(self.model, longer, kind)
+        return {name: _behind(value, self.virtual) for name, value in found.items()}
+
+    def _past(self, index: int, h: Tensor) -> dict[str, Any]:
+        """Return what stands before a text in a block, by what the block calls it."""
+        if not self.virtual:
+            return {}
+        past = _Past(getattr(self.list[index], PREFIX), self._heads, h)
+        neox = self.config.model_type == "gpt_neox"
+        return {"layer_past" if neox else "past_key_values": past}
 
     @staticmethod
     def _mask_of_lengths(h: Tensor, lengths: Tensor) -> Tensor:
@@ -104,13 +150,14 @@ class Blocks:
 
     def window(self, index: int, tokens: int) -> int:
         """Return how many tokens a token of a block sees, itself included."""
-        return self._window(self._kind(index), tokens)
+        return self._window(self.kind(index), tokens)
 
     def _window(self, kind: str, tokens: int) -> int:
         window = self.config.sliding_window if kind == "sliding_attention" else tokens
         return min(window or tokens, tokens)
 
-    def _kind(self, index: int) -> str:
+    def kind(self, index: int) -> str:
+        """Return a block's kind of attention."""
         kinds = getattr(self.config, "layer_types", None)
         if kinds:
             return kinds[index]
@@ -121,6 +168,8 @@ class Blocks:
     def _causal_mask(self, h: Tensor, kind: str) -> Mask:
         tokens = h.shape[1]
         window = self._window(kind, tokens)
+        if self.virtual:
+            return self._mask(h, self.virtual + tokens, self.virtual)
         if self.attention == "sdpa" and window == tokens:
             return None  # the kernel masks by itself
         key = (tokens, window, h.dtype)
@@ -130,9 +179,9 @@ class Blocks:
         return self._masks[key]
 
     @staticmethod
-    def _mask(h: Tensor, window: int) -> Tensor:
-        place = torch.arange(h.shape[1], device=h.device)
-        gap = place[:, None] - place[None, :]
+    def _mask(h: Tensor, window: int, virtual: int = 0) -> Tensor:
+        place = torch.arange(virtual + h.shape[1], device=h.device)
+        gap = place[virtual:, None] - place[None, :]
         allowed = (gap >= 0) & (gap < window)
         mask = torch.zeros(gap.shape, dtype=h.dtype, device=h.device)
         return mask.masked_fill(~allowed, torch.finfo(h.dtype).min)[None, None]
@@ -157,6 +206,13 @@ class Blocks:
         if cap and self.head_names == ("lm_head",):  # Gemma 2
             logits = cap * torch.tanh(logits / cap)
         return logits
+
+
+def _behind(value: Any, virtual: int) -> Any:
+    """Return what is of the tokens behind virtual ones, of what has a row for each."""
+    if isinstance(value, tuple):
+        return tuple(_behind(one, virtual) for one in cast("tuple[Any, ...]", value))
+    return value[:, virtual:] if isinstance(value, Tensor) else value
 
 
 def _state(out: Tensor | tuple[Any, ...]) -> Tensor:

@@ -26,6 +26,7 @@ from triskel.config.sections import Adapter
 from triskel.model.adapters import is_lowrank, scale_of
 from triskel.model.blocks import Blocks
 from triskel.model.kernels import LowRank, attend, flash_attention, norm, swiglu
+from triskel.model.quantised import is_quantised
 
 TYPES = ("llama", "mistral", "qwen2")
 """Values of `config.model_type` whose blocks these are."""
@@ -34,8 +35,8 @@ GATED = ("gate_proj", "up_proj")
 MAX_SIDE_BY_SIDE = 128
 """Largest K r: beyond it, factors side by side cost more than they save."""
 
-Parameters = Mapping[str, nn.Parameter]
-"""One party's tensors: leaves autograd can differentiate by, and side factors that are frozen."""
+Parameters = Mapping[str, Tensor]
+"""One party's tensors: leaves of autograd's or functions of such, and side factors."""
 Installed = Mapping[str, Tensor]
 """What the slots take of them: the leaves themselves, or leaves and side factors stacked."""
 
@@ -104,6 +105,8 @@ def why_not(blocks: Blocks, adapter: Adapter) -> str | None:
         return f"{config.model_type} has no fused blocks; {', '.join(TYPES)} have"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}, not silu"
+    if is_quantised(blocks.model):
+        return "its base is held in fewer bits (model.quantise)"
     if not is_lowrank(adapter) or adapter.dropout:
         return "its adapter is not plain LoRA without dropout"
     return None

@@ -176,7 +176,7 @@ def _flop_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
 
 
 def _saved_terms(rows: int, tokens: int, scored: int) -> list[Fraction]:
-    return [Fraction(x) for x in (rows * tokens, rows * tokens * tokens, tokens, scored, 1)]
+    return [Fraction(x) for x in (rows * tokens, rows * tokens * tokens, tokens, scored, 1, rows)]
 
 
 def _solve(terms: list[list[Fraction]], values: list[Fraction]) -> tuple[Fraction, ...]:
@@ -307,7 +307,7 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func.overloadpacket
-        formula = _registry().get(packet)
+        formula = _registry().get(packet) or _OTHERS.get(str(packet))
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
         elif _product(packet):
@@ -318,7 +318,24 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+def _in_4_bit(x: Any, weight: Any, shape: Any, *_: Any, **__: Any) -> int:
+    del weight  # packed
+    return 2 * int(x.numel()) * int(shape[0])
+
+
+def _in_8_bit(x: Any, rounded: Any, weight: Any, *_: Any, **__: Any) -> int:
+    del rounded
+    return 2 * int(x.numel()) * len(weight)
+
+
+_OTHERS: dict[str, Callable[..., int]] = {
+    "bitsandbytes.gemm_4bit": _in_4_bit,
+    "bitsandbytes.int8_mixed_scaled_mm": _in_8_bit,
+}
+"""Formulas of other libraries' products."""
+
+
 @cache
 def _product(packet: Any) -> bool:
     words = str(packet.__name__).strip("_").split("_")
-    return any(word in PRODUCTS or word.endswith("mm") for word in words)
+    return any(word in PRODUCTS or word.endswith(("mm", "mv")) for word in words)

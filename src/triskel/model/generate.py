@@ -85,13 +85,15 @@ class Writer:
         self._stops = _stops(self._model, body.tokenizer)
         self._pad = next((token for token in (body.tokenizer.pad_token_id, *self._stops, 0)
                           if token is not None), 0)  # fmt: skip
-        self._model.generation_config = transformers.GenerationConfig(
+        settings = transformers.GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             use_cache=True,
             pad_token_id=self._pad,
             eos_token_id=self._stops or None,
         )
+        self._model.generation_config = settings
+        body.blocks.model.generation_config = settings  # which PEFT's model of a prefix asks
 
     def write(
         self,

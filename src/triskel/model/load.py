@@ -17,6 +17,7 @@ from triskel.config.sections import Adapter, Model
 from triskel.core.crash import during
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
+from triskel.model import quantised
 from triskel.model.families import family_of
 from triskel.model.files import unloadable
 from triskel.model.shared import SharedModel
@@ -66,9 +67,13 @@ def load(  # noqa: PLR0913 - what a body is made of
         family = family_of(_config(source, read, head).model_type, head)
         tokenizer = tokenizer_in(source, read)
         fresh = family.heads[head] if head == "classes" else ()
-        loaded = _weights(source, read, model, classes=classes, fresh=fresh)
+        heads = [*family.heads[head], *([family.between] if family.between else [])]
+        loaded = _weights(source, read, model, classes=classes, fresh=fresh, heads=heads)
         _rows(source, tokenizer, cast("Any", loaded))
-        loaded = loaded.to(device_of(model))
+        if model.quantise == "none":
+            loaded = loaded.to(device_of(model))
+        else:
+            quantised.settle(loaded)
         if place is not None:
             _copy(loaded)
     return SharedModel(
@@ -99,7 +104,13 @@ def tokenizer_in(source: str, read: str | None = None) -> Any:
 
 
 def _weights(
-    source: str, read: str, model: Model, *, classes: int, fresh: Sequence[str]
+    source: str,
+    read: str,
+    model: Model,
+    *,
+    classes: int,
+    fresh: Sequence[str],
+    heads: Sequence[str],
 ) -> nn.Module:
     """Return a base with its weights; modules of a fresh head may be missing in its files.
 
@@ -112,6 +123,8 @@ def _weights(
         "attn_implementation": model.attention,
         "use_safetensors": True,
     }
+    if model.quantise != "none":
+        options |= quantised.options(model, dtype_of(model), device_of(model), heads)
     kind: Any = transformers.AutoModelForCausalLM
     if fresh:
         kind = transformers.AutoModelForSequenceClassification

@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from triskel.core.source import code_sha256
+from triskel.model.adapters import projections
 from triskel.model.flops import Cost, Piece, bytes_of, cost_in, count, saved_in
 from triskel.model.machine_cache import place_of, recalled, remember
+from triskel.model.quantised import size
 from triskel.model.shared import Parameters, SharedModel
 from triskel.model.side_factors import side_rank
 from triskel.types import Batch
@@ -52,7 +54,9 @@ class Meter:
         self.returning = False
         self._seen: set[tuple[int, int]] = set()
 
-    def ran(self, batch: Batch, *pieces: Piece, training: Parameters | None = None) -> None:
+    def ran(
+        self, batch: Batch, *pieces: Piece, training: Parameters | None = None, held: int = 0
+    ) -> None:
         """Account for pieces that ran on a batch and were in memory together.
 
         Args:
@@ -60,6 +64,7 @@ class Meter:
             pieces: What ran.
             training: What a party's model is of: an optimiser holds state for those of its
                 tensors that train.
+            held: Bytes of whatever else lay in memory.
         """
         rows, tokens = batch.ids.shape
         model = training or {}
@@ -75,7 +80,7 @@ class Meter:
         frozen = sum(p.nbytes for p in model.values() if not p.requires_grad)
         self.tokens += rows * tokens if training else 0
         state = trained * (GRADIENT_BYTES + ADAM_BYTES)
-        held = self._costs.resident(pieces) + frozen + state + saved
+        held += self._costs.resident(pieces) + frozen + state + saved
         self.peak_bytes = max(self.peak_bytes, held)
 
     def computed(self, piece: Piece, rows: int, tokens: int, scored: int) -> None:
@@ -178,10 +183,11 @@ class Costs(Mapping[Piece, Cost]):
             modules += list(blocks.list[piece.low : high])
             if piece.kind not in {"bottom", "trunk"}:
                 modules += [*blocks.before_head, blocks.head, *_after(self._body)]
-        parameters = [p for module in modules for p in module.parameters()]
+        parameters: list[Tensor] = [p for module in modules for p in module.parameters()]
         if any(piece.kind not in {"trunk", "top"} and not piece.low for piece in pieces):
             parameters += _embeddings(self._body)
-        return sum({p.data_ptr(): p.nbytes for p in parameters}.values())
+        parameters += [t for m in modules for t in projections(m).values()]
+        return sum({p.data_ptr(): size(p) for p in parameters}.values())
 
 
 def _after(body: SharedModel) -> list[nn.Module]:

@@ -1,42 +1,43 @@
 """An adapter as a PEFT folder, the way back, and a whole model with the adapter merged in.
 
-A PEFT folder is `adapter_config.json` and `adapter_model.safetensors`; our tensor names are PEFT's
-behind a prefix. The configuration names targets by their shortest form that PEFT resolves to
-exactly the adapted modules: `q_proj`, else `q_proj` in some layers, else full names.
+A PEFT folder is `adapter_config.json` and `adapter_model.safetensors`; what is in them says
+`model.peft_options`.
 """
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import peft
 import torch
 import transformers
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from triskel.config.sections import OWN
 from triskel.core.crash import during
 from triskel.core.task_spec import Head
 from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
-from triskel.model.adapters import SLOT, canonical, config_of, widened
+from triskel.model import prefixes
+from triskel.model.adapters import SLOT, canonical, projections
 from triskel.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from triskel.model.load import LOADING, quiet, tokenizer_in
+from triskel.model.peft_options import in_file, options_of, out_of_file, projected
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import is_side, misfit, parted, side_rank, stacked, unstacked
 from triskel.types import Tensors
 
 CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER_WEIGHTS
-PREFIX = "base_model.model."
-MAGNITUDE = ".lora_magnitude_vector"
-"""DoRA's lengths; PEFT files call them so, and PEFT models add `.weight`."""
-MEANT = ("peft_type", "task_type", "r", "lora_alpha", "alpha", "use_dora", "use_rslora")
+MEANT = (
+    "peft_type", "task_type", "r", "lora_alpha", "alpha", "use_dora", "use_rslora", "bias",
+    "projection_prng_key", "num_virtual_tokens",
+)  # fmt: skip
 """Options that change what the same tensors compute."""
 SAMPLED = 1024
 """Numbers of each base tensor that its fingerprint reads."""
@@ -55,10 +56,11 @@ def write(folder: Path, body: SharedModel, tensors: Tensors) -> None:
         ModelError: The tensors are not this body's.
     """
     _check(tensors, body, where="the adapter")
-    options = _options(body, side_rank(tensors))
+    options = options_of(body, side_rank(tensors))
     (folder / CONFIG).write_text(json.dumps(options, indent=2, sort_keys=True), encoding="utf-8")
     whole = stacked(tensors, parted(tensors)[0])
-    owned = {to_peft(n): t.detach().cpu().contiguous().clone() for n, t in whole.items()}
+    inside = in_file(body, whole).items()
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in inside}
     save_file(owned, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -77,15 +79,16 @@ def read(folder: Path, body: SharedModel, side: int = 0) -> Tensors:
         found = cast("dict[str, Any]", json_in(folder / CONFIG))
     except (OSError, ValueError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
-    tensors = tensors_in(folder)
+    tensors = prefixes.parted(tensors_in(folder), body.blocks)
     if strange := [name for name in tensors if is_side(name)]:
         raise ModelError(f"adapter {folder} holds {strange[0]!r}, which PEFT would not apply")
-    for name, wanted in _options(body, side).items():
+    for name, wanted in options_of(body, side).items():
         if name in MEANT and found.get(name) != wanted:
             raise ModelError(
                 f"adapter {folder} has {name} = {found.get(name)!r} and the job's adapter has "
                 f"{wanted!r}; it belongs to another job"
             )
+    hold_projections(folder, body, where=f"adapter {folder}")
     if side:
         tensors = _parted_again(tensors, body, side, where=f"adapter {folder}")
     _check(tensors, body, where=f"adapter {folder}")
@@ -109,31 +112,6 @@ def _parted_again(tensors: Tensors, body: SharedModel, side: int, *, where: str)
     return found
 
 
-def to_peft(name: str) -> str:
-    """Return the name of a tensor in a PEFT file.
-
-    >>> to_peft("h.0.attn.c_attn.lora_magnitude_vector.weight")
-    'base_model.model.h.0.attn.c_attn.lora_magnitude_vector'
-    """
-    return PREFIX + (name.removesuffix(".weight") if f"{MAGNITUDE}.weight" in name else name)
-
-
-def from_peft(name: str) -> str:
-    """Return our name of a tensor in a PEFT file.
-
-    >>> from_peft(to_peft("h.0.attn.c_attn.lora_A.weight"))
-    'h.0.attn.c_attn.lora_A.weight'
-    """
-    ours = name.removeprefix(PREFIX)
-    return f"{ours}.weight" if ours.endswith(MAGNITUDE) else ours
-
-
-def base_of(body: SharedModel) -> str:
-    """Return what names the base model from anywhere on this machine: a folder or a hub id."""
-    folder = Path(body.path)
-    return str(folder.resolve()) if body.path and folder.is_dir() else body.path
-
-
 def fingerprint(body: SharedModel) -> str:
     """Return a hash of the frozen base: names, shapes and the first numbers of every tensor.
 
@@ -142,7 +120,10 @@ def fingerprint(body: SharedModel) -> str:
     sha = hashlib.sha256()
     model = cast("nn.Module", body.blocks.model)
     named = {canonical(n).replace(".base_layer", ""): p for n, p in model.named_parameters()}
-    for name in sorted(named.keys() - body.initial.keys()):
+    trains = body.fresh.keys()
+    if body.adapter.kind in OWN:  # as the base has them
+        trains, named = set(body.layout.head), named | dict(body.fresh)
+    for name in sorted(named.keys() - trains):
         some = named[name].detach().reshape(-1)[:SAMPLED].to(torch.bfloat16).cpu()
         sha.update(f"{name} {tuple(named[name].shape)}".encode())
         sha.update(some.view(torch.int16).numpy().tobytes())
@@ -182,83 +163,6 @@ def _check(tensors: Tensors, body: SharedModel, *, where: str) -> None:
             )
 
 
-# --- its configuration ------------------------------------------------------------------------
-
-
-def _options(body: SharedModel, side: int) -> dict[str, Any]:
-    """Return `adapter_config.json`, its lists in one order."""
-    config: Any = config_of(body.blocks, widened(body.adapter, side))
-    classify = body.ends == "classes"
-    config.task_type = peft.TaskType.SEQ_CLS if classify else peft.TaskType.CAUSAL_LM
-    config.base_model_name_or_path = base_of(body)
-    config.inference_mode = True
-    config.modules_to_save = list(body.blocks.head_names) if classify else None
-    _shorten(config, body)
-    plain: dict[str, Any] = {
-        key: sorted(value) if isinstance(value, set | frozenset) else value
-        for key, value in config.to_dict().items()
-    }
-    for key in ("lora_alpha", "alpha"):
-        if key in plain and float(plain[key]).is_integer():
-            plain[key] = int(plain[key])
-    return cast("dict[str, Any]", json.loads(json.dumps(plain)))
-
-
-def _shorten(config: Any, body: SharedModel) -> None:
-    """Name the targets by the shortest form that means exactly the same modules."""
-    full = sorted(config.target_modules)
-    inside = f"{body.blocks.family.blocks}."
-    relative = {name.removeprefix(inside).partition(".")[2] for name in full}
-    layers = sorted({int(name.removeprefix(inside).partition(".")[0]) for name in full})
-    last = {name.rpartition(".")[2] for name in relative}
-    ranges: list[list[int] | None] = [None]
-    if hasattr(config, "layers_to_transform"):
-        ranges.append(layers)
-    for chosen, names in itertools.product(ranges, (last, relative)):
-        if chosen is not None:
-            config.layers_to_transform = chosen
-            config.layers_pattern = [body.blocks.family.blocks.rpartition(".")[2]]
-        config.target_modules = names
-        if _targeted(config, body) == full:
-            break
-    else:
-        if len(ranges) > 1:
-            config.layers_to_transform = config.layers_pattern = None
-        config.target_modules = set(full)
-    _shorten_feedforward(config, full)
-
-
-def _shorten_feedforward(config: Any, full: Sequence[str]) -> None:
-    """IA3 names, among its targets, those whose input it scales; they are named like targets."""
-    scaled: set[str] = set(getattr(config, "feedforward_modules", None) or ())
-    if not scaled:
-        return
-    short = {t for t in config.target_modules if any(_ends(name, t) for name in scaled)}
-    if {name for name in full if any(_ends(name, t) for t in short)} == scaled:
-        config.feedforward_modules = short
-    else:
-        config.target_modules = set(full)
-
-
-def _ends(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith(f".{suffix}")
-
-
-def _targeted(config: Any, body: SharedModel) -> list[str]:
-    """Return the modules that PEFT would adapt in the plain model."""
-    names = _plain_modules(cast("nn.Module", body.blocks.model))
-    return sorted(n for n in names if check_target_module_exists(config, n) is True)
-
-
-def _plain_modules(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Yield names of modules as they were before adapters came in."""
-    for name, child in module.named_children():
-        full = f"{prefix}{name}"
-        yield full
-        if not isinstance(child, BaseTunerLayer):
-            yield from _plain_modules(child, f"{full}.")
-
-
 # --- a whole model ----------------------------------------------------------------------------
 
 
@@ -278,6 +182,8 @@ def merge(adapter: Path, source: str, target: Path, *, classes: Sequence[str], p
     Raises:
         ModelError: The base cannot be loaded, or the adapter cannot be merged into it.
     """
+    if "num_virtual_tokens" in cast("dict[str, Any]", json_in(adapter / CONFIG)):
+        raise _unmergeable(adapter, "virtual tokens are no part of a weight")
     wrapped, tokenizer, stored = opened(adapter, source, classes=classes)
     before = _probe(wrapped)
     try:
@@ -328,9 +234,32 @@ def tensors_in(folder: Path) -> Tensors:
     Raises:
         ModelError: There is no such folder, or it is damaged.
     """
+    return out_of_file(_file(folder))
+
+
+def hold_projections(folder: Path, body: SharedModel, *, where: str) -> None:
+    """Refuse a VeRA folder whose frozen matrices are not those that its seed makes here.
+
+    Raises:
+        ModelError: They are others; or the folder is damaged.
+    """
+    if not (ours := projections(body.blocks.model)):
+        return
+    theirs = projected(_file(folder))
+    if theirs and not (
+        theirs.keys() == ours.keys()
+        and all(torch.equal(theirs[name], tensor.cpu()) for name, tensor in ours.items())
+    ):
+        raise ModelError(
+            f"{where} holds projections that its projection_prng_key does not make here; train it "
+            "on where it was made"
+        )
+
+
+def _file(folder: Path) -> Tensors:
     try:
         with safe_open(safetensors_at(folder / WEIGHTS), framework="pt") as file:
-            return {from_peft(n): cast("Tensor", file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118 - no mapping
+            return {name: cast("Tensor", file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
 

@@ -11,10 +11,9 @@ pass (`together`). A new body is on the reference path; `use` switches.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,13 +21,16 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from triskel.config.sections import Adapter
+from triskel.config.sections import OWN, Adapter
 from triskel.core.task_spec import Head
 from triskel.errors import ModelError
-from triskel.model.adapters import insert, without_adapter
+from triskel.model.adapters import insert, take_projections, without_adapter
 from triskel.model.blocks import Blocks
+from triskel.model.compute_choice import Choice
 from triskel.model.fast import FastBlocks, Installed, Parameters, PartyBatch, why_not
 from triskel.model.hidden_cache import HiddenCache
+from triskel.model.prefixes import by_peft
+from triskel.model.reparametrisation import PLAIN, Form
 from triskel.model.side_factors import is_side, side_name, stacked
 from triskel.model.slots import layout_of, leaves_of, values_in
 from triskel.model.vocab_loss import vocabulary_losses
@@ -38,25 +40,6 @@ from triskel.types import Batch, Tensors
 
 AT_ONCE = 1 << 24
 """Logits that are made at once where only scores or the largest are wanted."""
-
-PathName = Literal["reference", "fast"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a body computes; results do not depend on it beyond rounding.
-
-    Attributes:
-        path: `reference`, or `fast` where the model has fused blocks.
-        flash: From how many tokens on the fast path takes the library's fused attention.
-        join: Clients' batches of fewer padded tokens than this are run in one pass; 0 for never.
-        recompute: Whether no activations inside a block are kept for backward, but computed twice.
-    """
-
-    path: PathName = "reference"
-    flash: int = 1024
-    join: int = 0
-    recompute: bool = False
 
 
 class SharedModel:
@@ -74,6 +57,7 @@ class SharedModel:
         seed: What the trainable tensors start from.
         initial: The trainable tensors before any training; a function of the seed, or what
             `start_from` was given.
+        fresh: The trainable tensors as the seed makes them.
         path: Where the base model came from.
         adapter: The adapter's options.
         choice: How it computes.
@@ -108,11 +92,13 @@ class SharedModel:
         self._slots = insert(self.blocks, adapter, seed=seed)
         self._first = next(model.eval().parameters())  # PEFT's own layers start in training mode
         self._dropouts = [
-            m for n, m in model.named_modules() if "lora_dropout" in n and isinstance(m, nn.Dropout)
+            m
+            for n, m in model.named_modules()
+            if "_dropout.default" in n and isinstance(m, nn.Dropout)
         ]
         self.seed = seed
         self.initial: Tensors = values_in(self._slots)
-        self._fresh = self.initial
+        self.fresh = self.initial
         self.layout = layout_of(self._slots, self.blocks, adapter)
         self._sides = tuple(side for n in self._slots if is_side(side := side_name(n)))
         self.frozen = min(self.layout.block.values(), default=self.blocks.count)
@@ -123,9 +109,11 @@ class SharedModel:
     def reseed(self, seed: int) -> None:
         """Start from what a body that is loaded with this seed starts from; the base stays."""
         if seed != self.seed:
+            self.install(self.parameters(self.fresh), self.fresh)  # the base's own among them
             bare = Blocks(without_adapter(self.blocks.model), self.ends)
-            self.seed, self._fresh = seed, values_in(insert(bare, self.adapter, seed=seed))
-        self.initial = self._fresh
+            self.seed, self.fresh = seed, values_in(insert(bare, self.adapter, seed=seed))
+            take_projections(self.blocks.model, bare.model)
+        self.initial = self.fresh
 
     def start_from(self, tensors: Tensors) -> None:
         """Start from these tensors from here on, in place of what the seed makes.
@@ -133,8 +121,8 @@ class SharedModel:
         Raises:
             ModelError: A name or shape is not this body's.
         """
-        leaves_of(tensors, like=self._fresh, dtype=wide(self.dtype), device=self.device)
-        self.initial = {name: tensors[name] for name in self._fresh}
+        leaves_of(tensors, like=self.fresh, dtype=wide(self.dtype), device=self.device)
+        self.initial = {name: tensors[name] for name in self.fresh}
 
     def use(self, choice: Choice) -> None:
         """Compute this way from here on.
@@ -158,15 +146,17 @@ class SharedModel:
         """What hidden states are computed in."""
         return self.blocks.dtype
 
-    def parameters(self, tensors: Tensors) -> dict[str, nn.Parameter]:
+    def parameters(self, tensors: Tensors, form: Form = PLAIN) -> dict[str, nn.Parameter]:
         """Return copies of the tensors that autograd can differentiate by.
 
-        In a float64 body they are float64, elsewhere float32. Side factors need no gradient.
+        In a float64 body they are float64, elsewhere float32. What is frozen needs no gradient.
 
         Raises:
             ModelError: A name or shape is not this body's.
         """
-        return leaves_of(tensors, like=self.initial, dtype=wide(self.dtype), device=self.device)
+        return leaves_of(
+            tensors, like=self.initial, dtype=wide(self.dtype), device=self.device, form=form
+        )
 
     def pooled_column(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Return which token of each text stands for all of it."""
@@ -192,9 +182,11 @@ class SharedModel:
             ModelError: A name or shape is not this body's.
         """
         self.dropout(None)
-        parameters, count = self.parameters(tensors), self.blocks.count
-        self.install(parameters, self.layout.head)
-        self.install(self._installed(parameters, 0, count), self.layout.within(0, count))
+        parameters, count, layout = self.parameters(tensors), self.blocks.count, self.layout
+        self.install(parameters, layout.head)
+        self.install(self._installed(parameters, 0, count), layout.within(0, count))
+        if self.blocks.virtual:
+            return by_peft(self.blocks.model, self.blocks, self.adapter, parameters)
         return self.blocks.model
 
     def dropout(self, seed: int | None) -> None:
@@ -370,9 +362,12 @@ class SharedModel:
         return h
 
     def _installed(self, parameters: Installed, low: int, high: int) -> Installed:
-        """Return what slots of blocks [low, high) take: tensors as they are, or stacked."""
+        """Return what slots of blocks [low, high) take: tensors as they are, stacked or cast."""
         if any(side in parameters for side in self._sides):
             return stacked(parameters, self.layout.within(low, high))
+        if self.adapter.kind in OWN:  # they take the place of tensors of the base's type
+            inside = [name for name in self.layout.within(low, high) if name in parameters]
+            return {name: parameters[name].to(self.dtype) for name in inside}
         return parameters
 
     @property

@@ -102,7 +102,7 @@ def blank(like: Tensors, rank: int) -> dict[str, Tensor]:
     """Return side factors of zeros beside all low-rank factors, of this rank or a full one."""
     found = dict[str, Tensor]()
     for name, factor in like.items() if rank else ():
-        if (axis := _axis(name)) is not None:
+        if (axis := rank_axis(name)) is not None:
             shape = list(factor.shape)
             shape[axis] = min(rank, _full(like, name))
             found[side_name(name)] = factor.new_zeros(shape)
@@ -122,7 +122,7 @@ def stacked(tensors: Tensors, names: Iterable[str]) -> Mapping[str, Tensor]:
 
 def _stacked(tensors: Tensors, name: str, rank: int) -> Tensor:
     factor = tensors[name]
-    axis = _axis(name)
+    axis = rank_axis(name)
     if axis is None:
         return factor
     side = tensors.get(side_name(name))
@@ -143,7 +143,7 @@ def unstacked(tensors: Tensors, rank: int) -> dict[str, Tensor]:
     """
     found, side = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in tensors.items():
-        axis = _axis(name)
+        axis = rank_axis(name)
         if axis is None:
             found[name] = tensor
             continue
@@ -153,8 +153,12 @@ def unstacked(tensors: Tensors, rank: int) -> dict[str, Tensor]:
     return found | side
 
 
-def _axis(name: str) -> int | None:
-    """Return which axis of a factor is its rank; None for any other tensor."""
+def rank_axis(name: str) -> int | None:
+    """Return which axis of a factor that trains is its rank; None for any other tensor.
+
+    >>> rank_axis("q.lora_A.weight"), rank_axis("q.lora_B.weight"), rank_axis("score.weight")
+    (0, 1, None)
+    """
     if name.endswith(f"{DOWN}{WEIGHT}"):
         return 0
     return 1 if name.endswith(f"{UP}{WEIGHT}") else None

@@ -15,6 +15,7 @@ from triskel.config.sections import Adapter
 from triskel.errors import ModelError
 from triskel.model.adapters import scale_of
 from triskel.model.blocks import Blocks
+from triskel.model.reparametrisation import PLAIN, REST, Form
 from triskel.model.side_factors import misfit, parted
 from triskel.types import Tensors
 
@@ -62,15 +63,21 @@ def values_in(slots: Slots) -> dict[str, Tensor]:
 
 
 def leaves_of(
-    tensors: Tensors, *, like: Tensors, dtype: torch.dtype, device: torch.device
+    tensors: Tensors,
+    *,
+    like: Tensors,
+    dtype: torch.dtype,
+    device: torch.device,
+    form: Form = PLAIN,
 ) -> dict[str, nn.Parameter]:
-    """Return copies of tensors that autograd can differentiate by; side factors need no gradient.
+    """Return copies of tensors that autograd can differentiate by; what is frozen needs none.
 
     Args:
-        tensors: Values by slot, and side factors beside them.
+        tensors: Values by slot, or what slots' are made of, and side factors beside them.
         like: A tensor for every slot there is, of the shape that it takes.
         dtype: Of the copies.
         device: Where they are.
+        form: What slots take of the tensors, and which of them train.
 
     Raises:
         ModelError: There is no such slot, it takes another shape, or a side factor does not fit.
@@ -79,7 +86,7 @@ def leaves_of(
     trained, side = parted(tensors)
     if (why := misfit(side, like)) is not None:
         raise ModelError(why)
-    for name, tensor in trained.items():
+    for name, tensor in form.factors(trained).items():
         expected = like.get(name)
         if expected is None or expected.shape != tensor.shape:
             shape = None if expected is None else tuple(expected.shape)
@@ -91,5 +98,7 @@ def leaves_of(
         copy = tensor.detach().to(
             device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format
         )
-        leaves[name] = nn.Parameter(copy, requires_grad=name not in side)
+        trains = form.trains is None or name in form.trains
+        frozen = name in side or name.endswith(REST)
+        leaves[name] = nn.Parameter(copy, requires_grad=trains and not frozen)
     return leaves

@@ -9,13 +9,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from triskel.errors import JobError, ModelError
-from triskel.model.peft_folder import tensors_in
+from triskel.model.peft_folder import hold_projections, tensors_in
+from triskel.model.prefixes import parted
 from triskel.model.shared import SharedModel
 from triskel.numerics.tensors import wide
 from triskel.types import Tensors
 
-FACTOR = re.compile(r"\.(lora|ia3|hada|lokr)_")
-"""Where the name of an adapted module ends."""
+MODULE = re.compile(r"(.+?\.\d+\..+?)\.(?:(?:lora|ia3|hada|lokr|vera_lambda)_.*|\w+)")
+"""The name of a tensor in a block, and the module that it is beside or in."""
 SHOWN = 6
 
 
@@ -32,7 +33,8 @@ def start_in(folder: Path, body: SharedModel, name: str) -> Tensors:
     """
     where = f"adapter.start {name}"
     try:
-        found = tensors_in(folder)
+        found = parted(tensors_in(folder), body.blocks)
+        hold_projections(folder, body, where="its folder")
     except ModelError as error:
         raise JobError(f"{where} cannot be read: {error}") from error
     if found.keys() != body.initial.keys():
@@ -75,7 +77,7 @@ def _other(found: Tensors, body: SharedModel) -> str:
 
 def _modules(tensors: Collection[str]) -> set[str]:
     """Return the modules that an adapter is in."""
-    return {name[: cut.start()] for name in tensors if (cut := FACTOR.search(name))}
+    return {found[1] for name in tensors if (found := MODULE.fullmatch(name))}
 
 
 def _blocks(modules: Collection[str]) -> set[int]:

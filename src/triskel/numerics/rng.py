@@ -1,19 +1,12 @@
-"""One seed per run; every other seed is derived from it by name.
+"""Random streams, each a function of the run's seed and of names.
 
 A stream is a pure function of (job seed, names such as round, client, step): adding a client or a
 draw elsewhere leaves it unchanged, and a resumed run draws what the killed one would have drawn.
 """
 
-import hashlib
-
 import torch
 
-
-def derive(seed: int, *path: str | int) -> int:
-    """Return the 63-bit seed named by `path` under `seed`."""
-    name = "/".join(map(str, (seed, *path)))
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+from triskel.core.seeds import derive
 
 
 def stream(seed: int, *path: str | int) -> torch.Generator:

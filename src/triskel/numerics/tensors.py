@@ -1,5 +1,6 @@
 """Arithmetic on named tensors, rows without padding, and batches with little of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -32,6 +33,15 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_finite(x: Tensor) -> bool:
+    """Return whether every entry is a finite number; integers and bools always are."""
+    if not x.is_floating_point():
+        return True
+    # A sum is several times cheaper than a mask, and one infinity or NaN spoils it. Finite
+    # entries can spoil it too, by overflow: only then look at each.
+    return math.isfinite(float(x.sum(dtype=wide(x.dtype)))) or bool(torch.isfinite(x).all())
 
 
 def numbers(tensors: Tensors) -> int:

@@ -12,7 +12,7 @@ from triskel.core.registry import MODES
 from triskel.model.flops import Piece
 from triskel.model.meter import Costs
 from triskel.model.shared import SharedModel
-from triskel.training.loop import MOST
+from triskel.training.joining import MOST
 from triskel.training.mode_setting import options_in
 
 ROOM = 0.6

@@ -23,7 +23,7 @@ def round_bytes(job: Job, sizes: Sizes, client: str | None = None) -> int:
     1850112
     """
     spec = MODES.spec(job.mode)
-    sent = spec.payload(spec.of(job, client), job.train.epochs, sizes)
+    sent = spec.payload(spec.of(job, client), job.training(client).epochs, sizes)
     floats, others = sent.floats, sent.fixed_bytes
     if sizes.tests:
         floats += sent.tested_floats
@@ -33,7 +33,7 @@ def round_bytes(job: Job, sizes: Sizes, client: str | None = None) -> int:
 
 def models_tested(job: Job) -> int:
     """Return how many models a client tests after a round: the server's, and one of its own."""
-    return 2 if MODES.spec(job.mode).traits.personal_models else 1
+    return 2 if MODES.spec(job.mode).carries(job).personal_models else 1
 
 
 def _width_of(job: Job) -> int:

@@ -206,7 +206,7 @@ def _leaving(policy: Policy, job: Job) -> Iterator[Refusal]:
     for key, asks in spec.disclosure(options, TASKS.spec(job.data.task).head).leaves.items():
         if not getattr(policy.leave, key):
             yield Refusal(key=f"leave.{key}", asks=asks, allows=keeps)
-    if spec.traits.needs_public_data and not job.data.public and not policy.leave.texts:
+    if spec.carries(job).needs_public_data and not job.data.public and not policy.leave.texts:
         yield Refusal(
             key="leave.texts",
             asks=f"makes training texts public (mode {job.mode!r} without data.public)",

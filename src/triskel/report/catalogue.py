@@ -210,14 +210,17 @@ def _sweep(folder: Path) -> Entry:
         told = ("rows", "skipped", "diverged", "failed")
         done = sum(set(rows) <= {row for part in told for row in one[part]} for one in settings)
         won = {row: one.get("test", {}) for row, one in record["winners"].items()}
-        over = done == len(settings) and all(won.values())
+        drawn = record["request"].get("sampling", {}).get("samples", 0)
+        count = max(len(settings), drawn)
+        searched = "cost" in record or "halving" not in record["request"]
+        over = done == count and all(won.values()) and searched
         return Entry(
             folder=folder,
             kind="sweep",
             name=str(record["job"]["name"]),
             began=_began(folder, [folder / str(one["folder"]) for one in settings]),
             seeds=(record["job"]["seed"],),
-            state=_state(done, len(settings), "setting", over=over),
+            state=_state(done, count, "setting", over=over),
             job=flat(record["job"]),
             figure=figure,
             rows=_figures(won, figure),

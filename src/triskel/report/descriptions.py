@@ -30,7 +30,7 @@ def described(spec: ModeSpec[Any], options: Any, head: str) -> About:  # noqa: A
         "colour": spec.colour,
         "marker": spec.marker,
         "common": spec.common(options),
-        "personal": spec.traits.personal_models,
+        "personal": spec.under(options).personal_models,
         "sections": {name: list(words) for name, words in told.sections.items()},
         "stays": told.stays,
         "risk": told.risk,

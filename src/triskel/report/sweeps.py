@@ -20,9 +20,9 @@ from triskel.report.markup import Figure, figure, label, table, text
 from triskel.report.page import document, write_whole
 from triskel.report.reading_rows import read_about
 from triskel.report.result import About
+from triskel.report.sweep_search import NAMES, costs, named, rungs
 from triskel.report.theme import GREYS, LINES, canvas, titled
 
-NAMES = {"local": "each client alone", "central": "centralised"}
 CHOSEN = "★"
 WHERE = {"everybody": "everybody's texts", "own": "own texts"}
 Record = Mapping[str, Any]
@@ -31,11 +31,6 @@ Record = Mapping[str, Any]
 def rows_of(record: Record) -> list[str]:
     """Return what was chosen for: baselines, then modes."""
     return [*record["request"]["baselines"], *record["request"]["modes"]]
-
-
-def named(row: str) -> str:
-    """Return what a row is called where it is shown."""
-    return NAMES.get(row, row)
 
 
 def why_not(entry: Record, row: str) -> str:
@@ -103,6 +98,8 @@ def render(record: Record) -> str:
     """Return the page of a sweep."""
     drawn = {"settings": drawing(record)}
     failed = "".join(f"<li>{text(line)}</li>" for line in failures(record))
+    halved = "halving" in record["request"]
+    stopped = " One that did not go on has that of the round it stopped after." if halved else ""
     parts = (
         ("chosen", "Winners", "What was chosen", _winners(record)),
         (
@@ -114,11 +111,14 @@ def render(record: Record) -> str:
                 f"{record['figure'].capitalize()} on validation texts, by setting",
                 f"A mark for every setting and row; the winner of a row is marked {CHOSEN}",
                 "Each row's winner is the large mark: "
-                f"the {'lowest' if record['figure'] == 'perplexity' else 'highest'} figure.",
+                f"the {'lowest' if record['figure'] == 'perplexity' else 'highest'} figure."
+                + stopped,
             )
             + _settings(record)
             + (f'<ul class="rest">{failed}</ul>' if failed else ""),
         ),
+        *([("search", "Search", "How the search went", rungs(record))] if halved else []),
+        *([("spent", "Spent", "What the search cost", costs(record))] if "cost" in record else []),
         ("costs", "Costs", "What each setting cost", _costs(record)),
     )
     facts = [
@@ -215,7 +215,7 @@ def _costs(record: Record) -> str:
         if row in entry["rows"]
     ]
     return table(
-        "Costs of all clients, all rounds",
+        "Costs of all clients, all rounds that were played",
         ["Setting, row", "Client FLOPs", "Server FLOPs", "Up and down"],
         body,
     )
@@ -226,6 +226,9 @@ def _cell(record: Record, entry: Record, row: str) -> str:
         return why_not(entry, row) or formats.DASH
     told = _written(record, _value(record, entry, row))
     won = record["winners"].get(row, {}).get("setting") == entry["name"]
+    rounds = entry["rows"][row].get("rounds")
+    if "halving" in record["request"] and rounds < record["request"]["halving"]["rungs"][-1]:
+        told = f"{told} at round {rounds}"
     return f"{CHOSEN} {told}" if won else told
 
 

@@ -20,7 +20,8 @@ from triskel.core.source import code_sha256
 from triskel.model.fast import why_not
 from triskel.model.machine_cache import place_of, recalled, remember
 from triskel.model.shared import Choice, SharedModel
-from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
+from triskel.training.loop import LossTerm, StepId, TrainStep
+from triskel.training.trainer import Trainer
 from triskel.types import Batch
 
 Compute = Literal["auto", "fast", "reference"]

@@ -1,38 +1,22 @@
-"""The local loop: AdamW over one party's tensors, batch after batch.
-
-Adam is the fused kernel of torch (Loshchilov and Hutter 2019, arXiv:1711.05101); its moments start
-at zero in every round, as a client that may sit rounds out keeps none.
-"""
+"""The local loop: one party's tensors are trained batch after batch, alone or beside others."""
 
 import math
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.adamw import adamw
+from torch import Tensor
 
-from triskel.config.sections import Train
 from triskel.errors import TrainingError
-from triskel.model.fast import MAX_SIDE_BY_SIDE
-from triskel.model.shared import SharedModel
-from triskel.model.side_factors import side_rank
 from triskel.numerics.objective import Loss, label_loss
 from triskel.numerics.rng import derive
-from triskel.types import Batch, Local, Tensors, Work
+from triskel.training.joining import worth_joining
+from triskel.training.trainer import Trainer
+from triskel.types import Batch, Local, Work
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 IN_FLIGHT = 16
 """Clients that train side by side where nobody asks; fewer run in one pass when the model says."""
-TIGHT = 1.15
-"""Clients are joined while padding costs at most this factor, ..."""
-SMALL = 512
-"""... or while the joined batch has at most this many padded tokens, ..."""
-MOST = 2048
-"""... and never beyond this many, whose activations all lie in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -46,87 +30,6 @@ class StepId:
     def path(self, step: int) -> tuple[str | int, ...]:
         """Return the name of this step's random stream."""
         return ("round", self.round, self.phase, self.client, step)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Adam's state, as values: what a server keeps between steps and rounds.
-
-    Attributes:
-        mean: Running mean of gradients.
-        square: Running mean of squared gradients.
-        steps: Steps each tensor has taken.
-    """
-
-    mean: Tensors = field(default_factory=dict[str, Tensor])
-    square: Tensors = field(default_factory=dict[str, Tensor])
-    steps: Mapping[str, int] = field(default_factory=dict[str, int])
-
-
-def optimiser(parameters: Mapping[str, nn.Parameter], train: Train, lr: float) -> torch.optim.AdamW:
-    """Return AdamW over these tensors, at zero moments."""
-    return torch.optim.AdamW(
-        list(parameters.values()),
-        lr=lr,
-        betas=BETAS,
-        eps=EPSILON,
-        weight_decay=train.weight_decay,
-        fused=True,
-    )
-
-
-def adamw_step(
-    tensors: Tensors, gradients: Tensors, moments: Moments, train: Train, lr: float
-) -> tuple[dict[str, Tensor], Moments]:
-    """Return tensors and moments after one AdamW step; the inputs stay as they were.
-
-    The same kernel as `optimiser`, state in and state out.
-
-    Raises:
-        TrainingError: A gradient is not laid out row by row.
-    """
-    names = list(gradients)
-    new = {n: _own(tensors[n].detach()) for n in names}
-    mean = {n: _own(_or_zero(moments.mean, n, new[n])) for n in names}
-    square = {n: _own(_or_zero(moments.square, n, new[n])) for n in names}
-    row_by_row(gradients)
-    steps = {n: moments.steps.get(n, 0) for n in names}
-    counts = [torch.tensor(float(steps[n]), device=new[n].device) for n in names]
-    adamw(
-        list(new.values()),
-        [gradients[n].detach() for n in names],
-        list(mean.values()),
-        list(square.values()),
-        [],
-        counts,
-        fused=True,
-        amsgrad=False,
-        beta1=BETAS[0],
-        beta2=BETAS[1],
-        lr=lr,
-        weight_decay=train.weight_decay,
-        eps=EPSILON,
-        maximize=False,
-    )
-    after = Moments(
-        mean={**moments.mean, **mean},
-        square={**moments.square, **square},
-        steps={**moments.steps, **{n: count + 1 for n, count in steps.items()}},
-    )
-    return {**tensors, **new}, after
-
-
-def learning_rate(train: Train, round_: int, rounds: int) -> float:
-    """Return the learning rate of a round; it changes between rounds only.
-
-    `linear` falls from lr to lr/rounds, `cosine` follows half a cosine to near zero.
-    """
-    done = (round_ - 1) / rounds
-    if train.schedule == "linear":
-        return train.lr * (1 - done)
-    if train.schedule == "cosine":
-        return train.lr * 0.5 * (1 + math.cos(math.pi * done))
-    return train.lr
 
 
 def finite(loss: Tensor, where: StepId, step: int) -> float:
@@ -158,76 +61,6 @@ class LossTerm:
     batch: Batch
     loss: Loss = label_loss
     weight: float = 1.0
-
-
-class Trainer:
-    """One party's tensors while they are trained: leaves, clipping and AdamW.
-
-    On the fast path all tensors and all gradients lie in one piece of memory each, so that a step
-    of AdamW is one call.
-
-    Attributes:
-        body: The model they belong to.
-        parameters: The leaves, by name.
-        model: What the model runs: the leaves, and side factors where there are some, which do not
-            train.
-    """
-
-    def __init__(self, body: SharedModel, tensors: Tensors, train: Train, lr: float) -> None:
-        """Copy the tensors; moments start at zero.
-
-        Raises:
-            ModelError: A name or shape is not this body's.
-        """
-        self.body = body
-        self.model = body.parameters(tensors)
-        self.parameters = {n: p for n, p in self.model.items() if p.requires_grad}
-        self._train = train
-        self._slopes: Tensor | None = None
-        whole: Mapping[str, nn.Parameter] = self.parameters
-        if body.choice.path == "fast" and self.parameters:
-            whole = {"": self._flatten()}
-        self._adam = optimiser(whole, train, lr) if whole else None
-
-    def step(self) -> None:
-        """Take a step along the gradients, and forget them."""
-        if self._adam is None:
-            return
-        clip(self.parameters, self._train)
-        row_by_row({n: p.grad for n, p in self.parameters.items() if p.grad is not None})
-        self._adam.step()
-        self.forget()
-
-    @cached_property
-    def rank(self) -> int:
-        """That of the factors that are installed: those that train, and side factors."""
-        return self.body.adapter.rank + side_rank(self.model)
-
-    @property
-    def sound(self) -> bool:
-        """Whether all gradients are finite; on the fast path only."""
-        return self._slopes is None or bool(self._slopes.sum().isfinite())
-
-    def forget(self) -> None:
-        """Set the gradients back."""
-        if self._slopes is not None:
-            self._slopes.zero_()
-        elif self._adam is not None:
-            self._adam.zero_grad(set_to_none=True)
-
-    def _flatten(self) -> nn.Parameter:
-        """Make the leaves, and their gradients, views of one tensor each; return it."""
-        flat = torch.cat([p.detach().flatten() for p in self.parameters.values()])
-        self._slopes = torch.zeros_like(flat)
-        start = 0
-        for leaf in self.parameters.values():
-            end = start + leaf.numel()
-            leaf.data = flat[start:end].view(leaf.shape)
-            leaf.grad = self._slopes[start:end].view(leaf.shape)
-            start = end
-        whole = nn.Parameter(flat)
-        whole.grad = self._slopes
-        return whole
 
 
 @dataclass(eq=False)
@@ -264,15 +97,10 @@ class TrainStep:
     def beside(self, others: Sequence[Work]) -> bool:
         """Return whether one pass with these is cheaper: all small, and little padding between."""
         all_ = [work for work in (self, *others) if isinstance(work, TrainStep)]
-        if len(all_) * self.trainer.rank > MAX_SIDE_BY_SIDE:
-            return False
-        joined = 0
-        for place in range(len(self.terms)):
-            shapes = [work.terms[place].batch.ids.shape for work in all_]
-            joined += sum(rows for rows, _ in shapes) * max(tokens for _, tokens in shapes)
-        apart = sum(work.size for work in all_)
-        small = max(work.size for work in all_) < self.trainer.body.choice.join
-        return small and joined <= MOST and (joined <= TIGHT * apart or joined <= SMALL)
+        shapes = [
+            [work.terms[place].batch.ids.shape for work in all_] for place in range(len(self.terms))
+        ]
+        return worth_joining(self.trainer.body, self.trainer.rank, shapes)
 
     def run(self, others: Sequence[Work] = ()) -> None:
         """Run the model forward and back, and take the step of every party.
@@ -354,46 +182,3 @@ def fit(
         if after is not None:
             after(terms, one.value)
     return total / max(steps, 1)
-
-
-def clip(parameters: Mapping[str, nn.Parameter], train: Train) -> None:
-    """Scale gradients down to `train.max_grad_norm` together; 0 leaves them alone."""
-    if train.max_grad_norm:
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), train.max_grad_norm)
-
-
-def clipped(slopes: Tensors, train: Train) -> Tensors:
-    """Return gradients scaled down to `train.max_grad_norm` together; 0 leaves them alone."""
-    if not train.max_grad_norm or not slopes:
-        return slopes
-    norm = torch.stack([s.double().square().sum() for s in slopes.values()]).sum().sqrt()
-    factor = float((train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-    return {name: slope * factor for name, slope in slopes.items()}
-
-
-def row_by_row(gradients: Tensors) -> None:
-    """Refuse what torch's fused kernels would read in another order than it is meant.
-
-    On a CPU they walk through memory and ignore strides: a gradient that is columns of a wider
-    matrix gives wrong numbers and no error.
-
-    Raises:
-        TrainingError: A gradient is not laid out row by row.
-    """
-    for name, gradient in gradients.items():
-        if not gradient.is_contiguous():
-            raise TrainingError(
-                f"the gradient of {name} has strides {gradient.stride()} for shape "
-                f"{tuple(gradient.shape)}, which the fused optimiser would read in a wrong order; "
-                "this is a defect of triskel, please report it with the job"
-            )
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Return a copy laid out row by row."""
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _or_zero(tensors: Tensors, name: str, like: Tensor) -> Tensor:
-    found = tensors.get(name)
-    return torch.zeros_like(like) if found is None else found.to(like)

@@ -11,16 +11,17 @@ from triskel.aggregate import aggregate_of
 from triskel.config.job import Job
 from triskel.config.sections import Train
 from triskel.config.wire import WAYS, Wire
-from triskel.core.choice import Chosen
+from triskel.core.aggregate_spec import AggregateSpec
+from triskel.core.choice import Chosen, name_of
 from triskel.core.mode_spec import ModeSpec
 from triskel.core.options import Options
-from triskel.core.registry import MODES, imported
+from triskel.core.registry import AGGREGATES, MODES, imported
 from triskel.errors import PluginError, RoundError
 from triskel.model.meter import Meter
 from triskel.model.shared import SharedModel
 from triskel.training.changes import Changes, carried, kept_by_mode
 from triskel.training.worker import Worker
-from triskel.types import Aggregate, ClientId, ClientState, Examples, Mode, Watch
+from triskel.types import Aggregate, ClientId, ClientState, Examples, Message, Mode, Watch
 from triskel.wire.adapters import adapter_sections
 
 O = TypeVar("O", bound=Options)  # noqa: E741 - options
@@ -40,6 +41,7 @@ class ModeSetting(Generic[O]):
         body: The server's model.
         meter: The server's account of compute.
         public: Returns the public set as the server's tokens.
+        ranks: Of the factors of clients that have a lower rank than the server.
         models: Returns every client that is known here, with its model.
         watch: Told of the server's own training steps.
         wire: How messages travel; no mode looks at it.
@@ -52,6 +54,7 @@ class ModeSetting(Generic[O]):
     training: Train
     rounds: int
     seed: int
+    ranks: Mapping[ClientId, int] = field(default_factory=dict[ClientId, int])
     body: SharedModel
     meter: Meter
     public: Callable[[], Examples]
@@ -67,8 +70,17 @@ class ModeSetting(Generic[O]):
     @property
     def aggregate(self) -> Aggregate[Any]:
         """What makes one of many updates: the one that the options name, or the mean."""
+        return aggregate_of(self._aggregate)
+
+    @property
+    def aggregate_spec(self) -> AggregateSpec:
+        """What that is."""
+        return AGGREGATES.spec(name_of(self._aggregate or AGGREGATES.default))
+
+    @property
+    def _aggregate(self) -> Chosen | None:
         key = self.spec.aggregate_key
-        return aggregate_of(cast("Chosen | None", getattr(self.options, key)) if key else None)
+        return cast("Chosen | None", getattr(self.options, key)) if key else None
 
 
 def options_in(job: Job, spec: ModeSpec[O]) -> tuple[O, dict[ClientId, O]]:
@@ -89,6 +101,15 @@ class Algorithm(Protocol):
         ...
 
 
+@runtime_checkable
+class Trial(Protocol):
+    """A mode that opens the test of a model otherwise than a round: more, or less, is sent."""
+
+    def trial(self, state: Any, client: ClientId) -> Message:  # noqa: ANN401 - the mode's state
+        """Return what opens the test of the last round's model at a client."""
+        ...
+
+
 def algorithm_of(spec: ModeSpec[Any]) -> Algorithm:
     """Import a mode's algorithm.
 
@@ -101,14 +122,14 @@ def algorithm_of(spec: ModeSpec[Any]) -> Algorithm:
     return found
 
 
-def allowed(mode: str, state: ClientState) -> ClientState:
+def allowed(job: Job, mode: str, state: ClientState) -> ClientState:
     """Return what a client keeps of a round, where its mode says that clients keep something.
 
     Raises:
         RoundError: The mode's spec says that they keep nothing.
     """
     own = kept_by_mode(state)
-    if (own.groups or own.facts) and not MODES.spec(mode).traits.client_state:
+    if (own.groups or own.facts) and not MODES.spec(mode).carries(job).client_state:
         raise RoundError(
             f"clients of mode {mode!r} keep something between rounds, and its spec says that they "
             "do not: set the trait client_state"
@@ -118,7 +139,10 @@ def allowed(mode: str, state: ClientState) -> ClientState:
 
 def mode_of(setting: ModeSetting[Any]) -> Mode[Any, Any, Worker]:
     """Return the mode that a setting is of, with what its wire remembers where it does."""
-    mode, names = algorithm_of(setting.spec).build(setting), setting.spec.traits.changes
+    mode, names = (
+        algorithm_of(setting.spec).build(setting),
+        setting.spec.under(setting.options).changes,
+    )
     if not any(carried(setting.wire, way, names) for way in WAYS):
         return mode
     body = setting.body

@@ -9,9 +9,12 @@ from triskel.core import events
 from triskel.data.batches import batch_of, lengths_of, plan
 from triskel.model.flops import Piece
 from triskel.model.meter import Meter
+from triskel.model.reparametrisation import PLAIN, Form
 from triskel.model.shared import SharedModel
 from triskel.numerics.rng import derive
-from triskel.training.loop import LossTerm, StepId, Trainer, fit, learning_rate
+from triskel.training.loop import LossTerm, StepId, fit
+from triskel.training.optimizer import Moments, learning_rate
+from triskel.training.trainer import Correct, Trainer
 from triskel.types import Batch, ClientId, Examples, Local, Tensors, Watch
 
 WHOLE = Piece("train")
@@ -48,10 +51,10 @@ class Worker:
     def plan(self, examples: Examples, where: StepId, epochs: int) -> list[list[int]]:
         """Return which examples go together; a function of seed, client, round and phase."""
         lengths, batch = lengths_of(examples), self.training.batch
-        plans = [
+        plans = (
             plan(lengths, batch=batch, seed=self.seed, path=(*where.path(epoch), "plan"))
             for epoch in range(epochs)
-        ]
+        )
         return [rows for one in plans for rows in one]
 
     def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
@@ -66,20 +69,43 @@ class Worker:
         """Switch the adapter's dropout on for one step, from the step's own stream."""
         self.body.dropout(derive(self.seed, *where.path(step)))
 
-    def trainer(self, tensors: Tensors, where: StepId) -> Trainer:
-        """Return a copy of these tensors to be trained as the round of this step has it."""
+    def trainer(
+        self,
+        tensors: Tensors,
+        where: StepId,
+        *,
+        form: Form = PLAIN,
+        moments: Moments | None = None,
+        correct: Correct | None = None,
+    ) -> Trainer:
+        """Return a copy of these tensors to be trained as the round of this step has it.
+
+        Args:
+            tensors: Where training starts.
+            where: Names the round.
+            form: Which of the tensors train, and what the model takes of them.
+            moments: The optimiser's, of an earlier round.
+            correct: Changes gradients before every step.
+        """
         rate = learning_rate(self.training, where.round, self.rounds)
-        return Trainer(self.body, tensors, self.training, rate)
+        return Trainer(
+            self.body, tensors, self.training, rate, form=form, moments=moments, correct=correct
+        )
 
     def train_on(
-        self, tensors: Tensors, where: StepId
+        self, trainer: Trainer | Tensors, where: StepId
     ) -> Generator[Local, Any, tuple[Trainer, float]]:
-        """Train a copy of these tensors on the private examples, as the job has it in this round.
+        """Train on the private examples, as the job has it in this round.
+
+        Args:
+            trainer: What trains, or tensors of which a copy does.
+            where: Names client, round and phase.
 
         Returns:
             The trainer, whose `parameters` are the trained copy, and the mean loss of its steps.
         """
-        trainer = self.trainer(tensors, where)
+        if not isinstance(trainer, Trainer):
+            trainer = self.trainer(trainer, where)
         loss_ = self.body.objective.loss
         steps = ([LossTerm(batch, loss_)] for batch in self.batches(where, self.training.epochs))
         loss = yield from self.fit(trainer, steps, where)
@@ -92,7 +118,7 @@ class Worker:
 
         def after(terms: Sequence[LossTerm], loss: float) -> None:
             for term in terms:
-                self.meter.ran(term.batch, WHOLE, training=trainer.model)
+                self.meter.ran(term.batch, WHOLE, training=trainer.leaves)
             self.report_step(where, terms[0].batch, loss)
 
         loss = yield from fit(trainer, work, seed=self.seed, where=where, after=after)

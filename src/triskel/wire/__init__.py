@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from triskel.errors import LimitError, MessageError
+from triskel.numerics.tensors import is_finite
 from triskel.types import Message, Section
 from triskel.wire.dtypes import (
     DTYPE_NAMES,
     DTYPES,
     Shape,
-    is_finite,
     payload_bytes,
     section_bytes,
     show,

@@ -10,6 +10,7 @@ from triskel.model.slots import Layout
 from triskel.numerics.tensors import flat
 from triskel.types import Message, MessageKind, Section, Tensors
 from triskel.wire import expect
+from triskel.wire.sections import twin_of
 
 SIDE = "side"
 """The section of the side factors that an aggregate made."""
@@ -31,7 +32,7 @@ def adapter_sections(tensors: Tensors, layout: Layout) -> dict[str, Section]:
             side[name] = plain
         else:
             adapter[name] = plain
-            factors = factors and (".lora_A." in name or ".lora_B." in name)
+            factors = factors and twin_of(name)[0] in tensors
     sections: dict[str, Section] = {}
     if adapter:
         sections["adapter"] = (

@@ -5,11 +5,9 @@ import reprlib
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from triskel.core.codec_spec import CHANGE
 from triskel.errors import MessageError
-from triskel.numerics.tensors import wide
 from triskel.types import Section
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -30,15 +28,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 Shape = Sequence[int]
-
-
-def is_finite(x: Tensor) -> bool:
-    """Return whether every entry is a finite number; integers and bools always are."""
-    if not x.is_floating_point():
-        return True
-    # A sum is several times cheaper than a mask, and one infinity or NaN spoils it. Finite
-    # entries can spoil it too, by overflow: only then look at each.
-    return math.isfinite(float(x.sum(dtype=wide(x.dtype)))) or bool(torch.isfinite(x).all())
 
 
 def tensor_bytes(dtype: torch.dtype, shape: Shape) -> int:

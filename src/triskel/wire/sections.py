@@ -115,7 +115,7 @@ def _lowrank(section: Section) -> Iterator[str]:
     """Float pairs `*.lora_A*` [rank, in] and `*.lora_B*` [out, rank]; fact `scale` above 0."""
     yield from _all(section.tensors, "float")
     for name, x in section.tensors.items():
-        twin, side = _twin(name)
+        twin, side = twin_of(name)
         if not twin:
             yield f"tensor {name!r} is neither a lora_A nor a lora_B"
             return
@@ -133,7 +133,7 @@ def _lowrank(section: Section) -> Iterator[str]:
 
 
 @lru_cache(maxsize=4096)
-def _twin(name: str) -> tuple[str, str]:
+def twin_of(name: str) -> tuple[str, str]:
     """Return the name of a factor's other half and which half it is; nothing for other names."""
     found = _PAIR.fullmatch(name)
     if found is None:
@@ -168,10 +168,11 @@ def _sparse(section: Section) -> Iterator[str]:
 
 
 def _seeds(section: Section) -> Iterator[str]:
-    """Integer `seeds` [n] and float `scalars` [n]."""
-    yield from _tensors(section, ("seeds", "scalars"))
-    yield from _is(section, "seeds", "integer", (-1,))
-    yield from _is(section, "scalars", "float", section.tensors["seeds"].shape)
+    """Float `scalars` [n] of integer `seeds` [n]; without these, of seeds 0 to n - 1."""
+    yield from _tensors(section, ("scalars",), ("seeds",))
+    yield from _is(section, "scalars", "float", (-1,))
+    if "seeds" in section.tensors:
+        yield from _is(section, "seeds", "integer", section.tensors["scalars"].shape)
 
 
 def _knowledge(section: Section) -> Iterator[str]:

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-HELPERS = Path(__file__).parents[2] / "helpers"
+sites = runpy.run_path(str(Path(__file__).parents[2] / "helpers" / "sites.py"))
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites["hurry"](monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Three sites and a server whose models are loaded once."""
-    sites = runpy.run_path(str(HELPERS / "sites.py"))
     with pytest.MonkeyPatch.context() as patch:
         sites["hurry"](patch)
         found = sites["Party"](sites["house"](tmp_path_factory.mktemp("party")))

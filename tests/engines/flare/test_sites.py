@@ -132,6 +132,8 @@ def test_a_sites_log_speaks_of_no_round_that_is_not_played(tmp_path: Path) -> No
         {"wire.up": '"int8"'},
         {"params.server_momentum": "0.5"},
         {"clients.cohort": "0.5"},
+        {"params.exchange": '{name = "fedkseed", seeds = 16, steps = 3, lr = 0.01}'},
+        {"clients.cohort": "0.5", "params.exchange": '{name = "fedmezo", steps = 3, lr = 0.01}'},
     ],
     ids=lambda more: next(iter(more)),
 )
@@ -161,7 +163,7 @@ def test_hidden_states_that_sites_keep_are_those_of_one_process(tmp_path: Path) 
 
 
 def test_a_run_that_goes_on_with_fewer_sites_than_it_began_with_says_so(tmp_path: Path) -> None:
-    there = house(tmp_path, **{"federation.patience_s": "3"})
+    there = house(tmp_path)
 
     def lose(name: str, _method: str, told: Any) -> str:
         play = told.get("play") or told.get("order", {}).get("play", "")
@@ -210,7 +212,7 @@ def test_a_site_whose_rows_changed_does_not_go_on_and_says_only_that(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """How they changed stands in its own log; the server keeps nothing of its rows."""
-    there = house(tmp_path, **{"federation.patience_s": "3"})
+    there = house(tmp_path)
 
     def lose(name: str, _method: str, told: Any) -> str:
         play = told.get("play") or told.get("order", {}).get("play", "")

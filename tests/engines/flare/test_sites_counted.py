@@ -26,7 +26,7 @@ from triskel.wire import pack
 
 sites = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "helpers" / "sites.py")))
 STAGE = "logits"
-QUORUM = {"quorum": 0.6, "patience_s": 1.0}
+QUORUM = {"quorum": 0.6}
 LOST = [
     (method, when)
     for method in ("begin", "fetch", "collect", "hand_over")
@@ -57,11 +57,8 @@ def told() -> list[tuple[str, int, int]]:
 
 
 @pytest.fixture
-def party(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, int, int]]
-) -> Iterator[Any]:
+def party(tmp_path: Path, told: list[tuple[str, int, int]]) -> Iterator[Any]:
     """A server and three sites, all with the counting mode."""
-    sites.hurry(monkeypatch)
     found = sites.Party(sites.house(tmp_path, rounds="9"), ("params", STAGE))
     found.modes[STAGE] = Counting(found.modes["params"], told)
     for site in found.meeting.sites.values():

@@ -42,18 +42,12 @@ from triskel.types import Message
 from triskel.wire import pack, unpack
 
 sites = runpy.run_path(str(Path(__file__).parents[2] / "helpers" / "sites.py"))
-Meeting, Party, Loop, house, hurry, policy, SITES, ANNA = (
-    sites[name]
-    for name in ("Meeting", "Party", "Loop", "house", "hurry", "policy", "SITES", "ANNA")
+Meeting, Party, Loop, house, policy, SITES, ANNA = (
+    sites[name] for name in ("Meeting", "Party", "Loop", "house", "policy", "SITES", "ANNA")
 )
 LONG = "x" * 1_000_000
 SECRET = "api-key-4711"  # noqa: S105 - a made-up one
 PLACE = "/home/clinic/patients.csv"
-
-
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +65,7 @@ def left_out(
     party: Any, stage: str, fewer: Mapping[str, Any], *, who: str = "clinic", **more: Any
 ) -> str:
     """Play a round that ends with the others' bits; return why one site was left out."""
-    state, ledger = party.round(stage, quorum=0.6, patience_s=3.0, **more)
+    state, ledger = party.round(stage, quorum=0.6, **more)
     assert list(ledger.absent) == [who]
     ours = tensors(state)
     assert all(torch.equal(ours[name], x) for name, x in fewer[stage].items())

@@ -30,11 +30,6 @@ ANNA, RUN, SITES = there.ANNA, there.RUN, there.SITES
 EVE = "eve@lab.example"
 
 
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    there.hurry(monkeypatch)
-
-
 @pytest.fixture
 def party(tmp_path: Path) -> Iterator[Any]:
     found = there.Party(there.house(tmp_path))
@@ -111,11 +106,10 @@ def test_a_job_that_failed_for_its_owner_is_not_handed_to_another(tmp_path: Path
         play = arguments.get("play") or arguments.get("order", {}).get("play", "")
         return "before" if str(play).startswith("params/2") else ""
 
-    short = replace(house, text=house.text.replace("patience_s = 20", "patience_s = 2"))
-    annas = there.Meeting(short, short.spec("params"), lose)
+    annas = there.Meeting(house, house.spec("params"), lose)
     assert not annas.play()["done"]
     assert (annas.out / "events.jsonl").exists()
-    eves = there.Meeting(short, short.spec("params"), submitter=EVE)
+    eves = there.Meeting(house, house.spec("params"), submitter=EVE)
     eves.out = tmp_path / "eve"
     assert eves.play()["done"]
     whole = (eves.out / "events.jsonl").read_text()
@@ -389,7 +383,7 @@ def test_two_hundred_probes_of_a_round_get_one_answer(party: Any) -> None:
     for probe in range(200):
         tensors = {n: t + 1e-3 * probe for n, t in start.adapter.items()}
         try:
-            party.scores("params", state=replace(start, adapter=tensors), patience_s=5)
+            party.scores("params", state=replace(start, adapter=tensors))
             answers += 1
         except RoundError:
             pass

@@ -7,6 +7,7 @@ and what it was told, is in `triskel/tried.json` of its kit.
 # ruff: noqa: ANN401, BLE001 - an intruder respects nothing
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from nvflare.collab.api.call_opt import CallOption
 from triskel.engines.flare import Client as Honest
 
 MB = 1_000_000
+REPLY_S = 8.0 * float(os.environ.get("TRISKEL_SLOWNESS", "1"))
+"""How long it waits for a reply: as tests do (`tests/helpers/patience.py`)."""
 TRIED: dict[str, str] = {}
 
 
@@ -34,7 +37,7 @@ def raw(method: str, arguments: Mapping[str, Any], *, name: str | None = None) -
     backend = collab.server.backend
     honest, backend.caller = backend.caller, name or backend.caller
     try:
-        option = CallOption(timeout=8.0)
+        option = CallOption(timeout=REPLY_S)
         return backend._call_target(collab.context, "server", option, method, **arguments)
     finally:
         backend.caller = honest
@@ -59,10 +62,10 @@ class Client(Honest):
             ask = {"play": play, "ticket": 1, "taken": 0, "waits": True}
             if self._round == 3:
                 garbage = b"\x93NUMPY" * 999
-                tried("garbage", lambda: collab.server(timeout=8.0).ask(**ask, data=garbage))
+                tried("garbage", lambda: collab.server(timeout=REPLY_S).ask(**ask, data=garbage))
             if self._round == 4:
                 large = bytes(3 * MB)
-                tried("large", lambda: collab.server(timeout=8.0).ask(**ask, data=large))
+                tried("large", lambda: collab.server(timeout=REPLY_S).ask(**ask, data=large))
             file = root / "triskel" / "tried.json"
             file.write_text(json.dumps(TRIED), encoding="utf-8")
         return super().begin(order)
@@ -73,13 +76,13 @@ class Client(Honest):
             tried(f"method {method}", lambda method=method: raw(method, {}))
         tried("forged name", lambda: raw("fetch", {"play": play}, name="bank"))
         (bank,) = collab.get_clients(["bank"])
-        tried("another client", lambda: bank(timeout=8.0).hand_over(play=play))
-        tried("old play", lambda: collab.server(timeout=8.0).fetch(play="params/0/work"))
+        tried("another client", lambda: bank(timeout=REPLY_S).hand_over(play=play))
+        tried("old play", lambda: collab.server(timeout=REPLY_S).fetch(play="params/0/work"))
         ask = {"play": play, "ticket": 1, "taken": 0, "waits": False}
-        tried("no bytes", lambda: collab.server(timeout=8.0).ask(**ask, data={"a": 1}))
-        tried("no play", lambda: collab.server(timeout=8.0).fetch(play=["params/1/work"]))
+        tried("no bytes", lambda: collab.server(timeout=REPLY_S).ask(**ask, data={"a": 1}))
+        tried("no play", lambda: collab.server(timeout=REPLY_S).fetch(play=["params/1/work"]))
         huge = bytes(9 * 2**20)
-        tried("oversized", lambda: collab.server(timeout=8.0).ask(**ask, data=huge))
+        tried("oversized", lambda: collab.server(timeout=REPLY_S).ask(**ask, data=huge))
 
     @collab.publish
     def hand_over(self, play: str) -> Any:

@@ -5,6 +5,7 @@ called `refused` is refused. Closed rounds are kept in the server's kit under th
 """
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from nvflare.collab import CollabCallError, collab
 
 from triskel.config.read import parse
+
+REPLY_S = 5.0 * float(os.environ.get("TRISKEL_SLOWNESS", "1"))
+"""How long it waits for a reply: as tests do (`tests/helpers/patience.py`)."""
 
 
 class Client:
@@ -52,7 +56,7 @@ class Server:
         for number in range(len(closed) + 1, self.job.rounds + 1):
             self.tell(number, live)
             live &= {name for name in sorted(live) if answers(name)}
-            collab.get_clients(sorted(live))(timeout=10).work()
+            collab.get_clients(sorted(live))(timeout=2 * REPLY_S).work()
             if collab.is_aborted:
                 return
             closed.append(number)
@@ -79,7 +83,7 @@ class Server:
 
 def answers(name: str) -> bool:
     try:
-        return list(collab.get_clients([name])(timeout=5).ping()) != []
+        return list(collab.get_clients([name])(timeout=REPLY_S).ping()) != []
     except (CollabCallError, TimeoutError, RuntimeError):
         return False
 

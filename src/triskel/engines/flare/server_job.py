@@ -277,7 +277,7 @@ class ServerJob:
 
         def scores(state: Any, client_states: Mapping[ClientId, ClientState]) -> Scores:  # noqa: ANN401
             engine.counted = _counted(client_states)  # what they keep is at the sites
-            personal = MODES.spec(name).traits.personal_models
+            personal = MODES.spec(name).carries(resources.job).personal_models
             student = mode.server_model(state) if personal else None
             who, body = resources.testers(), resources.body()
             return engine.scores(mode, state, who, body, student=student)

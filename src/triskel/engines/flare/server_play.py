@@ -19,6 +19,7 @@ from triskel.engines.flare.protocol import Peer, Spent, What, play_of, whole
 from triskel.engines.flare.server_calls import Follower
 from triskel.engines.flare.server_inbox import Inbox
 from triskel.errors import MessageError, RoundError, TriskelError
+from triskel.training.mode_setting import Trial
 from triskel.training.worker import Worker
 from triskel.types import ClientId, Message, Mode
 from triskel.wire.alike import alike
@@ -94,7 +95,9 @@ class Play:
     def _opened(self, state: Any, group: Sequence[ClientId]) -> Inbox:  # noqa: ANN401
         """Open the play for sites' calls, and have every client of the group called."""
         engine = self.engine
-        tasks = {client: self.mode.task(state, client) for client in group}
+        mode = self.mode
+        opens = mode.trial if self.what == "probe" and isinstance(mode, Trial) else mode.task
+        tasks = {client: opens(state, client) for client in group}
         # a test's task opens the next round, and what the last one left is tested
         round_ = max(whole(task.facts, "round") for task in tasks.values()) - (self.what != "work")
         if self.sections is not None:

@@ -250,15 +250,16 @@ class SiteJob:
         here.spent.take("rounds" if part.what == "work" else "scores")
         task = drive.task()
         Answered(self._home / part.stage).take(part.round, part.what, part.task_sha256)
-        worker = here.resources.worker(self.name, lambda event: self._step(part, event))
+        body = here.resources.party(part.stage, self.name)
+        worker = here.resources.worker(self.name, lambda event: self._step(part, event), body)
         kept = SiteStore(self._home / part.stage, self.name)
         coming = part.round if part.what == "work" else part.round + 1
         worker.meter.returning = kept.took_part_before(coming)
-        needed = MODES.spec(part.stage).traits.client_state
+        needed = MODES.spec(part.stage).carries(here.job).client_state
         mine = kept.left_by(part.counted, needed=needed)
         if part.what == "work":
             update, mine = drive.driven(mode.work(task, worker, mine))
-            kept.keep(allowed(part.stage, mine), part.round, part.counted)
+            kept.keep(allowed(here.job, part.stage, mine), part.round, part.counted)
         elif part.what == "probe":
             update, _ = drive.driven(mode.probe(task, worker, mine))
         else:
@@ -295,7 +296,7 @@ class SiteJob:
         here.resources.memory.release()
         own = mode.client_model(
             SiteStore(self._home / stage, self.name).left_by(
-                counted, needed=MODES.spec(stage).traits.client_state
+                counted, needed=MODES.spec(stage).carries(here.job).client_state
             )
         )
         if own is None:
@@ -306,7 +307,9 @@ class SiteJob:
             here.job, stage, clients=here.clients, scores={}, own=True, about=about
         )
         task, classes = here.job.data.task, here.resources.federation.classes
-        save_adapter(place, here.resources.body(self.name), own, classes, training, task=task)
+        save_adapter(
+            place, here.resources.party(stage, self.name), own, classes, training, task=task
+        )
         LOGGER.info("the site's own model of %s is in %s", stage, place)
 
     # --- words --------------------------------------------------------------------------------

@@ -3,18 +3,21 @@
 from triskel.core.mode_spec import Sizes
 from triskel.data.batches import lengths_of
 from triskel.experiment.resources import LocalResources
+from triskel.model.reparametrisation import cut
 from triskel.numerics.tensors import select
 from triskel.types import ClientId
 
 
 def sizes_of(resources: LocalResources, client: ClientId) -> Sizes:
     """Return what the closed forms of modes need of a client."""
-    body, share = resources.body(client), resources.tokens.share(client)
+    job, share = resources.job, resources.tokens.share(client)
+    body = resources.party(job.mode, client)
+    initial = cut(body.initial, job.client(client).rank or job.adapter.rank)
     count, layout, train = body.blocks.count, body.layout, share.train
 
     def numbers(low: int, high: int, *, head: bool = False) -> int:
         names = layout.within(low, high, head=head)
-        return sum(t.numel() for t in select(body.initial, names).values())
+        return sum(t.numel() for t in select(initial, names).values())
 
     blocks = [numbers(i, i + 1) for i in range(count)]
     public = resources.tokens.public(body)

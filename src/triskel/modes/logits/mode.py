@@ -43,8 +43,9 @@ from triskel.modes.logits.spec import NARROW_IDS, LogitsOptions
 from triskel.numerics.tensors import eval_plan, wide
 from triskel.training.conversation import alone
 from triskel.training.evaluate import probe_joined
-from triskel.training.loop import LossTerm, StepId, Trainer
+from triskel.training.loop import LossTerm, StepId
 from triskel.training.mode_setting import ModeSetting
+from triskel.training.trainer import Trainer
 from triskel.training.worker import Worker
 from triskel.types import (
     Ask,

@@ -62,8 +62,9 @@ from triskel.numerics.metrics import empty, merge, score
 from triskel.numerics.rng import derive
 from triskel.numerics.tensors import eval_plan, select
 from triskel.training.evaluate import BATCH_TOKENS, score_message, score_of
-from triskel.training.loop import Moments, StepId, adamw_step, clipped, finite, learning_rate
+from triskel.training.loop import StepId, finite
 from triskel.training.mode_setting import ModeSetting
+from triskel.training.optimizer import Moments, clipped, learning_rate, optimizer_step
 from triskel.training.worker import Worker
 from triskel.types import (
     A,
@@ -162,7 +163,7 @@ class Split(Generic[A]):
         sent = opened(task, worker, cut)
         where = StepId(worker.client, int(number(task.facts, "round", least=1)))
         trainer = worker.trainer(sent, where)
-        parameters = trainer.model
+        parameters = trainer.leaves
         total, steps = 0.0, 0
         for step, batch in enumerate(worker.batches(where, worker.training.epochs)):
             worker.dropout(where, step)
@@ -395,5 +396,5 @@ class Split(Generic[A]):
         train, round_ = self.setting.training, state.closed + 1
         slopes = bounded(clipped(slopes, train), round_)
         rate = learning_rate(train, round_, self.setting.rounds)
-        tensors, moments = adamw_step(state.tensors, slopes, state.moments, train, rate)
+        tensors, moments = optimizer_step(state.tensors, slopes, state.moments, train, rate)
         return replace(state, tensors=tensors, moments=moments)

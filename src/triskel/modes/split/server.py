@@ -17,7 +17,8 @@ from triskel.model.shared import Parameters, SharedModel
 from triskel.modes.split.cut import Cut, labelled, lengths_in, packed, shares, unpacked
 from triskel.modes.split.spec import SMALL, TIGHT
 from triskel.numerics.metrics import Score, score
-from triskel.training.loop import MOST, StepId, finite
+from triskel.training.joining import MOST
+from triskel.training.loop import StepId, finite
 from triskel.types import Batch, ClientId, Message, Section, Tensors
 from triskel.wire import expect, is_finite
 from triskel.wire.adapters import number

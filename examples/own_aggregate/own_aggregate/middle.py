@@ -1,5 +1,8 @@
 """The middle of each number: one client that sends nonsense cannot move it far.
 
+Of factors as they are, which makes a short example; `median` of Triskel takes it of their products,
+which do not depend on how they are factored.
+
 A client that did not send a tensor counts with the server's copy of it, as in the mean. Weights
 count for nothing: a client could claim any (Yin et al. 2018, arXiv:1803.01498, section 3).
 """
@@ -15,7 +18,7 @@ from triskel.types import Aggregate, ClientUpdate, Section, Tensors
 Total = tuple[Tensors, ...]
 
 
-class Median(Aggregate[Total]):
+class Middle(Aggregate[Total]):
     """The middle of each number over clients; it keeps every update until the round closes."""
 
     def zero(self) -> Total:

@@ -1,0 +1,182 @@
+"""What does training forward only hold in memory, what does rebuilding cost, and does it learn?
+
+`*_over_inference` is the most memory that a process took beyond what it had before the model was
+loaded, for a round's steps over what it took to score the same texts in batches of the same shape:
+each in a process of its own, by the system's high-water mark. `forward` is a step along a seed and
+`backward` one of AdamW; the brief of `forward` is at most 1.05. `pass_ms` is one seed's pass over
+the trained numbers, `rebuild_s` a client that comes late with all 4,096 seeds set, on one thread.
+With `--learn ROUNDS` the demo's four clients are trained, and the accuracy on everybody's texts is
+told after every round.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import measure
+import torch
+
+from triskel.config.read import load
+from triskel.engines.local import LocalEngine
+from triskel.experiment.resources import LocalResources, prepare
+from triskel.model.shared import SharedModel
+from triskel.numerics.replay import Replay, Steps, ticks
+from triskel.training.evaluate import evaluate
+from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
+from triskel.training.mode_setting import mode_of
+from triskel.training.worker import Worker
+from triskel.training.zeroth_order import Walk, WalkStep
+from triskel.types import Batch
+from triskel.wire.ledger import Ledger
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+SEEDS = 4096
+
+
+def quiet(_: object) -> None:
+    """Tell nobody."""
+
+
+def kilobytes(what: str) -> int:
+    """Return a figure of this process's memory."""
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
+
+
+def prepared(sets: list[str]) -> tuple[LocalResources, Worker]:
+    """Return the demo with some settings, and a client."""
+    resources = prepare(load(None, sets), quiet)
+    return resources, resources.worker("films", quiet)
+
+
+def scoring(body: SharedModel, _: Worker, batches: list[Batch]) -> None:
+    """Score texts in batches of the same shape."""
+    parameters = body.parameters(body.initial)
+    for batch in batches:
+        for _part, _logits in body.logits_by_part(parameters, batch):
+            pass
+
+
+def forward(body: SharedModel, _: Worker, batches: list[Batch]) -> None:
+    """Take a step along a seed for each batch."""
+    replay = Replay(body.initial, 1e-6)
+    one = Walk(body, replay, replay.sums(Steps()), lr=1e-6, epsilon=1e-3)
+    for step, batch in enumerate(batches):
+        WalkStep(one, batch, StepId("films", 1), step, step, 0).run()
+
+
+def backward(body: SharedModel, worker: Worker, batches: list[Batch]) -> None:
+    """Take a step of AdamW for each batch."""
+    trainer = Trainer(body, body.initial, worker.training, 1e-6)
+    for step, batch in enumerate(batches):
+        terms = [LossTerm(batch, body.objective.loss)]
+        TrainStep(trainer, terms, StepId("films", 1), step, 0).run()
+
+
+WORKS: dict[str, Callable[[SharedModel, Worker, list[Batch]], None]] = {
+    "scoring": scoring,
+    "forward": forward,
+    "backward": backward,
+}
+
+
+def child(what: str, sets: list[str]) -> None:
+    """Print the most memory that a piece of work took, in kB, beyond what was there before."""
+    torch.set_num_threads(1)
+    before = kilobytes("VmRSS")
+    resources, worker = prepared(sets)
+    batches = [worker.batch(worker.train, list(range(16)))] * 3
+    RESET.write_text("5", encoding="ascii")  # sets the high-water mark back
+    WORKS[what](resources.body(), worker, batches)
+    print(json.dumps(kilobytes("VmHWM") - before))
+
+
+def took(what: str, sets: list[str]) -> int:
+    """Return what a child says."""
+    command = [sys.executable, __file__, "--child", what, *(f"--set={one}" for one in sets)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def rebuilding(times: int, seeds: int, sets: list[str]) -> dict[str, list[float]]:
+    """Return what a pass and a whole rebuild cost, on one thread."""
+    torch.set_num_threads(1)
+    body = prepared(sets)[0].body()
+    steps = Steps.of(torch.arange(seeds), ticks(torch.linspace(-3, 3, seeds) + 1e-3))
+    seconds = [
+        measure.seconds(lambda: Replay(body.initial, 1e-6).tensors(steps)) for _ in range(times)
+    ]
+    return {
+        "pass_ms": [1e3 * s / len(steps.seeds) for s in seconds],
+        "rebuild_s": [s * SEEDS / len(steps.seeds) for s in seconds],
+        "numbers": [float(sum(t.numel() for t in body.initial.values()))],
+    }
+
+
+def learning(rounds: int, sets: list[str]) -> list[dict[str, float]]:
+    """Return what the demo's clients reach on everybody's texts, round by round."""
+    resources, _ = prepared(sets)
+    mode, engine = mode_of(resources.setting("params", quiet)), LocalEngine(resources.job)
+    state, rows, spent = mode.start(), list[dict[str, float]](), 0.0
+    for round_ in range(rounds + 1):
+        ledger = Ledger()
+        if round_:
+            start = time.perf_counter()
+            state = engine.round(
+                mode, state, resources.clients, worker=lambda c: resources.worker(c, quiet),
+                client_states={}, keep=lambda client, kept: None,  # noqa: ARG005 - nothing is kept
+                ledger=ledger, watch=quiet,
+            )  # fmt: skip
+            spent += time.perf_counter() - start
+        model = mode.server_model(state) or {}
+        workers = [resources.worker(client, quiet) for client in resources.clients]
+        scores = [evaluate(resources.body(), model, worker.test) for worker in workers]
+        count = sum(score.count for score in scores)
+        total = ledger.total()
+        rows.append({
+            "round": round_,
+            "accuracy": sum(score.correct for score in scores) / count,
+            "loss": sum(score.loss_sum for score in scores) / count,
+            "payload_bytes": total.up.payload_bytes + total.down.payload_bytes,
+            "client_flops": total.flops,
+            "seconds": spent,
+        })  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main() -> None:
+    """Answer the question."""
+    options = measure.arguments(__doc__ or "")
+    options.add_argument("--child", choices=sorted(WORKS), help="for this script's own use")
+    options.add_argument("--learn", type=int, default=0, metavar="ROUNDS")
+    options.add_argument("--set", action="append", default=[], help="section.key=value")
+    chosen = options.parse_args()
+    sets: list[str] = [*chosen.set, f"seed={chosen.seed}"]
+    if chosen.child:
+        child(chosen.child, chosen.set)
+        return
+    if chosen.learn:
+        rows = learning(chosen.learn, sets)
+        if chosen.out is not None:
+            figures = {f"accuracy_{row['round']}": [row["accuracy"]] for row in rows}
+            measure.report(
+                "seeds-learning", figures, seed=chosen.seed, out=chosen.out, rounds=rows, set=sets
+            )
+        return
+    times = 1 if chosen.quick else 3
+    figures: dict[str, list[float]] = {f"{what}_over_inference": [] for what in list(WORKS)[1:]}
+    for _ in range(times):
+        base = took("scoring", sets)
+        figures.setdefault("inference_mb", []).append(base / 1000)
+        for what in list(WORKS)[1:]:
+            figures[f"{what}_over_inference"].append(took(what, sets) / base)
+    figures |= rebuilding(times, SEEDS // 16 if chosen.quick else SEEDS, sets)
+    measure.report("seeds", figures, seed=chosen.seed, out=chosen.out, set=sets)
+
+
+if __name__ == "__main__":
+    main()
