@@ -50,7 +50,7 @@ REFUSALS = {
     "xyzzy = 3": "job: unknown key 'xyzzy'; known here: adapter, clients, data, evaluate, "
     "federation, logits, mode, model, name, params, rounds, seed, split, train, wire",
     "[train]\nlearning = 1": "job: unknown key 'train.learning'; known here: batch, epochs, "
-    "keep, lr, max_grad_norm, max_tokens, overlong, schedule, weight_decay",
+    "keep, lr, max_grad_norm, max_tokens, optimizer, overlong, schedule, weight_decay",
     "[train]\nepoch = 1": "job: unknown key 'train.epoch'; did you mean 'epochs'?",
     "[clients.each.ann]\nrnk = 3": "job: unknown key 'clients.each.ann.rnk'; did you mean 'rank'?",
     "[train]\nlr = 0": "job: train.lr: input should be greater than 0, got 0",
@@ -170,15 +170,24 @@ def test_every_section_is_frozen_and_closed_to_unknown_keys() -> None:
         ),
         ('[clients.each.ann]\nmodel = "gpt2"', "logits", None),
         ('[clients.each.ann]\nmodel = "smollm2-135m"', "params", None),
+        ("[clients.each.ann]\nrank = 4", "params", None),
         (
-            "[clients.each.ann]\nrank = 4",
+            "[clients.each.ann]\nrank = 9",
             "params",
-            "clients use different ranks ([4]), and params averages factors of one rank",
+            (
+                "a client has rank 9, and in params clients run the server's model, "
+                "whose adapter.rank is 8; --set adapter.rank=9"
+            ),
+        ),
+        (
+            '[params]\ntrains = "ffa"\n[clients.each.ann]\nrank = 4',
+            "params",
+            "clients use different ranks ([4]), and params needs factors of one rank here",
         ),
         (
             "[clients.each.ann]\nrank = 4",
             "split",
-            "clients use different ranks ([4]), and split averages factors of one rank",
+            "clients use different ranks ([4]), and split needs factors of one rank here",
         ),
         ("[clients.each.ann]\nrank = 4", "logits", None),
         ("[clients.each.ann]\nrank = 8", "params", None),

@@ -258,7 +258,7 @@ def test_a_row_of_the_next_a_is_never_zero_with_its_column_of_b(ours: str) -> No
     empty = {n: (0 * t if "lora_B" in n else t) for n, t in BEFORE["adapter"].tensors.items()}
     before = {**BEFORE, "adapter": co.adapter(empty)}
     sections = {**zero, "adapter": co.adapter(pair)}
-    sent = [ClientUpdate(client=c, sections=sections, weight=1.0) for c in "abc"]
+    sent = [ClientUpdate(client=c, sections=sections, weight=1.0, steps=1) for c in "abc"]
     aggregate = made(ours)
     found: dict[str, Section] = dict(
         aggregate.value(total(aggregate, cohort(ours, sent), before), before)

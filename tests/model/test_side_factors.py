@@ -15,9 +15,9 @@ from triskel.config.sections import Train
 from triskel.data.batches import batch_of
 from triskel.errors import ModelError
 from triskel.model.adapters import scale_of
+from triskel.model.compute_choice import PathName
 from triskel.model.flops import Piece
 from triskel.model.meter import Costs
-from triskel.model.compute_choice import PathName
 from triskel.model.shared import Choice, SharedModel
 from triskel.model.side_factors import blank, misfit, parted, side_name, side_rank
 from triskel.training.loop import LossTerm, StepId, TrainStep, label_loss

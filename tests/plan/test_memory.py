@@ -14,8 +14,8 @@ from triskel.config.job import Job, ModeName
 from triskel.experiment import stage_memory
 from triskel.experiment.resources import prepare
 from triskel.experiment.tokens import Share
-from triskel.model.meter import Costs
 from triskel.model.compute_choice import PathName
+from triskel.model.meter import Costs
 from triskel.model.shared import Choice, SharedModel
 from triskel.plan import memory as room
 from triskel.plan.memory import free_memory, kept

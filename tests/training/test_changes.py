@@ -318,9 +318,9 @@ def test_what_the_wire_keeps_is_not_the_mode_s() -> None:
     state = ClientState(groups={**mine, HELD + "s": {}, OWED + "s": {}}, facts={"n": 1})
     assert kept_by_mode(state) == ClientState(groups=mine, facts={"n": 1})
     wires = ClientState(groups={HELD + "s": {}})
-    assert allowed("params", wires) is wires
+    assert allowed(Job(), "params", wires) is wires
     with pytest.raises(RoundError, match="client_state"):
-        allowed("params", state)
+        allowed(Job(), "params", state)
 
 
 def test_who_asks_for_everything_holds_nobody_up() -> None:

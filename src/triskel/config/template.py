@@ -93,7 +93,8 @@ max_share = 1.0              # largest share that a client may have in an averag
 # What one client does differently, by its name:
 # [clients.each.films]
 # model = "path/of/another"  # logits only
-# rank = 4                   # logits only
+# rank = 4                   # in logits, and in params below adapter.rank
+# epochs = 2                 # local epochs of its own
 @CLIENTS@
 
 [train]                      # a client's own training in a round

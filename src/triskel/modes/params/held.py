@@ -5,7 +5,7 @@ again: the task names the round that left it, 0 for what the seed makes. A clien
 something else, such as one that sat out, asks for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,7 @@ class Held:
     """
 
     since: Mapping[str, int] = field(default_factory=dict[str, int])
-    changed: tuple[str, ...] = ()
+    changed: Sequence[str] = ()
 
     def unsent(self, sharing: Sharing) -> dict[Part, int]:
         """Return the parts that tasks do not carry, and which round left each."""
