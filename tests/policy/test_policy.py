@@ -625,6 +625,10 @@ TRUNK = [0, 0, 1, 0, 0, 0]
         (("wire.up=bf16",), {"blocks": [460_800], "head": 1_728}, (1_843_200 + 6_912) // 2),
         (("wire.up=int4",), {"blocks": [460_800]}, 1_843_200),
         (("wire.up=raw", "model.dtype=float64"), {"blocks": [460_800]}, 2 * 1_843_200),
+        (("wire.up=topk",), {"blocks": [460_800]}, 1_843_200),
+        (("wire.up=sign", "model.dtype=float64"), {"blocks": [460_800]}, 2 * 1_843_200),
+        (("wire.up={adapter='bf16'}",), {"blocks": [460_800]}, 1_843_200),
+        (("wire.up={adapter='bf16', other='fp16'}",), {"blocks": [460_800]}, 1_843_200 // 2),
         (("mode=logits",), {"public": 100, "classes": 3, "blocks": [9]}, 1_200),
         ((SPLIT,), {"tokens": 1, "width": 576, "blocks": TRUNK}, 2 * 2_304),
         (
