@@ -45,10 +45,12 @@ lint: $(VENV)/.installed-dev  ## formatting, style, types and floors
 	$(BIN)/lint-imports
 
 covered: $(VENV)/.installed-dev
-	$(PYTEST) --cov --cov-report=term
+	TRISKEL_COVERED=1 $(PYTEST)
 
 # ATen, oneDNN and MKL each choose kernels by the processor, and take orders to choose lesser ones.
-processors: processor-avx2 processor-default  ## numeric tests as on processors without AVX-512, without AVX2
+# Where there is no AVX-512, all tests ran without it.
+LESSER := $(if $(shell grep -s -m 1 -o avx512f /proc/cpuinfo),processor-avx2) processor-default
+processors: $(LESSER)  ## numeric tests as on processors without AVX-512, without AVX2
 
 processor-%: $(VENV)/.installed-dev
 	ATEN_CPU_CAPABILITY=$* ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
@@ -62,7 +64,7 @@ docs-check: $(VENV)/.installed-dev  ## code blocks, commands and links of README
 	$(OFFLINE) $(BIN)/python -m pytest tests/docs/test_docs.py
 
 clean:  ## remove the environment and everything the checks write
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) build dist .hypothesis
 	rm -rf .import_linter_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

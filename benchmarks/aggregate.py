@@ -17,15 +17,15 @@ import measure
 import torch
 from torch import Tensor
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.aggregate.mean import Mean
 from triskel.types import ClientUpdate, Section, Tensors
 
 SHAPES = {
-    "d576_k100_r16": (576, 100, 16, 5),
-    "d576_k10_r8": (576, 10, 8, 7),
-    "d2048_k10_r8": (2048, 10, 8, 5),
-    "d4096_k10_r16": (4096, 10, 16, 3),
+    "d576_k100_r16": (576, 100, 16, 25),
+    "d576_k10_r8": (576, 10, 8, 25),
+    "d2048_k10_r8": (2048, 10, 8, 3),
+    "d4096_k10_r16": (4096, 10, 16, 2),
 }
 """Width, clients, rank, and how often both are timed."""
 

@@ -50,7 +50,6 @@ TOP5: Mapping[str, Any] = {"name": "topk", "share": 0.05}
 TOP2: Mapping[str, Any] = {"name": "topk", "share": 0.02}
 PAIRS: tuple[tuple[Any, Any], ...] = (
     ("fp32", "fp32"),
-    ("int4", "int4"),
     (INT4, INT4),
     (SIGN, SIGN),
     (TOP5, TOP5),

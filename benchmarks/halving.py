@@ -10,9 +10,12 @@ to round 2, one to round 4). For each seed
     apart                           how many doublings lie between the two rates
     validation_lost, test_lost      the accuracy of the grid's choice minus that of halving's
 
+`by_hand` says what other rungs would have chosen: as a rung is the beginning of the whole run, the
+full grid's figures by round tell. `share` are rounds played over those of the grid.
 `--work DIR` keeps the runs, and goes on where it was stopped.
 """
 
+import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,10 +27,12 @@ import measure
 from triskel.config.grid import settings_of
 from triskel.engines.local import LocalEngine
 from triskel.sweep import Sweep, sweep
-from triskel.sweep.halving import halving_of
+from triskel.sweep.halving import going_on, halving_of
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 ROUNDS, ETA = 4, 2
+OTHERS = ((2, 1), (2, 2), (2, 3), (3, 1), (3, 2))
+"""ETA and rounds of the first rung."""
 EXAMPLES, QUICK = 100, 12
 """Training texts of a client, of which 0.3 are held out to choose by."""
 
@@ -88,6 +93,26 @@ def _bytes(spent: Mapping[str, Any]) -> float:
     return float(spent["up_bytes"] + spent["down_bytes"])
 
 
+def by_hand(folder: Path, eta: int, first: int) -> dict[str, Any]:
+    """Halve the rates of a full grid by what each reached after each round."""
+    rows = {
+        place.parent.name: json.loads(place.read_text(encoding="utf-8"))["modes"]["params"][
+            "rounds"
+        ]
+        for place in folder.glob("*/result.json")
+    }
+    names = sorted(rows, key=lambda name: float(name.partition("=")[2]))
+    settings, before, spent = len(names), 0, 0
+    for rounds in halving_of(eta, first, settings=len(names), rounds=ROUNDS).rungs:
+        now = rounds if len(names) > 1 else ROUNDS
+        spent, before = spent + len(names) * (now - before), now
+        reached = {name: rows[name][now - 1]["accuracy"] for name in names}
+        names = going_on(reached, eta if now < ROUNDS else len(names), "accuracy")
+    (won,) = names
+    told = {"eta": eta, "first": first, "share": spent / (settings * ROUNDS), "setting": won}
+    return {**told, "validation": rows[won][-1]["accuracy"]}
+
+
 def search_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a sweep found, rate by rate."""
     reached = {
@@ -121,11 +146,11 @@ def main() -> None:
                 )
                 for name in ("grid", "halving")
             ]
+            rungs = [by_hand(work / f"grid-{seed}", *how) for how in OTHERS]
             for name, value in figures_of(*both).items():
                 figures.setdefault(name, []).append(value)
-            searches[f"seed {seed}"] = dict(
-                zip(("grid", "halving"), map(search_of, both), strict=True)
-            )
+            told = dict(zip(("grid", "halving"), map(search_of, both), strict=True))
+            searches[f"seed {seed}"] = {**told, "by_hand": rungs}
     model = Path(chosen.model).name
     setup = {
         "model": model, "rates": RATES, "rounds": ROUNDS, "eta": ETA, "examples": examples

@@ -47,8 +47,16 @@ def shares(file: str) -> bool:
     return 'scope="module"' in (ROOT / file).read_text(encoding="utf-8")
 
 
+def turn(item: pytest.Item) -> int:
+    """Return when a test comes: first those that wait most, last those that fill what is left."""
+    file = item.nodeid.partition("::")[0]
+    if file.rpartition("/")[2] in GROUPS:
+        return 0
+    return 1 if shares(file) or item.get_closest_marker("slow") else 2
+
+
 class Scheduling(LoadGroupScheduling):
-    """Deals tests to workers one by one, and those of a group together; large groups come first."""
+    """Deals tests to workers one by one, and those of a group together, in their order."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
@@ -59,7 +67,10 @@ class Scheduling(LoadGroupScheduling):
 @pytest.hookimpl(optionalhook=True)  # without xdist there is none
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling | None:
     """Use our groups where `--dist loadgroup` asks for groups."""
-    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False  # the number of tests says little of how long they take
+    return Scheduling(config, log)
 
 
 def once(
@@ -113,12 +124,15 @@ def lead(lead_kits: Path, tmp_path: Path) -> Path:
 MARKER_OF = {"shared_data": "data", "assets": "asset"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test by the files it asks for, so that `-m "not asset"` leaves none out."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKER_OF:
                 item.add_marker(MARKER_OF[fixture])
+    if hasattr(config, "workerinput"):
+        items.sort(key=turn)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.types import ClientUpdate, Section
 
 CLIENTS, ROUNDS, STEPS, RATE = 10, 10, 10, 0.15

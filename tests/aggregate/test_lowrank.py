@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.core.choice import Choice
 from triskel.errors import RoundError
 from triskel.model.side_factors import stacked

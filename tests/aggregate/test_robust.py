@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.aggregate.robust import distances, weiszfeld
 from triskel.core.choice import Choice
 from triskel.errors import RoundError

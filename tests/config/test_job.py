@@ -85,6 +85,25 @@ REFUSALS = {
     "[wire]\nmax_mb = 0": "job: wire.max_mb: input should be greater than 0, got 0",
     '[wire]\nup = "zip"': "job: wire.up must be one of raw, fp32, bf16, fp16, int8, int4, topk, "
     "sign, got 'zip'",
+    "[wire]\nup = 3": 'job: wire.up must be a name, or a table with one: {name = "..."}, got 3',
+    '[wire.up]\nhead = "zip"': "job: wire.up (head) must be one of raw, fp32, bf16, fp16, int8, "
+    "int4, topk, sign, got 'zip'",
+    "[wire.up]\nhead = 3": 'job: wire.up (head) must be a name, or a table with one: {name = "..."}'
+    ", got 3",
+    '[wire.up]\nheads = "bf16"': "job: wire.up.heads is the codec of a section that no message "
+    "has; there are adapter, head, side, knowledge, gradient, activations, labels, and other for "
+    "every other one",
+    '[wire]\nup = {name = "topk", share = 0.5}': "job: wire.up.share: Input should be less than or "
+    "equal to 0.25, got 0.5",
+    '[wire]\nup = {name = "topk", k = 5}': "job: wire.up.k is no option of topk, which has change, "
+    "feedback, share",
+    '[wire]\nup = {name = "fp32", change = true}': "job: wire.up.change is no option of fp32, "
+    "which has nothing",
+    '[wire]\nup = {name = "sign", change = false}': "job: wire.up.change: must be true: what this "
+    "codec leaves out, only a change can spare, got False",
+    '[wire]\ndown = {name = "int4", change = true, feedback = false}': "job: wire.down.feedback "
+    "must be true: what a change lost on its way down is part of the next one, as that is taken "
+    "against what clients hold",
     '[data]\nsource = "hub"\ntext = "a"\nlabel = "b"': "job: data.hub must name a dataset such as "
     '"org/name" when data.source is "hub"',
     '[data]\nsource = "csv"\ntext = "a"\nlabel = "b"': "job: data.train must name a file or folder "

@@ -1,11 +1,13 @@
 """One of a family is named alone, or with what it is set to; what is not there is told by key."""
 
+import subprocess
+import sys
 from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.aggregate.mean import Mean
 from triskel.config.read import parse, to_toml
 from triskel.core.aggregate_spec import AggregateSpec
@@ -81,3 +83,14 @@ def test_what_is_not_there_is_told_by_its_key(value: str, said: str) -> None:
 def test_what_works_on_products_needs_factors() -> None:
     with pytest.raises(JobError, match=r"params\.aggregate 'trimmed' works with adapters of low"):
         job('"trimmed"', '[adapter]\nkind = "ia3"\n')
+
+
+def test_naming_an_aggregate_loads_no_torch() -> None:
+    script = (
+        "import sys; from triskel.config.read import parse\n"
+        "parse('[params]\\naggregate = {name = \"krum\", attackers = 2}')\n"
+        "print('torch' in sys.modules)"
+    )
+    call = [sys.executable, "-c", script]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

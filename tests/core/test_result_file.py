@@ -46,7 +46,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of every kind: one run of each task, with drop-outs, many clients, seeds, a sweep."""
     room = tmp_path_factory.mktemp("results")
     model = SMALL.save_model(room / "model")
-    rows = SMALL.save_rows(room / "rows.csv", 60)
+    rows = SMALL.save_rows(room / "rows.csv", 30)
     for task in ("classify", "causal"):
         job = SMALL.job(model, rows, task=task, rounds=2, clients={"count": 2})
         run(job, Request(drop_share=0.5), room / task, LocalEngine(job), SMALL.watch)

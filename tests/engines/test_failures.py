@@ -276,7 +276,7 @@ def test_a_comparison_leaves_strict_modes_that_cannot_run_before_anything_is_wri
     model: Path, rows: Path, tmp_path: Path
 ) -> None:
     job = SMALL.job(model, rows, clients={"each": {"client-01": {"rank": 4}}})
-    with pytest.raises(JobError, match=r"^mode params cannot run this job: clients use different"):
+    with pytest.raises(JobError, match=r"^mode params cannot run this job: a client has rank"):
         result(job, tmp_path / "run", strict=True)
     assert not (tmp_path / "run").exists()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from triskel.codec import encode
+from triskel.codec.change import change, difference
+from triskel.core.choice import Choice
 from triskel.core.registry import CODECS
 from triskel.types import Message, Section
 from triskel.wire import VERSION, pack
@@ -97,7 +99,20 @@ def messages() -> dict[str, Message]:
         kind="update",
         sections={"grid": Section(kind="dense", tensors={"x": GRID, "one": torch.tensor(-6.0)})},
     )
-    return found | {f"codec-{codec}": encode(grid, codec) for codec in CODECS.ours}
+    found |= {f"codec-{codec}": encode(grid, codec) for codec in CODECS.ours}
+    now, before = moved()
+    part = Section(kind="dense", tensors=now)
+    told = change(part, before, difference(now, before))
+    message = Message(kind="update", sections={"s": told})
+    tenth = Choice.model_validate({"name": "topk", "share": 0.1})
+    return found | {"update-change": encode(message, tenth)}
+
+
+def moved() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return tensors of 301 numbers, and what the message `update-change` is the change of."""
+    before = {"a": torch.arange(100, dtype=torch.float32).reshape(20, 5), "b": torch.ones(201)}
+    steps = torch.tensor([(i % 7 - 3) * i / 64 for i in range(301)])
+    return {"a": before["a"] + steps[:100].reshape(20, 5), "b": before["b"] + steps[100:]}, before
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from types import CodeType, ModuleType
 from typing import Any, ForwardRef, Literal, NewType, Self, TypeVar, get_args, get_origin
 
 import beartype
+from covered import PROBES
 from jaxtyping import AbstractArray, jaxtyped
 
 PACKAGE, NAME = "triskel", "__checked__"
@@ -93,7 +94,7 @@ class _Decorate(ast.NodeVisitor):
 class _Loader(importlib.machinery.SourceFileLoader):
     """Loads a module with every function decorated; its bytecode is kept under another name."""
 
-    kept = f".{PACKAGE}-{zlib.crc32(Path(__file__).read_bytes()):08x}.pyc"
+    kept = f".{PACKAGE}-{zlib.crc32(Path(__file__).read_bytes()):08x}{'-covered' * bool(PROBES)}.pyc"
 
     def _own(self, path: str) -> str:
         return path.removesuffix(".pyc") + self.kept if path.endswith(".pyc") else path
@@ -106,8 +107,14 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def source_to_code(self, data: Any, path: Any, **options: Any) -> CodeType:  # noqa: ANN401
         tree = ast.parse(data, path)
+        if PROBES:
+            tree = PROBES.marked(tree)
         _Decorate().visit(tree)
         return super().source_to_code(tree, path, **options)  # pyright: ignore[reportArgumentType]
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        code = super().get_code(fullname)
+        return PROBES.put(code) if PROBES and code else code
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module)[NAME] = checked

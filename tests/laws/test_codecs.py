@@ -258,13 +258,8 @@ def test_codecs_chain_and_are_undone_in_reverse(first: str, second: str) -> None
 @pytest.mark.parametrize(
     ("codec", "smaller"),
     [
-        ("fp32", 1),
-        ("bf16", 2),
-        ("fp16", 2),
-        ("int8", 3.97),
-        ("int4", 7.1),
-        ("sign", 31.1),
-        ("topk", 192),
+        *(("fp32", 1), ("bf16", 2), ("fp16", 2), ("int8", 3.97), ("int4", 7.1)),
+        *(("sign", 31.1), ("topk", 192)),
     ],
 )
 def test_a_codec_saves_what_it_says(codec: str, smaller: float) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from triskel.aggregate import aggregate_of
+from triskel.aggregate.build import aggregate_of
 from triskel.aggregate.mean import Mean
 from triskel.config.read import parse
 from triskel.engines.local import LocalEngine

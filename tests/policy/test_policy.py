@@ -110,7 +110,7 @@ BAD = {
     "submitters = [1]": "policy: submitters.0: input should be a valid string, got 1",
     'submitters = [""]': "policy: submitters.0: string should have at least 1 character, got ''",
     'codecs = ["zip"]': "policy: codecs names 'zip', and Triskel brings raw, fp32, bf16, fp16, "
-    "int8, int4; a codec of another package needs its package as well: "
+    "int8, int4, topk, sign; a codec of another package needs its package as well: "
     'plugins.zip.package = "..."',
     '[models]\nsmall = "ab"': "policy: models names 'small' with 'ab', and a SHA-256 has 64 "
     "hexadecimal digits; `triskel site hash FOLDER` prints it",
@@ -625,6 +625,10 @@ TRUNK = [0, 0, 1, 0, 0, 0]
         (("wire.up=bf16",), {"blocks": [460_800], "head": 1_728}, (1_843_200 + 6_912) // 2),
         (("wire.up=int4",), {"blocks": [460_800]}, 1_843_200),
         (("wire.up=raw", "model.dtype=float64"), {"blocks": [460_800]}, 2 * 1_843_200),
+        (("wire.up=topk",), {"blocks": [460_800]}, 1_843_200),
+        (("wire.up=sign", "model.dtype=float64"), {"blocks": [460_800]}, 2 * 1_843_200),
+        (("wire.up={adapter='bf16'}",), {"blocks": [460_800]}, 1_843_200),
+        (("wire.up={adapter='bf16', other='fp16'}",), {"blocks": [460_800]}, 1_843_200 // 2),
         (("mode=logits",), {"public": 100, "classes": 3, "blocks": [9]}, 1_200),
         ((SPLIT,), {"tokens": 1, "width": 576, "blocks": TRUNK}, 2 * 2_304),
         (

@@ -1,5 +1,6 @@
 """Golden messages: read by hand, from the page on the wire format alone, and through `unpack`."""
 
+import hashlib
 import json
 import runpy
 import struct
@@ -16,7 +17,8 @@ from triskel.types import Message
 from triskel.wire import pack, unpack
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-MADE: dict[str, Message] = runpy.run_path(str(GOLDEN / "make.py"))["messages"]()
+MAKE = runpy.run_path(str(GOLDEN / "make.py"))
+MADE: dict[str, Message] = MAKE["messages"]()
 
 
 def by_hand(name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -216,6 +218,74 @@ def test_int4_is_two_codes_a_byte_and_a_scale_for_each_group() -> None:
     for row, peak in enumerate((127.0, 0.0, 7e-3, 6.0)):
         assert scales[row] >= peak / 7
     assert abs(GRID[0][2] - nibbles[2] * scales[0]) <= scales[0] / 2
+
+
+def bits(raw: bytes) -> list[int]:
+    return [byte >> place & 1 for byte in raw for place in range(8)]
+
+
+def places(low: list[int], high: list[int], r: int) -> list[int]:
+    """Return where entries stand, from their low bits and the ones of their high bits."""
+    found, quotient = list[int](), 0
+    for bit in high:
+        if bit:
+            j = len(found)
+            found.append((quotient << r) + sum(low[j * r + b] << b for b in range(r)))
+        else:
+            quotient += 1
+    return found
+
+
+def test_sign_is_a_bit_an_entry_and_a_scale_for_each_row() -> None:
+    header, raw = by_hand("codec-sign")
+    assert header["sections"]["grid"]["tensors"] == {
+        "x": ["BOOL", 3, 3], "x:scale1": ["BF16", 3], "one": ["BOOL"], "one:scale1": ["BF16"],
+    }  # fmt: skip
+    signs = [*bits(raw["grid/BOOL"])[:9], bits(raw["grid/BOOL"])[16]]
+    assert signs == [int(x >= 0) for x in [*FLAT, -6.0]]
+    assert brains(raw["grid/BF16"]) == pytest.approx([130.5 / 3, 0, 1e-2 / 3, 6.0], rel=2**-8)
+
+
+def test_topk_is_codes_and_where_they_stand() -> None:
+    header, raw = by_hand("codec-topk")
+    assert header["sections"]["grid"]["facts"] == {
+        "topk:axes": [2, 0], "topk:shape": [3, 3], "topk:dtype": "F32",
+    }  # fmt: skip
+    assert struct.unpack("<2b", raw["grid/I8"]) == (-127, -127)
+    assert floats(raw["grid/F32"]) == pytest.approx([1.0, 6 / 127])
+    low, high, *one = (bits(raw["grid/BOOL"][i : i + 1]) for i in range(3))
+    assert places(low[:3], high[:2], 3) == [1]
+    assert places([], one[0][:1], 0) == [0]
+
+
+def test_a_change_is_the_largest_of_its_numbers_and_what_it_is_the_change_of() -> None:
+    header, raw = by_hand("update-change")
+    section, (now, before) = header["sections"]["s"], MAKE["moved"]()
+    sha = hashlib.sha256()
+    for name, axes, x in (("a", "[20, 5]", before["a"]), ("b", "[201]", before["b"])):
+        sha.update(f"{name}\nF32 {axes}\n".encode() + x.numpy().tobytes())
+    assert section["codec"] == ["change", "topk"]
+    assert section["facts"]["change:of"] == sha.hexdigest()
+    assert (section["facts"]["topk:axes"], section["facts"]["topk:shape"]) == ([2, 1], [1, 256, 45])
+    assert section["tensors"] == {
+        "change": ["I8", 26], "change:scalek": ["F32", 1], "change:low": ["BOOL", 26, 3],
+        "change:high": ["BOOL", 57], "rest": ["I8", 5], "rest:scalek": ["F32", 1],
+        "rest:low": ["BOOL", 5, 3], "rest:high": ["BOOL", 10],
+    }  # fmt: skip
+    told, at = raw["s/BOOL"], 0
+    strings = list[list[int]]()
+    for size in (26 * 3, 57, 5 * 3, 10):
+        strings.append(bits(told[at : at + (size + 7) // 8])[:size])
+        at += (size + 7) // 8
+    steps = [(i % 7 - 3) * i / 64 for i in range(301)]
+    for part, start, string in ((steps[:256], 0, strings[:2]), (steps[256:], 26, strings[2:])):
+        k = -(-len(part) // 10)
+        largest = sorted(sorted(range(len(part)), key=lambda i: (-abs(part[i]), i))[:k])
+        assert places(*string, 3) == largest
+        codes = struct.unpack(f"<{k}b", raw["s/I8"][start : start + k])
+        scale = floats(raw["s/F32"])[start // 26]
+        assert [c * scale for c in codes] == pytest.approx([part[i] for i in largest], abs=scale)
+    assert sum(map(float, (now["b"] - before["b"])[-2:])) == pytest.approx(steps[299] + steps[300])
 
 
 @pytest.mark.parametrize("codec", ["raw", "fp32", "bf16", "fp16", "int8", "int4", "topk", "sign"])

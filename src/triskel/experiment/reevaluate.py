@@ -16,7 +16,7 @@ from triskel.config.read import moved
 from triskel.config.sections import Judge, is_name
 from triskel.core import events
 from triskel.core.crash import during
-from triskel.core.registry import TASKS
+from triskel.core.registry import MODES, TASKS
 from triskel.data.batches import tokenise
 from triskel.data.files import load, select
 from triskel.data.reading import columns_of
@@ -156,7 +156,8 @@ def _again(run: Path, resources: LocalResources, stage: str) -> dict[str, Any]:
     resources.models.begin(stage)  # whoever never took part is where it started
     shared = _shared(run, resources, stage) if _is_saved(run, stage) else None
     party = partial(resources.party, stage)
-    alike = shared if party("") is resources.body() else None
+    one = stage in MODES.loaded() and MODES.spec(stage).carries(resources.job).one_body
+    alike = shared if one else None
     scores = scored(resources, shared, own.get, party, alike)
     everybody = scores
     if shared is None:

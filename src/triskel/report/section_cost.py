@@ -12,6 +12,7 @@ from triskel.config.sections import is_name
 from triskel.core import formats
 from triskel.core.registry import MODES
 from triskel.report.cells import rows
+from triskel.report.codec_words import codecs
 from triskel.report.data_split import shown_labels
 from triskel.report.disclosure import guarded, left
 from triskel.report.links import FORMULA, LINKS, wait_over
@@ -194,9 +195,8 @@ def _leaving_one(result: Result, run: ModeRun) -> str:
         f'<table><caption class="unseen">{text(name)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{lines}</tbody></table>",
     )
-    wire = inner(job, "wire")
-    codec = f"up {wire.get('up', 'fp32')}, down {wire.get('down', 'fp32')}"
-    note = f"Mean per client, all rounds, as 4-byte numbers before the codec ({codec})."
+    told = codecs(job)
+    note = f"Mean per client, all rounds, as 4-byte numbers before the codec ({told})."
     return (
         f'<div class="crossed" {tone(run.about)}><h3><span class="swatch"></span>{run.name}</h3>'
         f"{whole if lines else '<p>No traffic was recorded.</p>'}"

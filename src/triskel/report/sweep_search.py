@@ -20,8 +20,9 @@ NOTE = (
     "scoring."
 )
 GRID = (
-    "The full grid is arithmetic and was not played: a setting that stopped after k of R rounds "
-    "counts with R/k times what it spent, one that failed with what it spent."
+    "The full grid is arithmetic and was not played: what a setting that stopped spent is scaled "
+    "by what those that played all rounds spent in them over what they spent in as many as it had; "
+    "one that failed counts with what it spent."
 )
 
 

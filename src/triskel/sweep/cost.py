@@ -2,12 +2,14 @@
 
 Costs are those of closed rounds as the ledger has them, of settings that failed too; loading and
 scoring are not among them. The full grid is arithmetic: a setting that stopped after k of R rounds
-counts with R / k times what it spent, and one that failed with what it spent.
+counts with what it spent, times what the settings that played all R rounds spent in them over what
+they spent in the first k (later rounds may cost less, as hidden states are kept); one that failed
+counts with what it spent.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from triskel.core.result_file import stage_in
 from triskel.core.result_parts import RoundRow
@@ -77,11 +79,24 @@ def added(parts: Iterable[Spent]) -> Spent:
     return total
 
 
-def times(spent: Spent, share: float) -> Spent:
-    """Return so many times a cost, whole numbers to the nearest."""
-    told = cast("Mapping[str, Any]", spent)
-    scaled = {k: v * share if k == "seconds" else round(v * share) for k, v in told.items()}
-    return cast("Spent", scaled)
+def grown(parts: Sequence[Spent], whole: Sequence[Sequence[Spent]], rounds: int) -> Spent:
+    """Return what a setting would have spent in all rounds, whole numbers to the nearest.
+
+    Args:
+        parts: What it spent in its first rounds.
+        whole: What settings that played all of them spent, round by round.
+        rounds: How many there are.
+    """
+    own = cast("Mapping[str, float]", added(parts))
+    if not parts or len(parts) >= rounds:
+        return added(parts)
+    begun = cast("Mapping[str, float]", added(one for each in whole for one in each[: len(parts)]))
+    ended = cast("Mapping[str, float]", added(one for each in whole for one in each))
+    found = {
+        key: value * (ended[key] / begun[key] if begun[key] else rounds / len(parts))
+        for key, value in own.items()
+    }
+    return cast("Spent", {k: v if k == "seconds" else round(v) for k, v in found.items()})
 
 
 def cost_of(record: SweepRecord, rows: Sequence[str], rounds: int) -> SearchCost:
@@ -111,8 +126,9 @@ def _row(record: SweepRecord, row: str, rounds: int) -> RowCost:
         inside = [part for name in rung["reached"] for part in each[name][before : rung["rounds"]]]
         rungs.append({"rounds": rung["rounds"], "settings": len(rung["reached"]), **added(inside)})
         before = rung["rounds"]
+    whole = [parts for parts in each.values() if len(parts) == rounds]
     grid = added(
-        times(added(parts), 1 if name in failed or not parts else rounds / len(parts))
+        added(parts) if name in failed else grown(parts, whole, rounds)
         for name, parts in each.items()
     )
     return {"rungs": rungs, "total": total, "grid": grid}
