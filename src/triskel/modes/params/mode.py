@@ -33,6 +33,7 @@ from triskel.errors import RoundError
 from triskel.model.side_factors import parted
 from triskel.model.slots import Layout
 from triskel.modes.params.control import Control, control_in
+from triskel.modes.params.core import joined
 from triskel.modes.params.fedkseed import FedKSeed
 from triskel.modes.params.fedmezo import FedMeZO
 from triskel.modes.params.held import PARTS, STARTED, TOPIC, Held, fact, lacked, named
@@ -191,7 +192,7 @@ class Params(Generic[A]):
     def trial(self, state: ParamsState, client: ClientId) -> Message:
         """Send the common model to be tested, where there is one."""
         del client  # everyone tests the same
-        sections = adapter_sections(state.adapter, self.layout) if self.common else {}
+        sections = adapter_sections(self.server_model(state) or {}, self.layout)
         return Message(kind="task", sections=sections, facts={"round": state.closed + 1})
 
     def answer(
@@ -281,18 +282,18 @@ class Params(Generic[A]):
         moves = mean if self.whole else self._sent(state)
         step = {n: trained[n] for n in moves}
         moved, moments = self.optimizer.step(step, {n: mean[n] for n in step}, state.moments)
-        adapter = {**trained, **moved, **side}
+        now = self.share.after({**trained, **moved}, closed)
         return ParamsState(
-            adapter=adapter,
+            adapter={**now, **side},
             moments={**state.moments, **moments},
             closed=closed,
             control=state.control.plus(total.control),
-            held=state.held.after(trained, {**trained, **moved}, self.share, closed),
+            held=state.held.after(trained, now, self.share, closed),
         )
 
     def server_model(self, state: ParamsState) -> Tensors | None:
         """Return θ and S; None where a part of it stays with clients."""
-        return state.adapter if self.common else None
+        return joined(state.adapter) if self.common else None
 
     # --- a client -------------------------------------------------------------------------------
 
@@ -344,8 +345,8 @@ class Params(Generic[A]):
             MessageError: The task, or what was asked for, does not fit this model.
         """
         share, body, unsent = self.share, worker.body, named(task.facts)
-        layout = share.laid_out(worker.client)
-        template = share.down(body.initial, worker.client)
+        layout, round_ = share.laid_out(worker.client), int(number(task.facts, "round", least=1))
+        template = share.known(share.down(body.initial, worker.client), round_)
         rest = {n: t for n, t in template.items() if share.part(n) in unsent}
         sent = {n: t for n, t in template.items() if n not in rest}
         plain_ = {n: s for n, s in task.sections.items() if n != CONTROL}
@@ -356,7 +357,7 @@ class Params(Generic[A]):
             answer = yield Ask(ask)
             if not isinstance(answer, Message):
                 raise RoundError("the server did not answer what a client asked for")
-            found |= adapter_of(answer, rest, layout, kind="answer")
+            found |= adapter_of(answer, rest, layout, kind="answer", topic=TOPIC)
         else:
             held = {**share.down(body.fresh, worker.client), **kept.groups.get(TOPIC, {}), **own}
             found |= {n: held[n] for n in rest}

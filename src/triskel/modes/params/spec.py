@@ -13,9 +13,11 @@ from triskel.core.registry import AGGREGATES
 from triskel.errors import PluginError
 from triskel.modes.params import exchange as seeds
 
-Trains = Literal["both", "ffa", "fedsa", "rolora"]
+Trains = Literal["both", "ffa", "fedsa", "rolora", "fedsb"]
 """Which of the factors A and B train and travel: both; B alone; both, of which B stays with its
-client; one of them by turns."""
+client; one of them by turns; both in round 1 and then a core between them."""
+PAIRED = ("lora", "dora", "rslora")
+"""Kinds of adapters that have A and B."""
 ServerOptimizerName = Literal["sgd", "adam", "yogi", "adagrad", "nesterov"]
 
 
@@ -61,7 +63,7 @@ class ParamsOptions(Options):
         Trains,
         Field(
             description="both factors; ffa: B only; fedsa: both, and B stays with its client; "
-            "rolora: B and A by turns"
+            "rolora: B and A by turns; fedsb: a core between them"
         ),
     ] = "both"
     head: Annotated[
@@ -132,7 +134,14 @@ def problems(options: ParamsOptions) -> Iterator[str]:
 
 def unsuited(options: ParamsOptions, job: Any) -> str | None:  # noqa: ANN401 - a job, known above
     """Return why another section of a job does not go with what travels."""
-    return None if options.exchange is None else seeds.unsuited(options.exchange, job)
+    if options.exchange is not None:
+        return seeds.unsuited(options.exchange, job)
+    if options.trains != "both" and job.adapter.kind not in PAIRED:
+        return (
+            f"params.trains {options.trains!r} is about factors A and B, which adapter.kind "
+            f"{job.adapter.kind!r} does not have; take one of {', '.join(PAIRED)}"
+        )
+    return None
 
 
 def _together(options: ParamsOptions, local: str) -> Iterator[str]:
@@ -146,8 +155,16 @@ def _together(options: ParamsOptions, local: str) -> Iterator[str]:
         yield f'head "local" works with local plain and fedprox, not with {local}'
     if options.moments == "kept" and local not in {"plain", "fedprox", "scaffold"}:
         yield f'moments "kept" works with local plain, fedprox and scaffold, not with {local}'
-    if options.moments == "kept" and options.trains == "rolora":
-        yield 'moments "kept" needs tensors that train in every round, and rolora takes turns'
+    if options.trains == "fedsb" and local in {"scaffold", "finetune"}:
+        yield (
+            f'trains "fedsb" trains others after round 1, which local {local} cannot follow; '
+            "take plain, fedprox, mr_mtl, ditto or pfedme"
+        )
+    if options.moments == "kept" and options.trains in {"rolora", "fedsb"}:
+        yield (
+            'moments "kept" needs tensors that train in every round, and '
+            f"{options.trains} trains others after the first"
+        )
     takes_over = options.server_optimizer == "sgd" and options.server_momentum == 0
     if options.server_optimizer == "adagrad" and options.server_momentum:
         yield "server_momentum is not read by server_optimizer adagrad; leave it at 0"
@@ -209,7 +226,7 @@ def traits(options: ParamsOptions) -> Traits:
         personal(options)
         or name_of(options.local) == "scaffold"
         or options.moments == "kept"
-        or options.trains == "rolora"
+        or options.trains in {"rolora", "fedsb"}
     )
     return Traits(
         linear_in_updates=spec is not None and spec.linear,
