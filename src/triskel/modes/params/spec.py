@@ -141,6 +141,12 @@ def unsuited(options: ParamsOptions, job: Any) -> str | None:  # noqa: ANN401 - 
             f"params.trains {options.trains!r} is about factors A and B, which adapter.kind "
             f"{job.adapter.kind!r} does not have; take one of {', '.join(PAIRED)}"
         )
+    if job.clients.sampling == "size" and name_of(options.local) == "scaffold":
+        return (
+            "params.local scaffold weighs every client by its examples in all rounds, and with "
+            "clients.sampling size an update counts as often as its client was drawn; take "
+            "uniform or poisson"
+        )
     return None
 
 
