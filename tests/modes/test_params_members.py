@@ -27,7 +27,7 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 LOCAL: dict[str, dict[str, Any]] = {
     local: {"local": local}
-    for local in ("fedprox", "scaffold", "mr_mtl", "ditto", "pfedme", "finetune")
+    for local in ("fedprox", "scaffold", "fedadamw", "mr_mtl", "ditto", "pfedme", "finetune")
 }
 SERVERS: dict[str, dict[str, Any]] = {
     "nesterov": {"server_optimizer": "nesterov", "server_lr": 0.7, "server_momentum": 0.9},
@@ -355,3 +355,53 @@ def test_kept_moments_make_rounds_of_one_client_one_long_run_of_adam() -> None:
     assert tiny.apart(state.adapter, wanted) < 1e-9
     fresh, _ = tiny.play(clients({}, dtype=torch.float64, how=PLAIN)[0], ann.job, [ann], rounds=3)
     assert tiny.apart(fresh.adapter, wanted) > 1e-4
+
+
+# --- AdamW with everybody's moments -----------------------------------------------------------
+
+
+def test_fedadamw_is_its_formulas() -> None:
+    alpha, decay, rate = 0.4, 0.1, 0.01
+    local = {"local": {"name": "fedadamw", "alignment": alpha}}
+    mode, workers = clients(local, dtype=torch.float64, how=PLAIN)
+    workers = [
+        replace(w, training=w.training.model_copy(update={"weight_decay": decay, "epochs": 2}))
+        for w in workers
+    ]
+    plain = tiny.Plain("llama", workers[0].job, dtype=torch.float64)
+    x: dict[str, Tensor] = dict(workers[0].body.initial)
+    step = {n: torch.zeros_like(t) for n, t in x.items()}
+    square, whole, total = dict.fromkeys(x, 0.0), 0.0, sum(SIZES.values())
+    for round_ in (1, 2, 3):
+        ends, squares, counts = (
+            dict[str, Tensors](),
+            dict[str, dict[str, float]](),
+            dict[str, int](),
+        )
+        for worker in workers:
+            y = {n: t.clone() for n, t in x.items()}
+            m = {n: torch.zeros_like(t) for n, t in x.items()}
+            v = {n: torch.full_like(t, square[n]) for n, t in x.items()}
+            k = 0
+            for batch in worker.batches(StepId(worker.client, round_), 2):
+                leaves = {n: nn.Parameter(t) for n, t in y.items()}
+                plain.loss(batch, leaves).backward()
+                k += 1
+                for n, leaf in leaves.items():
+                    g = leaf.grad
+                    assert g is not None
+                    m[n] = 0.9 * m[n] + 0.1 * g
+                    v[n] = 0.999 * v[n] + 0.001 * g * g
+                    adam = (m[n] / (1 - 0.9**k)) / (
+                        (v[n] / (1 - 0.999 ** (round(whole) + k))).sqrt() + 1e-8
+                    )
+                    y[n] = y[n] * (1 - rate * decay) - rate * adam - alpha * step[n]
+            ends[worker.client], counts[worker.client] = y, k
+            squares[worker.client] = {n: float(t.mean()) for n, t in v.items()}
+        mean = average(ends)
+        often = sum(SIZES[c] * counts[c] for c in SIZES) / total
+        step = {n: (x[n] - mean[n]) / often for n in x}
+        square = {n: sum(SIZES[c] * squares[c][n] for c in SIZES) / total for n in x}
+        x, whole = mean, whole + often
+    state, _ = tiny.play(mode, workers[0].job, workers, rounds=3)
+    assert tiny.apart(state.adapter, x) < 1e-9
