@@ -174,12 +174,13 @@ def test_a_mode_that_cannot_run_is_skipped_with_its_reason(room: Path, tmp_path:
     events: list[Any] = []
     request = Request(baselines=("base",))
     found = run(job, request, tmp_path / "run", LocalEngine(job), events.append)
-    reason = "clients use different ranks ([1]), and params averages factors of one rank"
-    assert found["skipped"]["params"] == reason
-    assert list(found["modes"]) == ["logits"]
+    reason = "clients use different ranks ([1]), and split needs factors of one rank here"
+    assert found["skipped"] == {"split": reason}
+    assert list(found["modes"]) == ["params", "logits"]
     warnings = [e["text"] for e in events if e["event"] == "warning"]
-    assert warnings[0] == f"params is skipped: {reason}"
-    assert next(e for e in events if e["event"] == "run_start")["stages"] == ["base", "logits"]
+    assert warnings[0] == f"split is skipped: {reason}"
+    stages = next(e for e in events if e["event"] == "run_start")["stages"]
+    assert stages == ["base", "params", "logits"]
 
 
 def test_a_mode_refused_by_tokens_is_refused_when_strict(room: Path, tmp_path: Path) -> None:

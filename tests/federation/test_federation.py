@@ -431,7 +431,7 @@ def test_names_of_datasets_stay_names_whatever_lies_beside_the_job(tmp_path: Pat
         ('data.task="causal"', "train.max_tokens must be set for this task"),
         ("mode=logits", "data.public must name a dataset that all parties hold"),
         ("logits.public=5", "data.public_count must be 0 without data.public"),
-        ("clients.each.bank.rank=4", "clients use different ranks"),
+        ("mode=split clients.each.bank.rank=4", "clients use different ranks"),
     ],
 )
 def test_a_job_that_no_federation_can_run_is_refused_with_the_key(change: str, why: str) -> None:
@@ -439,7 +439,7 @@ def test_a_job_that_no_federation_can_run_is_refused_with_the_key(change: str, w
     clients = (
         *("clients.partition=iid",) * change.startswith("data.source"),
         *("data.label=", "data.classes=[]") * change.startswith("data.task"),
-        change,
+        *change.split(),
     )
     found = parse(JOB, overrides=clients)
     reason = job_folder.unfit(found)

@@ -49,7 +49,7 @@ class Mean:
         Raises:
             RoundError: It counts for nothing, holds what is no number, or its factors do not fit.
         """
-        checked(update, before, "rest")
+        checked(update, before, "rest", halves=True)
         for name, section in update.sections.items():
             like = before.get(name)
             tensors = section.tensors if like is None else completed(section, like)

@@ -42,13 +42,16 @@ def ratio(section: Section, like: Section) -> float:
     return scale_of(section) / scale_of(like)
 
 
-def checked(update: ClientUpdate, before: Mapping[str, Section], ranks: Ranks) -> None:
+def checked(
+    update: ClientUpdate, before: Mapping[str, Section], ranks: Ranks, *, halves: bool = False
+) -> None:
     """Refuse an update that no sum may hold.
 
     Args:
         update: Of one client.
         before: What the server held; what is not there is not compared.
         ranks: What the aggregate makes of lower ranks.
+        halves: Whether one factor of a pair may come without the other, as the server has it.
 
     Raises:
         RoundError: It counts for nothing, holds what is no number, or its factors do not fit.
@@ -64,23 +67,24 @@ def checked(update: ClientUpdate, before: Mapping[str, Section], ranks: Ranks) -
             )
     for name, section in update.sections.items():
         if (like := before.get(name)) is not None:
-            _fitting(who, section, like, ranks)
+            _fitting(who, section, like, ranks, halves=halves)
 
 
-def _fitting(who: str, section: Section, like: Section, ranks: Ranks) -> None:
+def _fitting(who: str, section: Section, like: Section, ranks: Ranks, *, halves: bool) -> None:
     """Refuse factors that are no pair of the server's rank, or of a lower one where that may be."""
     if not (math.isfinite(scale := scale_of(section)) and scale > 0):
         raise RoundError(
             f"{who} has factors of scale {section.facts['scale']}, expected a positive number"
         )
     for stem in stems(like.tensors):
-        halves = [section.tensors.get(stem + end) for end in (DOWN, UP)]
-        if halves == [None, None]:
-            continue
-        down, up = halves
-        if down is None or up is None:
-            raise RoundError(f"{who} has one factor of {stem} without the other")
+        down, up = (section.tensors.get(stem + end) for end in (DOWN, UP))
         into, out = like.tensors[stem + DOWN], like.tensors[stem + UP]
+        if down is None and up is None:
+            continue
+        if down is None or up is None:
+            if not halves:
+                raise RoundError(f"{who} has one factor of {stem} without the other")
+            down, up = into if down is None else down, out if up is None else up
         rank, full = len(down), len(into)
         if (*down.shape, *up.shape) != (rank, into.shape[1], len(out), rank):
             raise RoundError(

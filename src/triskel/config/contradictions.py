@@ -146,3 +146,8 @@ def _about_clients(job: Any) -> Iterator[str]:  # noqa: ANN401 - a job, known ab
         yield f'clients.partition "{job.partition}" needs data.label to name a column'
     if job.partition == "natural" and not (job.clients.by or named):
         yield 'clients.by must name a column when clients.partition is "natural"'
+    if job.clients.sampling == "size" and job.clients.max_share < 1:
+        yield (
+            "clients.max_share bounds what an update counts by its examples, and with "
+            'clients.sampling "size" it counts as often as its client was drawn; set max_share to 1'
+        )

@@ -202,6 +202,7 @@ class Clients(Options):
     examples: Count = 0
     test_examples: Count = 0
     cohort: Annotated[float, Field(gt=0, le=1)] = 1.0
+    sampling: Literal["uniform", "size", "poisson"] = "uniform"
     drop_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     each: Mapping[str, Override] = Field(default_factory=dict)

@@ -87,6 +87,7 @@ shards = 2                   # shards: pieces a client gets
 examples = 70                # keep at most so many training rows a client; 0 keeps all [0]
 test_examples = 70           # the same for test rows [0]
 cohort = 1.0                 # share of clients that take part in a round
+sampling = "uniform"         # who they are: uniform, size or poisson (each by itself)
 drop_share = 0.0             # share of these that drop out of it, to see what that costs
 max_share = 1.0              # largest share that a client may have in an average
 

@@ -158,10 +158,10 @@ class Registry(Generic[S]):
 
 
 RESERVED = frozenset([
-    "adapter", "base", "budget", "central", "clients", "codecs", "data", "datasets", "evaluate",
-    "federation", "flare", "floors", "hours", "leave", "limits", "local", "local_equal", "mode",
-    "model", "models", "modes", "name", "plugins", "privacy", "rank", "rounds", "scores", "seed",
-    "site", "submitters", "train", "wire",
+    "adapter", "base", "budget", "central", "clients", "codecs", "data", "datasets", "epochs",
+    "evaluate", "federation", "flare", "floors", "hours", "leave", "limits", "local", "local_equal",
+    "mode", "model", "models", "modes", "name", "plugins", "privacy", "rank", "rounds", "scores",
+    "seed", "site", "submitters", "train", "wire",
 ])  # fmt: skip
 """Keys of jobs and policies and names of baselines: a mode's section and results stand beside."""
 
@@ -185,15 +185,7 @@ AGGREGATES: Registry[AggregateSpec] = Registry(
         for name in (
             *("mean", "fedex", "flora", "flexlora", "raflora", "florist"),
             *("hetlora", "lora_fair", "fedsvd", "fednova"),
-            *(
-                "median",
-                "trimmed_mean",
-                "krum",
-                "multi_krum",
-                "geometric_median",
-                "norm_clip",
-                "fednova",
-            ),
+            *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "norm_clip"),
         )
     },
 )

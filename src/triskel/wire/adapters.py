@@ -48,7 +48,7 @@ def adapter_sections(tensors: Tensors, layout: Layout) -> dict[str, Section]:
 
 
 def adapter_of(
-    message: Message, template: Tensors, layout: Layout, *, kind: MessageKind
+    message: Message, template: Tensors, layout: Layout, *, kind: MessageKind, topic: str = ""
 ) -> dict[str, Tensor]:
     """Return the adapter and head that the server sent, and the side factors beside them.
 
@@ -57,6 +57,7 @@ def adapter_of(
         template: The tensors that must be there by shape; beside them only side factors may be.
         layout: Which of them are the head's.
         kind: What the message must be.
+        topic: What it must be about.
 
     Raises:
         MessageError: The message is of another kind, a name, shape or scale differs, or a side
@@ -67,18 +68,19 @@ def adapter_of(
         if (why := misfit(side.tensors, template)) is not None:
             raise MessageError(f"section {SIDE!r}: {why}")
         wanted |= adapter_sections(side.tensors, layout)
-    return flat(sections_of(message, wanted, kind=kind))
+    return flat(sections_of(message, wanted, kind=kind, topic=topic))
 
 
 def sections_of(
-    message: Message, wanted: Mapping[str, Section], *, kind: MessageKind
+    message: Message, wanted: Mapping[str, Section], *, kind: MessageKind, topic: str = ""
 ) -> dict[str, Section]:
     """Return the sections of a message that must be like these, and no others.
 
     Raises:
         MessageError: The message is of another kind, or a name, shape or scale differs.
     """
-    expect(message, kind=kind, sections={n: s.tensors for n, s in wanted.items()})
+    parts = {name: section.tensors for name, section in wanted.items()}
+    expect(message, kind=kind, topic=topic, sections=parts)
     for name, section in wanted.items():
         found = message.sections[name]
         if found.kind != section.kind or dict(found.facts) != dict(section.facts):

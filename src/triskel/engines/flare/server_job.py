@@ -296,6 +296,7 @@ class ServerJob:
             job=resources.job,
             closing=closing,
             server=setting.meter,
+            sizes=resources.sizes,
         )
 
     def _finish(self, stage: str, counted: Mapping[ClientId, int]) -> None:

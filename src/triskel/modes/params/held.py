@@ -53,7 +53,11 @@ class Held:
         """
         if not sharing.frozen and not sharing.stay:
             return self
-        moved = {sharing.part(n) for n, t in now.items() if not torch.equal(t, before[n])}
+        moved = {
+            sharing.part(n)
+            for n, t in now.items()
+            if n not in before or not torch.equal(t, before[n])
+        }
         changed = tuple(part for part in PARTS if part in moved)
         return Held({**self.since, **dict.fromkeys(changed, closed)}, changed)
 

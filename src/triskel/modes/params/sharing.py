@@ -5,6 +5,8 @@
     fedsa    A and B train, A travels, B stays               FedSA, Guo et al. 2024, 2410.01463
     rolora   in odd rounds as `ffa`; in even ones A trains   RoLoRA, Chen et al. 2024, 2409.02346
              and travels, and B does not
+    fedsb    in round 1 as `both`; then a core  Singhal et al. 2025, 2502.15436
+             between A and B (`core`)
 
 A client whose rank rᵢ is below the server's has the first rᵢ components: beside zeros and at its
 own scale sᵢ, or beside the others, which do not train (`model.reparametrisation`).
@@ -16,14 +18,16 @@ from dataclasses import dataclass, field, replace
 from triskel.config.sections import Adapter
 from triskel.core.aggregate_spec import Ranks
 from triskel.model.adapters import scale_of
-from triskel.model.reparametrisation import PLAIN, Form, cut, is_down, is_up, rank_axis
+from triskel.model.reparametrisation import PLAIN, Form, cut, is_core, is_down, is_up, rank_axis
 from triskel.model.side_factors import is_side
 from triskel.model.slots import Layout
+from triskel.modes.params.core import CORED, cored, has_cores, with_cores
 from triskel.modes.params.spec import ParamsOptions
 from triskel.types import ClientId, Tensors
 
 Part = str
-"""`down`: factors A; `up`: factors B; `head`: the task head; `rest`: tensors of other adapters."""
+"""`down`: factors A; `up`: factors B; `core`: what is between them; `head`: the task head; `rest`:
+tensors of other adapters."""
 TURNS: Mapping[int, Part] = {1: "up", 0: "down"}
 """Which factors RoLoRA trains, by the round's parity."""
 
@@ -50,7 +54,8 @@ class Sharing:
         """Return which part a tensor belongs to."""
         if name in self.layout.head:
             return "head"
-        return "down" if is_down(name) else "up" if is_up(name) else "rest"
+        kinds = {"down": is_down, "up": is_up, "core": is_core}
+        return next((part for part, holds in kinds.items() if holds(name)), "rest")
 
     @property
     def stay(self) -> frozenset[Part]:
@@ -61,16 +66,22 @@ class Sharing:
     @property
     def frozen(self) -> bool:
         """Whether there is a part that does not train in every round."""
-        return self.options.trains in {"ffa", "rolora"}
+        return self.options.trains in {"ffa", "rolora", "fedsb"}
+
+    def cored(self, round_: int) -> bool:
+        """Return whether cores stand between the factors in a round."""
+        return self.options.trains == "fedsb" and round_ > 1
 
     def trained(self, names: Iterable[str], round_: int) -> list[str]:
         """Return which of these train at a client in a round."""
-        still: Part | None = None
+        still: set[Part] = set()
         if self.options.trains == "ffa":
-            still = "down"
+            still = {"down"}
         if self.options.trains == "rolora":
-            still = TURNS[(round_ + 1) % 2]
-        return [n for n in names if not is_side(n) and self.part(n) != still]
+            still = {TURNS[(round_ + 1) % 2]}
+        if self.cored(round_):
+            still = {"down", "up"}
+        return [n for n in names if not is_side(n) and self.part(n) not in still]
 
     def sent(self, names: Iterable[str], round_: int) -> list[str]:
         """Return which of these are in a client's update."""
@@ -88,7 +99,7 @@ class Sharing:
         every = None if len(trained) == len(names) else frozenset(trained)
         rank = self.rank(client)
         if not rank:
-            return replace(PLAIN, trains=every)
+            return replace(PLAIN, trains=every, core=self.cored(round_))
         ratio = self.scale(client) / self.layout.scale
         return Form(trains=every, rank=rank, full=self.adapter.rank, ratio=ratio)
 
@@ -108,6 +119,14 @@ class Sharing:
         """Return the layout of what a client and the server exchange."""
         return replace(self.layout, scale=self.scale(client))
 
+    def after(self, tensors: Tensors, closed: int) -> Tensors:
+        """Return what the server's tensors become once a round closed."""
+        return cored(tensors) if self.cored(closed + 1) and not has_cores(tensors) else tensors
+
+    def known(self, tensors: Tensors, round_: int) -> Tensors:
+        """Return tensors of the names and shapes that the server has in a round."""
+        return with_cores(tensors) if self.cored(round_) else tensors
+
     def down(self, tensors: Tensors, client: ClientId) -> Tensors:
         """Return the server's tensors as they go to a client: fewer components of factors."""
         if not self.rank(client) or self.beside == "rest":
@@ -122,7 +141,9 @@ class Sharing:
         return cut(tensors, rank, ratio)
 
     def own_form(self, tensors: Tensors) -> Form:
-        """Return the form of what a client kept, as its shapes tell it."""
+        """Return the form of what a client kept, as its names and shapes tell it."""
+        if has_cores(tensors):
+            return CORED
         for name, tensor in tensors.items():
             axis = rank_axis(name)
             if axis is not None and tensor.shape[axis] < self.adapter.rank:
