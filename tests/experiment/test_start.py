@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from triskel.config.job import Job
+from triskel.config.sections import VIRTUAL
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError
 from triskel.experiment.check import early
@@ -536,6 +537,8 @@ def test_where_a_venue_looks_for_a_start_no_path_of_the_job_is_opened(
         ("gpt2", "full"),
         ("bert", "bitfit"),
         ("gpt2", "prefix"),
+        ("llama", "prompt"),
+        ("bert", "ptuning"),
     ],
 )
 def test_every_kind_of_adapter_starts_as_it_was_saved(
@@ -543,7 +546,7 @@ def test_every_kind_of_adapter_starts_as_it_was_saved(
 ) -> None:
     small.save_model(tmp_path / "model", family, pad="<unk>" if family == "bert" else "")
     small.save_rows(tmp_path / "rows.csv", 33)
-    options = {"kind": kind, "targets": [] if kind in {"ia3", "prefix"} else TARGETS[family]}
+    options = {"kind": kind, "targets": [] if kind in {"ia3", *VIRTUAL} else TARGETS[family]}
     played(job(tmp_path, adapter=options), tmp_path / "old", "params")
     one = job(tmp_path, tmp_path / "old", adapter=options)
     assert early(one) == []
