@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from triskel.config.job import Job
 from triskel.config.sections import VIRTUAL
+from triskel.data.batches import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError
 from triskel.experiment.check import early
@@ -560,6 +561,40 @@ def test_every_kind_of_adapter_starts_as_it_was_saved(
     assert all(torch.equal(initial[name], saved[name]) for name in saved)
     resources.body().reseed(resources.body().seed)
     assert not all(torch.equal(resources.body().initial[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "P_TUNING"])
+def test_virtual_tokens_of_pefts_own_start_a_prompt(method: str, room: Path, tmp_path: Path) -> None:
+    """Of P-tuning PEFT keeps what the network made, and not the network."""
+    options: dict[str, Any] = {"encoder_hidden_size": 16} if method == "P_TUNING" else {}
+    config = peft.get_peft_config({
+        "peft_type": method, "num_virtual_tokens": 4, "task_type": "SEQ_CLS", **options
+    })  # fmt: skip
+    with quiet():
+        kind = transformers.AutoModelForSequenceClassification
+        model: Any = peft.get_peft_model(kind.from_pretrained(room / "model", num_labels=3), config)
+    model.save_pretrained(tmp_path / "adapter")
+
+    def asked(kind: str, tokens: int = 4) -> Job:
+        return job(room, tmp_path / "adapter", adapter={
+            "start": str(tmp_path / "adapter"), "kind": kind, "tokens": tokens,
+        })  # fmt: skip
+
+    (fault,) = early(asked("ptuning"))
+    assert "an adapter of kind prompt, and adapter.kind is ptuning; --set adapter.ki" in fault.text
+    (fault,) = early(asked("prompt", 5))
+    assert "4 virtual tokens, and adapter.tokens is 5; --set adapter.tokens=4" in fault.text
+    one = asked("prompt")
+    assert early(one) == []
+    starts = starting(tmp_path, one, ["params"], Path)
+    resources = prepare(one, small.watch, modes=("params",), starts=starts)
+    resources.models.begin("params")
+    body, share = resources.body(), resources.tokens.share("client-01")
+    batch = batch_of(share.train, [0], ahead=4)
+    ours = body.logits(body.parameters(body.initial), batch)
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=batch.ids[:, 4:]).logits
+    assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "bert": ["query", "value"]}

@@ -13,17 +13,19 @@ from pydantic import ValidationError
 from triskel.aggregate.mean import Mean
 from triskel.aggregate.server_optimizer import Momentum
 from triskel.data.batches import batch_of
-from triskel.errors import JobError, ModelError
+from triskel.errors import JobError, LimitError, ModelError
 from triskel.model.flops import Piece, count
 from triskel.model.generate import Sampling, Writer
 from triskel.model.shared import Choice, SharedModel
 from triskel.modes.params.mode import Params
-from triskel.modes.split.cut import cut_of
+from triskel.modes.split.cut import cut_of, rows_section
+from triskel.modes.split.messages import moderate
 from triskel.modes.split.spec import SplitOptions
+from triskel.training.evaluate import BATCH_TOKENS, evaluate
 from triskel.training.joining import worth_joining
 from triskel.training.loop import StepId
 from triskel.training.worker import WHOLE
-from triskel.types import Examples, Tensors
+from triskel.types import Examples, Message, Tensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))
 TOKENS = 3
@@ -189,6 +191,37 @@ def test_parties_in_one_pass_compute_what_they_compute_alone(kind: str, task: st
     for ours, theirs in zip(found, [t for some in wanted for t in some], strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
     assert worth_joining(body, body.adapter.rank, [[(1, 4)] * 40]), "no factors stand side by side"
+
+
+def test_a_server_takes_texts_with_their_virtual_tokens_and_no_longer_ones() -> None:
+    training = tiny.job("split", train={"batch": 2, "max_tokens": 4}).train
+
+    def ask(*lengths: int) -> Message:
+        values = torch.zeros(sum(lengths), 16)
+        return Message(
+            kind="ask", topic="forward", sections={"activations": rows_section(values, lengths)},
+            facts={},
+        )  # fmt: skip
+
+    moderate(ask(7, 5), training, TOKENS)
+    with pytest.raises(LimitError, match="2 texts of up to 8 tokens, the job's has at most 2 of u"):
+        moderate(ask(8, 5), training, TOKENS)
+
+
+def test_texts_are_tested_in_batches_that_count_virtual_tokens() -> None:
+    """Else one of many short texts would be several times as large as any other."""
+    body = made("prompt", "gpt2", "classify", tokens=48)
+    seen: list[int] = []
+    embed = body.blocks.embed
+
+    def watched(ids: torch.Tensor) -> torch.Tensor:
+        seen.append(ids.numel())
+        return embed(ids)
+
+    body.blocks.embed = watched  # type: ignore[method-assign]
+    evaluate(body, body.initial, tiny.examples(90, short=2, long=2))
+    assert sum(seen) == 90 * 50
+    assert max(seen) <= BATCH_TOKENS
 
 
 def test_a_batch_has_places_for_virtual_tokens_and_what_is_scored_stands_behind() -> None:
