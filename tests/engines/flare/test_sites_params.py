@@ -1,6 +1,4 @@
-"""Parameter exchange of every family between three sites is that of one process, to the last bit."""
-
-# ruff: noqa: ANN401 - helpers are loaded by path
+"""Parameter exchange of every family between three sites is that of one process, to the bit."""
 
 import runpy
 from pathlib import Path
