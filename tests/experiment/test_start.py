@@ -304,7 +304,7 @@ EARLY: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "kind": (lambda f: edit(f, use_rslora=True), {},
         "is an adapter of kind rslora, and adapter.kind is lora; --set adapter.kind=rslora takes"),
     "two kinds": (lambda f: edit(f, use_rslora=True, use_dora=True), {}, "dora with the scale"),
-    "no kind of ours": (lambda f: edit(f, peft_type="PREFIX_TUNING"), {}, "PREFIX_TUNING, and"),
+    "no kind of ours": (lambda f: edit(f, peft_type="ADALORA"), {}, "of kind ADALORA, and"),
     "ranks by module": (lambda f: edit(f, rank_pattern={"q_proj": 4}), {},
         "has a rank_pattern, and a job has one rank"),
     "alphas by module": (lambda f: edit(f, alpha_pattern={"q_proj": 4}), {}, "has a alpha_pattern"),

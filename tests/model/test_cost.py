@@ -253,10 +253,11 @@ def test_a_round_costs_what_torch_counts_while_it_runs(
     kind: str, mode: str, task: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     adapter: dict[str, Any] = {"kind": kind, "dropout": 0.1 if kind in DROPPING else 0.0}
-    if kind != "ia3":
+    if kind not in {"ia3", "prefix", "bitfit"}:
         adapter["targets"] = ("q_proj", "v_proj")
+    family = "gpt2" if kind == "bitfit" else "llama"  # which has no biases
     resources = bench_of(
-        folder, "llama", tmp_path, task=task, adapter=adapter, logits={"student": False}
+        folder, family, tmp_path, task=task, adapter=adapter, logits={"student": False}
     )
     play(resources, mode)  # so that pieces are counted before the count begins
     with FlopCounterMode(display=False) as counter:
