@@ -102,7 +102,8 @@ max_share = 1.0              # largest share that a client may have in an averag
 [train]                      # a client's own training in a round
 epochs = 2                   # passes over its examples [1]
 batch = 16                   # examples in a step
-lr = 0.004                   # of AdamW [0.001]
+optimizer = "adamw"          # adamw, or plain sgd
+lr = 0.004                   # its learning rate [0.001]
 schedule = "constant"        # constant, linear or cosine; changes between rounds only
 weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone

@@ -233,6 +233,13 @@ def last_rounds(options: ParamsOptions) -> int:
     return options_of(options.local, FineTune).rounds
 
 
+def counts_back(options: ParamsOptions) -> str | None:
+    """Return why a round depends on how many come after it."""
+    if not (last := last_rounds(options)):
+        return None
+    return f"params.local finetune averages nothing in the last {last} of all rounds"
+
+
 def common(options: ParamsOptions) -> bool:
     """Return whether the server ends with a model: not where a part of it stays with clients."""
     return options.trains != "fedsa" and options.head == "shared"
@@ -339,5 +346,6 @@ SPEC = ModeSpec(
     disclosure=disclosure,
     payload=payload,
     unsuited=unsuited,
+    counts_back=counts_back,
     tensors_travel=lambda options: options.exchange is None,
 )
