@@ -910,12 +910,22 @@ def test_no_more_leaves_in_a_round_than_the_policy_allows_over_all_asks(party: A
         own.sent.clear()
 
 
-@pytest.mark.parametrize("stage", ["params", "logits", "split"])
-@pytest.mark.parametrize("labels", ["private", "shared"])
+@pytest.mark.parametrize(
+    ("stage", "labels", "kind"),
+    [
+        *((stage, labels, "lora") for stage in ("params", "logits", "split")
+          for labels in ("private", "shared")),
+        ("split", "private", "prompt"),
+    ],
+)  # fmt: skip
 def test_what_a_round_and_its_test_send_is_what_the_policy_decided_on(
-    tmp_path: Path, stage: str, labels: str
+    tmp_path: Path, stage: str, labels: str, kind: str
 ) -> None:
-    there = house(tmp_path, **{"split.labels": f'"{labels}"', "clients.test_examples": "4"})
+    usual = {"adapter.rank": "8", "adapter.alpha": "16.0"} if kind == "prompt" else {}
+    there = house(tmp_path, **{
+        "split.labels": f'"{labels}"', "clients.test_examples": "4",
+        "adapter.kind": f'"{kind}"', **usual,
+    })  # fmt: skip
     party = sites["Party"](there, (stage,))
     try:
         student = {"student": party.resources.body().initial} if stage == "logits" else {}
