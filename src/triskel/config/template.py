@@ -44,14 +44,15 @@ cache_mb = 4096              # for hidden states below the first block that trai
 quantise = "none"            # the frozen base in fewer bits: none, int8 or nf4
 
 [adapter]                    # the tensors that train; the model itself stays frozen
-kind = "lora"                # lora, dora, rslora, ia3, loha, lokr, vera, bitfit, full or prefix
-rank = 8                     # of the factors; ia3, bitfit, full and prefix have none
+kind = "lora"                # lora, dora, rslora, ia3, loha, lokr, vera, bitfit, full, prefix,
+                             # prompt or ptuning
+rank = 8                     # of the factors of lora, dora, rslora, loha, lokr and vera
 alpha = 16.0                 # the factors' product is scaled by alpha / rank
 dropout = 0.0                # on the adapter's input, in training
 targets = []                 # modules by name, such as ["q_proj", "v_proj"]; empty: as PEFT
 blocks = "top:4"             # all, top:N (the last N blocks) or FIRST-LAST [all]
 start = ""                   # a PEFT folder or a run that training goes on from; empty: afresh
-tokens = 20                  # virtual tokens of prefix
+tokens = 20                  # virtual tokens of prefix, prompt and ptuning
 # projection = 0             # what vera's frozen matrices are drawn from; left out: the seed
 
 [data]

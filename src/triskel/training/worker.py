@@ -59,7 +59,7 @@ class Worker:
 
     def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
         """Return these examples side by side."""
-        return batch_of(examples, rows, pool=self.body.blocks.pool)
+        return batch_of(examples, rows, pool=self.body.blocks.pool, ahead=self.body.blocks.ahead)
 
     def batches(self, where: StepId, epochs: int) -> Iterator[Batch]:
         """Return batches of the private examples."""
