@@ -564,7 +564,9 @@ def test_every_kind_of_adapter_starts_as_it_was_saved(
 
 
 @pytest.mark.parametrize("method", ["PROMPT_TUNING", "P_TUNING"])
-def test_virtual_tokens_of_pefts_own_start_a_prompt(method: str, room: Path, tmp_path: Path) -> None:
+def test_virtual_tokens_of_pefts_own_start_a_prompt(
+    method: str, room: Path, tmp_path: Path
+) -> None:
     """Of P-tuning PEFT keeps what the network made, and not the network."""
     options: dict[str, Any] = {"encoder_hidden_size": 16} if method == "P_TUNING" else {}
     config = peft.get_peft_config({
