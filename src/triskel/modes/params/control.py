@@ -195,9 +195,11 @@ def told_in(task: Message, adapter: Tensors) -> Told:
     """Return what of it a task brings; nothing where it brings none.
 
     Raises:
-        MessageError: A name or shape is not of the adapter that it came with.
+        MessageError: A name or shape is not of the adapter that it came with, or a part is missing.
     """
     there = {n: s for n in (CONTROL, SQUARES) if (s := task.sections.get(n)) is not None}
+    if TAKEN in task.facts and (lost := {CONTROL, SQUARES} - there.keys()):
+        raise MessageError(f"the task has no section {min(lost)!r}, and says {TAKEN!r}")
     if not there:
         return Told()
     known = {n: {m: t for m, t in adapter.items() if m in s.tensors} for n, s in there.items()}
