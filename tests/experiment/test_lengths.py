@@ -264,13 +264,21 @@ def test_nothing_is_said_where_nothing_is_lost(tmp_path: Path) -> None:
     assert "Tokens not read" not in render(json.loads((tmp_path / "run/result.json").read_text()))
 
 
-def test_texts_beyond_what_a_rotary_model_has_seen_are_warned_of(tmp_path: Path) -> None:
-    model = small.save_model(tmp_path / "model", max_position_embeddings=8)
-    one, told = small.job(model, small.save_rows(tmp_path / "rows.csv", 60)), list[Any]()
+@pytest.mark.parametrize(
+    ("adapter", "seen", "behind"),
+    [({}, 8, ""), ({"kind": "prompt", "tokens": 4}, 15, " behind 4 virtual tokens")],
+)
+def test_texts_beyond_what_a_rotary_model_has_seen_are_warned_of(
+    adapter: dict[str, Any], seen: int, behind: str, tmp_path: Path
+) -> None:
+    model = small.save_model(tmp_path / "model", max_position_embeddings=seen)
+    rows, told = small.save_rows(tmp_path / "rows.csv", 60), list[Any]()
+    one = small.job(model, rows, adapter=adapter)
     request = Request(modes=("params",), baselines=())
     run(one, request, tmp_path / "run", LocalEngine(one), told.append)
     (only,) = by_length(told)
-    assert only.startswith("train.max_tokens is 12, and this model was made for texts of up to 8 ")
+    start = f"train.max_tokens is 12{behind}, and this model was made for texts of up to {seen} "
+    assert only.startswith(start)
 
 
 def test_absolute_positions_are_refused(tmp_path: Path) -> None:

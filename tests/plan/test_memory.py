@@ -88,16 +88,19 @@ def most_kept(job: Job, body: SharedModel) -> int:
         ("split", {"split": {"wave": 2, "cut": (1, 3)}}),
         ("split", {"split": {"labels": "shared", "cut": (2, 4)}}),
         ("split", {"adapter": {"blocks": "2-3"}}),
+        ("params", {"adapter": {"kind": "prompt", "tokens": 8}}),
+        ("split", {"adapter": {"kind": "ptuning", "tokens": 8}, "split": {"cut": (1, 3)}}),
     ],
 )
 def test_what_is_kept_at_once_is_known_before(
     mode: ModeName, options: dict[str, Any], path: PathName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "MOST", TEXTS * TOKENS)  # one client's batch is all that is joined
-    monkeypatch.setattr("triskel.training.joining.MOST", TEXTS * TOKENS)
-    monkeypatch.setattr("triskel.modes.split.server.MOST", TEXTS * TOKENS)
     job = tiny.job(mode, **options, train={"batch": TEXTS, "max_tokens": TOKENS, "epochs": 1})
     body = tiny.body("llama", job)
+    most = TEXTS * (TOKENS + body.blocks.ahead)
+    monkeypatch.setattr(room, "MOST", most)  # one client's batch is all that is joined
+    monkeypatch.setattr("triskel.training.joining.MOST", most)
+    monkeypatch.setattr("triskel.modes.split.server.MOST", most)
     body.use(Choice(path=path, join=512))
     found = kept(body, Costs(body), job, [mode], CLIENTS)
     real = most_kept(job, body)

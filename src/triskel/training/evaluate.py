@@ -22,6 +22,11 @@ BATCH_TOKENS = 2048
 
 
 @during("while scoring texts")
+def tested_together(body: SharedModel, examples: Examples) -> list[list[int]]:
+    """Return which examples are tested together; virtual tokens count as the others do."""
+    return eval_plan(lengths_of(examples, ahead=body.blocks.ahead), tokens=BATCH_TOKENS)
+
+
 def evaluate(body: SharedModel, tensors: Tensors, examples: Examples) -> Score:
     """Return the score of a body with these tensors on some examples."""
     tally = body.objective.counts(body.classes, len(examples))
@@ -29,7 +34,7 @@ def evaluate(body: SharedModel, tensors: Tensors, examples: Examples) -> Score:
         return tally.score()
     parameters = body.parameters(tensors)
     body.dropout(None)
-    for rows in eval_plan(lengths_of(examples, ahead=body.blocks.ahead), tokens=BATCH_TOKENS):
+    for rows in tested_together(body, examples):
         batch = batch_of(examples, rows, pool=body.blocks.pool, ahead=body.blocks.ahead)
         texts = torch.tensor(rows)[batch.rows]
         for part, logits in body.logits_by_part(parameters, batch):
@@ -98,7 +103,7 @@ def _together(body: SharedModel, tensors: Tensors, group: Group) -> list[Score]:
         return [tally.score() for tally in found]
     parameters = body.parameters(tensors)
     body.dropout(None)
-    for rows in eval_plan(lengths_of(group.examples, ahead=body.blocks.ahead), tokens=BATCH_TOKENS):
+    for rows in tested_together(body, group.examples):
         batch = batch_of(group.examples, rows, pool=body.blocks.pool, ahead=body.blocks.ahead)
         owners = torch.tensor([group.owners[i] for i in rows])[batch.rows]
         texts = torch.tensor([group.places[i] for i in rows])[batch.rows]

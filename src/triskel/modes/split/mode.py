@@ -31,7 +31,6 @@ from typing import Any, Generic
 
 import torch
 
-from triskel.data.batches import lengths_of
 from triskel.errors import MessageError
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import parted, side_rank
@@ -60,8 +59,8 @@ from triskel.modes.split.server import (
 from triskel.modes.split.spec import SplitOptions
 from triskel.numerics.metrics import empty, merge, score
 from triskel.numerics.rng import derive
-from triskel.numerics.tensors import eval_plan, select
-from triskel.training.evaluate import BATCH_TOKENS, score_message, score_of
+from triskel.numerics.tensors import select
+from triskel.training.evaluate import score_message, score_of, tested_together
 from triskel.training.loop import StepId, finite
 from triskel.training.mode_setting import ModeSetting
 from triskel.training.optimizer import Moments, clipped, learning_rate, optimizer_step
@@ -272,8 +271,7 @@ class Split(Generic[A]):
         where = StepId(worker.client, int(number(task.facts, "round", least=1)))
         body.dropout(None)
         total = empty(body.classes)
-        lengths = lengths_of(worker.test, ahead=body.blocks.ahead)
-        for step, rows in enumerate(eval_plan(lengths, tokens=BATCH_TOKENS)):
+        for step, rows in enumerate(tested_together(body, worker.test)):
             batch = worker.batch(worker.test, rows)
             with torch.no_grad():
                 h = body.bottom(parameters, batch, cut.low)
