@@ -681,7 +681,8 @@ def test_commented_keys_and_examples_of_the_job_file_are_jobs() -> None:
         body = line.removeprefix("# ").partition("  # ")[0].strip()
         if line.startswith("# ") and " = " in body:
             tomllib.loads(body)
-    assert load_each(head) == {"films": Override(model="path/of/another", rank=4, cut=(4, 28))}
+    films = Override(model="path/of/another", rank=4, epochs=2, cut=(4, 28))
+    assert load_each(head) == {"films": films}
     examples = [part for part in tail.split("\n#\n") if "#     [" in part]
     assert len(examples) == 5
     table = ""

@@ -67,7 +67,8 @@ REFUSALS = {
     '[adapter]\nblocks = "last"': 'job: adapter.blocks must be "all", "top:N" or "FIRST-LAST", '
     "got 'last'",
     '[adapter]\nkind = "adalora"': "job: adapter.kind: input should be 'lora', 'dora', 'rslora', "
-    "'ia3', 'loha', 'lokr', 'vera', 'bitfit', 'full' or 'prefix', got 'adalora'",
+    "'ia3', 'loha', 'lokr', 'vera', 'bitfit', 'full', 'prefix', 'prompt' or 'ptuning', got "
+    "'adalora'",
     "[clients]\ncohort = 0": "job: clients.cohort: input should be greater than 0, got 0",
     "[clients]\ncohort = 1.01": "job: clients.cohort: input should be less than or equal to 1, "
     "got 1.01",

@@ -157,11 +157,23 @@ def test_what_cannot_go_on_is_refused_and_left_as_it_was(
     assert read_run(folder)[0].rounds == 2
 
 
-def test_a_rate_that_falls_over_all_rounds_is_refused(room: Path, tmp_path: Path) -> None:
-    falls = job(room, train={"schedule": "linear"}, rounds=1)
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({"train": {"schedule": "linear"}}, 'schedule = "linear" falls over all rounds, so a run'),
+        (
+            {"params": {"local": "finetune"}},
+            "finetune averages nothing in the last 1 of all rounds, so a run of 3 trains otherwise",
+        ),
+    ],
+)
+def test_rounds_that_depend_on_the_last_one_are_not_gone_on_from(
+    sections: dict[str, Any], why: str, room: Path, tmp_path: Path
+) -> None:
+    falls = job(room, rounds=2, **sections)
     run(falls, Request(modes=("params",), baselines=()), tmp_path, LocalEngine(falls), small.watch)
-    with pytest.raises(JobError, match='schedule = "linear" falls over all rounds, so a run'):
-        resume(tmp_path, LocalEngine, small.watch, rounds=2)
+    with pytest.raises(JobError, match=why):
+        resume(tmp_path, LocalEngine, small.watch, rounds=3)
 
 
 def test_a_client_alone_that_may_compute_less_by_now_trains_anew(

@@ -21,7 +21,8 @@ from triskel.config.sections import Evaluate
 from triskel.engines.local import LocalEngine
 from triskel.errors import RoundError, TrainingError
 from triskel.experiment.checkpoint import read
-from triskel.experiment.rounds import Scores, Stage, cohort, dropped, play, pooled, summary
+from triskel.experiment.rounds import Scores, Stage, play, pooled, summary
+from triskel.experiment.sampling import Sampling
 from triskel.experiment.stages import stage_of
 from triskel.model.shared import SharedModel
 from triskel.modes.params.mode import Params
@@ -35,6 +36,10 @@ NAMES = [f"client-{i:02d}" for i in range(1, 11)]
 
 def job_of(share: float, seed: int = 0, rounds: int = 3) -> Job:
     return Job.model_validate({"seed": seed, "rounds": rounds, "clients": {"cohort": share}})
+
+
+def cohort(job: Job, clients: Sequence[str], round_: int) -> list[str]:
+    return Sampling(job, clients).cohort(round_)
 
 
 # --- who takes part ---------------------------------------------------------------------------
@@ -77,10 +82,10 @@ def test_a_share_of_a_cohort_drops_out_and_one_always_stays(
 ) -> None:
     names = [f"c{i:02d}" for i in range(count)]
     job = Job.model_validate({"clients": {"drop_share": share}})
-    gone = dropped(job, names, round_)
+    gone = Sampling(job, names).dropped(round_)
     assert set(gone) < set(names)
     assert len(gone) == min(round(share * count), count - 1)
-    assert gone == dropped(job, list(reversed(names)), round_)
+    assert gone == Sampling(job, list(reversed(names))).dropped(round_)
 
 
 @pytest.mark.parametrize("mode", ["params", "logits", "split"])
@@ -108,6 +113,70 @@ def test_a_round_with_drop_outs_is_the_round_of_those_who_stay(mode: str, tmp_pa
             k: v for k, v in plain[client].items() if k != "compute_s"
         }
     assert ledgers[0].absent == {"client-02": "it dropped out, as clients.drop_share has it"}
+
+
+def drawn(sampling: str, share: float, sizes: Mapping[str, int], rounds: int = 4000) -> Any:
+    """How often each client was drawn, round by round."""
+    clients = {"cohort": share, "sampling": sampling}
+    who = Sampling(Job.model_validate({"clients": clients}), list(sizes), lambda: sizes)
+    return [who.times(r) for r in range(1, rounds + 1)], who
+
+
+def test_by_size_clients_are_drawn_as_their_texts_are_and_count_as_often_as_they_were_drawn() -> (
+    None
+):
+    sizes = {"a": 10, "b": 30, "c": 60, "none": 0}
+    rounds, who = drawn("size", 0.5, sizes)
+    for times in rounds:
+        assert sum(times.values()) == 2
+    for name, size in sizes.items():
+        often = sum(times.get(name, 0) for times in rounds) / (2 * len(rounds))
+        assert abs(often - size / 100) < 4 * (0.25 / (2 * len(rounds))) ** 0.5
+    assert any(2 in times.values() for times in rounds)
+    assert who.weights(1) == rounds[0]
+    assert who.cohort(1) == sorted(rounds[0])
+    assert not any("none" in times for times in rounds)
+    assert Sampling(who.job, list(reversed(sizes)), lambda: sizes).times(7) == rounds[6]
+    with pytest.raises(RoundError, match="no client has said how many training examples it holds"):
+        Sampling(who.job, list(sizes)).times(1)
+    assert Sampling(who.job, ["a"]).times(1) == {"a": 1}
+
+
+def test_by_poisson_each_client_comes_by_itself_and_never_nobody() -> None:
+    sizes = dict.fromkeys("abcd", 5)
+    rounds, who = drawn("poisson", 0.3, sizes)
+    nobody = 0.7**4
+    for name in sizes:
+        often = sum(name in times for times in rounds) / len(rounds)
+        assert abs(often - 0.3 / (1 - nobody)) < 0.03
+    together = sum("a" in t and "b" in t for t in rounds) / len(rounds)
+    assert abs(together - 0.09 / (1 - nobody)) < 0.02
+    assert {len(times) for times in rounds} == {1, 2, 3, 4}
+    assert {n for times in rounds for n in times.values()} == {1}
+    assert who.weights(1) is None
+
+
+def test_who_was_drawn_twice_counts_twice_whatever_it_holds(tmp_path: Path) -> None:
+    model = SMALL.save_model(tmp_path / "model")
+    resources = SMALL.resources(SMALL.job(model, SMALL.save_rows(tmp_path / "rows.csv", 40)))
+    stage, one = stage_of("params", resources, SMALL.watch), dict[str, Any]()
+    ledger = Ledger()
+
+    def played(cohort_: Sequence[str], weights: Mapping[str, int] | None) -> Any:
+        state = LocalEngine(resources.job).round(
+            stage.mode, stage.mode.start(), cohort_,
+            worker=lambda c: resources.worker(c, SMALL.watch), client_states={},
+            keep=lambda *_: None, ledger=ledger, watch=SMALL.watch, weights=weights,
+        )  # fmt: skip
+        return stage.mode.server_model(state)
+
+    both = ("client-01", "client-02")
+    one = {c: played([c], None) for c in both}
+    found = played(both, {"client-01": 2, "client-02": 1})
+    for name, tensor in found.items():
+        mean = (2 * one[both[0]][name].double() + one[both[1]][name].double()) / 3
+        assert float((tensor - mean).abs().max()) < 1e-6
+    assert ledger.rows()["client-01"]["share"] == pytest.approx(2 / 3)
 
 
 def test_no_client_at_all_is_refused() -> None:

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from triskel.config.job import Job
+from triskel.config.sections import VIRTUAL
+from triskel.data.batches import batch_of
 from triskel.engines.local import LocalEngine
 from triskel.errors import CheckpointError, JobError
 from triskel.experiment.check import early
@@ -304,7 +306,7 @@ EARLY: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "kind": (lambda f: edit(f, use_rslora=True), {},
         "is an adapter of kind rslora, and adapter.kind is lora; --set adapter.kind=rslora takes"),
     "two kinds": (lambda f: edit(f, use_rslora=True, use_dora=True), {}, "dora with the scale"),
-    "no kind of ours": (lambda f: edit(f, peft_type="PREFIX_TUNING"), {}, "PREFIX_TUNING, and"),
+    "no kind of ours": (lambda f: edit(f, peft_type="ADALORA"), {}, "of kind ADALORA, and"),
     "ranks by module": (lambda f: edit(f, rank_pattern={"q_proj": 4}), {},
         "has a rank_pattern, and a job has one rank"),
     "alphas by module": (lambda f: edit(f, alpha_pattern={"q_proj": 4}), {}, "has a alpha_pattern"),
@@ -536,6 +538,8 @@ def test_where_a_venue_looks_for_a_start_no_path_of_the_job_is_opened(
         ("gpt2", "full"),
         ("bert", "bitfit"),
         ("gpt2", "prefix"),
+        ("llama", "prompt"),
+        ("bert", "ptuning"),
     ],
 )
 def test_every_kind_of_adapter_starts_as_it_was_saved(
@@ -543,7 +547,7 @@ def test_every_kind_of_adapter_starts_as_it_was_saved(
 ) -> None:
     small.save_model(tmp_path / "model", family, pad="<unk>" if family == "bert" else "")
     small.save_rows(tmp_path / "rows.csv", 33)
-    options = {"kind": kind, "targets": [] if kind in {"ia3", "prefix"} else TARGETS[family]}
+    options = {"kind": kind, "targets": [] if kind in {"ia3", *VIRTUAL} else TARGETS[family]}
     played(job(tmp_path, adapter=options), tmp_path / "old", "params")
     one = job(tmp_path, tmp_path / "old", adapter=options)
     assert early(one) == []
@@ -557,6 +561,42 @@ def test_every_kind_of_adapter_starts_as_it_was_saved(
     assert all(torch.equal(initial[name], saved[name]) for name in saved)
     resources.body().reseed(resources.body().seed)
     assert not all(torch.equal(resources.body().initial[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "P_TUNING"])
+def test_virtual_tokens_of_pefts_own_start_a_prompt(
+    method: str, room: Path, tmp_path: Path
+) -> None:
+    """Of P-tuning PEFT keeps what the network made, and not the network."""
+    options: dict[str, Any] = {"encoder_hidden_size": 16} if method == "P_TUNING" else {}
+    config = peft.get_peft_config({
+        "peft_type": method, "num_virtual_tokens": 4, "task_type": "SEQ_CLS", **options
+    })  # fmt: skip
+    with quiet():
+        kind = transformers.AutoModelForSequenceClassification
+        model: Any = peft.get_peft_model(kind.from_pretrained(room / "model", num_labels=3), config)
+    model.save_pretrained(tmp_path / "adapter")
+
+    def asked(kind: str, tokens: int = 4) -> Job:
+        return job(room, tmp_path / "adapter", adapter={
+            "start": str(tmp_path / "adapter"), "kind": kind, "tokens": tokens,
+        })  # fmt: skip
+
+    (fault,) = early(asked("ptuning"))
+    assert "an adapter of kind prompt, and adapter.kind is ptuning; --set adapter.ki" in fault.text
+    (fault,) = early(asked("prompt", 5))
+    assert "4 virtual tokens, and adapter.tokens is 5; --set adapter.tokens=4" in fault.text
+    one = asked("prompt")
+    assert early(one) == []
+    starts = starting(tmp_path, one, ["params"], Path)
+    resources = prepare(one, small.watch, modes=("params",), starts=starts)
+    resources.models.begin("params")
+    body, share = resources.body(), resources.tokens.share("client-01")
+    batch = batch_of(share.train, [0], ahead=4)
+    ours = body.logits(body.parameters(body.initial), batch)
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=batch.ids[:, 4:]).logits
+    assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "bert": ["query", "value"]}

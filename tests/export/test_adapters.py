@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from triskel.config.sections import Adapter, Model
+from triskel.config.sections import AHEAD, VIRTUAL, Adapter, Model
 from triskel.data.batches import batch_of
 from triskel.errors import CheckpointError, ModelError
 from triskel.export import manifest, model_card
@@ -44,7 +44,7 @@ CASES = [
     (family, task, kind)
     for family in FAMILIES
     for task in ("classify", "causal")
-    for kind in (*KINDS, "bitfit", "prefix")
+    for kind in (*KINDS, "bitfit", *VIRTUAL)
     if not (kind == "prefix" and family not in DECODERS)
     if not (kind == "bitfit" and family == "llama")  # it has no bias
     if not (task == "causal" and family in {"bert", "roberta"})  # encoders do not continue texts
@@ -118,13 +118,18 @@ def both(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits of ragged texts: ours, and transformers' own."""
     texts = tiny.examples(5, "classify" if body.classes else "causal", long=11)
-    batch = batch_of(texts, range(5), pool=body.blocks.pool)
+    ahead, pool, pad = body.blocks.ahead, body.blocks.pool, int(model.config.pad_token_id or 0)
+    batch = batch_of(texts, range(5), pool=pool, ahead=ahead)
+    each = [[row] for row in range(5)] if ahead and body.classes and pool == "last" else [range(5)]
+    found: list[torch.Tensor] = []
     with torch.no_grad():
         ours = body.logits(body.parameters(tensors), batch)
-        theirs = model(**tiny.called_with(batch, int(model.config.pad_token_id or 0))).logits
-    if not body.classes:
-        theirs = theirs[batch.rows, batch.columns]
-    return ours.float(), theirs.float()
+        for rows in each:  # of padded embeddings transformers takes padding for the last token
+            some = batch_of(texts, rows, pool=pool, ahead=ahead)
+            given = tiny.called_with(some, pad)
+            theirs = model(**{name: t[:, ahead:] for name, t in given.items()}).logits
+            found.append(theirs if body.classes else theirs[some.rows, some.columns])
+    return ours.float(), torch.cat(found).float()
 
 
 @pytest.mark.parametrize("blocks", ["all", "top:1"])
@@ -132,9 +137,9 @@ def both(
 def test_peft_computes_from_the_folder_what_we_compute(
     family: str, task: str, kind: str, blocks: str, tmp_path: Path
 ) -> None:
-    targets = () if kind in {"ia3", "prefix"} else TARGETS[family]
+    targets = () if kind in {"ia3", *VIRTUAL} else TARGETS[family]
     folder = base(tmp_path / "base", family, task)
-    blocks = "all" if kind == "prefix" else blocks  # it is in every block
+    blocks = "all" if kind in VIRTUAL else blocks  # it is in none, or every one
     body = body_of(folder, task, kind=kind, blocks=blocks, targets=targets)
     tensors = tiny.random_like(body.initial, 1)
     save_adapter(tmp_path / "a", body, tensors, names_of(task))
@@ -315,6 +320,24 @@ def test_the_code_on_a_classifiers_card_runs_and_agrees(
         ours = body.logits(body.parameters(tensors), batch)
     assert space["logits"].dtype == torch.float32, "a rounded score makes ties"
     assert torch.allclose(space["logits"], ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", AHEAD)
+def test_the_code_on_a_card_asks_one_by_one_behind_virtual_tokens(
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    body = body_of(base(tmp_path / "base", "gpt2", "classify"), kind=kind, tokens=4)
+    tensors = tiny.random_like(body.initial, 1)
+    save_adapter(tmp_path / "a", body, tensors, CLASSES)
+    space = run_card(tmp_path / "a", monkeypatch)
+    shown = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    ids = [torch.tensor(space["tokenizer"](text)["input_ids"]) for text in space["texts"]]
+    batch = batch_of(Examples(ids=ids, labels=(0, 0)), [0, 1], ahead=4)
+    shares = body.logits(body.parameters(tensors), batch).softmax(-1)
+    assert shown == pytest.approx(shares.amax(-1).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("task", ["classify", "causal"])
@@ -622,7 +645,7 @@ def test_a_base_has_one_fingerprint_in_float32_and_bfloat16(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("family", "task", "kind"), [case for case in CASES if case[2] != "prefix"]
+    ("family", "task", "kind"), [case for case in CASES if case[2] not in VIRTUAL]
 )
 def test_a_merged_model_computes_what_we_compute_and_needs_no_peft(
     family: str, task: str, kind: str, tmp_path: Path
@@ -648,13 +671,18 @@ def test_a_merged_model_computes_what_we_compute_and_needs_no_peft(
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")("w1")["input_ids"] == [4]
 
 
-def test_a_prefix_is_not_merged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "method", "place"),
+    [("prefix", "PREFIX_TUNING", ", in blocks `all`"), ("prompt", "PROMPT_TUNING", " before a"),
+     ("ptuning", "P_TUNING", " before a")],
+)  # fmt: skip
+def test_virtual_tokens_are_not_merged(kind: str, method: str, place: str, tmp_path: Path) -> None:
     folder = base(tmp_path / "base", "llama", "causal")
-    body = body_of(folder, "causal", kind="prefix")
+    body = body_of(folder, "causal", kind=kind)
     save_adapter(tmp_path / "a", body, body.initial, ())
     told = model_card.card(manifest.read_manifest(tmp_path / "a"))
-    assert "The adapter is prefix of 20 virtual tokens, in blocks `all`" in told.replace("\n", " ")
-    with pytest.raises(ModelError, match="PREFIX_TUNING cannot be merged into this model: virtual"):
+    assert f"The adapter is {kind} of 20 virtual tokens{place}" in told.replace("\n", " ")
+    with pytest.raises(ModelError, match=f"{method} cannot be merged into this model: virtual"):
         peft_folder.merge(tmp_path / "a", str(folder), tmp_path, classes=(), pad="")
 
 

@@ -94,7 +94,9 @@ class _Decorate(ast.NodeVisitor):
 class _Loader(importlib.machinery.SourceFileLoader):
     """Loads a module with every function decorated; its bytecode is kept under another name."""
 
-    kept = f".{PACKAGE}-{zlib.crc32(Path(__file__).read_bytes()):08x}{'-covered' * bool(PROBES)}.pyc"
+    kept = (
+        f".{PACKAGE}-{zlib.crc32(Path(__file__).read_bytes()):08x}{'-covered' * bool(PROBES)}.pyc"
+    )
 
     def _own(self, path: str) -> str:
         return path.removesuffix(".pyc") + self.kept if path.endswith(".pyc") else path

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from triskel.config.job import Job
+from triskel.config.sections import VIRTUAL
 from triskel.engines.local import LocalEngine
 from triskel.experiment.resources import LocalResources, prepare
 from triskel.training.mode_setting import mode_of
@@ -101,6 +102,8 @@ def job(model: Path, rows: Path, *, task: str = "classify", **sections: Mapping[
     }
     for name, section in sections.items():
         raw[name] = {**raw.get(name, {}), **section} if isinstance(section, Mapping) else section
+    if raw["adapter"].get("kind") in VIRTUAL:  # which have no rank
+        raw["adapter"] = dict(sections["adapter"])
     return Job.model_validate(raw)
 
 

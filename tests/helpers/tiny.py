@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
 from triskel.config.job import Job
+from triskel.config.sections import VIRTUAL
 from triskel.core.registry import MODES
 from triskel.data.federate import Federation, Holding
 from triskel.data.rows import Rows
@@ -185,7 +186,8 @@ def job(mode: str = "params", task: str = "classify", **sections: Any) -> Job:  
         **sections,
     }
     given["train"] = {"batch": 3, "lr": 0.01, "max_tokens": 48, **given.get("train", {})}
-    given["adapter"] = {"rank": 2, "alpha": 6.0, **given.get("adapter", {})}
+    asked = given.get("adapter", {})
+    given["adapter"] = asked if asked.get("kind") in VIRTUAL else {"rank": 2, "alpha": 6.0, **asked}
     return Job.model_validate(given)
 
 

@@ -25,7 +25,7 @@ from triskel.engines import channel as wire_
 from triskel.engines.local import LocalEngine
 from triskel.experiment.compare import HERE, Request, run
 from triskel.experiment.resources import LocalResources
-from triskel.experiment.rounds import cohort
+from triskel.experiment.sampling import Sampling
 from triskel.experiment.tokens import Share
 from triskel.model.hidden_cache import HiddenCache
 from triskel.model.meter import Costs
@@ -206,7 +206,7 @@ def same(mode: str, how: Mapping[str, Any], folder: Path) -> SimpleNamespace:
         dict(body.initial),
         data,
         {where: plan for w in workers for where, plan in planned(w, job)},
-        {round_: cohort(job, clients, round_) for round_ in range(1, job.rounds + 1)},
+        {round_: Sampling(job, clients).cohort(round_) for round_ in range(1, job.rounds + 1)},
         **({"words": body.vocabulary} if mode == "logits" else {}),
     )
     agree(mode, folder, events, result, wanted, WITHIN[dtype])

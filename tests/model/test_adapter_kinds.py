@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from triskel.config.job import MODE_NAMES, Job
-from triskel.config.sections import AdapterKind
+from triskel.config.sections import VIRTUAL, AdapterKind
 from triskel.engines.local import LocalEngine
 from triskel.experiment.compare import Request, run
 from triskel.model.flops import count
@@ -17,7 +17,8 @@ from triskel.training.worker import WHOLE
 
 SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
 FAMILIES = ("llama", "mistral")
-ON = {"vera": ("llama",), "full": ("mistral",), "bitfit": ("gpt2",), "prefix": ("gpt2",)}
+ON = {"vera": ("llama",), "full": ("mistral",), "bitfit": ("gpt2",),
+      **dict.fromkeys(VIRTUAL, ("gpt2",))}  # fmt: skip
 """The models of kinds that are tried on one; PEFT's own kinds are alike, and are tried on both."""
 CASES = [(kind, family) for kind in get_args(AdapterKind) for family in ON.get(kind, FAMILIES)]
 
@@ -33,7 +34,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(room: Path, family: str, kind: str, task: str) -> Job:
     targets = ("k_proj", "v_proj", "down_proj") if kind == "ia3" else ("q_proj", "v_proj")
-    targets = () if kind in {"full", "bitfit", "prefix"} else targets
+    targets = () if kind in {"full", "bitfit", *VIRTUAL} else targets
     return SMALL.job(
         room / family, room / "rows.csv", task=task,
         adapter={"kind": kind, "targets": targets}, train={"lr": 0.01},

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from triskel.config.sections import DROPPING, Adapter, AdapterKind, Model
+from triskel.config.sections import DROPPING, VIRTUAL, Adapter, AdapterKind, Model
 from triskel.engines.local import LocalEngine
 from triskel.errors import MeterError
 from triskel.experiment.resources import LocalResources
@@ -253,11 +253,15 @@ def test_a_round_costs_what_torch_counts_while_it_runs(
     kind: str, mode: str, task: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     adapter: dict[str, Any] = {"kind": kind, "dropout": 0.1 if kind in DROPPING else 0.0}
-    if kind != "ia3":
+    if kind not in {"ia3", "bitfit", *VIRTUAL}:
         adapter["targets"] = ("q_proj", "v_proj")
-    resources = bench_of(
-        folder, "llama", tmp_path, task=task, adapter=adapter, logits={"student": False}
-    )
+    family = "gpt2" if kind == "bitfit" else "llama"  # which has no biases
+    job = SMALL.job(
+        folder(family), SMALL.save_rows(tmp_path / "rows.csv", 40), task=task, adapter=adapter,
+        logits={"student": False},
+    )  # fmt: skip
+    plain = job.model.model_copy(update={"compute": "reference"})  # whose products torch knows
+    resources = SMALL.resources(job.model_copy(update={"model": plain}))
     play(resources, mode)  # so that pieces are counted before the count begins
     with FlopCounterMode(display=False) as counter:
         rows = play(resources, mode)

@@ -55,7 +55,7 @@ def made(family: str, task: str, attention: str = "eager", **more: object) -> tu
 def put(net: Any, body: SharedModel, tensors: Any) -> Any:  # noqa: ANN401 - PEFT's
     """Give PEFT's model these tensors, and return those that train."""
     whole = net.prompt_encoder["default"].embedding.weight
-    whole.data = joined(tensors, body.blocks)["prompt_embeddings"].clone()
+    whole.data = joined(body.blocks, tensors)["prompt_embeddings"].clone()
     found = {"prompt_embeddings": whole}
     for name in body.layout.head:
         module, _, part = name.rpartition(".")
@@ -113,11 +113,11 @@ def test_one_client_is_plain_training_of_pefts_own_model(family: str, task: str)
         optimizer=Momentum(lr=1.0, momentum=0.0),
     )  # fmt: skip
     state, _ = tiny.play(mode, job, [ann])
-    found = joined(state.adapter, body.blocks)
+    found = joined(body.blocks, state.adapter)
     for name, parameter in trained.items():
         assert torch.allclose(found[name], parameter.detach(), atol=1e-5), name
     assert not torch.equal(
-        found["prompt_embeddings"], joined(body.initial, body.blocks)["prompt_embeddings"]
+        found["prompt_embeddings"], joined(body.blocks, body.initial)["prompt_embeddings"]
     )
 
 

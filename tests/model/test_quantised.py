@@ -69,8 +69,8 @@ def dequantised(body: SharedModel, folder: Path) -> SharedModel:
 @pytest.mark.parametrize(
     ("how", "apart", "kind"),
     [
-        *(("nf4", 1e-4, kind) for kind in ("lora", "dora", "ia3", "vera")),
-        *(("int8", 0.05, kind) for kind in ("lora", "ia3", "loha", "lokr", "vera")),
+        *(("nf4", 1e-4, kind) for kind in ("lora", "dora", "ia3", "vera", "ptuning")),
+        *(("int8", 0.05, kind) for kind in ("lora", "ia3", "loha", "lokr", "vera", "prompt")),
     ],
 )
 def test_it_computes_and_trains_on_what_few_bits_left_of_the_weights(

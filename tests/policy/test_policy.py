@@ -20,7 +20,7 @@ from triskel.config.job import Job
 from triskel.config.read import parse as parse_job
 from triskel.core.registry import MODES, Origin
 from triskel.errors import DataError
-from triskel.experiment.rounds import cohort
+from triskel.experiment.sampling import Sampling
 from triskel.plan.payload import Sizes, round_bytes
 from triskel.policy.decide import decide, decide_who_and_when, wanted
 from triskel.policy.limits import cohort_of
@@ -481,8 +481,12 @@ def test_a_refusal_lists_a_few_names_and_counts_the_others() -> None:
 def test_the_cohort_is_as_large_as_the_one_that_is_drawn() -> None:
     for share, clients in itertools.product((0.1, 0.3, 0.34, 0.7, 1.0), (1, 2, 3, 10, 30)):
         job = parse_job(f"[clients]\ncohort = {share}")
-        drawn = cohort(job, [f"c{i}" for i in range(clients)], 1)
+        drawn = Sampling(job, [f"c{i}" for i in range(clients)]).cohort(1)
         assert cohort_of(job, clients) == len(drawn)
+    for sampling in ("size", "poisson"):  # one client may be all there is
+        job = parse_job(f'[clients]\ncohort = 0.5\nsampling = "{sampling}"')
+        assert cohort_of(job, 10) == 1
+    assert cohort_of(parse_job('[clients]\nsampling = "poisson"'), 10) == 10
 
 
 def test_a_job_reads_the_columns_that_it_names() -> None:

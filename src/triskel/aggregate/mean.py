@@ -7,7 +7,7 @@ below 2²⁹ examples). FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm
 FedIT (arXiv:2305.05644), whose product of means is not the mean of products.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -92,14 +92,22 @@ def _of(total: MeanTotal, name: str, before: Tensor) -> Tensor:
     return (total.sums[name] / total.held[name]).to(before.dtype)
 
 
+def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies in one piece of memory, which is given back as one.
+
+    Many small ones would leave holes between what else is made, and stay.
+    """
+    pieces = torch.cat([t.reshape(-1) for t in tensors]).split([t.numel() for t in tensors])
+    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+
+
 def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
     """Return the total with these tensors folded in; its weight is as it was."""
     sums, held = dict(total.sums), dict(total.held)
     known = [name for name in tensors if name in sums]
     with torch.no_grad():
         if known:
-            # Copies first: between them, a product in float64 would leave holes that stay.
-            found = [sums[n].clone() for n in known]
+            found = _copied([sums[n] for n in known])
             torch.ops.aten._foreach_add_.List(found, [tensors[n] for n in known], alpha=weight)
             sums |= zip(known, found, strict=True)
         new = {n: t for n, t in tensors.items() if n not in sums}

@@ -8,8 +8,8 @@ from triskel.config.names import kept, known_choice
 from triskel.config.sections import (
     BESIDE_FEW_BITS,
     DROPPING,
-    EVERY_BLOCK,
     LOWRANK,
+    VIRTUAL,
     Adapter,
     Data,
 )
@@ -33,6 +33,7 @@ def contradictions(job: Any, info: Any) -> Iterator[str]:  # noqa: ANN401 - a jo
     yield from _about_data(job.data, may_import=not kept(TASKS, job.data.task, info))
     yield from _about_clients(job)
     yield from _about_adapter(job.adapter)
+    yield from _about_virtual(job)
     yield from _about_quantised(job)
     yield from _about_ends(job)
     yield from wire_problems(job.wire, info)
@@ -92,13 +93,27 @@ def _about_adapter(adapter: Adapter) -> Iterator[str]:
         yield f"adapter.dropout works with {', '.join(DROPPING)}, not with {adapter.kind}"
     if adapter.projection is not None and adapter.kind != "vera":
         yield f"adapter.projection is read by vera only, not by {adapter.kind}; leave it out"
-    if adapter.kind in EVERY_BLOCK:
-        for key in ("targets", "blocks"):
-            if getattr(adapter, key) != Adapter.model_fields[key].default:
-                yield (
-                    f"adapter.{key} is not read by {adapter.kind}, which stands before a text "
-                    "in every block; leave it out"
-                )
+    if adapter.tokens != Adapter.model_fields["tokens"].default and adapter.kind not in VIRTUAL:
+        yield (
+            f"adapter.tokens is read by {', '.join(VIRTUAL)} only, not by {adapter.kind}; leave it "
+            "out"
+        )
+
+
+def _about_virtual(job: Any) -> Iterator[str]:  # noqa: ANN401 - a job, known above
+    """Yield which options virtual tokens do not have."""
+    adapter, kind = job.adapter, job.adapter.kind
+    if kind not in VIRTUAL:
+        return
+    own = ("rank", "alpha", "targets", "blocks")
+    given = [k for k in own if getattr(adapter, k) != Adapter.model_fields[k].default]
+    keys = [f"adapter.{key}" for key in given]
+    keys += [f"clients.each.{name}.rank" for name, one in job.clients.each.items() if one.rank]
+    for key in keys:
+        yield (
+            f"{key} is not read by {kind}, whose virtual tokens stand before a text and are beside "
+            "no module; leave it out"
+        )
 
 
 def _about_quantised(job: Any) -> Iterator[str]:  # noqa: ANN401 - a job, known above
@@ -148,3 +163,8 @@ def _about_clients(job: Any) -> Iterator[str]:  # noqa: ANN401 - a job, known ab
         yield f'clients.partition "{job.partition}" needs data.label to name a column'
     if job.partition == "natural" and not (job.clients.by or named):
         yield 'clients.by must name a column when clients.partition is "natural"'
+    if job.clients.sampling == "size" and job.clients.max_share < 1:
+        yield (
+            "clients.max_share bounds what an update counts by its examples, and with "
+            'clients.sampling "size" it counts as often as its client was drawn; set max_share to 1'
+        )

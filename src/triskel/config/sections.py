@@ -20,7 +20,7 @@ from triskel.errors import JobError
 
 AdapterKind = Literal[
     "lora", "dora", "rslora", "ia3", "loha", "lokr", "vera", "bitfit", "full",
-    "prefix",
+    "prefix", "prompt", "ptuning",
 ]  # fmt: skip
 Judge = Literal["test", "validation"]
 """Which rows models are scored on."""
@@ -54,14 +54,16 @@ RANKED: tuple[AdapterKind, ...] = (*SCALED, "vera")
 """Kinds that have a rank."""
 OWN: tuple[AdapterKind, ...] = ("bitfit", "full")
 """Kinds that put nothing beside the model, and train tensors of its own."""
-EVERY_BLOCK: tuple[AdapterKind, ...] = ("prefix",)
-"""Kinds that stand before a text in all blocks, and are beside no module."""
+AHEAD: tuple[AdapterKind, ...] = ("prompt", "ptuning")
+"""Kinds whose virtual tokens are the first tokens of a text."""
+VIRTUAL: tuple[AdapterKind, ...] = ("prefix", *AHEAD)
+"""Kinds that put virtual tokens before a text, and are beside no module."""
 
 BESIDE_FEW_BITS: Mapping[str, tuple[AdapterKind, ...]] = {
-    "nf4": ("lora", "dora", "rslora", "ia3", "vera"),
-    "int8": ("lora", "rslora", "ia3", "loha", "lokr", "vera"),
+    "nf4": ("lora", "dora", "rslora", "ia3", "vera", *AHEAD),
+    "int8": ("lora", "rslora", "ia3", "loha", "lokr", "vera", *AHEAD),
 }
-"""Kinds that PEFT can put beside a base in 4 or 8 bit."""
+"""Kinds that train with a base in 4 or 8 bit."""
 
 
 class Model(Options):
@@ -202,6 +204,7 @@ class Clients(Options):
     examples: Count = 0
     test_examples: Count = 0
     cohort: Annotated[float, Field(gt=0, le=1)] = 1.0
+    sampling: Literal["uniform", "size", "poisson"] = "uniform"
     drop_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     each: Mapping[str, Override] = Field(default_factory=dict)

@@ -44,14 +44,15 @@ cache_mb = 4096              # for hidden states below the first block that trai
 quantise = "none"            # the frozen base in fewer bits: none, int8 or nf4
 
 [adapter]                    # the tensors that train; the model itself stays frozen
-kind = "lora"                # lora, dora, rslora, ia3, loha, lokr, vera, bitfit, full or prefix
-rank = 8                     # of the factors; ia3, bitfit, full and prefix have none
+kind = "lora"                # lora, dora, rslora, ia3, loha, lokr, vera, bitfit, full, prefix,
+                             # prompt or ptuning
+rank = 8                     # of the factors of lora, dora, rslora, loha, lokr and vera
 alpha = 16.0                 # the factors' product is scaled by alpha / rank
 dropout = 0.0                # on the adapter's input, in training
 targets = []                 # modules by name, such as ["q_proj", "v_proj"]; empty: as PEFT
 blocks = "top:4"             # all, top:N (the last N blocks) or FIRST-LAST [all]
 start = ""                   # a PEFT folder or a run that training goes on from; empty: afresh
-tokens = 20                  # virtual tokens of prefix
+tokens = 20                  # virtual tokens of prefix, prompt and ptuning
 # projection = 0             # what vera's frozen matrices are drawn from; left out: the seed
 
 [data]
@@ -87,6 +88,7 @@ shards = 2                   # shards: pieces a client gets
 examples = 70                # keep at most so many training rows a client; 0 keeps all [0]
 test_examples = 70           # the same for test rows [0]
 cohort = 1.0                 # share of clients that take part in a round
+sampling = "uniform"         # who they are: uniform, size or poisson (each by itself)
 drop_share = 0.0             # share of these that drop out of it, to see what that costs
 max_share = 1.0              # largest share that a client may have in an average
 
@@ -100,7 +102,8 @@ max_share = 1.0              # largest share that a client may have in an averag
 [train]                      # a client's own training in a round
 epochs = 2                   # passes over its examples [1]
 batch = 16                   # examples in a step
-lr = 0.004                   # of AdamW [0.001]
+optimizer = "adamw"          # adamw, or plain sgd
+lr = 0.004                   # its learning rate [0.001]
 schedule = "constant"        # constant, linear or cosine; changes between rounds only
 weight_decay = 0.0
 max_grad_norm = 0.0          # gradients are scaled down to it; 0 leaves them alone

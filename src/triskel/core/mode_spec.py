@@ -174,6 +174,10 @@ def _nothing(*_given: Any) -> float:  # noqa: ANN401 - any mode's
     return 0.0
 
 
+def _none(_options: object) -> None:
+    """Know of no reason."""
+
+
 def _always(_options: Any) -> bool:  # noqa: ANN401 - any mode's
     return True
 
@@ -207,6 +211,7 @@ class ModeSpec(Generic[O]):
         common: Whether the server ends with a model, under these options.
         tensors_travel: Whether a task brings clients the tensors that training starts from, under
             these options; else they have them already, as a function of the job.
+        counts_back: Why a round depends on how many come after it, under these options, or None.
         bytes_kept: The most bytes kept for backward passes at once: of the options, everybody's
             first and then those of clients that have others, and of what all modes share.
         public_passes: How often a client runs each public text in a round, for estimates of time.
@@ -235,6 +240,7 @@ class ModeSpec(Generic[O]):
     unsuited: Callable[[O, Any], str | None] = _suited
     common: Callable[[O], bool] = _always
     tensors_travel: Callable[[O], bool] = _always
+    counts_back: Callable[[O], str | None] = _none
     bytes_kept: Callable[[Sequence[O], Memory], float] = _nothing
     public_passes: Callable[[O], float] = _nothing
     limits: type[Options] | None = None

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
@@ -193,7 +194,11 @@ def _take(rows: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]:
 
 
 def batch_of(
-    examples: Examples, indices: Sequence[int], *, pool: Literal["first", "last"] = "last"
+    examples: Examples,
+    indices: Sequence[int],
+    *,
+    pool: Literal["first", "last"] = "last",
+    ahead: int = 0,
 ) -> Batch:
     """Return the named examples side by side, in the order named.
 
@@ -202,21 +207,22 @@ def batch_of(
         indices: At least one.
         pool: Which token stands for a text that is classified: the last for decoders, which have
             read all of it there, the first for encoders.
+        ahead: How many virtual tokens each text begins with; their ids stand for nothing.
     """
     ids = [examples.ids[i] for i in indices]
-    lengths = torch.tensor([len(row) for row in ids])
+    lengths = torch.tensor([len(row) for row in ids]) + ahead
     if examples.scored:
         hits = [examples.scored[i].nonzero().flatten() for i in indices]
         counts = torch.tensor([len(hit) for hit in hits])
         rows = torch.arange(len(ids)).repeat_interleave(counts)
-        columns = torch.cat(hits) - 1
+        columns = torch.cat(hits) - 1 + ahead
         targets = torch.cat([row[hit] for row, hit in zip(ids, hits, strict=True)])
     else:
         rows = torch.arange(len(ids))
         columns = lengths - 1 if pool == "last" else torch.zeros_like(lengths)
         targets = torch.tensor([examples.labels[i] for i in indices])
     return Batch(
-        ids=pad_sequence(ids, batch_first=True),
+        ids=pad(pad_sequence(ids, batch_first=True), (ahead, 0)),
         lengths=lengths,
         rows=rows,
         columns=columns,
@@ -226,10 +232,11 @@ def batch_of(
     )
 
 
-def lengths_of(examples: Examples) -> list[int]:
-    """Return the number of tokens of each example."""
+def lengths_of(examples: Examples, *, ahead: int = 0) -> list[int]:
+    """Return the number of tokens of each example, with so many virtual ones before it."""
     ids = examples.ids
-    return ids.lengths if isinstance(ids, Ragged) else [len(row) for row in ids]
+    found = ids.lengths if isinstance(ids, Ragged) else [len(row) for row in ids]
+    return [length + ahead for length in found] if ahead else found
 
 
 def plan(

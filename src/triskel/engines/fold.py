@@ -51,12 +51,14 @@ class Fold(Generic[S, A]):
         mode: The algorithm.
         state: What the round began with.
         total: What was folded so far.
+        weights: What updates count in the place of examples.
     """
 
     job: Job
     mode: Mode[S, A, Worker]
     state: S
     total: A
+    weights: Mapping[ClientId, int] | None = None
     _examples: dict[ClientId, float] = field(default_factory=dict[ClientId, float])
     _waiting: dict[ClientId, Message] = field(default_factory=dict[ClientId, Message])
 
@@ -66,6 +68,10 @@ class Fold(Generic[S, A]):
         Raises:
             MessageError: It is not one of this mode, round or model.
         """
+        if self.weights is not None and self.mode.weighted:
+            number(update.facts, "examples", least=1)
+            facts = {**update.facts, "examples": self.weights[client]}
+            update = replace(update, facts=facts)
         folded = self.mode.add(self.state, self.total, client, update)
         if not self.mode.weighted:
             self.total = folded

@@ -109,6 +109,7 @@ class LocalEngine:
         ledger: Ledger,
         watch: Watch,
         gone: Collection[ClientId] = (),
+        weights: Mapping[ClientId, int] | None = None,
     ) -> S:
         """Play one round and close it.
 
@@ -122,6 +123,7 @@ class LocalEngine:
             ledger: Books messages and compute.
             watch: Told what happens.
             gone: Who of the cohort gets a task and is not heard of again.
+            weights: What updates count in the place of examples.
 
         Returns:
             The next server state.
@@ -129,7 +131,7 @@ class LocalEngine:
         Raises:
             TriskelError: Whatever stopped a client or the server; what was kept does not count.
         """
-        fold = Fold(self.job, mode, state, mode.zero(state))
+        fold = Fold(self.job, mode, state, mode.zero(state), weights)
         channel = Channel(self.job, ledger, watch)
         for group in groups_in_flight(mode, sorted(cohort), free=IN_FLIGHT):
             lines: dict[ClientId, _Line] = {}

@@ -58,6 +58,10 @@ def more_rounds(folder: Path, job: Job, rounds: int | None, *, ask: bool = True)
             f'train.schedule = "{job.train.schedule}" falls over all rounds, so a run of {rounds} '
             f"trains otherwise from its first round on; {anew}"
         )
+    for spec in job.specs:
+        why = spec.counts_back(spec.of(job))
+        if why and (folder / "stages" / spec.name).exists():
+            raise JobError(f"{why}, so a run of {rounds} trains otherwise; {anew}")
     for done in sorted((folder / "stages").glob(f"*/{DONE}")):
         if not any(done.parent.glob("round-*.safetensors")):
             raise JobError(f"{done.parent} is done and its checkpoints are gone; {anew}")

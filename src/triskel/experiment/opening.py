@@ -80,11 +80,13 @@ def warnings(resources: Resources, skipped: Mapping[str, str], data: Data) -> It
 def _beyond(resources: Resources) -> Iterator[str]:
     """Return that texts are longer than what a model has seen, whose positions have no end."""
     blocks, asked = resources.body().blocks, resources.job.train.length
+    before = blocks.virtual + blocks.ahead
+    behind = f" behind {before:,} virtual tokens" if before else ""
     seen = getattr(blocks.config, "max_position_embeddings", None)
-    if blocks.positions is None and isinstance(seen, int) and asked > seen:
+    if blocks.positions is None and isinstance(seen, int) and asked + before > seen:
         yield (
-            f"train.max_tokens is {asked:,}, and this model was made for texts of up to {seen:,} "
-            "tokens: what it makes of more is not known"
+            f"train.max_tokens is {asked:,}{behind}, and this model was made for texts of up to "
+            f"{seen:,} tokens: what it makes of more is not known"
         )
 
 

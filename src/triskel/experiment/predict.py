@@ -250,9 +250,9 @@ class Predictor:
         dropped = self._overlong(cut, where, f"train.max_tokens = {model.job.train.length}")
         yield from ((row, Prediction(answer=None, read=0, cut=whole[row])) for row in dropped)
         able = [row for row in range(len(lengths)) if row not in dropped]
-        for batch in self._plan([lengths[row] for row in able]):
+        for batch in self._plan([lengths[row] + body.blocks.ahead for row in able]):
             places = [able[place] for place in batch]
-            inputs = batch_of(examples, places, pool=body.blocks.pool)
+            inputs = batch_of(examples, places, pool=body.blocks.pool, ahead=body.blocks.ahead)
             parts = [part for _, part in body.logits_by_part(self._parameters, inputs)]
             logits = torch.cat(parts)
             shares = logits.to(wide(logits.dtype)).softmax(dim=1)

@@ -176,6 +176,10 @@ class LocalResources:
         """Return the clients that hold at least one training example, by name."""
         return [c for c in self.clients if len(self.tokens.share(c).train)]
 
+    def sizes(self) -> dict[ClientId, int]:
+        """Return how many training examples each client holds."""
+        return {c: len(self.tokens.share(c).train) for c in self.clients}
+
     def testers(self) -> list[ClientId]:
         """Return the clients that hold at least one text to be scored on, by name."""
         return [c for c in self.clients if len(self.tokens.share(c).test)]

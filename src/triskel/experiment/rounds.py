@@ -6,14 +6,11 @@ the same bits, as all randomness is derived from names. What clients keep goes t
 one, and comes back one by one.
 """
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, cast, runtime_checkable
-
-import torch
 
 from triskel.config.job import Job
 from triskel.core import events
@@ -27,16 +24,15 @@ from triskel.core.result_parts import (
     StageRow,
 )
 from triskel.core.task_spec import Figure
-from triskel.errors import RoundError
 from triskel.experiment import best_round
 from triskel.experiment.checkpoint import Saved, freeze, named, read, thaw, write
 from triskel.experiment.client_store import Store
 from triskel.experiment.crowd import crowd
 from triskel.experiment.records import ByClient
+from triskel.experiment.sampling import Sampling
 from triskel.model.meter import Meter
 from triskel.model.shared import SharedModel
 from triskel.numerics.metrics import PerText, Score, empty, merge
-from triskel.numerics.rng import stream
 from triskel.training.worker import Worker
 from triskel.types import A, ClientId, ClientState, Event, Examples, Mode, S, Watch
 from triskel.wire.ledger import Ledger, costs, totals
@@ -58,10 +54,12 @@ class Engine(Protocol):
         ledger: Ledger,
         watch: Watch,
         gone: Collection[ClientId] = (),
+        weights: Mapping[ClientId, int] | None = None,
     ) -> S:
         """Play one round and close it; `keep` takes each client's next state as it is done.
 
-        `gone` are clients of the cohort that get a task and are not heard of again.
+        `gone` are clients of the cohort that get a task and are not heard of again; `weights` is
+        what their updates count in the place of examples.
         """
         ...
 
@@ -131,6 +129,7 @@ class Stage(Generic[S, A]):
         validate: Scores a state on validation texts, where `evaluate` does not.
         party: Returns the model that a client runs; None is that of its own path and rank.
         until: The round that it stops after for now, where that is not the job's last.
+        sizes: Returns how many training examples each client holds, as far as that is known here.
     """
 
     name: str
@@ -149,6 +148,12 @@ class Stage(Generic[S, A]):
     validate: Callable[[S, Mapping[ClientId, ClientState]], Scores] | None = None
     party: Callable[[ClientId], SharedModel] | None = None
     until: int | None = None
+    sizes: Callable[[], Mapping[ClientId, int]] = dict[ClientId, int]
+
+    @property
+    def sampling(self) -> Sampling:
+        """Draws who takes part."""
+        return Sampling(self.job, self.clients, self.sizes)
 
     @property
     def last(self) -> int:
@@ -180,20 +185,6 @@ class Outcome(Generic[S]):
     kept: int | None = None
 
 
-def cohort(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
-    """Return who takes part in a round: a share of the clients, at least one, drawn by name.
-
-    Raises:
-        RoundError: No client holds a training example.
-    """
-    if not clients:
-        raise RoundError("no client holds a training example; look at clients.partition")
-    count = max(1, math.ceil(job.clients.cohort * len(clients) - 1e-9))
-    order = torch.randperm(len(clients), generator=stream(job.seed, "cohort", round_))
-    names = sorted(clients)
-    return sorted(names[int(i)] for i in order[:count])
-
-
 def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> Outcome[S]:
     """Play a stage to its last round, from its last checkpoint if there is one.
 
@@ -203,12 +194,12 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
         TriskelError: Whatever stopped a round; closed rounds are on disk.
     """
     state, rows, store = _begun(stage, folder)
-    job, scores = stage.job, None
-    store.counted |= counted_in(job, stage.clients, rows)
-    seen = {c for r in range(1, len(rows) + 1) for c in _played(job, stage.clients, r)}
+    job, scores, sampling = stage.job, None, stage.sampling
+    store.counted |= sampling.counted(rows)
+    seen = {c for r in range(1, len(rows) + 1) for c in sampling.stayed(r)}
     for round_ in range(len(rows) + 1, stage.last + 1):
         here = events.stamped(watch, stage=stage.name, round=round_)
-        chosen = cohort(job, stage.clients, round_)
+        chosen = sampling.cohort(round_)
         here(events.round_start(chosen))
         ledger, start = Ledger(), time.perf_counter()
         before = stage.server.flops if stage.server else 0
@@ -221,7 +212,8 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             keep=lambda client, mine, now=round_: store.keep(client, stage.kept(mine), now),
             ledger=ledger,
             watch=here,
-            gone=dropped(job, chosen, round_),
+            gone=sampling.dropped(round_),
+            weights=sampling.weights(round_),
         )
         store.counted |= dict.fromkeys(set(chosen) - ledger.absent.keys(), round_)
         seconds = time.perf_counter() - start
@@ -231,7 +223,7 @@ def play(stage: Stage[S, A], engine: Engine, *, folder: Path, watch: Watch) -> O
             scores = _tested(stage, state, store, row)
         row["seconds"] = seconds
         row["server"] = {"flops": (stage.server.flops if stage.server else 0) - before}
-        seen.update(_played(job, stage.clients, round_))
+        seen.update(sampling.stayed(round_))
         rows.append(row)
         if len(stage.clients) > EACH or len(stage.clients) * job.rounds > ROWS:
             write_text(folder / f"costs-{round_:06d}.csv", "".join(ledger.table()))
@@ -279,38 +271,6 @@ def _ended(stage: Stage[S, A], last: Outcome[S], folder: Path) -> Outcome[S]:
     clients = Store(folder / CLIENTS, saved.clients)
     state = thaw(last.state, saved.state)
     return Outcome(state=state, clients=clients, rows=last.rows, kept=round_)
-
-
-def counted_in(
-    job: Job, clients: Sequence[ClientId], rows: Sequence[RoundRow]
-) -> dict[ClientId, int]:
-    """Return the last of these closed rounds that each client counted in.
-
-    Those of a round's cohort counted whom its row does not call absent.
-    """
-    found: dict[ClientId, int] = {}
-    for round_, row in enumerate(rows, 1):
-        there = row.get("clients") or cohort(job, clients, round_)
-        found |= dict.fromkeys(set(there) - set(row.get("absent", ())), round_)
-    return found
-
-
-def dropped(job: Job, cohort_: Sequence[ClientId], round_: int) -> list[ClientId]:
-    """Return who of a round's cohort drops out of it: `clients.drop_share`, drawn by name.
-
-    At least one client stays.
-    """
-    count = min(round(job.clients.drop_share * len(cohort_)), len(cohort_) - 1)
-    order = torch.randperm(len(cohort_), generator=stream(job.seed, "drop", round_))
-    names = sorted(cohort_)
-    return sorted(names[int(i)] for i in order[:count])
-
-
-def _played(job: Job, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
-    """Return who plays a round to its end."""
-    chosen = cohort(job, clients, round_)
-    gone = dropped(job, chosen, round_)
-    return [client for client in chosen if client not in gone]
 
 
 def _hand(

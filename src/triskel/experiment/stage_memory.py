@@ -57,6 +57,7 @@ class Memory:
         is chosen by) as their owner's and for every model that is scored on all of them.
         """
         clients, best = federation.clients, job.train.keep == "best"
+        share = 1.0 if job.clients.sampling == "poisson" else job.clients.cohort
         models = len({model_of(job, client) for client in (None, *clients)})
         own = (
             len(one.train) + (1 + models) * (len(one.test) + best * len(one.held_out))
@@ -65,7 +66,7 @@ class Memory:
         return cls(
             texts=models * len(federation.public) + sum(own),
             max_tokens=job.train.length,
-            clients=math.ceil(job.clients.cohort * len(clients)),
+            clients=math.ceil(share * len(clients)),
             job=job,
             modes=modes,
             hidden=HiddenCache(job.model.cache_mb * MB, say=say),

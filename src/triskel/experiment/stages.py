@@ -82,6 +82,7 @@ def stage_of(name: ModeName, resources: LocalResources, watch: Watch) -> Stage[A
         kept=partial(allowed, resources.job, name),
         server=setting.meter,
         validate=partial(scores, aside) if aside else None,
+        sizes=resources.sizes,
     )
 
 

@@ -93,7 +93,7 @@ def save_adapter(
         versions={"triskel": VERSION, **{name: version(name) for name in PACKAGES}},
         attention=body.blocks.attention,
         quantise=how_of(body.blocks.model),
-        tokens=body.blocks.virtual,
+        tokens=body.blocks.virtual or body.blocks.ahead,
     )
     with whole(folder) as making:
         peft_folder.write(making, body, tensors)

@@ -1,12 +1,11 @@
 """The model card of a saved adapter: what it is, code that runs, figures, limits, privacy."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from triskel.config.sections import OWN, RANKED, SCALED, called
-from triskel.core.task_spec import around, filled, names_of, words_in
+from triskel.config.sections import AHEAD, OWN, RANKED, SCALED, called
 from triskel.data.assets import ASSETS
+from triskel.export.card_code import use
 from triskel.export.manifest import Manifest, Training, asset_of
 
 CARD = "README.md"
@@ -22,7 +21,7 @@ def card(manifest: Manifest, *, merged: bool = False) -> str:
         f"# {_title(manifest)}",
         _what(manifest, merged=merged),
         "## Use",
-        _use(manifest, merged=merged),
+        use(manifest, merged=merged),
         "## Figures",
         _figures(manifest.training),
         "## How it was trained",
@@ -85,141 +84,6 @@ def _what(manifest: Manifest, *, merged: bool) -> str:
         f"The {manifest.kind} adapter{head} for `{called(manifest.base)}`, as a PEFT folder. "
         f"It {task}. {base}"
     )
-
-
-def _use(manifest: Manifest, *, merged: bool) -> str:
-    code = [
-        *_loading(manifest, merged=merged),
-        *(_asking(manifest) if manifest.classes else _going(manifest)),
-    ]
-    text = "\n".join(["```python", *code, "```"])
-    if manifest.classes and not merged:
-        text += "\n\ntransformers may say that the head is new: the adapter brings it."
-    return text
-
-
-def _loading(manifest: Manifest, *, merged: bool) -> list[str]:
-    kind = "AutoModelForSequenceClassification" if manifest.classes else "AutoModelForCausalLM"
-    lines = ["import torch"] + ([] if merged else ["from peft import PeftModel"])
-    lines += [f"from transformers import {kind}, AutoTokenizer", ""]
-    options = [
-        f"dtype=torch.{manifest.dtype}",
-        f"attn_implementation={_quoted(manifest.attention)}",
-    ]
-    if merged:
-        return [
-            *lines,
-            'folder = "."  # where this card is',
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {kind}.from_pretrained(",
-            "    folder,",
-            *(f"    {option}," for option in options),
-            ").eval()",
-            *_wide_head(manifest),
-        ]
-    if manifest.classes:
-        names = ", ".join(f"{i}: {_quoted(name)}" for i, name in enumerate(manifest.classes))
-        ids = ", ".join(f"{_quoted(name)}: {i}" for i, name in enumerate(manifest.classes))
-        options += [f"id2label={{{names}}}", f"label2id={{{ids}}}", "ignore_mismatched_sizes=True"]
-    lines += [
-        f"base = {_quoted(manifest.base)}",
-        'adapter = "."  # where this card is',
-        "tokenizer = AutoTokenizer.from_pretrained(base)",
-        f"model = {kind}.from_pretrained(",
-        "    base,",
-        *(f"    {option}," for option in options),
-        ")",
-        *_wide_head(manifest),
-        "model = PeftModel.from_pretrained(model, adapter).eval()",
-    ]
-    if manifest.classes and manifest.pooling == "last":
-        lines += [
-            f"tokenizer.pad_token = {_quoted(manifest.padding)}",
-            "model.config.pad_token_id = tokenizer.pad_token_id",
-        ]
-    return lines
-
-
-def _wide_head(manifest: Manifest) -> list[str]:
-    """Return what lets a classifier's head compute in float32 over a model in bfloat16."""
-    if not manifest.classes or manifest.dtype != "bfloat16":
-        return []
-    head = "score" if manifest.pooling == "last" else "classifier"
-    return [
-        f"head = model.{head}.float()  # as it was trained",
-        "head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))",
-    ]
-
-
-def _asking(manifest: Manifest) -> list[str]:
-    told = manifest.training
-    limit = f", max_length={told.max_tokens}" if told else ""
-    return [
-        'tokenizer.padding_side = "right"',
-        "",
-        'texts = ["I like it.", "It broke on the second day."]',
-        "batch = tokenizer(",
-        f'    texts, padding=True, truncation=True{limit}, return_tensors="pt"',
-        ")",
-        "with torch.no_grad():",
-        "    logits = model(",
-        '        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]',
-        "    ).logits",
-        "for text, scores in zip(texts, logits.float().softmax(-1)):",
-        '    print(text, "->", model.config.id2label[int(scores.argmax())], float(scores.max()))',
-    ]
-
-
-def _going(manifest: Manifest) -> list[str]:
-    layout = manifest.training.prompt if manifest.training else ""
-    special = ""
-    if layout == "chat":
-        special = ", add_special_tokens=False"
-        lines = [
-            'turns = [{"role": "user", "content": "What is federated learning?"}]',
-            "text = tokenizer.apply_chat_template(",
-            "    turns, tokenize=False, add_generation_prompt=True",
-            ")",
-        ]
-    elif layout:
-        lines = _laid_out(around(layout, "response")[0])
-    else:
-        lines = ['text = "Federated learning is"']
-    return [
-        "",
-        *lines,
-        f'batch = tokenizer(text{special}, return_tensors="pt")',
-        "with torch.no_grad():",
-        "    tokens = model.generate(",
-        '        input_ids=batch["input_ids"],',
-        '        attention_mask=batch["attention_mask"],',
-        "        max_new_tokens=40,",
-        "        do_sample=False,",
-        "    )",
-        'print(tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :]))',
-    ]
-
-
-def _laid_out(before: str) -> list[str]:
-    """Return lines that fill a prompt in, and the columns beside it that a layout names."""
-    asked = "What is federated learning?"
-    if words_in(before) == ["prompt"] and "{{" not in before:
-        return [
-            f'prompt = "{asked}"',
-            f'text = {_quoted(before)}.replace("{{prompt}}", prompt)',
-        ]
-    parts = filled(before, {})
-    row = {name: asked if name == "prompt" else "..." for name in names_of(parts)}
-    pieces = [
-        part for text, name in parts.parts for part in (_quoted(text), f"row[{_quoted(name)}]")
-    ]
-    shown = [part for part in (*pieces, _quoted(parts.tail)) if part != _quoted("")]
-    return [f"row = {json.dumps(row, ensure_ascii=False)}", f"text = {' + '.join(shown)}"]
-
-
-def _quoted(text: str) -> str:
-    """Return a text as a Python literal in double quotes."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _figures(told: Training | None) -> str:
@@ -292,7 +156,8 @@ def _shape(manifest: Manifest) -> str:
         shape += f" of {manifest.tokens} virtual tokens"
     if manifest.side:
         shape += f", beside frozen factors of rank {manifest.side} that the server's aggregate made"
-    shape += f", in blocks `{manifest.blocks}`; hidden states were computed in {manifest.dtype}."
+    place = " before a text" if manifest.kind in AHEAD else f", in blocks `{manifest.blocks}`"
+    shape += f"{place}; hidden states were computed in {manifest.dtype}."
     if manifest.quantise != "none":
         shape += (
             f" The base was held in fewer bits ({manifest.quantise}) while it trained, and is "

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from triskel.config.job import Job, ModeName
-from triskel.config.sections import RANKED, SCALED, called, projection_seed
+from triskel.config.sections import RANKED, SCALED, VIRTUAL, called, projection_seed
 from triskel.core.registry import TASKS
 from triskel.core.untrusted import data_of, json_of, safetensors_at, table_of
 from triskel.errors import CheckpointError, JobError
@@ -35,11 +35,14 @@ KINDS = {
     "VERA": "vera",
     "LN_TUNING": "full",
     "PREFIX_TUNING": "prefix",
+    "PROMPT_TUNING": "prompt",
+    "P_TUNING": "ptuning",
 }
 """What a job calls PEFT's methods; `full` is written as copies of modules, which is LN tuning."""
 IN_A_BLOCK = re.compile(r"\.\d+\.")
-SHARED = ("base_model.vera_", "prompt_embeddings")
-"""What names begin with that are of no block: VeRA's matrices, and prefixes of all blocks."""
+NETWORK = "base_model.virtual_tokens."
+SHARED = ("base_model.vera_", NETWORK, "prompt_embeddings")
+"""What names begin with that are of no block: VeRA's matrices, and virtual tokens."""
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 """Ways to begin a LoRA that put the rest into the base, which is then another one."""
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST)
@@ -126,7 +129,7 @@ def differing(source: Source, job: Job) -> Iterator[str]:
         why = str(error).replace(str(source.folder), source.name)
         yield f"{where} cannot be read: {why}{_old(source.folder)}"
         return
-    kind = _kind(config, manifest)
+    kind = _kind(config, manifest, shapes)
     if kind != job.adapter.kind:
         yield (
             f"{where} is an adapter of kind {kind}, and adapter.kind is {job.adapter.kind}; "
@@ -204,9 +207,13 @@ def _old(folder: Path) -> str:
     )
 
 
-def _kind(config: Mapping[str, Any], manifest: Manifest | None) -> str:
+def _kind(
+    config: Mapping[str, Any], manifest: Manifest | None, shapes: Mapping[str, Sequence[int]]
+) -> str:
     """Return what a job calls this kind of adapter, or PEFT where no job can ask for it."""
     kind = str(config.get("peft_type"))
+    if kind == "P_TUNING" and not any(name.startswith(NETWORK) for name in shapes):
+        return "prompt"  # PEFT leaves the network out, and keeps the embeddings that it made
     if manifest is not None and manifest.kind == "bitfit":
         return manifest.kind  # to PEFT, biases beside a LoRA of zero
     rescaled, lengths = bool(config.get("use_rslora")), bool(config.get("use_dora"))
@@ -231,7 +238,7 @@ def _shape(
             f"--set adapter.rank={rank} takes it as it is"
         )
     virtual, asked = config.get("num_virtual_tokens"), job.adapter.tokens
-    if kind == "prefix" and virtual != asked:
+    if kind in VIRTUAL and virtual != asked:
         yield (
             f"has {virtual} virtual tokens, and adapter.tokens is {asked}; "
             f"--set adapter.tokens={virtual} takes it as it is"

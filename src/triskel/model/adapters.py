@@ -22,9 +22,9 @@ from peft.utils.constants import (
 )
 from torch import Tensor, nn
 
-from triskel.config.sections import LOWRANK, OWN, Adapter, blocks_of, projection_seed
+from triskel.config.sections import AHEAD, LOWRANK, OWN, Adapter, blocks_of, projection_seed
 from triskel.errors import ModelError
-from triskel.model import prefixes
+from triskel.model import prefixes, prompts
 from triskel.model.blocks import Blocks
 from triskel.numerics.rng import derive, stream
 from triskel.numerics.tensors import wide
@@ -53,8 +53,15 @@ def insert(blocks: Blocks, adapter: Adapter, *, seed: int) -> dict[str, tuple[nn
     """
     if adapter.kind == "prefix":
         slots = prefixes.insert(blocks, adapter, seed)
+    elif adapter.kind in AHEAD:
+        slots = prompts.insert(blocks, adapter, seed)
     else:
         slots = _own(blocks, adapter) if adapter.kind in OWN else _put_in(blocks, adapter, seed)
+    if blocks.positions is not None and blocks.positions < 1:
+        raise ModelError(
+            f"adapter.tokens is {adapter.tokens}, and with so many virtual tokens this "
+            f"{blocks.config.model_type} model has no position left for a text; lower it"
+        )
     if blocks.head_names != ("lm_head",):
         slots |= _fresh_head(blocks, seed)
     for owner, attribute in slots.values():

@@ -49,8 +49,11 @@ class Blocks:
         count: L, the number of blocks.
         width: d, the size of a hidden state.
         dtype: What hidden states are computed in.
+        words: The embeddings of tokens.
         positions: Most tokens of a text; None where there is no such limit.
         virtual: How many virtual tokens stand before a text in every block.
+        ahead: How many virtual tokens a text begins with; they are among its tokens.
+        encoder: What makes the embeddings of those, of their numbers.
     """
 
     def __init__(self, model: nn.Module, head: Head) -> None:
@@ -71,14 +74,21 @@ class Blocks:
         self.between = self._module(self.family.between)
         self.pool: Literal["last", "first"] = "last" if self.family.causal else "first"
         self.dtype = next(model.parameters()).dtype
+        self.words = cast("nn.Embedding", self.model.get_input_embeddings())
         self.positions = self._positions()
         self.virtual, self._heads = 0, 1
+        self.ahead, self.encoder = 0, nn.Identity()
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     def stand_behind(self, virtual: int, heads: int) -> None:
         """Let texts stand behind so many virtual tokens, whose keys have so many heads."""
         self.virtual, self._heads = virtual, heads
         self.positions = None if self.positions is None else self.positions - virtual
+
+    def begin_with(self, ahead: int, encoder: nn.Module) -> None:
+        """Let texts begin with so many virtual tokens, whose embeddings a module makes."""
+        self.ahead, self.encoder = ahead, encoder
+        self.positions = None if self.positions is None else self.positions - ahead
 
     def _module(self, path: str) -> Any:
         """Return a part by its path, or None where this model has none."""
@@ -98,11 +108,34 @@ class Blocks:
         return str(self.config._attn_implementation)  # noqa: SLF001 - where transformers keeps it
 
     def embed(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
-        """Return what enters block 0."""
+        """Return what enters block 0; the numbers of virtual tokens are not looked at."""
+        if self.ahead:
+            return self._prompted(ids)
         if not (self.virtual and self.family.positions):
             return self.family.embed(self.model, ids)
         before = ids.new_zeros(len(ids), self.virtual)  # so that the text has the places behind
         return self.family.embed(self.model, torch.cat([before, ids], dim=1))[:, self.virtual :]
+
+    def made(self) -> Float[Tensor, "virtual numbers"]:
+        """Return the embeddings of the virtual tokens that a text begins with."""
+        return self.encoder(torch.arange(self.ahead, device=self.words.weight.device)).to(
+            self.words.weight.dtype
+        )
+
+    def _prompted(self, ids: Tensor) -> Tensor:
+        """Return what enters block 0 where the first embeddings are those of virtual tokens."""
+        made = self.made()
+
+        def put(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+            del module, given
+            first = made[: ids.shape[1]].expand(len(ids), -1, -1)
+            return torch.cat([first, out[:, self.ahead :]], dim=1)
+
+        hook = self.words.register_forward_hook(put)
+        try:
+            return self.family.embed(self.model, ids)
+        finally:
+            hook.remove()
 
     def run(
         self,

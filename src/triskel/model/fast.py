@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from triskel.config.sections import Adapter
+from triskel.config.sections import AHEAD, Adapter
 from triskel.model.adapters import is_lowrank, scale_of
 from triskel.model.blocks import Blocks
 from triskel.model.kernels import LowRank, attend, flash_attention, norm, swiglu
@@ -107,7 +107,7 @@ def why_not(blocks: Blocks, adapter: Adapter) -> str | None:
         return f"its activation is {config.hidden_act}, not silu"
     if is_quantised(blocks.model):
         return "its base is held in fewer bits (model.quantise)"
-    if not is_lowrank(adapter) or adapter.dropout:
+    if adapter.kind not in AHEAD and (not is_lowrank(adapter) or adapter.dropout):
         return "its adapter is not plain LoRA without dropout"
     return None
 

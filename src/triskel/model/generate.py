@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from triskel.errors import JobError
+from triskel.model.blocks import Blocks
 from triskel.model.shared import SharedModel
 from triskel.numerics.rng import stream
 from triskel.types import Tensors
@@ -78,10 +79,9 @@ class Writer:
             ModelError: They are not this body's.
         """
         self._model = body.whole(tensors)
-        self._device = body.device
+        self._blocks, self._device = body.blocks, body.device
         self.sampling = sampling
-        positions = getattr(body.blocks.config, "max_position_embeddings", None)
-        self.context: int | None = body.blocks.positions or positions
+        self.context = _context(body.blocks)
         self._stops = _stops(self._model, body.tokenizer)
         self._pad = next((token for token in (body.tokenizer.pad_token_id, *self._stops, 0)
                           if token is not None), 0)  # fmt: skip
@@ -111,17 +111,29 @@ class Writer:
         ids, mask = self._side_by_side(prompts)
         with torch.no_grad():
             found = self._model.generate(
-                input_ids=ids,
+                **self._read(ids, mask),
                 attention_mask=mask,
                 logits_processor=self._processors(rows),
                 streamer=None if told is None else _Streamer(told, self._stops),
             )
-        return [_until(row, self._stops) for row in found[:, ids.shape[1] :].tolist()]
+        written = found if self._blocks.ahead else found[:, ids.shape[1] :]
+        return [_until(row, self._stops) for row in written.tolist()]
+
+    def _read(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return what the model reads: ids, or embeddings where virtual tokens are among them."""
+        if not self._blocks.ahead:
+            return {"input_ids": ids}
+        found = self._blocks.words(ids)
+        found[(mask == 1) & (mask.cumsum(1) <= self._blocks.ahead)] = self._blocks.made().repeat(
+            len(ids), 1
+        )
+        return {"inputs_embeds": found}
 
     def _side_by_side(
         self, prompts: Sequence[Sequence[int]]
     ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-        """Return prompts padded on the left, and which of it is no padding."""
+        """Return prompts behind virtual tokens, padded on the left, and what is no padding."""
+        prompts = [[*[self._pad] * self._blocks.ahead, *prompt] for prompt in prompts]
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self._pad)
         mask = torch.zeros_like(ids)
@@ -174,6 +186,14 @@ class _Streamer(BaseStreamer):
 
     def end(self) -> None:
         """Take note of nothing."""
+
+
+def _context(blocks: Blocks) -> int | None:
+    """Return how many tokens a model reads and writes together, at most, where that is known."""
+    if blocks.positions is not None:
+        return blocks.positions
+    seen: int | None = getattr(blocks.config, "max_position_embeddings", None)
+    return None if seen is None else seen - blocks.ahead - blocks.virtual
 
 
 def _stops(model: Any, tokenizer: Any) -> list[int]:

@@ -185,7 +185,7 @@ class Costs(Mapping[Piece, Cost]):
                 modules += [*blocks.before_head, blocks.head, *_after(self._body)]
         parameters: list[Tensor] = [p for module in modules for p in module.parameters()]
         if any(piece.kind not in {"trunk", "top"} and not piece.low for piece in pieces):
-            parameters += _embeddings(self._body)
+            parameters += [*_embeddings(self._body), *blocks.encoder.parameters()]
         parameters += [t for m in modules for t in projections(m).values()]
         return sum({p.data_ptr(): size(p) for p in parameters}.values())
 

@@ -24,11 +24,10 @@ from triskel.core.crash import during
 from triskel.core.task_spec import Head
 from triskel.core.untrusted import json_in, safetensors_at
 from triskel.errors import ModelError
-from triskel.model import prefixes
 from triskel.model.adapters import SLOT, canonical, projections
 from triskel.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from triskel.model.load import LOADING, quiet, tokenizer_in
-from triskel.model.peft_options import in_file, options_of, out_of_file, projected
+from triskel.model.peft_options import in_file, of_body, options_of, out_of_file, projected
 from triskel.model.shared import SharedModel
 from triskel.model.side_factors import is_side, misfit, parted, side_rank, stacked, unstacked
 from triskel.types import Tensors
@@ -79,7 +78,7 @@ def read(folder: Path, body: SharedModel, side: int = 0) -> Tensors:
         found = cast("dict[str, Any]", json_in(folder / CONFIG))
     except (OSError, ValueError) as error:
         raise ModelError(f"adapter {folder} cannot be read: {error}") from error
-    tensors = prefixes.parted(tensors_in(folder), body.blocks)
+    tensors = of_body(tensors_in(folder), body)
     if strange := [name for name in tensors if is_side(name)]:
         raise ModelError(f"adapter {folder} holds {strange[0]!r}, which PEFT would not apply")
     for name, wanted in options_of(body, side).items():

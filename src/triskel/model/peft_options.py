@@ -22,7 +22,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from triskel.model import prefixes
+from triskel.config.sections import AHEAD, VIRTUAL
+from triskel.model import prefixes, prompts
 from triskel.model.adapters import config_of, projections, widened
 from triskel.model.shared import SharedModel
 from triskel.types import Tensors
@@ -78,6 +79,8 @@ def _config(body: SharedModel, side: int) -> Any:
         )
     if adapter.kind == "prefix":
         return prefixes.config_of(blocks, adapter)
+    if adapter.kind in AHEAD:
+        return prompts.config_of(blocks, adapter)
     return config_of(blocks, widened(adapter, side), seed=body.seed)
 
 
@@ -108,8 +111,9 @@ def in_file(body: SharedModel, tensors: Tensors) -> dict[str, Tensor]:
         tensors: What is installed, factors and side factors stacked.
     """
     kind, trains = body.adapter.kind, body.layout.block
-    if kind == "prefix":  # PEFT has the model itself, and puts nothing into it
-        found = prefixes.joined(dict(tensors), body.blocks)
+    if kind in VIRTUAL:  # PEFT has the model itself, and puts nothing into it
+        joined = prefixes.joined if kind == "prefix" else prompts.in_file
+        found = joined(body.blocks, tensors)
         return {n if n == prefixes.FILE else f"{PROJECTED}{n}": t for n, t in found.items()}
     if kind == "full":
         return {to_peft(_with(n, COPY) if n in trains else n): t for n, t in tensors.items()}
@@ -139,6 +143,13 @@ def out_of_file(found: Tensors) -> dict[str, Tensor]:
         for name, tensor in found.items()
         if name.startswith(PREFIX) and not (biases and ".lora_" in name and not tensor.any())
     }
+
+
+def of_body(found: Tensors, body: SharedModel) -> Tensors:
+    """Return tensors of `out_of_file` by the names that this body has for them."""
+    if body.adapter.kind == "prefix":
+        return prefixes.parted(body.blocks, found)
+    return prompts.out_of_file(found) if body.adapter.kind in AHEAD else found
 
 
 def projected(found: Tensors) -> dict[str, Tensor]:

@@ -71,14 +71,14 @@ def insert(blocks: Blocks, adapter: Adapter, seed: int) -> dict[str, tuple[nn.Mo
     return slots
 
 
-def joined(tensors: Tensors, blocks: Blocks) -> dict[str, Tensor]:
+def joined(blocks: Blocks, tensors: Tensors) -> dict[str, Tensor]:
     """Return tensors with the prefixes of all blocks as PEFT has them: one behind the other."""
     names = [f"{blocks.family.blocks}.{index}.{PREFIX}" for index in range(blocks.count)]
     rest = {name: tensor for name, tensor in tensors.items() if name not in names}
     return {FILE: torch.cat([tensors[name] for name in names], dim=1), **rest}
 
 
-def parted(tensors: Tensors, blocks: Blocks) -> Tensors:
+def parted(blocks: Blocks, tensors: Tensors) -> Tensors:
     """Return what `joined` makes these of."""
     whole = tensors.get(FILE)
     if whole is None or whole.dim() != 2 or whole.shape[1] % blocks.count:  # noqa: PLR2004 - a matrix
@@ -88,7 +88,7 @@ def parted(tensors: Tensors, blocks: Blocks) -> Tensors:
     return {f"{blocks.family.blocks}.{i}.{PREFIX}": part for i, part in parts} | rest
 
 
-def by_peft(model: nn.Module, blocks: Blocks, adapter: Adapter, tensors: Tensors) -> Any:
+def by_peft(blocks: Blocks, adapter: Adapter, tensors: Tensors) -> Any:
     """Return PEFT's model of a base and prefixes, which writes as any model of transformers does.
 
     Raises:
@@ -97,7 +97,7 @@ def by_peft(model: nn.Module, blocks: Blocks, adapter: Adapter, tensors: Tensors
     config = config_of(blocks, adapter)
     config.task_type = peft.TaskType.CAUSAL_LM
     config.inference_mode = True
-    made: Any = peft.PeftModelForCausalLM(cast("Any", model), config)
-    whole = joined(tensors, blocks)[FILE]
+    made: Any = peft.PeftModelForCausalLM(blocks.model, config)
+    whole = joined(blocks, tensors)[FILE]
     made.prompt_encoder[made.active_adapter].embedding.weight.data = whole.detach()
     return made.eval()

@@ -178,6 +178,8 @@ class SharedModel:
     def whole(self, tensors: Tensors) -> Any:
         """Return the model as transformers has it, with these tensors in all slots; no dropout.
 
+        Virtual tokens that a text begins with are for the caller to put there.
+
         Raises:
             ModelError: A name or shape is not this body's.
         """
@@ -186,7 +188,7 @@ class SharedModel:
         self.install(parameters, layout.head)
         self.install(self._installed(parameters, 0, count), layout.within(0, count))
         if self.blocks.virtual:
-            return by_peft(self.blocks.model, self.blocks, self.adapter, parameters)
+            return by_peft(self.blocks, self.adapter, parameters)
         return self.blocks.model
 
     def dropout(self, seed: int | None) -> None:
@@ -206,7 +208,7 @@ class SharedModel:
         """Return hidden states after the embeddings and blocks [0, high)."""
         trains = any(block < high for block in self.layout.block.values())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            h, low = self._enter(batch, high)
+            h, low = self._enter(parameters, batch, high)
             return self._run(PartyBatch([parameters], [len(h)]), h, batch.lengths, low, high)
 
     def middle(
@@ -310,7 +312,8 @@ class SharedModel:
         self, parties: Sequence[Parameters], batches: Sequence[Batch]
     ) -> list[Float[Tensor, "_scored width"]]:
         """Return each party's hidden states at its scored positions, out of the last block."""
-        entered = [self._enter(batch, self.blocks.count) for batch in batches]
+        both = zip(parties, batches, strict=True)
+        entered = [self._enter(one, batch, self.blocks.count) for one, batch in both]
         h, low = entered[0]
         if len(batches) > 1:
             width = max(part.shape[1] for part, _ in entered)
@@ -324,8 +327,12 @@ class SharedModel:
             for part, b in zip(parts, batches, strict=True)
         ]
 
-    def _enter(self, batch: Batch, high: int) -> tuple[Float[Tensor, "batch tokens width"], int]:
+    def _enter(
+        self, parameters: Parameters, batch: Batch, high: int
+    ) -> tuple[Float[Tensor, "batch tokens width"], int]:
         """Return what enters a block, and which: the first that trains where that is kept."""
+        if self.blocks.ahead:
+            self.install(parameters, self.layout.within(0, 1))
         depth = min(self.frozen, high)
         if self.prefix is None or batch.examples is None or not depth:
             return self.blocks.embed(batch.ids.to(self.device)), 0

@@ -28,7 +28,7 @@ class Layout:
 
     Attributes:
         head: Names of the task head's tensors.
-        block: Block of every adapter tensor.
+        block: Block of every adapter tensor; 0 for those that make embeddings.
         scale: What a product of low-rank factors is multiplied by.
     """
 
@@ -49,9 +49,14 @@ def layout_of(slots: Slots, blocks: Blocks, adapter: Adapter) -> Layout:
     prefix = f"{blocks.family.blocks}."
     return Layout(
         head=head,
-        block={n: int(n.removeprefix(prefix).split(".")[0]) for n in slots if n not in head},
+        block={n: _block(n, prefix) for n in slots if n not in head},
         scale=scale_of(adapter),
     )
+
+
+def _block(name: str, prefix: str) -> int:
+    """Return the block of a tensor; what makes embeddings goes with the first."""
+    return int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else 0
 
 
 def values_in(slots: Slots) -> dict[str, Tensor]:

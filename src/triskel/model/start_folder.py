@@ -10,7 +10,7 @@ from pathlib import Path
 
 from triskel.errors import JobError, ModelError
 from triskel.model.peft_folder import hold_projections, tensors_in
-from triskel.model.prefixes import parted
+from triskel.model.peft_options import of_body
 from triskel.model.shared import SharedModel
 from triskel.numerics.tensors import wide
 from triskel.types import Tensors
@@ -33,7 +33,7 @@ def start_in(folder: Path, body: SharedModel, name: str) -> Tensors:
     """
     where = f"adapter.start {name}"
     try:
-        found = parted(tensors_in(folder), body.blocks)
+        found = of_body(tensors_in(folder), body)
         hold_projections(folder, body, where="its folder")
     except ModelError as error:
         raise JobError(f"{where} cannot be read: {error}") from error

@@ -37,7 +37,7 @@ def kept(
         modes: What is played.
         clients: How many take part in a round.
     """
-    rows, tokens = job.train.batch, job.train.length
+    rows, tokens = job.train.batch, job.train.length + body.blocks.ahead
 
     def of(rows: int) -> int:
         scored = rows * tokens if body.ends == "vocabulary" else rows

@@ -76,7 +76,11 @@ def asked_of(jobs: Sequence[Job]) -> Amounts:
 
 
 def cohort_of(job: Job, clients: int) -> int:
-    """Return how many of so many clients take part in a round, as `rounds.cohort` draws them."""
+    """Return how many of so many clients take part in a round at least (`experiment.sampling`)."""
+    if job.clients.sampling == "poisson" and job.clients.cohort < 1:
+        return min(1, clients)
+    if job.clients.sampling == "size":  # one may be drawn every time
+        return min(1, clients)
     return max(1, math.ceil(job.clients.cohort * clients - 1e-9)) if clients else 0
 
 

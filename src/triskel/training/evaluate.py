@@ -29,8 +29,8 @@ def evaluate(body: SharedModel, tensors: Tensors, examples: Examples) -> Score:
         return tally.score()
     parameters = body.parameters(tensors)
     body.dropout(None)
-    for rows in eval_plan(lengths_of(examples), tokens=BATCH_TOKENS):
-        batch = batch_of(examples, rows, pool=body.blocks.pool)
+    for rows in eval_plan(lengths_of(examples, ahead=body.blocks.ahead), tokens=BATCH_TOKENS):
+        batch = batch_of(examples, rows, pool=body.blocks.pool, ahead=body.blocks.ahead)
         texts = torch.tensor(rows)[batch.rows]
         for part, logits in body.logits_by_part(parameters, batch):
             tally.add(logits, batch.targets[part].to(logits.device), texts[part])
@@ -98,8 +98,8 @@ def _together(body: SharedModel, tensors: Tensors, group: Group) -> list[Score]:
         return [tally.score() for tally in found]
     parameters = body.parameters(tensors)
     body.dropout(None)
-    for rows in eval_plan(lengths_of(group.examples), tokens=BATCH_TOKENS):
-        batch = batch_of(group.examples, rows, pool=body.blocks.pool)
+    for rows in eval_plan(lengths_of(group.examples, ahead=body.blocks.ahead), tokens=BATCH_TOKENS):
+        batch = batch_of(group.examples, rows, pool=body.blocks.pool, ahead=body.blocks.ahead)
         owners = torch.tensor([group.owners[i] for i in rows])[batch.rows]
         texts = torch.tensor([group.places[i] for i in rows])[batch.rows]
         for part, logits in body.logits_by_part(parameters, batch):

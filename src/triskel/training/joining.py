@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from triskel.model.adapters import is_lowrank
 from triskel.model.fast import MAX_SIDE_BY_SIDE
 from triskel.model.shared import SharedModel
 
@@ -18,11 +19,11 @@ def worth_joining(body: SharedModel, rank: int, shapes: Sequence[Sequence[Sequen
 
     Args:
         body: The model they share.
-        rank: Of each party's factors.
+        rank: Of each party's factors, where it has such.
         shapes: Rows and tokens of each party's batch, pass by pass.
     """
     parties = range(len(shapes[0]))
-    if len(parties) * rank > MAX_SIDE_BY_SIDE:
+    if is_lowrank(body.adapter) and len(parties) * rank > MAX_SIDE_BY_SIDE:
         return False
     joined = sum(sum(r for r, _ in one) * max(t for _, t in one) for one in shapes)
     sizes = [sum(one[party][0] * one[party][1] for one in shapes) for party in parties]

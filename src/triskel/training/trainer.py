@@ -60,7 +60,7 @@ class Trainer:
         self.body, self.form, self.correct, self.steps = body, form, correct, 0
         self.leaves = body.parameters(tensors, form)
         self.parameters = {n: p for n, p in self.leaves.items() if p.requires_grad}
-        self._train = train
+        self._train, self._lr = train, lr
         self._slopes: Tensor | None = None
         self._whole: Mapping[str, nn.Parameter] = self.parameters
         if body.choice.path == "fast" and self.parameters:
@@ -85,6 +85,12 @@ class Trainer:
         row_by_row({n: p.grad for n, p in self.parameters.items() if p.grad is not None})
         self._optimiser.step()
         self.forget()
+
+    def pace(self, ratio: float) -> None:
+        """Let steps be so many times as long as the learning rate has it; weights decay as ever."""
+        for group in self._optimiser.param_groups if self._optimiser is not None else ():
+            group["lr"] = self._lr * ratio
+            group["weight_decay"] = self._train.weight_decay / ratio
 
     @cached_property
     def rank(self) -> int:

@@ -59,7 +59,7 @@ class Worker:
 
     def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
         """Return these examples side by side."""
-        return batch_of(examples, rows, pool=self.body.blocks.pool)
+        return batch_of(examples, rows, pool=self.body.blocks.pool, ahead=self.body.blocks.ahead)
 
     def batches(self, where: StepId, epochs: int) -> Iterator[Batch]:
         """Return batches of the private examples."""
@@ -87,10 +87,14 @@ class Worker:
             moments: The optimiser's, of an earlier round.
             correct: Changes gradients before every step.
         """
-        rate = learning_rate(self.training, where.round, self.rounds)
+        rate = self.rate(where.round)
         return Trainer(
             self.body, tensors, self.training, rate, form=form, moments=moments, correct=correct
         )
+
+    def rate(self, round_: int) -> float:
+        """Return the learning rate of a round."""
+        return learning_rate(self.training, round_, self.rounds)
 
     def train_on(
         self, trainer: Trainer | Tensors, where: StepId

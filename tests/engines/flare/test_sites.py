@@ -30,8 +30,20 @@ def alone(there: Any, modes: tuple[ModeName, ...]) -> dict[str, Any]:
     return run(job, Request(modes=modes, baselines=()), place, LocalEngine(job), lambda _: None)
 
 
-def adapter(place: Path, mode: str) -> dict[str, torch.Tensor]:
-    return load_file(place / "adapters" / mode / "adapter_model.safetensors")
+def adapter(place: Path) -> dict[str, torch.Tensor]:
+    return load_file(place / "adapter_model.safetensors")
+
+
+def adapters(there: Any, mode: str) -> dict[Path, Path]:
+    """Where each adapter of one process is, and the one that the federation must have left."""
+    found: dict[Path, Path] = {}
+    for one in (there.root / "local" / "adapters").glob(f"{mode}*"):
+        site = one.name.removeprefix(mode).removeprefix("-")
+        if not site:
+            found[one] = there.root / "out" / "adapters" / mode
+        else:  # a model of its own never leaves a site
+            (found[one],) = there.root.glob(f"{site}/triskel/runs/*/adapters/{one.name}")
+    return found
 
 
 def exactly(counted: int, sent: int) -> bool:
@@ -46,9 +58,12 @@ def same(
     """Hold a federation's run folder against a run in one process."""
     theirs = alone(there, modes)
     for mode in modes:
-        one, two = adapter(there.root / "out", mode), adapter(there.root / "local", mode)
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one), mode
+        places = adapters(there, mode)
+        assert places
+        for here, other_place in places.items():
+            one, two = adapter(here), adapter(other_place)
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[name], two[name]) for name in one), here.name
         each = ours["modes"][mode]["rounds"]
         for way in ("up", "down"):
             whole = sum(one["wire_bytes"][way] for one in each)

@@ -20,7 +20,7 @@ from triskel.engines.flare.protocol import Lost
 from triskel.engines.flare.site_store import SiteStore
 from triskel.errors import CheckpointError, RoundError
 from triskel.experiment.client_store import Store
-from triskel.experiment.rounds import counted_in
+from triskel.experiment.sampling import Sampling
 from triskel.types import ClientState, Message
 from triskel.wire import pack
 
@@ -211,7 +211,7 @@ def test_who_counted_is_read_from_closed_rounds(party: Any) -> None:
         {"clients": {name: {} for name in sites.SITES}, "absent": {"clinic": "late"}},
         {"sum": {}, "absent": {"bank": "away"}},  # of many clients, whose rows hold sums
     ]
-    found = counted_in(party.resources.job, list(sites.SITES), rows)
+    found = Sampling(party.resources.job, list(sites.SITES)).counted(rows)
     assert found == {"bank": 2, "clinic": 3, "shop": 3}
     assert Store(Path("none"), counted={"a": 1}).counted == {"a": 1}
 

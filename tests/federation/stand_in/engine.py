@@ -7,6 +7,7 @@ called `refused` is refused. Closed rounds are kept in the server's kit under th
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from triskel.config.read import parse
 
 REPLY_S = 5.0 * float(os.environ.get("TRISKEL_SLOWNESS", "1"))
 """How long it waits for a reply: as tests do (`tests/helpers/patience.py`)."""
+LOST = (CollabCallError, TimeoutError, RuntimeError)
 
 
 class Client:
@@ -56,7 +58,8 @@ class Server:
         for number in range(len(closed) + 1, self.job.rounds + 1):
             self.tell(number, live)
             live &= {name for name in sorted(live) if answers(name)}
-            collab.get_clients(sorted(live))(timeout=2 * REPLY_S).work()
+            with suppress(*LOST):  # who dies at work is missed at the next ping
+                collab.get_clients(sorted(live))(timeout=2 * REPLY_S).work()
             if collab.is_aborted:
                 return
             closed.append(number)
@@ -84,7 +87,7 @@ class Server:
 def answers(name: str) -> bool:
     try:
         return list(collab.get_clients([name])(timeout=REPLY_S).ping()) != []
-    except (CollabCallError, TimeoutError, RuntimeError):
+    except LOST:
         return False
 
 

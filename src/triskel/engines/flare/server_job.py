@@ -306,6 +306,7 @@ class ServerJob:
             job=resources.job,
             closing=closing,
             server=setting.meter,
+            sizes=resources.sizes,
         )
 
     def _finish(self, stage: str, counted: Mapping[ClientId, int]) -> None:

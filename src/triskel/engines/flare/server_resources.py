@@ -47,6 +47,10 @@ class ServerResources:
         """Return the sites that may hold a training example, by name."""
         return [c for c, one in sorted(self.present.items()) if one is None or one.examples]
 
+    def sizes(self) -> dict[ClientId, int]:
+        """Return how many training examples each site said that it holds."""
+        return {c: one.examples for c, one in sorted(self.present.items()) if one is not None}
+
     def testers(self) -> list[ClientId]:
         """Return the sites that may hold a test example, by name."""
         return [c for c, one in sorted(self.present.items()) if one is None or one.tests]

@@ -121,6 +121,7 @@ class RemoteEngine:
         ledger: Ledger,
         watch: Watch,
         gone: Collection[ClientId] = (),
+        weights: Mapping[ClientId, int] | None = None,
     ) -> S:
         """Play one round and close it; workers and what clients keep are at the sites.
 
@@ -139,7 +140,7 @@ class RemoteEngine:
             )
         self.ledger = ledger
         channel = Channel(self.job, ledger, watch)
-        shares = Fold(self.job, mode, state, mode.zero(state))
+        shares = Fold(self.job, mode, state, mode.zero(state), weights)
         folded = list[ClientId]()
 
         def fold(client: ClientId, update: Message, spent: Spent) -> None:

@@ -315,7 +315,7 @@ def predict(worker: Worker, parameters: Parameters, options: LogitsOptions) -> K
     body, public = worker.body, worker.public
     body.dropout(None)
     found: dict[int, Knowledge] = {}
-    for rows in eval_plan(lengths_of(public), tokens=PREDICT_TOKENS):
+    for rows in eval_plan(lengths_of(public, ahead=body.blocks.ahead), tokens=PREDICT_TOKENS):
         batch, known = worker.batch(public, rows), list[Knowledge]()
         for _, logits in body.logits_by_part(parameters, batch):
             mine = logits[:, : body.vocabulary]

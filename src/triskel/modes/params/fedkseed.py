@@ -237,7 +237,7 @@ def probabilities(
 ) -> Float32[Tensor, " seeds"]:
     """Return how often each seed is drawn: more, the larger its scalars are on average.
 
-    >>> probabilities(torch.tensor([3.0, 1.0, 0.0]), torch.tensor([1, 1, 0])).tolist()
+    >>> probabilities(torch.tensor([3.0, 1.0, 0.0]).double(), torch.tensor([1, 1, 0])).tolist()
     [0.506..., 0.186..., 0.307...]
     """
     mean = size / drawn.clamp(min=1)

@@ -1,12 +1,14 @@
 """How a client trains in a round: from what it was sent to what it sends and keeps.
 
 θ is what came, θᵢ what is sent back, vᵢ a model of the client's own that stays with it, g the
-gradient of a batch before Adam's moments, c and cᵢ control variates:
+gradient of a batch before Adam's moments, c and cᵢ control variates, Δ the last round's mean step:
 
     plain      θᵢ ← θ, then steps along g                      McMahan et al. 2017, 1602.05629
     fedprox    θᵢ ← θ, then along g + μ (θᵢ - θ)               Li et al. 2020, 1812.06127
     scaffold   θᵢ ← θ, then along g - cᵢ + c;                  Karimireddy et al. 2020, 1910.06378
                cᵢ ← mean of g over the round's steps
+    fedadamw   θᵢ ← θ, then as AdamW with v̄, and along Δ;     Liu et al. 2025, 2510.27486
+               v̄ goes on from everybody's
     mr_mtl     θᵢ = vᵢ, then along g + λ (θᵢ - θ)              Liu et al. 2022, 2206.07902
     ditto      as plain; and vᵢ along g + λ (vᵢ - θ)           Li et al. 2021, 2012.04221
     pfedme     θᵢ ← θ; per batch vᵢ ← θᵢ, K steps along        T. Dinh et al. 2020, 2006.08848
@@ -25,17 +27,16 @@ import torch
 from torch import Tensor, nn
 
 from triskel.model.reparametrisation import Form
-from triskel.modes.params.spec import FineTune, PFedMe, Proximal
+from triskel.modes.params.control import CONTROL, SQUARES, Told
+from triskel.modes.params.spec import Aligned, FineTune, PFedMe, Proximal
 from triskel.training.loop import LossTerm, StepId
-from triskel.training.optimizer import Moments
+from triskel.training.optimizer import BETAS, Moments
 from triskel.training.trainer import Trainer
 from triskel.training.worker import Worker
-from triskel.types import Local, Tensors
+from triskel.types import Fact, Facts, Local, Tensors
 
 OWN = "own"
 """vᵢ, and whatever is frozen beside it."""
-CONTROL = "control"
-"""cᵢ."""
 MEAN, SQUARE = "mean", "square"
 """Adam's moments."""
 
@@ -49,7 +50,7 @@ class Begun:
         form: Which of them train, and what the model takes of them.
         kept: What the client kept of its last round.
         steps: How many steps its kept moments are of.
-        control: c.
+        told: What else came: c, or Δ and v̄.
         left: Rounds after this one.
     """
 
@@ -57,7 +58,7 @@ class Begun:
     form: Form
     kept: Mapping[str, Tensors]
     steps: int = 0
-    control: Tensors = field(default_factory=dict[str, Tensor])
+    told: Told = field(default_factory=Told)
     left: int = 0
 
 
@@ -70,7 +71,8 @@ class Trained:
         loss: The mean over steps.
         steps: How many.
         kept: What the client keeps.
-        control: cᵢ less what it was.
+        beside: What is sent beside θᵢ, by section.
+        facts: And said.
         moments: Adam's.
     """
 
@@ -78,7 +80,8 @@ class Trained:
     loss: float
     steps: int
     kept: Mapping[str, Tensors] = field(default_factory=dict[str, Tensors])
-    control: Tensors = field(default_factory=dict[str, Tensor])
+    beside: Mapping[str, Tensors] = field(default_factory=dict[str, Tensors])
+    facts: Facts = field(default_factory=dict[str, Fact])
     moments: Moments = field(default_factory=Moments)
 
 
@@ -120,13 +123,57 @@ def scaffold(begun: Begun, worker: Worker, where: StepId) -> Training:
         for name, leaf in leaves.items():
             raw = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             sums[name] = sums.get(name, 0) + raw.double()
-            shift = _at(begun.control, name, leaf) - _at(mine, name, leaf)
+            shift = _at(begun.told.control, name, leaf) - _at(mine, name, leaf)
             leaf.grad = raw.add_(shift)
 
     trainer, loss = yield from _run(begun, begun.tensors, worker, where, correct)
     now = {n: (total / steps).to(trainer.parameters[n].dtype).cpu() for n, total in sums.items()}
     change = {n: c - mine[n] if n in mine else c for n, c in now.items()}
-    return replace(_trained(trainer, loss), kept={CONTROL: now}, control=change)
+    found = _trained(trainer, loss)
+    return replace(found, kept={CONTROL: now}, beside={CONTROL: change}, facts={"new": not mine})
+
+
+@dataclass(frozen=True)
+class AlignedAdamW:
+    """AdamW whose second moment is everybody's, and whose steps go also along the last round's.
+
+    With k steps taken here and t by everybody before, η the rate and λ the decay of weights:
+
+        m ← β₁ m + (1 - β₁) g,  v ← β₂ v + (1 - β₂) g²
+        θᵢ ← (1 - η λ) θᵢ - η m / (1 - β₁ᵏ) / (√(v / (1 - β₂ᵗ⁺ᵏ)) + ε) - α Δ
+
+    Attributes:
+        alignment: α.
+    """
+
+    alignment: float
+
+    def __call__(self, begun: Begun, worker: Worker, where: StepId) -> Training:
+        """Train θᵢ from θ; return the mean of v over each tensor."""
+        told, form = begun.told, begun.form
+        names = [n for n in begun.tensors if form.trains is None or n in form.trains]
+        squares = {
+            n: torch.full_like(begun.tensors[n], float(told.squares[n]))
+            for n in names
+            if n in told.squares
+        }
+        moments = Moments(square=squares, steps=dict.fromkeys(squares, told.steps))
+        rate, last = (worker.rate(max(r, 1)) for r in (where.round, where.round - 1))
+        shift = self.alignment * rate / last / (1 - rate * worker.training.weight_decay)
+
+        def correct(leaves: Mapping[str, nn.Parameter]) -> None:
+            taken = trainer.steps
+            ratio = (1 - BETAS[0] ** (told.steps + taken)) / (1 - BETAS[0] ** taken)
+            trainer.pace(ratio)  # m starts at zero, and v does not
+            for name, leaf in leaves.items():
+                if name in told.control:  # before the decay of this step, which is divided out
+                    leaf.data.sub_(told.control[name].to(leaf), alpha=shift)
+
+        trainer = worker.trainer(begun.tensors, where, form=form, moments=moments, correct=correct)
+        trainer, loss = yield from worker.train_on(trainer, where)
+        found = _trained(trainer, loss)
+        means = {n: v.double().mean().to(v.dtype).view(1) for n, v in found.moments.square.items()}
+        return replace(found, beside={SQUARES: means}, facts={"steps": trainer.steps})
 
 
 @dataclass(frozen=True)
@@ -235,6 +282,8 @@ def rule_of(name: str, options: Any) -> Rule:  # noqa: ANN401 - of `LOCAL`
             return MoreauEnvelope(options)
         case FineTune():
             return LastRounds(options.rounds)
+        case Aligned():
+            return AlignedAdamW(options.alignment)
         case Proximal():
             kinds = {"fedprox": FedProx, "mr_mtl": MeanRegularised, "ditto": Ditto}
             return kinds[name](options.strength)

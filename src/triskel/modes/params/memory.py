@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from triskel.model.side_factors import is_side
+from triskel.modes.params.control import Told
 from triskel.modes.params.held import TOPIC, fact, named
 from triskel.modes.params.local import MEAN, OWN, SQUARE, Begun, Trained
 from triskel.modes.params.sharing import Sharing
@@ -21,7 +22,7 @@ def begun(
     kept: ClientState,
     where: StepId,
     *,
-    control: Tensors,
+    told: Told,
     left: int,
 ) -> Begun:
     """Return what a client has when its round begins.
@@ -31,7 +32,7 @@ def begun(
         received: θ, and S.
         kept: What the client kept of its last round.
         where: Names client and round.
-        control: c.
+        told: What else came.
         left: Rounds after this one.
     """
     own, tensors = kept.groups.get(OWN, {}), dict(received)
@@ -46,7 +47,7 @@ def begun(
         form=form,
         kept=kept.groups,
         steps=steps if isinstance(steps, int) else 0,
-        control=control,
+        told=told,
         left=left,
     )
 

@@ -32,12 +32,20 @@ from triskel.core.choice import name_of, options_of
 from triskel.errors import RoundError
 from triskel.model.side_factors import parted
 from triskel.model.slots import Layout
-from triskel.modes.params.control import Control, control_in
+from triskel.modes.params.control import (
+    CONTROL,
+    CORRECTIONS,
+    SQUARES,
+    Control,
+    Correction,
+    Told,
+    told_in,
+)
 from triskel.modes.params.core import joined
 from triskel.modes.params.fedkseed import FedKSeed
 from triskel.modes.params.fedmezo import FedMeZO
 from triskel.modes.params.held import PARTS, STARTED, TOPIC, Held, fact, lacked, named
-from triskel.modes.params.local import CONTROL, OWN, Rule, plain, rule_of
+from triskel.modes.params.local import OWN, Rule, plain, rule_of
 from triskel.modes.params.memory import after, begun
 from triskel.modes.params.sharing import Part, Sharing
 from triskel.modes.params.spec import LOCAL, ParamsOptions, common, last_rounds
@@ -85,7 +93,7 @@ class ParamsState:
         adapter: θ, adapter and head, and S.
         moments: What the server's optimiser remembers: m, empty while β = 0.
         closed: Rounds closed so far.
-        control: What c is the mean of.
+        control: What goes with θ (`control`).
         held: Which round left which part of θ.
     """
 
@@ -102,7 +110,7 @@ class Total(Generic[A]):
 
     Attributes:
         updates: The aggregate's total.
-        control: What they add to the control variates.
+        control: What they add to what goes with θ.
         clients: How many sent an update.
     """
 
@@ -184,9 +192,9 @@ class Params(Generic[A]):
         """Send θ as the client has room for it, and S and c where there are some."""
         unsent = state.held.unsent(self.share)
         sections = self._down(state, client, without=set(unsent))
-        if control := state.control.of(state.adapter):
-            sections[CONTROL] = Section(kind="dense", tensors=control)
-        facts = {"round": state.closed + 1, **{fact(part): unsent[part] for part in unsent}}
+        sections |= self.correction.sections(state.control, state.adapter)
+        parts = {fact(part): unsent[part] for part in unsent}
+        facts = {"round": state.closed + 1, **parts, **self.correction.facts(state.control)}
         return Message(kind="task", sections=sections, facts=facts)
 
     def trial(self, state: ParamsState, client: ClientId) -> Message:
@@ -232,14 +240,11 @@ class Params(Generic[A]):
         shown = self.share.up(trained, client)
         names = self._sent(state) if self._averages(state.closed + 1) else []
         layout = self.share.laid_out(client)
+        beside = self.correction.wanted({n: shown[n] for n in names})
         wanted = adapter_sections({n: shown[n] for n in names}, layout)
-        if self.corrects:
-            wanted[CONTROL] = Section(kind="dense", tensors={n: trained[n] for n in names})
-        found = sections_of(update, wanted, kind="update")
-        control = total.control
-        if self.corrects:
-            change = found.pop(CONTROL).tensors
-            control = control.told(change, weight, new=update.facts.get("new") is True)
+        found = sections_of(update, wanted | beside, kind="update")
+        theirs_ = flat({n: found.pop(n) for n in beside})
+        control = self.correction.told(total.control, update, theirs_, weight)
         if not names:
             return replace(total, clients=total.clients + 1)
         sent = flat(found)
@@ -280,14 +285,14 @@ class Params(Generic[A]):
             )
         trained, _ = parted(state.adapter)
         moves = mean if self.whole else self._sent(state)
-        step = {n: trained[n] for n in moves}
-        moved, moments = self.optimizer.step(step, {n: mean[n] for n in step}, state.moments)
+        step, mean = {n: trained[n] for n in moves}, {n: mean[n] for n in moves}
+        moved, moments = self.optimizer.step(step, mean, state.moments)
         now = self.share.after({**trained, **moved}, closed)
         return ParamsState(
             adapter={**now, **side},
             moments={**state.moments, **moments},
             closed=closed,
-            control=state.control.plus(total.control),
+            control=self.correction.closed(state.control, total.control, mean, step),
             held=state.held.after(trained, now, self.share, closed),
         )
 
@@ -300,24 +305,17 @@ class Params(Generic[A]):
     def work(self, task: Message, worker: Worker, client_state: ClientState) -> Talk:
         """Train a copy of θ, and send what is the server's to know."""
         where = StepId(worker.client, int(number(task.facts, "round", least=1)))
-        received, control = yield from self._received(task, worker, client_state)
-        start = begun(
-            self.share,
-            received,
-            client_state,
-            where,
-            control=control,
-            left=self.rounds - where.round,
-        )
+        received, told = yield from self._received(task, worker, client_state)
+        left = self.rounds - where.round
+        start = begun(self.share, received, client_state, where, told=told, left=left)
         trained = yield from self.rule(start, worker, where)
         names = self.share.sent(received, where.round) if trained.tensors else []
         layout = self.share.laid_out(worker.client)
         sections = adapter_sections({n: trained.tensors[n] for n in names}, layout)
-        facts = {"round": where.round, "examples": len(worker.train), "loss": trained.loss}
-        if self.corrects:
-            change = {n: trained.control[n] for n in names}
-            sections[CONTROL] = Section(kind="dense", tensors=change)
-            facts["new"] = CONTROL not in client_state.groups
+        for name, tensors in trained.beside.items():
+            sections[name] = Section(kind="dense", tensors={n: tensors[n] for n in names})
+        about = {"round": where.round, "examples": len(worker.train), "loss": trained.loss}
+        facts = {**about, **trained.facts}
         if self.counts_steps:
             facts["steps"] = trained.steps
         kept = after(self.share, received, task.facts, trained, where)
@@ -338,8 +336,8 @@ class Params(Generic[A]):
 
     def _received(
         self, task: Message, worker: Worker, kept: ClientState
-    ) -> Generator[Step, Reply, tuple[dict[str, Tensor], Tensors]]:
-        """Return θ and S as a client has them, and c; ask for what it lacks.
+    ) -> Generator[Step, Reply, tuple[dict[str, Tensor], Told]]:
+        """Return θ and S as a client has them, and what came beside; ask for what it lacks.
 
         Raises:
             MessageError: The task, or what was asked for, does not fit this model.
@@ -349,7 +347,7 @@ class Params(Generic[A]):
         template = share.known(share.down(body.initial, worker.client), round_)
         rest = {n: t for n, t in template.items() if share.part(n) in unsent}
         sent = {n: t for n, t in template.items() if n not in rest}
-        plain_ = {n: s for n, s in task.sections.items() if n != CONTROL}
+        plain_ = {n: s for n, s in task.sections.items() if n not in {CONTROL, SQUARES}}
         found = adapter_of(replace(task, sections=plain_), sent, layout, kind="task")
         own = kept.groups.get(OWN, {})
         if lacked(unsent, kept.facts, own=bool(own), sharing=share):
@@ -361,7 +359,7 @@ class Params(Generic[A]):
         else:
             held = {**share.down(body.fresh, worker.client), **kept.groups.get(TOPIC, {}), **own}
             found |= {n: held[n] for n in rest}
-        return found, control_in(task, found)
+        return found, told_in(task, found)
 
     # --- what of it is shared -------------------------------------------------------------------
 
@@ -376,9 +374,9 @@ class Params(Generic[A]):
         return common(self.share.options)
 
     @property
-    def corrects(self) -> bool:
-        """Whether clients have control variates."""
-        return name_of(self.share.options.local) == "scaffold"
+    def correction(self) -> Correction:
+        """What goes with θ."""
+        return CORRECTIONS.get(name_of(self.share.options.local), Correction)()
 
     def _averages(self, round_: int) -> bool:
         """Return whether clients send an adapter in a round."""

@@ -36,6 +36,14 @@ class PFedMe(Proximal):
     rate: Annotated[Rate, Field(description="eta, of the local model's step towards it")] = 0.05
 
 
+class Aligned(Options):
+    """FedAdamW's."""
+
+    alignment: Annotated[
+        float, Field(ge=0, description="alpha: so much of everybody's last step in every step")
+    ] = 0.5
+
+
 class FineTune(Options):
     """Personal models of a last phase."""
 
@@ -46,12 +54,15 @@ LOCAL: dict[str, type[Options]] = {
     "plain": Options,
     "fedprox": Proximal,
     "scaffold": Options,
+    "fedadamw": Aligned,
     "mr_mtl": Proximal,
     "ditto": Proximal,
     "pfedme": PFedMe,
     "finetune": FineTune,
 }
 """How a client trains in a round, and what may be set of it."""
+CORRECTED = ("scaffold", "fedadamw")
+"""Those with which more than theta goes to clients, and back."""
 PERSONAL = ("mr_mtl", "ditto", "pfedme", "finetune")
 """Those that leave every client a model of its own."""
 
@@ -73,8 +84,8 @@ class ParamsOptions(Options):
     local: Annotated[
         Chosen,
         Field(
-            description="how clients train: plain, fedprox, scaffold, mr_mtl, ditto, pfedme, "
-            "finetune"
+            description="how clients train: plain, fedprox, scaffold, fedadamw, mr_mtl, ditto, "
+            "pfedme, finetune"
         ),
     ] = "plain"
     moments: Annotated[
@@ -141,6 +152,14 @@ def unsuited(options: ParamsOptions, job: Any) -> str | None:  # noqa: ANN401 - 
             f"params.trains {options.trains!r} is about factors A and B, which adapter.kind "
             f"{job.adapter.kind!r} does not have; take one of {', '.join(PAIRED)}"
         )
+    if job.train.optimizer != "adamw" and name_of(options.local) == "fedadamw":
+        return 'params.local fedadamw is about the moments of AdamW; set train.optimizer to "adamw"'
+    if job.clients.sampling == "size" and name_of(options.local) == "scaffold":
+        return (
+            "params.local scaffold weighs every client by its examples in all rounds, and with "
+            "clients.sampling size an update counts as often as its client was drawn; take "
+            "uniform or poisson"
+        )
     return None
 
 
@@ -155,7 +174,9 @@ def _together(options: ParamsOptions, local: str) -> Iterator[str]:
         yield f'head "local" works with local plain and fedprox, not with {local}'
     if options.moments == "kept" and local not in {"plain", "fedprox", "scaffold"}:
         yield f'moments "kept" works with local plain, fedprox and scaffold, not with {local}'
-    if options.trains == "fedsb" and local in {"scaffold", "finetune"}:
+    if options.trains == "rolora" and local == "fedadamw":
+        yield "local fedadamw needs tensors that train in every round, and rolora takes turns"
+    if options.trains == "fedsb" and local in {*CORRECTED, "finetune"}:
         yield (
             f'trains "fedsb" trains others after round 1, which local {local} cannot follow; '
             "take plain, fedprox, mr_mtl, ditto or pfedme"
@@ -170,7 +191,7 @@ def _together(options: ParamsOptions, local: str) -> Iterator[str]:
         yield "server_momentum is not read by server_optimizer adagrad; leave it at 0"
     if (spec := _aggregate_of(options)) is not None:
         yield from _under(options, spec, takes_over=takes_over and options.server_lr == 1)
-        if local == "scaffold" and spec.name != AGGREGATES.default:
+        if local in CORRECTED and spec.name != AGGREGATES.default:
             yield f"local {local!r} is for the mean of the updates, not for {spec.name!r}"
 
 
@@ -212,6 +233,13 @@ def last_rounds(options: ParamsOptions) -> int:
     return options_of(options.local, FineTune).rounds
 
 
+def counts_back(options: ParamsOptions) -> str | None:
+    """Return why a round depends on how many come after it."""
+    if not (last := last_rounds(options)):
+        return None
+    return f"params.local finetune averages nothing in the last {last} of all rounds"
+
+
 def common(options: ParamsOptions) -> bool:
     """Return whether the server ends with a model: not where a part of it stays with clients."""
     return options.trains != "fedsa" and options.head == "shared"
@@ -231,7 +259,10 @@ def traits(options: ParamsOptions) -> Traits:
     return Traits(
         linear_in_updates=spec is not None and spec.linear,
         needs_individual_updates=spec is not None and spec.keeps_updates,
-        mixed_ranks=spec is not None and spec.ranks != "one" and options.trains == "both",
+        mixed_ranks=spec is not None
+        and spec.ranks != "one"
+        and options.trains == "both"
+        and name_of(options.local) not in CORRECTED,
         one_body=True,
         changes=("adapter", "head") if _whole(options) else (),
         personal_models=personal(options),
@@ -266,6 +297,12 @@ def disclosure(options: ParamsOptions, _task: str) -> Disclosure:
             "the change of its mean gradient over the round's steps",
             "everybody's mean gradient",
         )
+    if name_of(options.local) == "fedadamw":
+        sections["control"] = ("nothing", "everybody's mean step of the last round")
+        sections["squares"] = (
+            "the mean of its second moments, one number a tensor",
+            "everybody's mean of them",
+        )
     if (spec := _aggregate_of(options)) is not None and spec.side_factors:
         sections["side"] = ("nothing", "frozen factors that the averaged ones lack")
     return Disclosure(
@@ -289,8 +326,9 @@ def payload(options: ParamsOptions, _epochs: int, sizes: Sizes) -> Payload:
     if options.exchange is not None:
         return seeds.payload(options.exchange)
     head = sizes.head if options.head == "shared" else 0
-    twice = 2 if name_of(options.local) == "scaffold" else 1
-    return Payload(floats=twice * (sizes.adapter + head))
+    local, once = name_of(options.local), sizes.adapter + head
+    beside = {"scaffold": once, "fedadamw": sizes.tensors}.get(local, 0)
+    return Payload(floats=once + beside)
 
 
 SPEC = ModeSpec(
@@ -308,5 +346,6 @@ SPEC = ModeSpec(
     disclosure=disclosure,
     payload=payload,
     unsuited=unsuited,
+    counts_back=counts_back,
     tensors_travel=lambda options: options.exchange is None,
 )

@@ -87,6 +87,11 @@ def cut_of(options: SplitOptions, body: SharedModel) -> Cut:
             f"split.cut must be [a, b] with 0 <= a < b <= {count} for this model, "
             f"got [{low}, {high}]"
         )
+    if body.blocks.ahead and not low:
+        raise JobError(
+            f"split.cut is [0, {high}], and virtual tokens of {body.adapter.kind} are trained by "
+            "whoever has the first block: the client needs it, so the cut must begin at 1 or later"
+        )
     bottom, trunk = layout.within(0, low), layout.within(low, high)
     top = layout.within(high, count, head=True)
     return Cut(

@@ -122,10 +122,15 @@ def opened(task: Message, worker: Worker, cut: Cut) -> dict[str, Tensor]:
     return adapter_of(task, template, worker.body.layout, kind="task")
 
 
-def moderate(ask: Message, training: Train) -> None:
+def moderate(ask: Message, training: Train, ahead: int = 0) -> None:
     """Refuse a batch that no client of this job has, before memory is taken for it.
 
     Clients share a graph: where one's numbers overflow, the others' gradients are lost as well.
+
+    Args:
+        ask: What a client asks.
+        training: The job's batches and lengths.
+        ahead: How many virtual tokens each text begins with.
 
     Raises:
         LimitError: It is such a batch.
@@ -136,7 +141,7 @@ def moderate(ask: Message, training: Train) -> None:
             raise LimitError(f"section {name!r} has numbers too large to be squared")
     if ask.topic != "forward":
         return
-    lengths, most = lengths_in(ask), training.length
+    lengths, most = lengths_in(ask), training.length + ahead
     longest = max(lengths)
     texts = training.batch if ask.kind == "ask" else max(1, BATCH_TOKENS // longest)
     if longest > most or len(lengths) > texts:

@@ -210,7 +210,7 @@ class Split(Generic[A]):
         parts: dict[str, dict[ClientId, Message]] = {}
         for client, cut in cuts.items():
             same_round(asks[client], state.closed + 1)
-            moderate(asks[client], self.setting.training)
+            moderate(asks[client], self.setting.training, self.body.blocks.ahead)
             parts.setdefault(wanted(asks[client], client, cut), {})[client] = asks[client]
         answers: dict[ClientId, Message] = {}
         for what, answered in (
@@ -272,7 +272,8 @@ class Split(Generic[A]):
         where = StepId(worker.client, int(number(task.facts, "round", least=1)))
         body.dropout(None)
         total = empty(body.classes)
-        for step, rows in enumerate(eval_plan(lengths_of(worker.test), tokens=BATCH_TOKENS)):
+        lengths = lengths_of(worker.test, ahead=body.blocks.ahead)
+        for step, rows in enumerate(eval_plan(lengths, tokens=BATCH_TOKENS)):
             batch = worker.batch(worker.test, rows)
             with torch.no_grad():
                 h = body.bottom(parameters, batch, cut.low)
