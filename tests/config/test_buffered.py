@@ -40,6 +40,7 @@ def test_what_is_a_mean_of_whole_tensors_is_carried(more: tuple[str, ...]) -> No
         ('params.trains="fedsb"',),
         ('params.head="local"',),
         ('params.local="scaffold"',),
+        ('params.local="fedadamw"',),
         ('params.local="ditto"',),
         ('params.local="finetune"',),
         ('params.moments="kept"',),
@@ -64,7 +65,8 @@ def test_modes_that_talk_are_not(mode: str) -> None:
     [
         ("evaluate.every=1", "evaluate.every must be 0"),
         ("evaluate.every=3", "evaluate.every must be 0"),
-        ("clients.cohort=0.5", "clients.cohort must be 1.0"),
+        ("clients.cohort=0.5", "leave clients.cohort at 1.0"),
+        ('clients.sampling="size"', 'and sampling at "uniform"'),
         ('wire.up="topk"', "wire.up carries changes"),
         ('wire.down={ name = "int8", change = true }', "wire.down carries changes"),
     ],

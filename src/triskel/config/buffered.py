@@ -32,8 +32,12 @@ def unbuffered(job: Any, mode: str) -> str | None:  # noqa: ANN401 - a job, know
     """
     if not job.federation.buffer:
         return None
-    can = MODES.spec(mode).carries(job)
-    if not (can.linear_in_updates and can.changes) or can.client_state:
+    spec = MODES.spec(mode)
+    can, options = spec.carries(job), spec.of(job)
+    heads = ("classes", "vocabulary")
+    sections = {name for head in heads for name in spec.disclosure(options, head).sections}
+    whole = bool(sections) and sections <= set(can.changes)
+    if not (whole and can.linear_in_updates) or can.client_state:
         return (
             "federation.buffer needs a mode that averages whole tensors and whose clients keep "
             f"nothing between rounds, which {mode} does not do under these options; set buffer to 0"
@@ -49,9 +53,9 @@ def unbuffered(job: Any, mode: str) -> str | None:  # noqa: ANN401 - a job, know
             "evaluate.every must be 0 with federation.buffer: a test in between would have every "
             "site stop what it is at; the last round is tested"
         )
-    if job.clients.cohort < 1:
+    if job.clients.cohort < 1 or job.clients.sampling == "size":
         return (
-            "clients.cohort must be 1.0 with federation.buffer: every client is at work all the "
-            "time, and the buffer says with how many updates a round closes"
+            "with federation.buffer every client is at work all the time, and the buffer says with "
+            'how many updates a round closes: leave clients.cohort at 1.0 and sampling at "uniform"'
         )
     return None
