@@ -37,6 +37,8 @@ label = "label"
 classes = ["no", "yes"]
 [logits]
 public = 0
+[federation]
+quorum = 0.5  # else FLARE ends a job a minute after it missed a client's process
 """
 
 

@@ -449,6 +449,13 @@ def test_a_job_that_no_federation_can_run_is_refused_with_the_key(change: str, w
         job_folder.request(found, (), ())
 
 
+@pytest.mark.parametrize(("quorum", "least"), [(1.0, 3), (0.6, 2), (0.1, 1)])
+def test_a_job_lives_as_long_as_its_quorum_does(quorum: float, least: int, tmp_path: Path) -> None:
+    job, sites = parse(JOB, overrides=[f"federation.quorum={quorum}"]), ("bank", "clinic", "shop")
+    folder = job_folder.write(tmp_path / "j", job_folder.request(job, ("params",), sites), sites)
+    assert kits.read_json(folder / "meta.json")["min_clients"] == least
+
+
 def test_logits_runs_on_a_public_dataset_that_all_hold() -> None:
     assert job_folder.unfit(parse(JOB, overrides=["mode=logits", "data.public=news"])) is None
     assert job_folder.unfit(parse(JOB, overrides=["data.public=news", "logits.public=9"])) is None

@@ -28,6 +28,12 @@ def a_little_more(counted: int, sent: int) -> bool:
     return sent < counted < 1.2 * sent + 20_000
 
 
+def hurried(patch: pytest.MonkeyPatch) -> None:
+    """Look often, as jobs are short."""
+    for pause in ("POLL_S", "SILENT_S"):
+        patch.setattr(job_watch, pause, 0.2)
+
+
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = {"adapter.dropout": "0.25"}
@@ -40,8 +46,7 @@ def test_every_mode_ends_with_the_adapters_bytes_and_flops_of_one_process(
     there: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[dict[str, Any]] = []
-    for pause in ("POLL_S", "SILENT_S"):  # the job is short
-        monkeypatch.setattr(job_watch, pause, 0.2)
+    hurried(monkeypatch)
     assert there.run(*MODE_NAMES, seen=told.append) == ""
     house = there.house
     assert json.loads((house.root / "out" / "ended.json").read_text())["done"]
@@ -53,8 +58,27 @@ def test_every_mode_ends_with_the_adapters_bytes_and_flops_of_one_process(
     for name in SITES:
         lines = (house.root / name / "triskel" / "audit.jsonl").read_text().splitlines()
         left = [one for one in map(json.loads, lines) if one["what"] == "left"]
-        assert {one["round"] for one in left} == {1, 2}
+        (run,) = {one["run"] for one in left if one["stage"] == "split"}
+        assert {one["round"] for one in left if one["run"] == run} == {1, 2}
     fetched_and_evaluated(there, house.root / "again")
+
+
+def test_rounds_close_with_the_first_updates(there: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurried(monkeypatch)
+    keys = "[federation]\nbuffer = 2\n"
+    text = there.house.text.replace("[federation]\n", keys) + "\n[evaluate]\nevery = 0\n"
+    text = text.replace("rounds = 2", "rounds = 4")
+    out = there.folder / "buffered"
+    assert there.run("params", text=text, out=out) == ""
+    rows = flares["rounds_of"](out, "params")
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        taken = row["clients"].keys() - row.get("absent", {}).keys()
+        assert len(taken) >= 2
+        late = {client: row["clients"][client]["staleness"] for client in taken}
+        assert all(0 <= one < row["round"] for one in late.values())
+        assert sum(row["clients"][client]["share"] for client in taken) == pytest.approx(1)
+    assert ["accuracy" in row for row in rows] == [False, False, False, True]
 
 
 def fetched_and_evaluated(there: Any, out: Path) -> None:

@@ -267,13 +267,14 @@ class Meeting:
 
     def _age(self, name: str) -> None:
         """Let a second pass for who cannot be reached: nobody waits, and nobody else grows old."""
-        inbox = self.host.engine and self.host.engine.inbox
-        if inbox and name in inbox.lines:
-            inbox.lines[name].heard -= 1.0
+        engine = self.host.engine
+        for inbox in {*engine._buffer.inboxes, engine.inbox} if engine else ():
+            if inbox and name in inbox.lines:
+                inbox.lines[name].heard -= 1.0
 
     def serve(self, name: str, method: str, arguments: Mapping[str, Any]) -> Any:
         """What the server's published methods do."""
-        inbox = self.host.engine.inbox
+        inbox = self.host.engine.box(arguments["play"])
         if method == "fetch":
             reply = inbox.fetch(name, arguments["play"])
         else:

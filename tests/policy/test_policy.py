@@ -317,6 +317,9 @@ REFUSED: list[tuple[Mapping[str, str], tuple[str, ...], Mapping[str, Any], list[
     ({}, ("federation.quorum=0.5",), {}, [
         ("limits.cohort: the job has 4 clients in a round, which may close with 2 "
         "(federation.quorum); this site takes part among at least 3")]),
+    ({}, ("federation.buffer=2",), {}, [
+        ("limits.cohort: the job has 4 clients in a round, which may close with 2 "
+        "(federation.buffer); this site takes part among at least 3")]),
     ({}, (), {"clients": None}, [
         ("limits.cohort: the job has a number of clients that is not known here; this site takes "
         "part among at least 3")]),

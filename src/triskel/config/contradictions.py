@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from triskel.config.buffered import problems as buffer_problems
 from triskel.config.names import kept, known_choice
 from triskel.config.sections import (
     BESIDE_FEW_BITS,
@@ -36,6 +37,7 @@ def contradictions(job: Any, info: Any) -> Iterator[str]:  # noqa: ANN401 - a jo
     yield from _about_quantised(job)
     yield from _about_ends(job)
     yield from wire_problems(job.wire, info)
+    yield from buffer_problems(job.federation)
     yield from _about_sections(job)
     for spec in job.specs:
         named = getattr(spec.of(job), spec.aggregate_key) if spec.aggregate_key else None

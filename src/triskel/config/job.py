@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 
 from pydantic import ConfigDict, field_validator, model_serializer, model_validator
 
+from triskel.config.buffered import unbuffered
 from triskel.config.contradictions import SIDE, contradictions, sections_of
 from triskel.config.names import kept, known_name, mode_section, untyped
 from triskel.config.sections import (
@@ -231,7 +232,7 @@ def unfederated(job: Job, mode: ModeName) -> str | None:
             'train.keep must be "last": sites score models on their test rows, so no validation '
             "figure reaches the server"
         )
-    return None
+    return unbuffered(job, mode)
 
 
 def unsupported(job: Job, mode: ModeName) -> str | None:

@@ -253,6 +253,8 @@ class FederationOptions(Options):
     deadline_s: Annotated[float, Field(ge=0)] = 0.0
     order: Literal["wave", "arrival"] = "wave"
     window_s: Rate = 0.02
+    buffer: Count = 0
+    staleness: Count = 10
 
 
 def blocks_of(text: str, blocks: int) -> range:

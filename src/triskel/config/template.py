@@ -127,6 +127,8 @@ patience_s = 60.0            # a client not heard of for so long is left out of 
 deadline_s = 0.0             # one not done after so long too, if the quorum allows; 0: none
 order = "wave"               # wave: the same result every time; arrival: whoever asks first
 window_s = 0.02              # for arrival: how long an ask waits for others
+buffer = 0                   # a round closes with so many updates, late ones too; 0: with all
+staleness = 10               # for buffer: work that is more rounds old is called off
 
 # --- Sources of data ----------------------------------------------------------------------------
 #

@@ -104,7 +104,11 @@ class Way(Sums):
 
 
 class Spent(TypedDict):
-    """What one client spent in one round; `share` is its part in what the round ends with."""
+    """What one client spent in one round; `share` is its part in what the round ends with.
+
+    `staleness` is how many rounds earlier the model was sent that its update began from, where
+    rounds close with the first updates (`federation.buffer`).
+    """
 
     up: Way
     down: Way
@@ -112,6 +116,7 @@ class Spent(TypedDict):
     peak_client_bytes: int
     compute_s: float
     share: NotRequired[float]
+    staleness: NotRequired[int]
 
 
 class SpentTogether(Spent):

@@ -18,6 +18,7 @@ from triskel.config.sections import is_name
 from triskel.core.registry import MODES, TASKS
 from triskel.errors import JobError
 from triskel.federation.harden import CLIENT_CLASS, CONTROLLER, EXECUTOR, SERVER_CLASS
+from triskel.policy.limits import quorum_of
 
 SCHEMA = 1
 SYNC_S = 60
@@ -168,7 +169,8 @@ def write(folder: Path, asked: Request, on: Sequence[str]) -> Path:
     meta = {
         "name": asked.job.name,
         "resource_spec": {},
-        "min_clients": len(on),
+        # With fewer FLARE does not start a job, and ends it a minute after it missed one's process.
+        "min_clients": quorum_of(asked.job, len(on)),
         "deploy_map": {"app": ["server", *on]},
     }
     config = folder / "app" / "config"

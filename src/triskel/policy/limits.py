@@ -36,7 +36,7 @@ def decide_limits(policy: Policy, job: Job, here: Circumstances) -> Iterator[Ref
         if least is not None:
             asks = f"has {together} clients in a round"
             if least != together:
-                asks += f", which may close with {least} (federation.quorum)"
+                asks += f", which may close with {least} ({least_by(job)})"
         yield Refusal(
             key="limits.cohort", asks=asks, allows=f"takes part among at least {limits.cohort}"
         )
@@ -84,6 +84,13 @@ def cohort_of(job: Job, clients: int) -> int:
     return max(1, math.ceil(job.clients.cohort * clients - 1e-9)) if clients else 0
 
 
+def least_by(job: Job) -> str:
+    """Return the key that says how many clients must finish a round."""
+    return "federation.buffer" if job.federation.buffer else "federation.quorum"
+
+
 def quorum_of(job: Job, clients: int) -> int:
     """Return how many of so many clients must finish a round in a federation."""
+    if job.federation.buffer:
+        return min(job.federation.buffer, clients)
     return max(1, math.ceil(job.federation.quorum * clients - 1e-9))

@@ -1,5 +1,6 @@
 """Adapters as sections of a message: how they are put in, and how they are read with suspicion."""
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -121,7 +122,8 @@ def number(facts: Mapping[str, object], name: str, *, least: float = 0) -> float
         MessageError: It is missing, not a number, or too small.
     """
     value = facts.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or not math.isfinite(value) or value < least:
         raise MessageError(f"fact {name!r} must be a number of at least {least}, got {value!r}")
     return float(value)
 

@@ -80,6 +80,7 @@ class Account:
     peak_client_bytes: int = 0
     compute_s: float = 0.0
     share: float | None = None
+    staleness: int | None = None
 
     def add(self, other: "Account") -> None:
         """Add what another account says; memory is the larger of both."""
@@ -100,6 +101,8 @@ class Account:
         }
         if self.share is not None:
             row["share"] = self.share
+        if self.staleness is not None:
+            row["staleness"] = self.staleness
         return row
 
 
@@ -145,6 +148,10 @@ class Ledger:
         """Book the share that each client has in what the round ends with."""
         for client, share in shares.items():
             self.accounts[client].share = share
+
+    def late(self, client: ClientId, rounds: int) -> None:
+        """Book how many rounds ago the model was sent that a client's update began from."""
+        self.accounts[client].staleness = rounds
 
     def crossed(self, *, up: int, down: int) -> None:
         """Book what the engine counted on the network, all clients together."""

@@ -155,7 +155,8 @@ class Server:
     def fetch(self, play: object = None) -> Reply:
         """Return the calling site's task."""
         caller = collab.caller
-        return _answered(lambda: self._inbox().fetch(caller, text({"play": play}, "play")), caller)
+        named = {"play": play}
+        return _answered(lambda: self._inbox(named).fetch(caller, text(named, "play")), caller)
 
     @collab.publish
     def ask(
@@ -173,16 +174,16 @@ class Server:
             told = {"play": play, "ticket": ticket, "taken": taken}
             if type(data) is not bytes or type(waits) is not bool:
                 raise MessageError(f"an ask is made of bytes, got {type(data).__name__}")
-            return self._inbox().ask(
+            return self._inbox(told).ask(
                 caller, text(told, "play"), ticket=whole(told, "ticket", most=2**31),
                 taken=whole(told, "taken", most=2**31), waits=waits, data=data,
             )  # fmt: skip
 
         return _answered(taken_in, caller)
 
-    def _inbox(self) -> Any:  # noqa: ANN401
+    def _inbox(self, about: Mapping[str, Any]) -> Any:  # noqa: ANN401
         engine = self._host.engine if self._host is not None else None
-        inbox = engine.inbox if engine is not None else None
+        inbox = engine.box(text(about, "play")) if engine is not None else None
         if inbox is None:
             raise MessageError("no play is open")
         return inbox

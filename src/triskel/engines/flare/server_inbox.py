@@ -73,6 +73,7 @@ class Inbox:
         tasks: What opens each client's talk.
         read: Turns a client's bytes into the message it asks with, or raises a `MessageError`.
         most: Bytes that a client's asks without an answer may have together.
+        changed: Told when something changes, where somebody waits for several plays.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Inbox:
         tasks: Mapping[ClientId, bytes],
         read: Callable[[bytes, ClientId], Message],
         most: int,
+        changed: threading.Condition | None = None,
     ) -> None:
         self.play = play
         self.lines = {client: Line(task) for client, task in sorted(tasks.items())}
         self._read, self._most = read, most
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
         self._closed = ""
         self._first: float | None = None
 

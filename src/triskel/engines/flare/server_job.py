@@ -44,7 +44,7 @@ from triskel.experiment.starts import Starts
 from triskel.experiment.tokens import Tokens
 from triskel.policy.decide import decide_for_server, decide_who_and_when
 from triskel.policy.hash_chain import now
-from triskel.policy.limits import quorum_of
+from triskel.policy.limits import least_by, quorum_of
 from triskel.policy.model_hash import Seals
 from triskel.policy.paths import (
     adapter_folder,
@@ -148,8 +148,8 @@ class ServerJob:
         with self._lock:
             found = dict(self._told)
         inbox = self.engine.inbox if self.engine is not None else None
-        if inbox is not None and not inbox.closed:
-            clients = inbox.standing()
+        clients = self.engine.standing() if self.engine is not None else {}
+        if inbox is not None and clients:
             found |= {"play": inbox.play.rpartition("/")[0], "clients": clients}
             found["waiting_for"] = [c for c, one in clients.items() if one["state"] == "working"]
         return found
@@ -190,18 +190,28 @@ class ServerJob:
             return f"the server refuses: {unfit}" if unfit else "no site takes part"
         self._policy, self._job, self._modes = policy, job, modes
         met = self._roster.meet(job, modes)
-        if refused := who(met, "refuses"):
+        if refused := who(met, "refuses") or self._never_closes(job):
             return refused
         self._away = {c: one.why for c, one in met.items() if one.present is None}
         if len(met) - len(self._away) < quorum_of(job, len(met)):
             if failed := who(met, "failed"):
                 return failed  # which another try does not mend
             raise RoundError(
-                f"{who(met, 'away')}; the others are fewer than federation.quorum asks for: see "
+                f"{who(met, 'away')}; the others are fewer than {least_by(job)} asks for: see "
                 "to it, then `triskel federation resume` goes on"
             )
         self._roster.keep()
         return ""
+
+    def _never_closes(self, job: Job) -> str:
+        """Return that more updates are asked for than there can be, or nothing."""
+        able = sum(one is None or one.examples > 0 for one in self._roster.present.values())
+        if job.federation.buffer <= able:
+            return ""
+        return (
+            f"the server refuses: federation.buffer is {job.federation.buffer}, and {able} sites "
+            "hold training examples, so no round would close"
+        )
 
     def _decided(self, policy: Policy, job: Job) -> Sequence[Refusal]:
         model = weights_of(job.model.path, self._policy_file, self._seals)

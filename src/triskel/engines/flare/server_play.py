@@ -19,6 +19,7 @@ from triskel.engines.flare.protocol import Peer, Spent, What, play_of, whole
 from triskel.engines.flare.server_calls import Follower
 from triskel.engines.flare.server_inbox import Inbox
 from triskel.errors import MessageError, RoundError, TriskelError
+from triskel.policy.limits import least_by
 from triskel.training.mode_setting import Trial
 from triskel.training.worker import Worker
 from triskel.types import ClientId, Message, Mode
@@ -76,7 +77,7 @@ class Play:
     def run(self, state: Any, group: Sequence[ClientId]) -> Any:  # noqa: ANN401 - any mode's state
         """Play it to its end, and return the state it leaves."""
         options = self.engine.job.federation
-        inbox = self._opened(state, group)
+        inbox = self.opened(state, group)
         start = time.monotonic()
         window = options.window_s if options.order == "arrival" else None
         try:
@@ -92,7 +93,12 @@ class Play:
             inbox.close(f"{inbox.play} is over")
         return state
 
-    def _opened(self, state: Any, group: Sequence[ClientId]) -> Inbox:  # noqa: ANN401
+    def opened(
+        self,
+        state: Any,  # noqa: ANN401 - any mode's state
+        group: Sequence[ClientId],
+        changed: threading.Condition | None = None,
+    ) -> Inbox:
         """Open the play for sites' calls, and have every client of the group called."""
         engine = self.engine
         mode = self.mode
@@ -106,7 +112,7 @@ class Play:
             tasks = dict.fromkeys(group, same)
         packed = _each_packed(self.channel, tasks)
         name = play_of(engine.stage, round_, self.what, engine.session)
-        inbox = Inbox(name, packed, self._asked, int(engine.job.wire.max_mb * MB))
+        inbox = Inbox(name, packed, self._asked, int(engine.job.wire.max_mb * MB), changed)
         engine.inbox, self.round = inbox, round_
         for client in group:
             self.channel.book(tasks[client], len(packed[client]), client, "down")
@@ -142,15 +148,7 @@ class Play:
             if line.open:
                 return
             waiting.pop(0)
-            if line.update is not None and line.spent is not None and not line.gone:
-                try:
-                    with _from(client):
-                        message = self.channel.read(line.update, client, "up")
-                        self.take(client, message, line.spent)
-                        self.channel.book(message, len(line.update), client, "up")
-                except TriskelError as error:
-                    inbox.leave(client, str(error))
-                line.update = b""
+            settled(self.channel, inbox, client, self.take)
             if line.gone:
                 self._lost(client, line.gone)
 
@@ -211,10 +209,22 @@ class Play:
         self.gone[client] = why
         self.engine.absent.setdefault(client, why)  # the first reason, until it is back
         if len(self.gone) > self.may_go:
-            raise RoundError(
-                f"{sentence(self.gone)}; the others are fewer than federation.quorum asks for: "
-                "see to it, then `triskel federation resume` goes on from the last closed round"
-            )
+            raise too_few(self.gone, self.engine.job)
+
+
+def settled(channel: Channel, inbox: Inbox, client: ClientId, take: Take) -> None:
+    """Take what a client ended with; one that cannot be taken loses the client."""
+    line = inbox.lines[client]
+    if line.update is None or line.spent is None or line.gone:
+        return
+    try:
+        with _from(client):
+            message = channel.read(line.update, client, "up")
+            take(client, message, line.spent)
+            channel.book(message, len(line.update), client, "up")
+    except TriskelError as error:
+        inbox.leave(client, str(error))
+    line.update = b""
 
 
 @contextmanager
@@ -244,6 +254,14 @@ def _each_packed(channel: Channel, messages: Mapping[ClientId, Message]) -> dict
             last = message, channel.pack(message, client, "down")
         packed[client] = last[1]
     return packed
+
+
+def too_few(gone: Mapping[ClientId, str], job: Job) -> RoundError:
+    """Return the error of a round that lost too many."""
+    return RoundError(
+        f"{sentence(gone)}; the others are fewer than {least_by(job)} asks for: see to it, then "
+        "`triskel federation resume` goes on from the last closed round"
+    )
 
 
 def sentence(gone: Mapping[ClientId, str]) -> str:

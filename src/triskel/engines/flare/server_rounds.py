@@ -9,7 +9,7 @@ local engine's, so the adapters are too, bit by bit.
 A client that is not heard of for `federation.patience_s`, sends what cannot be read, or says that
 it failed, has no part in the rest of the round. The round closes with those left, if they are at
 least the quorum; else the job stops there, and goes on from its last closed round when it is
-submitted again.
+submitted again. With `federation.buffer` rounds close with the first so many (`server_buffer`).
 """
 
 import secrets
@@ -21,6 +21,7 @@ from triskel.config.job import Job
 from triskel.core import events
 from triskel.engines.channel import Channel
 from triskel.engines.flare.protocol import Peer, Spent, What
+from triskel.engines.flare.server_buffer import Buffer
 from triskel.engines.flare.server_inbox import Inbox
 from triskel.engines.flare.server_play import Play, Take, sentence
 from triskel.engines.fold import Fold
@@ -90,6 +91,22 @@ class RemoteEngine:
     counted: dict[ClientId, int] = field(default_factory=dict[ClientId, int])
     ledger: Ledger = field(default_factory=Ledger)
 
+    def __post_init__(self) -> None:
+        """Have no work out."""
+        self._buffer = Buffer(self)
+
+    def box(self, play: str) -> Inbox | None:
+        """Return where calls about a play go: to its own inbox, or to that of the last play."""
+        return next((one for one in self._buffer.inboxes if one.play == play), self.inbox)
+
+    def standing(self) -> dict[ClientId, dict[str, Any]]:
+        """Return what each client is at, for whoever looks; nothing where no play is open."""
+        found = dict[ClientId, dict[str, Any]]()
+        for inbox in (*self._buffer.inboxes, self.inbox):
+            if inbox is not None and not inbox.closed:
+                found |= inbox.standing()
+        return found
+
     # --- a round ------------------------------------------------------------------------------
 
     def round(  # noqa: PLR0913 - what a round is made of
@@ -135,7 +152,12 @@ class RemoteEngine:
             )
 
         before = self.crossed()
-        state, left, round_ = self._played("work", mode, state, cohort, channel=channel, take=fold)
+        if self.job.federation.buffer:
+            left, round_ = self._buffer.played(mode, state, cohort, channel=channel, take=fold)
+        else:
+            state, left, round_ = self._played(
+                "work", mode, state, cohort, channel=channel, take=fold
+            )
         for client, why in sorted(left.items()):
             ledger.left_out(client, why)
             watch(events.warning(f"{client} is left out of this round: {why}"))

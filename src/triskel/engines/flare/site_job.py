@@ -178,6 +178,8 @@ class SiteJob:
         if stage not in self._here.modes:
             raise MessageError(f"this site plays no {stage!r} in this job")
         with self._changed:
+            if self._part is not None and self._part.stage == stage:
+                self._part.stop = True  # nothing of it counts any more
             if stage not in self._saves:
                 self._saves[stage] = self._hand.submit(self._finish, stage, counted)
             save = self._saves[stage]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from triskel.errors import MessageError
+from triskel.numerics.tensors import is_finite
 from triskel.types import Facts, Message, Section, Tensors
 from triskel.wire.adapters import number, sections_of
 
@@ -124,7 +125,12 @@ class Scaffold(Correction):
         return {CONTROL: Section(kind="dense", tensors=sent)}
 
     def told(self, total: Control, update: Message, found: Tensors, weight: float) -> Control:
-        """Return the total and nᵢ (cᵢ' - cᵢ), with cᵢ = 0 for who is new."""
+        """Return the total and nᵢ (cᵢ' - cᵢ), with cᵢ = 0 for who is new.
+
+        Raises:
+            MessageError: A number is not finite.
+        """
+        _finite(CONTROL, found)
         new = weight if update.facts.get("new") is True else 0.0
         return total.plus(Control({n: weight * t.double() for n, t in found.items()}, weight=new))
 
@@ -161,8 +167,9 @@ class CommonAdamW(Correction):
         """Return the total and nᵢ vᵢ, nᵢ Kᵢ.
 
         Raises:
-            MessageError: A second moment is negative, or the number of steps is none.
+            MessageError: A second moment is negative or not finite, or the number of steps is none.
         """
+        _finite(SQUARES, found)
         if low := [name for name, t in found.items() if float(t.min()) < 0]:
             raise MessageError(f"section {SQUARES!r}: a mean of squares is negative: {low[0]!r}")
         steps = number(update.facts, "steps", least=1)
@@ -188,9 +195,11 @@ def told_in(task: Message, adapter: Tensors) -> Told:
     """Return what of it a task brings; nothing where it brings none.
 
     Raises:
-        MessageError: A name or shape is not of the adapter that it came with.
+        MessageError: A name or shape is not of the adapter that it came with, or a part is missing.
     """
     there = {n: s for n in (CONTROL, SQUARES) if (s := task.sections.get(n)) is not None}
+    if TAKEN in task.facts and (lost := {CONTROL, SQUARES} - there.keys()):
+        raise MessageError(f"the task has no section {min(lost)!r}, and says {TAKEN!r}")
     if not there:
         return Told()
     known = {n: {m: t for m, t in adapter.items() if m in s.tensors} for n, s in there.items()}
@@ -201,6 +210,16 @@ def told_in(task: Message, adapter: Tensors) -> Told:
     tensors = {n: found[n].tensors if n in found else {} for n in (CONTROL, SQUARES)}
     steps = int(number(task.facts, TAKEN, least=1)) if SQUARES in found else 0
     return Told(control=tensors[CONTROL], squares=tensors[SQUARES], steps=steps)
+
+
+def _finite(section: str, tensors: Tensors) -> None:
+    """Refuse numbers of which no sum may be made.
+
+    Raises:
+        MessageError: One is not finite.
+    """
+    if bad := [name for name, t in tensors.items() if not is_finite(t)]:
+        raise MessageError(f"section {section!r} has numbers in {bad[0]!r} that are not finite")
 
 
 def _added(one: Tensors, other: Tensors) -> dict[str, Tensor]:
