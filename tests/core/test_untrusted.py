@@ -284,7 +284,7 @@ def test_nothing_that_is_loaded_may_bring_code() -> None:
     assert not [
         line
         for line in bare
-        if not line.startswith(("model_card.py", "adapters.py")) and "**options" not in line
+        if not line.startswith(("card_code.py", "adapters.py")) and "**options" not in line
         and "PeftModel" not in line and "from_pretrained(FOLDER" not in line  # a sentence
     ]  # fmt: skip
     for name in ("model/load.py", "model/peft_folder.py"):

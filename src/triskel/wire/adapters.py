@@ -122,8 +122,11 @@ def number(facts: Mapping[str, object], name: str, *, least: float = 0) -> float
         MessageError: It is missing, not a number, or too small.
     """
     value = facts.get(name)
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not math.isfinite(value) or value < least:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not least <= value < math.inf
+    ):
         raise MessageError(f"fact {name!r} must be a number of at least {least}, got {value!r}")
     return float(value)
 
