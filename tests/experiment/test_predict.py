@@ -54,6 +54,9 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = small.job(model, rows, train={"lr": 0.05})
     run(plain, Request(modes=("params", "split"), baselines=("local",)), folder / "run",
         LocalEngine(plain), small.watch)  # fmt: skip
+    prompt = small.job(model, rows, train={"lr": 0.05}, adapter={"kind": "ptuning", "tokens": 4})
+    run(prompt, Request(modes=("params",), baselines=()), folder / "prompt", LocalEngine(prompt),
+        small.watch)  # fmt: skip
     mixed = small.job(model, rows, train={"lr": 0.05}, clients=own, mode="logits")
     run(mixed, Request(modes=("logits",), baselines=()), folder / "mixed", LocalEngine(mixed),
         small.watch)  # fmt: skip
@@ -105,6 +108,7 @@ def answers(ready: Predictor, prompts: Sequence[str], **more: Any) -> list[str |
         ("run", "params", None),
         ("run", "split", None),
         ("run", "local", "client-03"),
+        ("prompt", "params", None),
         ("mixed", "logits", None),
         ("mixed", "logits", "client-01"),
         ("mixed", "logits", "client-02"),

@@ -16,6 +16,7 @@ from triskel.data.batches import batch_of
 from triskel.errors import JobError, LimitError, ModelError
 from triskel.model.flops import Piece, count
 from triskel.model.generate import Sampling, Writer
+from triskel.model.meter import Costs
 from triskel.model.shared import Choice, SharedModel
 from triskel.modes.params.mode import Params
 from triskel.modes.split.cut import cut_of, rows_section
@@ -256,6 +257,8 @@ def test_flops_are_those_of_longer_texts_and_of_the_network(kind: str) -> None:
     )
     saved = count(body, WHOLE)
     assert saved.bytes_of(4, 6, 4) > saved.bytes_of(2, 6, 4) > 0
+    weights = {p.data_ptr(): p.nbytes for p in body.blocks.model.parameters()}
+    assert Costs(body).resident((WHOLE,)) == sum(weights.values())
 
 
 def test_what_virtual_tokens_do_not_have_is_refused_and_positions_are_fewer() -> None:
