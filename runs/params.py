@@ -3,6 +3,7 @@
     silos          the demonstration's four silos (`runs/params-silos.toml`): every member
     banking77-0.5, banking77-0.1   four clients, labels by Dirichlet(alpha): the best of each family
     dolly          ten clients of different kinds of instructions, `causal`
+    ranks          the silos, with clients of rank 4, 8, 16 and 32, beside everybody at rank 4
 
 Per member a learning rate is chosen on validation texts of seed 0; test texts are read at that rate
 only, over five seeds. Members hold the same texts, so each is paired with the mean text by text.
@@ -16,12 +17,15 @@ writes what is there to `--results` and prints it.
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from params_members import BEST, FAMILIES, RANKS, REFERENCE, SEED_RATES, SILO_OPTIONS, Member
 
 from triskel.config.job import Job
 from triskel.config.read import parse
@@ -35,91 +39,14 @@ from triskel.experiment.models import Loaded
 from triskel.experiment.resources import LocalResources, prepare
 from triskel.experiment.tokens import Tokens
 from triskel.model.hidden_cache import HiddenCache
-from triskel.statistics.outcomes import Outcomes
+from triskel.statistics.outcomes import Figure, Outcomes
 from triskel.statistics.significance import difference, mean_of
 
 HERE_ = Path(__file__).parent
-MODE, REFERENCE = "params", "mean"
-Member = tuple[str, ...]
-"""Settings of a job."""
-
-
-def choice(key: str, name: str, **options: object) -> str:
-    """Return the setting that chooses something by name, with options.
-
-    >>> choice("params.local", "fedprox", strength=0.1)
-    'params.local={name = "fedprox", strength = 0.1}'
-    """
-    inner = "".join(f", {k} = {json.dumps(v)}" for k, v in options.items())
-    return f'{key}={{name = "{name}"{inner}}}' if inner else f'{key}="{name}"'
-
-
-def small(up: str, down: str) -> Member:
-    """Return the settings of codecs."""
-    return (f"wire.up={up}", f"wire.down={down}")
-
-
-CORE = ('params.trains="fedsb"',)
-FAMILIES: Mapping[str, Mapping[str, Member]] = {
-    "what trains": {
-        REFERENCE: (),
-        **{n: (f'params.trains="{n}"',) for n in ("ffa", "fedsa", "rolora", "fedsb")},
-        "head": ('params.head="local"',),
-    },
-    "product space": {
-        n: (choice("params.aggregate", n),)
-        for n in ("fedex", "flora", "flexlora", "raflora", "florist", "hetlora", "lora_fair")
-    }
-    | {"fedsvd": ('params.trains="ffa"', 'params.aggregate="fedsvd"')},
-    "clients": {
-        "fedprox": (choice("params.local", "fedprox", strength=0.1),),
-        "scaffold": ('params.local="scaffold"',),
-        "fedadamw": ('params.local="fedadamw"',),
-        "fednova": ('params.aggregate="fednova"',),
-        "kept moments": ('params.moments="kept"',),
-    },
-    "server": {
-        "fedavgm": ("params.server_momentum=0.5",),
-        "diloco": (
-            'params.moments="kept"', 'params.server_optimizer="nesterov"',
-            "params.server_lr=0.7", "params.server_momentum=0.5",
-        ),
-        **{
-            f"fed{n}": (
-                f'params.server_optimizer="{n}"', "params.server_lr=0.01",
-                f"params.server_momentum={0.0 if n == 'adagrad' else 0.9}",
-            )
-            for n in ("adam", "yogi", "adagrad")
-        },
-    },
-    "models of their own": {
-        "mr_mtl": (choice("params.local", "mr_mtl", strength=0.1),),
-        "ditto": (choice("params.local", "ditto", strength=0.1),),
-        "pfedme": (choice("params.local", "pfedme", strength=1.0, inner=2, rate=0.5),),
-        "finetune": ('params.local="finetune"',),
-    },
-    "small": {
-        "bf16": small('"bf16"', '"bf16"'),
-        "int8": small('"int8"', '"int8"'),
-        "int4": small('"int4"', '"int4"'),
-        "sign": small('"sign"', '"sign"'),
-        "topk 1/50": small('{name = "topk", share = 0.02}', '{name = "topk", share = 0.02}'),
-        "topk 1/200": small('{name = "topk", share = 0.005}', '{name = "topk", share = 0.005}'),
-        "fedsb, int4": (*CORE, *small('"int4"', '"int4"')),
-    },
-    "seeds": {
-        n: (choice("params.exchange", n, steps=100),) for n in ("fedkseed", "fedmezo")
-    },
-    "robust": {
-        n: (choice("params.aggregate", n),)
-        for n in ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "norm_clip")
-    },
-}  # fmt: skip
-SILO_OPTIONS = {n: choice("params.aggregate", n, attackers=0) for n in ("krum", "multi_krum")}
-"""Four silos are too few for Krum with an attacker."""
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-RATE_KEYS = {"fedkseed": ("params.exchange.lr", (5e-5, 1e-4, 2e-4)),
-             "fedmezo": ("params.exchange.lr", (5e-5, 1e-4, 2e-4))}  # fmt: skip
+MODE = "params"
+RATES = (1e-3, 2e-3, 4e-3)
+"""What a member's rates begin with; while the best is the first or the last, one more is tried."""
+MOST_RATES = 6
 SEEDS = tuple(range(5))
 
 
@@ -131,42 +58,35 @@ class Task:
         job: The file.
         settings: On top of it.
         files: Of the folder that `--data` names, by key.
-        members: Which are played; empty is all.
+        members: Which are played.
+        reference: Beside whom the others are held.
     """
 
     job: str
     settings: tuple[str, ...] = ()
     files: Mapping[str, str] | None = None
-    members: tuple[str, ...] = ()
+    members: Mapping[str, Member] = field(default_factory=dict[str, Member])
+    reference: str = REFERENCE
 
 
-BEST = (
-    REFERENCE, "fedsb", "fedex", "flexlora", "scaffold", "diloco", "mr_mtl", "int4", "sign",
-    "topk 1/50", "fedsb, int4", "fedkseed", "median",
-)  # fmt: skip
+EVERY = {name: member for family in FAMILIES.values() for name, member in family.items()}
+SOME = {name: EVERY[name] for name in BEST}
 TASKS: Mapping[str, Task] = {
-    "silos": Task("params-silos.toml"),
+    "silos": Task("params-silos.toml", members=EVERY | SILO_OPTIONS),
+    "ranks": Task("params-silos.toml", members=RANKS, reference=next(iter(RANKS))),
     **{
         f"banking77-{alpha}": Task(
             "params-banking77.toml",
             (f"clients.alpha={alpha}",),
             {"data.train": "train.csv", "data.test": "test.csv"},
-            BEST,
+            SOME,
         )
         for alpha in (0.5, 0.1)
     },
     "dolly": Task(
-        "params-dolly.toml", (), {"data.train": ".", "data.test": "global_test.json"}, BEST
+        "params-dolly.toml", (), {"data.train": ".", "data.test": "global_test.json"}, SOME
     ),
 }
-
-
-def members(task: Task) -> dict[str, Member]:
-    """Return what is played, the mean first."""
-    every = {n: m for family in FAMILIES.values() for n, m in family.items()}
-    if not task.files:
-        every |= {n: (one,) for n, one in SILO_OPTIONS.items()}
-    return {n: every[n] for n in (task.members or every)}
 
 
 class Shared:
@@ -204,6 +124,20 @@ def everybodys(result: Mapping[str, Any]) -> float:
     return float(result["modes"][MODE]["rounds"][-1]["loss"])
 
 
+def untried(reached: Mapping[float, float], first: Sequence[float]) -> float | None:
+    """Return the next rate to try: the first ones, then beyond the best while it is at an end.
+
+    >>> untried({1e-3: 0.9, 2e-3: 0.8, 4e-3: 0.7}, RATES), untried({1: 3, 2: 1, 4: 2}, (1, 2, 4))
+    (0.008, None)
+    """
+    if left := [rate for rate in first if rate not in reached]:
+        return left[0]
+    best = min(reached, key=lambda r: reached[r])
+    if len(reached) < MOST_RATES and best in {min(reached), max(reached)}:
+        return best * 2 if best == max(reached) else best / 2
+    return None
+
+
 @dataclass(frozen=True)
 class Study:
     """One task in one folder of runs.
@@ -213,14 +147,21 @@ class Study:
         out: Where runs lie.
         text: The job.
         settings: On top of it.
-        told: Those of them that do not say where files lie.
+        task: What is played.
+        told: Those settings that do not say where files lie.
     """
 
     name: str
     out: Path
     text: str
     settings: tuple[str, ...]
+    task: Task
     told: tuple[str, ...] = ()
+
+    @property
+    def figure(self) -> Figure:
+        """What is compared: whole answers have no accuracy."""
+        return "loss" if 'task = "causal"' in self.text else "accuracy"
 
     def job(self, member: Member, rate: tuple[str, float], seed: int) -> Job:
         """Return the job of one run."""
@@ -238,16 +179,22 @@ class Study:
             file = self.place(name, "rate.json")
             if file.exists():
                 continue
-            key, rates = RATE_KEYS.get(name, ("train.lr", RATES))
-            reached: dict[str, float] = {}
-            for rate in rates:
+            seeds = name in FAMILIES["seeds"]
+            key = "params.exchange.lr" if seeds else "train.lr"
+            reached: dict[float, float] = {}
+            while (rate := untried(reached, SEED_RATES if seeds else RATES)) is not None:
                 job = self.job((*member, "data.validation_share=0.2"), (key, rate), SEEDS[0])
                 found = play(job, "validation", self.place(name, f"rate-{rate}"), shared)
-                if found is not None:
-                    reached[repr(rate)] = everybodys(found)
+                reached[rate] = math.inf if found is None else everybodys(found)
             print(f"{name}: {reached}", flush=True)
             best = min(reached, key=lambda r: reached[r])
-            told = {"key": key, "rate": float(best), "validation_loss": reached}
+            told = {
+                "key": key,
+                "rate": best,
+                "validation_loss": {
+                    repr(r): loss for r, loss in sorted(reached.items()) if math.isfinite(loss)
+                },
+            }
             file.write_text(json.dumps(told), encoding="utf-8")
 
     def rate(self, name: str) -> tuple[str, float] | None:
@@ -270,89 +217,97 @@ class Study:
                     print(f"seed {seed}, {name}: {told}", flush=True)
 
 
-def outcomes(place: Path, column: str) -> Outcomes | None:
-    """Return what a run got right text by text."""
+def outcomes(place: Path, column: str, client: str | None = None) -> Outcomes | None:
+    """Return what a run got right text by text, on a client's texts or on all."""
     record = records.read(place, MODE)
     if record is None or not bool(record.columns[column].scored.any()):
         return None
-    one = record.columns[column]
+    one, texts = record.columns[column], record.texts
+    if client is not None:
+        mine = record.of(client)
+        one, texts = one.at(mine), texts[mine]
     return Outcomes(
-        texts=record.texts.numpy(),
+        texts=texts.numpy(),
         right=one.right.numpy(),
         loss=one.loss.numpy(),
         scored=one.scored.double().numpy(),
     )
 
 
-def summed(study: Study, names: Sequence[str]) -> dict[str, Any]:
+def beside(study: Study, name: str, column: str, client: str | None = None) -> dict[str, Any]:
+    """Return what a member reached on texts, and how far that is from the reference."""
+    places = [[study.place(n, f"seed-{s}") for s in SEEDS] for n in (name, study.task.reference)]
+    mine, theirs = [[outcomes(p, column, client) for p in ps] for ps in places]
+    left, right = ([one for one in ones if one is not None] for ones in (mine, theirs))
+    if len(left) < len(SEEDS):
+        return {}
+    one = mean_of(left, study.figure)
+    row: dict[str, Any] = {"mean": one.mean, "low": one.low, "high": one.high}
+    if len(right) == len(SEEDS) and name != study.task.reference:
+        by = difference(left, right, study.figure)
+        row["beside"] = {"mean": by.mean, "low": by.low, "high": by.high, "p": by.p}
+    return row
+
+
+def summed(study: Study) -> dict[str, Any]:
     """Return every member that was played with all seeds: figures, bytes, and beside the mean."""
     rows: dict[str, Any] = {}
-    figure = "loss" if 'task = "causal"' in study.text else "accuracy"
-    for name in names:
-        places = [study.place(name, f"seed-{seed}") for seed in SEEDS]
-        if any(run_in(place) is None for place in places):
+    for name in study.task.members:
+        found = [run_in(study.place(name, f"seed-{seed}")) for seed in SEEDS]
+        runs: list[dict[str, Any]] = [dict(one["modes"][MODE]) for one in found if one is not None]
+        if len(runs) < len(SEEDS):
             continue
-        runs = [run_in(place) for place in places]
+        totals = [one["totals"] for one in runs]
         row: dict[str, Any] = {"rate": study.rate(name)}
+        row["client_flops"] = sum(t["client_flops"] for t in totals) / len(totals)
         for way in ("up", "down"):
-            sent = [r["modes"][MODE]["totals"][way] for r in runs if r is not None]
             row[way] = {
-                k: sum(s[k] for s in sent) / len(sent) for k in ("payload_bytes", "message_bytes")
+                k: sum(t[way][k] for t in totals) / len(totals)
+                for k in ("payload_bytes", "message_bytes")
             }
-        row["client_flops"] = sum(r["modes"][MODE]["totals"]["flops"] for r in runs if r) / len(
-            runs
-        )
-        for column in records.COLUMNS:
-            mine = [one for p in places if (one := outcomes(p, column)) is not None]
-            if len(mine) == len(places):
-                one = mean_of(mine, figure)
-                row[column] = {"mean": one.mean, "low": one.low, "high": one.high}
-                other = [outcomes(study.place(REFERENCE, f"seed-{s}"), column) for s in SEEDS]
-                theirs = [one for one in other if one is not None]
-                if len(theirs) == len(places) and name != REFERENCE:
-                    gap = difference(mine, theirs, figure)
-                    row[column]["beside_mean"] = {
-                        "mean": gap.mean,
-                        "low": gap.low,
-                        "high": gap.high,
-                        "p": gap.p,
-                    }
+        row |= {column: beside(study, name, column) for column in records.COLUMNS}
+        clients = sorted(runs[0]["rounds"][-1]["clients"])
+        row["clients"] = {c: beside(study, name, "own", c) for c in clients}
         rows[name] = row
-    whole = rows.get(REFERENCE)
-    for row in rows.values() if whole else ():
-        row["bytes_of_mean"] = sum(row[w]["message_bytes"] for w in ("up", "down")) / sum(
-            whole[w]["message_bytes"] for w in ("up", "down")
-        )
+    if (whole := rows.get(study.task.reference)) is not None:
+        for row in rows.values():
+            row["bytes"] = bytes_of(row) / bytes_of(whole)
     return {
         "task": study.name,
-        "figure": figure,
+        "figure": study.figure,
+        "beside": study.task.reference,
         "settings": list(study.told),
         "seeds": list(SEEDS),
         "rows": rows,
     }
 
 
+def bytes_of(row: Mapping[str, Any]) -> float:
+    """Return bytes of messages, up plus down."""
+    return float(row["up"]["message_bytes"] + row["down"]["message_bytes"])
+
+
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Return rows of a Markdown table."""
-    figure = found["figure"]
-    yield f"| | {figure}, everybody's | beside the mean | own texts | bytes of the mean's | rate |"
+    figure, whom = found["figure"], found["beside"]
+    yield f"| | {figure}, everybody's | beside {whom} | own texts | bytes / {whom} | rate |"
     yield "|---|---:|---:|---:|---:|---:|"
     for name, row in found["rows"].items():
-        cells = [name]
-        for column in ("everybody", "own"):
-            one = row.get(column)
-            cells.append(
-                "–" if one is None else f"{one['mean']:.3f} ±{(one['high'] - one['low']) / 2:.3f}"
-            )
-            if column == "everybody":
-                gap = (one or {}).get("beside_mean")
-                cells.append(
-                    "–"
-                    if gap is None
-                    else f"{gap['mean']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
-                )
-        cells += [f"{row['bytes_of_mean']:.4f}", f"{row['rate'][1]:g}"]
+        cells = [name, level(row["everybody"]), gap(row["everybody"]), level(row["own"])]
+        cells += [f"{row['bytes']:.4f}" if "bytes" in row else "–", f"{row['rate'][1]:g}"]
         yield "| " + " | ".join(cells) + " |"
+
+
+def level(one: Mapping[str, float]) -> str:
+    """Return a figure with half its interval."""
+    return f"{one['mean']:.3f} ±{(one['high'] - one['low']) / 2:.3f}" if one else "–"
+
+
+def gap(one: Mapping[str, Any]) -> str:
+    """Return a difference with its interval."""
+    if (by := one.get("beside")) is None:
+        return "–"
+    return f"{by['mean']:+.3f} ({by['low']:+.3f} to {by['high']:+.3f})"
 
 
 def main() -> int:
@@ -380,7 +335,7 @@ def main() -> int:
             settings += (f"{key}={json.dumps(str(chosen.data.resolve() / name))}",)
     text = (HERE_ / task.job).read_text(encoding="utf-8")
     told = tuple(one for one in (*task.settings, *chosen.set) if "path" not in one)
-    study, every = Study(chosen.task, chosen.out, text, settings, told), members(task)
+    study, every = Study(chosen.task, chosen.out, text, settings, task, told), task.members
     if not chosen.table:
         index, shares = map(int, chosen.share.split("/"))
         names = chosen.members.split(";") if chosen.members else list(every)
@@ -396,7 +351,7 @@ def main() -> int:
         except TriskelError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    found = summed(study, list(every))
+    found = summed(study)
     chosen.results.mkdir(parents=True, exist_ok=True)
     file = chosen.results / f"{chosen.task}.json"
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
