@@ -32,7 +32,9 @@ from triskel.training.mode_setting import mode_of
 from triskel.types import Batch
 from triskel.wire.ledger import Ledger
 
-SMALL = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
+HELPERS = Path(__file__).parents[1] / "helpers"
+SMALL = SimpleNamespace(**runpy.run_path(str(HELPERS / "small.py")))
+PAIRS = SimpleNamespace(**runpy.run_path(str(HELPERS / "pairs.py")))
 L, D, M, H, V, C, R = 3, 16, 24, 2, 46, 3, 2
 HEAD_DIM = D // H
 
@@ -246,9 +248,10 @@ def play(resources: LocalResources, mode: str) -> dict[str, Any]:
     return rows
 
 
-@pytest.mark.parametrize("mode", ["params", "logits"])
-@pytest.mark.parametrize("task", ["classify", "causal"])
-@pytest.mark.parametrize("kind", get_args(AdapterKind))
+@pytest.mark.parametrize(
+    ("kind", "mode", "task"),
+    PAIRS.pairwise(get_args(AdapterKind), ("params", "logits"), ("classify", "causal")),
+)
 def test_a_round_costs_what_torch_counts_while_it_runs(
     kind: str, mode: str, task: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

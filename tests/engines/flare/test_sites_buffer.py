@@ -8,7 +8,7 @@ The links say who is slow: a site that is held says that it works, however long 
 import json
 import runpy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +113,14 @@ def one_round(party: Any, playing: Any, state: Any, held: set[str]) -> tuple[Any
     return found
 
 
+def until(there: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if there():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
 def free_once_lost(client: str, playing: Any, links: Links) -> None:
     """Let the others be slow until it is known that a client is lost."""
     lose = playing._buffer._lose
@@ -191,6 +199,29 @@ def test_what_is_spent_is_booked_once_and_in_the_round_in_which_it_counts(party:
         assert {c: one.get("staleness") for c, one in row.items() if c in taken} == taken
     assert ledgers[0].absent == {"shop": "at work on the task of round 1"}
     assert ledgers[3].absent == {"clinic": "at work on the task of round 3"}
+
+
+def test_what_comes_between_rounds_is_taken_as_the_next_one_opens_and_once(party: Any) -> None:
+    playing, links = engine(party), party.twist
+    states, _ = rounds(party, playing, [{"shop"}])
+    links.held, buffer, was = set(), playing._buffer, playing._buffer._wait
+    until(lambda: buffer._out["shop"].here)
+
+    def wait(now: Any) -> None:
+        assert now.counted == ["shop"]
+        until(lambda: buffer._out["shop"].here)  # its next one is there before the others' are
+        links.held = set()
+        was(now)
+
+    buffer._wait = wait
+    state, ledger = one_round(party, playing, states[-1], {"bank", "clinic"})
+    assert counted(ledger)["shop"] == 1
+    assert 2 <= len(counted(ledger)) <= 3
+    shop = ledger.accounts["shop"]
+    assert (shop.up.messages, shop.down.messages) == (1, 1), "it has new work at once"
+    buffer._wait = was
+    _, ledger = one_round(party, playing, state, {"bank"})
+    assert counted(ledger)["shop"] == 1, "that of round 2, in round 3"
 
 
 def test_with_all_clients_a_round_is_the_one_that_waits_for_everybody(party: Any) -> None:

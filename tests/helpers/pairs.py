@@ -1,0 +1,31 @@
+"""Fewer cases than a whole product: every pair of values of two keys stands in one of them.
+
+Faults that need a third value beside a pair are rare (Kuhn, Wallace and Gallo, *Software fault
+interactions and implications for software testing*, 2004), and a product grows with every key.
+"""
+
+from collections.abc import Hashable, Sequence
+from itertools import combinations, product
+
+
+def pairwise(*keys: Sequence[Hashable]) -> list[tuple[Hashable, ...]]:
+    """Return rows of one value a key, so that any two values of two keys stand in a row together.
+
+    The same values give the same rows.
+
+    >>> pairwise("ab", "xy", (1, 2))
+    [('a', 'x', 1), ('a', 'y', 2), ('b', 'x', 2), ('b', 'y', 1)]
+    """
+    places = list(combinations(range(len(keys)), 2))
+    rows = list(product(*keys))
+    left = {(i, row[i], j, row[j]) for row in rows for i, j in places}
+    chosen: list[tuple[Hashable, ...]] = []
+    while left:
+
+        def new(row: tuple[Hashable, ...]) -> int:
+            return sum((i, row[i], j, row[j]) in left for i, j in places)
+
+        best = max(rows, key=new)
+        left -= {(i, best[i], j, best[j]) for i, j in places}
+        chosen.append(best)
+    return sorted(chosen, key=rows.index)
