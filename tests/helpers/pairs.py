@@ -16,16 +16,16 @@ def pairwise(*keys: Sequence[Hashable]) -> list[tuple[Hashable, ...]]:
     >>> pairwise("ab", "xy", (1, 2))
     [('a', 'x', 1), ('a', 'y', 2), ('b', 'x', 2), ('b', 'y', 1)]
     """
-    places = list(combinations(range(len(keys)), 2))
     rows = list(product(*keys))
-    left = {(i, row[i], j, row[j]) for row in rows for i, j in places}
+    left = set[tuple[tuple[int, Hashable], ...]]().union(*map(_pairs, rows))
     chosen: list[tuple[Hashable, ...]] = []
     while left:
-
-        def new(row: tuple[Hashable, ...]) -> int:
-            return sum((i, row[i], j, row[j]) in left for i, j in places)
-
-        best = max(rows, key=new)
-        left -= {(i, best[i], j, best[j]) for i, j in places}
+        new = [len(left & _pairs(row)) for row in rows]
+        best = rows[new.index(max(new))]
+        left -= _pairs(best)
         chosen.append(best)
     return sorted(chosen, key=rows.index)
+
+
+def _pairs(row: tuple[Hashable, ...]) -> set[tuple[tuple[int, Hashable], ...]]:
+    return set(combinations(enumerate(row), 2))
