@@ -105,23 +105,26 @@ class Shared:
         return replace(found, memory=memory, models=models, tokens=tokens)
 
 
-def play(job: Job, judge: Judge, place: Path, shared: Shared) -> dict[str, Any] | None:
+def play(
+    job: Job, judge: Judge, place: Path, shared: Shared, engine: LocalEngine | None = None
+) -> dict[str, Any] | None:
     """Return the result of a job, played unless it was; None where training diverged."""
     if (found := run_in(place)) is None:
         shutil.rmtree(place, ignore_errors=True)
         venue = replace(HERE, prepare=shared.prepare)
         request = Request(modes=(MODE,), baselines=(), strict=True, judge=judge)
         try:
-            found = run(job, request, place, LocalEngine(job), lambda _: None, venue)
+            engine = engine or LocalEngine(job)
+            found = run(job, request, place, engine, lambda _: None, venue)
         except TrainingError as error:
             print(f"  {error}", flush=True)
             return None
     return dict(found)
 
 
-def everybodys(result: Mapping[str, Any]) -> float:
-    """Return the loss on everybody's texts, by which rates are chosen."""
-    return float(result["modes"][MODE]["rounds"][-1]["loss"])
+def everybodys(result: Mapping[str, Any], figure: Figure = "loss") -> float:
+    """Return what was reached on everybody's texts; rates are chosen by the loss."""
+    return float(result["modes"][MODE]["rounds"][-1][figure])
 
 
 def untried(reached: Mapping[float, float], first: Sequence[float]) -> float | None:
