@@ -204,12 +204,13 @@ def body(
     targets = job.adapter.targets or TARGETS.get(family, ())
     if family not in TARGETS:
         targets = QUERIES.get(family, ("q_proj", "v_proj"))
+    adds = job.adapter.kind in VIRTUAL  # before the text, and nothing to a module
     return SharedModel(
         model(family, task, dtype=dtype, seed=seed, **options),
         tokenizer([f"w{i}" for i in range(3, VOCABULARY)]) if task == "causal" else None,
         head=ENDS[task],
         classes=0 if task == "causal" else CLASSES,
-        adapter=job.adapter.model_copy(update={"targets": tuple(targets)}),
+        adapter=job.adapter.model_copy(update={} if adds else {"targets": tuple(targets)}),
         seed=job.seed,
     )
 

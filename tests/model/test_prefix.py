@@ -34,14 +34,7 @@ def made(family: str, task: str, attention: str = "eager", **more: object) -> tu
     """Return a body with a prefix, and PEFT's model of the same weights with the same prefix."""
     options = {"attention": attention, **PLAIN.get(family, {}), **more}
     job = tiny.job("params", task, adapter={"kind": "prefix", "tokens": TOKENS})
-    body = SharedModel(
-        tiny.model(family, task, **options),
-        tiny.tokenizer([f"w{i}" for i in range(3, tiny.VOCABULARY)]),
-        head=tiny.ENDS[task],
-        classes=0 if task == "causal" else tiny.CLASSES,
-        adapter=job.adapter,
-        seed=job.seed,
-    )
+    body = tiny.body(family, job, **options)
     net = peft.get_peft_model(
         tiny.model(family, task, **options),
         peft.PrefixTuningConfig(

@@ -36,14 +36,7 @@ OURS = "virtual_tokens."
 def made(kind: str, family: str, task: str, tokens: int = TOKENS, **model: object) -> SharedModel:
     """Return a body whose texts begin with virtual tokens."""
     job = tiny.job("params", task, adapter={"kind": kind, "tokens": tokens})
-    return SharedModel(
-        tiny.model(family, task, **model),
-        tiny.tokenizer([f"w{i}" for i in range(3, tiny.VOCABULARY)]),
-        head=tiny.ENDS[task],
-        classes=0 if task == "causal" else tiny.CLASSES,
-        adapter=job.adapter,
-        seed=job.seed,
-    )
+    return tiny.body(family, job, **model)
 
 
 def by_peft(
