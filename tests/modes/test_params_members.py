@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from triskel.core.registry import MODES
 from triskel.errors import TriskelError
 from triskel.experiment.checkpoint import Frozen, freeze, thaw
 from triskel.model.compute_choice import Choice
@@ -129,6 +130,14 @@ def test_a_run_that_was_resumed_after_every_round_ends_with_the_same_bits(member
         for resumed in (False, True)
     ]
     assert tiny.equal(found[0], found[1])
+
+
+@every
+def test_what_clients_keep_is_what_the_job_says_that_they_keep(member: str) -> None:
+    mode, workers = clients(MEMBERS[member])
+    _, kept = played(mode, workers, ("ann bob eve",) * workers[0].job.rounds, resumed=False)
+    some = any(own.groups or own.facts for own in kept.values())
+    assert some == MODES.spec("params").carries(workers[0].job).client_state
 
 
 @every

@@ -255,6 +255,7 @@ def traits(options: ParamsOptions) -> Traits:
         or name_of(options.local) == "scaffold"
         or options.moments == "kept"
         or options.trains in {"rolora", "fedsb"}
+        or (spec is not None and spec.trains == "ffa")  # which moves A, that nobody trains
     )
     return Traits(
         linear_in_updates=spec is not None and spec.linear,
