@@ -28,6 +28,10 @@ def small(up: str, down: str) -> Member:
 
 
 CORE = ('params.trains="fedsb"',)
+DILOCO = (
+    'params.moments="kept"', 'params.server_optimizer="nesterov"', "params.server_lr=0.7",
+    "params.server_momentum=0.5",
+)  # fmt: skip
 FAMILIES: Mapping[str, Mapping[str, Member]] = {
     "what trains": {
         REFERENCE: (),
@@ -48,10 +52,7 @@ FAMILIES: Mapping[str, Mapping[str, Member]] = {
     },
     "server": {
         "fedavgm": ("params.server_momentum=0.5",),
-        "diloco": (
-            'params.moments="kept"', 'params.server_optimizer="nesterov"',
-            "params.server_lr=0.7", "params.server_momentum=0.5",
-        ),
+        "diloco": DILOCO,
         **{
             f"fed{n}": (
                 f'params.server_optimizer="{n}"', "params.server_lr=0.01",
@@ -74,6 +75,8 @@ FAMILIES: Mapping[str, Mapping[str, Member]] = {
         "topk 1/50": small('{name = "topk", share = 0.02}', '{name = "topk", share = 0.02}'),
         "topk 1/200": small('{name = "topk", share = 0.005}', '{name = "topk", share = 0.005}'),
         "fedsb, int4": (*CORE, *small('"int4"', '"int4"')),
+        "diloco, int4": (*DILOCO, *small('"int4"', '"int4"')),
+        "diloco, sign": (*DILOCO, *small('"sign"', '"sign"')),
     },
     "seeds": {
         n: (choice("params.exchange", n, steps=100),) for n in ("fedkseed", "fedmezo")
@@ -92,7 +95,7 @@ SEED_RATES = (5e-5, 1e-4, 2e-4)
 
 BEST = (
     REFERENCE, "fedsb", "fedex", "flexlora", "scaffold", "diloco", "mr_mtl", "int4", "sign",
-    "topk 1/50", "fedsb, int4", "fedkseed", "median",
+    "topk 1/50", "fedsb, int4", "diloco, sign", "fedkseed", "median",
 )  # fmt: skip
 
 LOWEST = 4
