@@ -27,6 +27,8 @@ def small(up: str, down: str) -> Member:
     return (f"wire.up={up}", f"wire.down={down}")
 
 
+ROUNDS = 4
+"""Of every job here, each of one epoch; fewer rounds have as many passes over the texts."""
 CORE = ('params.trains="fedsb"',)
 DILOCO = (
     'params.moments="kept"', 'params.server_optimizer="nesterov"', "params.server_lr=0.7",
@@ -75,6 +77,8 @@ FAMILIES: Mapping[str, Mapping[str, Member]] = {
         "topk 1/50": small('{name = "topk", share = 0.02}', '{name = "topk", share = 0.02}'),
         "topk 1/200": small('{name = "topk", share = 0.005}', '{name = "topk", share = 0.005}'),
         "fedsb, int4": (*CORE, *small('"int4"', '"int4"')),
+        "one round, int4": ("rounds=1", f"train.epochs={ROUNDS}", *small('"int4"', '"int4"')),
+        "two rounds, int4": ("rounds=2", f"train.epochs={ROUNDS // 2}", *small('"int4"', '"int4"')),
         "diloco, int4": (*DILOCO, *small('"int4"', '"int4"')),
         "diloco, sign": (*DILOCO, *small('"sign"', '"sign"')),
     },
@@ -95,7 +99,7 @@ SEED_RATES = (5e-5, 1e-4, 2e-4)
 
 BEST = (
     REFERENCE, "fedsb", "fedex", "flexlora", "scaffold", "diloco", "mr_mtl", "int4", "sign",
-    "topk 1/50", "fedsb, int4", "diloco, sign", "fedkseed", "median",
+    "topk 1/50", "fedsb, int4", "diloco, int4", "one round, int4", "fedkseed", "median",
 )  # fmt: skip
 
 LOWEST = 4

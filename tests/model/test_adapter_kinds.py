@@ -55,7 +55,9 @@ def test_every_kind_runs_in_every_mode(
 ) -> None:
     asked = job(room, family, kind, task)
     torch.set_num_threads(1)
-    found = run(asked, Request(baselines=("base",)), tmp_path / "run", LocalEngine(asked), SMALL.watch)
+    found = run(
+        asked, Request(baselines=("base",)), tmp_path / "run", LocalEngine(asked), SMALL.watch
+    )
     assert set(found["modes"]) == set(MODE_NAMES)
     assert not found["skipped"]
     for name, mode in found["modes"].items():

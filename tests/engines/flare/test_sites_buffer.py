@@ -20,6 +20,8 @@ import torch
 
 from triskel.codec import decode
 from triskel.engines.flare.protocol import Lost, Spent
+from triskel.engines.flare.server_buffer import Buffer
+from triskel.engines.flare.server_inbox import Inbox
 from triskel.errors import RoundError
 from triskel.types import Message
 from triskel.wire import pack, unpack
@@ -219,9 +221,31 @@ def test_what_comes_between_rounds_is_taken_as_the_next_one_opens_and_once(party
     assert 2 <= len(counted(ledger)) <= 3
     shop = ledger.accounts["shop"]
     assert (shop.up.messages, shop.down.messages) == (1, 1), "it has new work at once"
+    assert "shop" not in ledger.absent
     buffer._wait = was
     _, ledger = one_round(party, playing, state, {"bank"})
     assert counted(ledger)["shop"] == 1, "that of round 2, in round 3"
+
+
+def test_who_is_lost_after_its_update_counted_has_taken_part(party: Any) -> None:
+    playing, links = engine(party), party.twist
+    states, _ = rounds(party, playing, [{"shop"}])
+    links.held = set()
+    until(lambda: playing._buffer._out["shop"].here)
+    links.dead = {"shop"}
+    free_once_lost("shop", playing, links)
+    _, ledger = one_round(party, playing, states[-1], {"bank", "clinic"})
+    assert counted(ledger)["shop"] == 1
+    assert "shop" not in ledger.absent
+
+
+def test_where_updates_are_waited_for_is_told_oldest_first_so_that_the_newest_word_counts() -> None:
+    buffer, one, two = Buffer.__new__(Buffer), Inbox.__new__(Inbox), Inbox.__new__(Inbox)
+    buffer._out = {}
+    for client, round_, inbox in (("ann", 2, two), ("bob", 1, one), ("eve", 2, two)):
+        out: Any = SimpleNamespace(client=client, round=round_, inbox=inbox)
+        buffer._out[client] = out
+    assert [id(inbox) for inbox in buffer.inboxes] == [id(one), id(two)]
 
 
 def test_with_all_clients_a_round_is_the_one_that_waits_for_everybody(party: Any) -> None:

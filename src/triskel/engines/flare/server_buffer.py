@@ -141,8 +141,7 @@ class Buffer:
         return {c: why for c, why in now.lost.items() if c not in now.counted}, round_
 
     def _open(self, now: Open) -> None:
-        """Take what came meanwhile, call off what is too old, and give work to who has none."""
-        self._lose(now)
+        """Call off what is too old, take what came meanwhile, and give work to who has none."""
         most = self._engine.job.federation.staleness
         for client, out in sorted(self._out.items()):
             if now.round - out.round > most:
