@@ -268,11 +268,14 @@ class Aggregate(Protocol[A]):
         ...
 
     def add(self, total: A, update: ClientUpdate, before: Mapping[str, Section]) -> A:
-        """Return the total with one client's update folded in."""
+        """Return the total with one client's update folded in; `total` itself may be used up.
+
+        An update that is refused leaves `total` as it was.
+        """
         ...
 
     def merge(self, left: A, right: A) -> A:
-        """Return the total of both totals, of other clients each."""
+        """Return the total of both totals, of other clients each; both may be used up."""
         ...
 
     def value(self, total: A, before: Mapping[str, Section]) -> Mapping[str, Section]:

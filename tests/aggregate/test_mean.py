@@ -1,5 +1,7 @@
 """The weighted mean, against its formula."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -85,14 +87,25 @@ def test_who_did_not_send_a_tensor_counts_with_the_servers_copy() -> None:
     assert found["c"].tolist() == [7.0], "which nobody holds"
 
 
-def test_the_inputs_and_earlier_totals_stay_as_they_were() -> None:
-    first = party(0)
-    before = {n: t.clone() for n, t in first.items()}
-    total = add(MEAN.zero(), first, 2)
-    kept = value(total, party(9))
-    add(total, party(1), 5)
-    assert all(torch.equal(first[n], t) for n, t in before.items())
-    assert all(torch.equal(value(total, party(9))[n], t) for n, t in kept.items())
+def test_the_inputs_stay_as_they_were_and_a_value_may_be_taken_twice() -> None:
+    parties = [party(0), party(1)]
+    before = [{n: t.clone() for n, t in one.items()} for one in parties]
+    total = add(add(MEAN.zero(), parties[0], 2), parties[1], 5)
+    missing = {**party(9), "unsent": torch.ones(2)}
+    kept = value(total, missing)
+    for one, was in zip(parties, before, strict=True):
+        assert all(torch.equal(one[n], t) for n, t in was.items())
+    assert all(torch.equal(value(total, missing)[n], t) for n, t in kept.items())
+
+
+def test_an_update_that_is_refused_in_its_second_part_leaves_the_total_as_it_was() -> None:
+    total = add(MEAN.zero(), {"a": torch.ones(2), "b": torch.ones(2)}, 2)
+    good = Section(kind="dense", tensors={"a": torch.full((2,), 5.0)})
+    bad = Section(kind="dense", tensors={"b": torch.tensor([1.0, math.nan])})
+    update = ClientUpdate(client="eve", sections={"one": good, "two": bad}, weight=3)
+    with pytest.raises(RoundError, match="not finite"):
+        MEAN.add(total, update, {})
+    assert value(total, {"a": torch.zeros(2), "b": torch.zeros(2)})["a"].tolist() == [1.0, 1.0]
 
 
 def test_types_of_tensors_come_back() -> None:

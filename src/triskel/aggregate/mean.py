@@ -7,7 +7,7 @@ below 2²⁹ examples). FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm
 FedIT (arXiv:2305.05644), whose product of means is not the mean of products.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from triskel.aggregate.pairs import checked, completed
 from triskel.errors import RoundError
-from triskel.numerics.tensors import flat
 from triskel.types import ClientUpdate, Section, Tensors
 
 
@@ -70,13 +69,8 @@ class Mean:
         Raises:
             RoundError: Nobody sent anything.
         """
-        everyone = total.weight
-        if not everyone:
+        if not total.weight:
             raise RoundError("no client returned an update; every client of the cohort failed")
-        for name, tensor in flat(before).items():
-            rest = everyone - total.held.get(name, everyone)
-            if rest > 0:
-                total = _folded(total, {name: tensor}, rest)
         return {
             name: replace(
                 section, tensors={n: _of(total, n, t) for n, t in section.tensors.items()}
@@ -89,16 +83,10 @@ def _of(total: MeanTotal, name: str, before: Tensor) -> Tensor:
     """Return the mean of one tensor; where nobody sent it, a copy of the server's."""
     if name not in total.sums:
         return before.detach().clone()
-    return (total.sums[name] / total.held[name]).to(before.dtype)
-
-
-def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return copies in one piece of memory, which is given back as one.
-
-    Many small ones would leave holes between what else is made, and stay.
-    """
-    pieces = torch.cat([t.reshape(-1) for t in tensors]).split([t.numel() for t in tensors])
-    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+    found, held = total.sums[name], total.held[name]
+    if (rest := total.weight - held) > 0:
+        found, held = torch.add(found, before.detach(), alpha=rest), held + rest
+    return (found / held).to(before.dtype)
 
 
 def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
@@ -107,9 +95,8 @@ def _folded(total: MeanTotal, tensors: Tensors, weight: float) -> MeanTotal:
     known = [name for name in tensors if name in sums]
     with torch.no_grad():
         if known:
-            found = _copied([sums[n] for n in known])
-            torch.ops.aten._foreach_add_.List(found, [tensors[n] for n in known], alpha=weight)
-            sums |= zip(known, found, strict=True)
+            into, more = [sums[n] for n in known], [tensors[n] for n in known]
+            torch.ops.aten._foreach_add_.List(into, more, alpha=weight)
         new = {n: t for n, t in tensors.items() if n not in sums}
         sums |= {n: t.to(torch.float64, copy=True).mul_(weight) for n, t in new.items()}
     held |= {name: held.get(name, 0.0) + weight for name in tensors}

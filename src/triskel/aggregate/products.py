@@ -6,7 +6,8 @@ side are their sum: [B₁, B₂] [A₁; A₂] = B₁ A₁ + B₂ A₂. Its singu
     left = Q_l R_l,  right^T = Q_r R_r,  R_l R_r^T = U S V^T;    left @ right = (Q_l U) S (Q_r V)^T
 
 A side whose stacked rank R is no smaller than its length is taken as it is, so that the core has
-min(R, out) x min(R, in) numbers, never more than the factors. As factors, A = V^T and B = U S: a
+min(R, out) x min(R, in) numbers, never more than the factors. Where that is both sides, the core is
+the sum itself, and is added up product by product. As factors, A = V^T and B = U S: a
 root of S on both sides would leave what is zero without a gradient for ever.
 """
 
@@ -27,6 +28,7 @@ OVERSAMPLED = 10
 SETTLED = 1e-9
 """Of the squared norm: less than this gained by one more step, and the search is over."""
 STEPS = 60
+_Times = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,21 @@ def norm(product: Product) -> float:
     return max(float(gram.sum()), 0.0) ** 0.5
 
 
-def svd(product: Product, keep: Callable[[Tensor], int]) -> Svd:
+def svd(
+    product: Product | Sequence[Product],
+    keep: Callable[[Tensor], int],
+    shares: Sequence[float] | None = None,
+) -> Svd:
     """Return the singular values that are kept.
 
     Args:
-        product: The matrix.
+        product: The matrix, or the products whose sum it is.
         keep: How many, of all singular values.
+        shares: How much of each product is in the sum; all of it where nothing is said.
     """
-    left, of_left = _reduced(product.left)
-    right, of_right = _reduced(product.right.T)
-    u, s, vt = torch.linalg.svd(left @ right.T, full_matrices=False)
+    parts = [product] if isinstance(product, Product) else product
+    core, of_left, of_right = _core(parts, shares or [1.0] * len(parts))
+    u, s, vt = torch.linalg.svd(core, full_matrices=False)
     kept = min(keep(s), len(s))
     lost = float(torch.linalg.vector_norm(s[kept:]))
     u, s, vt = of_left(u[:, :kept]), s[:kept], of_right(vt[:kept].T).T
@@ -102,9 +109,25 @@ def svd(product: Product, keep: Callable[[Tensor], int]) -> Svd:
     return Svd(u * sign, s, vt * sign[:, None], lost)
 
 
-def best(product: Product, rank: int) -> Svd:
-    """Return the best approximation of this rank (Eckart and Young 1936)."""
-    return svd(product, lambda _: rank)
+def best(
+    product: Product | Sequence[Product], rank: int, shares: Sequence[float] | None = None
+) -> Svd:
+    """Return the best approximation of this rank (Eckart and Young 1936), as `svd` has the rest."""
+    return svd(product, lambda _: rank, shares)
+
+
+def _core(parts: Sequence[Product], shares: Sequence[float]) -> tuple[Tensor, _Times, _Times]:
+    """Return a matrix with the singular values of a sum, and what makes its vectors the sum's."""
+    out, inner = len(parts[0].left), parts[0].right.shape[1]
+    if sum(len(part.right) for part in parts) >= max(out, inner):
+        core = parts[0].left.new_zeros(out, inner)
+        for part, share in zip(parts, shares, strict=True):
+            core.addmm_(part.left, part.right, alpha=share)
+        return core, _as_it_is, _as_it_is
+    whole = stacked([scaled(part, share) for part, share in zip(parts, shares, strict=True)])
+    left, of_left = _reduced(whole.left)
+    right, of_right = _reduced(whole.right.T)
+    return left @ right.T, of_left, of_right
 
 
 def recompressed(product: Product, bound: float) -> Product:
@@ -196,11 +219,15 @@ def _energy(image: Tensor, rank: int) -> float:
     return float(torch.linalg.svdvals(image)[:rank].square().sum())
 
 
-def _reduced(tall: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _as_it_is(columns: Tensor) -> Tensor:
+    return columns
+
+
+def _reduced(tall: Tensor) -> tuple[Tensor, _Times]:
     """Return R, and what multiplies Q with a matrix; one no taller than wide is its own R."""
     height, width = tall.shape
     if height <= width:
-        return tall, lambda columns: columns
+        return tall, _as_it_is
     packed, tau = torch.geqrf(tall)
 
     def times(columns: Tensor) -> Tensor:

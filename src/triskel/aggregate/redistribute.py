@@ -16,13 +16,13 @@ fade, which is what raFLoRA mends. Equal ranks make both the same.
 import torch
 
 from triskel.aggregate.cohort import Kept, Made, Module, by_module
-from triskel.aggregate.products import Product, best, stacked
+from triskel.aggregate.products import Product, Svd, best
 from triskel.aggregate.spec import EnergyOptions
 
 
 def flexlora() -> Kept:
     """Return the best factors of the mean of products."""
-    return by_module(lambda module: _cut(module, _mean(module)), "cut")
+    return by_module(lambda module: Made(pair=module.of(_mean(module)), side=module.side), "cut")
 
 
 def raflora() -> Kept:
@@ -36,7 +36,7 @@ def raflora() -> Kept:
             Product(pair.left * (share / holders[: len(pair.right)]), pair.right)
             for pair, share in zip(module.sent, module.shares, strict=True)
         ]
-        return _cut(module, stacked(parts))
+        return Made(pair=module.of(best(parts, module.rank)), side=module.side)
 
     return by_module(rule, "cut")
 
@@ -45,7 +45,7 @@ def florist(options: EnergyOptions) -> Kept:
     """Return the best factors of the mean of products, as few as hold a share of its energy."""
 
     def rule(module: Module) -> Made:
-        found = best(_mean(module), module.rank)
+        found = _mean(module)
         held = found.s.square().cumsum(0)
         count = int((held < options.energy * (held[-1] + found.lost**2)).sum()) + 1
         pair = module.of(found)
@@ -56,9 +56,5 @@ def florist(options: EnergyOptions) -> Kept:
     return by_module(rule, "cut")
 
 
-def _mean(module: Module) -> Product:
-    return stacked(module.weighed(module.sent))
-
-
-def _cut(module: Module, product: Product) -> Made:
-    return Made(pair=module.of(best(product, module.rank)), side=module.side)
+def _mean(module: Module) -> Svd:
+    return best(module.sent, module.rank, module.shares)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from triskel.aggregate.cohort import Cohort, Kept, Made, Module
-from triskel.aggregate.products import Product, best, gram, scaled, stacked
+from triskel.aggregate.products import Product, best, gram, scaled
 from triskel.aggregate.spec import AttackerOptions, ClipOptions
 from triskel.errors import RoundError
 from triskel.types import Section
@@ -157,7 +157,7 @@ def _moved(module: Module, weights: Tensor) -> Made:
     pairs = zip(module.whole, weights.tolist(), strict=True)
     parts = [scaled(pair, weight) for pair, weight in pairs if weight]
     rest = scaled(module.before, 1 - float(weights.sum()))
-    return Made(pair=module.of(best(stacked([*parts, rest]), module.rank)), side=module.side)
+    return Made(pair=module.of(best([*parts, rest], module.rank)), side=module.side)
 
 
 def _summed(before: Tensor, sent: list[Tensor], weights: Tensor) -> Tensor:
