@@ -22,6 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,7 @@ class Study:
         text: The job.
         settings: On top of it.
         task: What is played.
+        results: The file of what was found out.
         told: Those settings that do not say where files lie.
     """
 
@@ -159,6 +161,7 @@ class Study:
     text: str
     settings: tuple[str, ...]
     task: Task
+    results: Path
     told: tuple[str, ...] = ()
 
     @property
@@ -179,8 +182,7 @@ class Study:
         """Choose every member's rate on validation texts."""
         shared = Shared()
         for name, member in shares.items():
-            file = self.place(name, "rate.json")
-            if file.exists():
+            if self.choice(name) is not None:
                 continue
             seeds = name in FAMILIES["seeds"]
             key = "params.exchange.lr" if seeds else "train.lr"
@@ -198,15 +200,33 @@ class Study:
                     repr(r): loss for r, loss in sorted(reached.items()) if math.isfinite(loss)
                 },
             }
-            file.write_text(json.dumps(told), encoding="utf-8")
+            self.place(name, "rate.json").write_text(json.dumps(told), encoding="utf-8")
+
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        """What was found out before of the same job, wherever its runs lie; {}: nothing."""
+        found: dict[str, Any] = {}
+        if self.results.exists():
+            found = json.loads(self.results.read_text(encoding="utf-8"))
+        return found if (found.get("job"), found.get("settings")) == self.about else {}
+
+    @property
+    def about(self) -> tuple[str, list[str]]:
+        """What rows of one file have in common."""
+        return self.text, list(self.told)
+
+    def choice(self, name: str) -> dict[str, Any] | None:
+        """Return the rate that was chosen, and what it was chosen by."""
+        file = self.place(name, "rate.json")
+        if not file.exists():
+            return self.known.get("rates", {}).get(name)
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
 
     def rate(self, name: str) -> tuple[str, float] | None:
         """Return the rate that was chosen."""
-        file = self.place(name, "rate.json")
-        if not file.exists():
-            return None
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found["key"], found["rate"]
+        found = self.choice(name)
+        return None if found is None else (found["key"], found["rate"])
 
     def played(self, shares: Mapping[str, Member]) -> None:
         """Play every member at its rate, seed after seed."""
@@ -275,13 +295,18 @@ def summed(study: Study) -> dict[str, Any]:
     if (whole := rows.get(study.task.reference)) is not None:
         for row in rows.values():
             row["bytes"] = bytes_of(row) / bytes_of(whole)
+    rates = {n: one for n in study.task.members if (one := study.choice(n)) is not None}
+    every = {**study.known.get("rows", {}), **rows}
+    job, settings = study.about
     return {
         "task": study.name,
+        "job": job,
         "figure": study.figure,
         "beside": study.task.reference,
-        "settings": list(study.told),
+        "settings": settings,
         "seeds": list(SEEDS),
-        "rows": rows,
+        "rates": rates,
+        "rows": {name: every[name] for name in study.task.members if name in every},
     }
 
 
@@ -338,7 +363,8 @@ def main() -> int:
             settings += (f"{key}={json.dumps(str(chosen.data.resolve() / name))}",)
     text = (HERE_ / task.job).read_text(encoding="utf-8")
     told = tuple(one for one in (*task.settings, *chosen.set) if "path" not in one)
-    study, every = Study(chosen.task, chosen.out, text, settings, task, told), task.members
+    file, every = chosen.results / f"{chosen.task}.json", task.members
+    study = Study(chosen.task, chosen.out, text, settings, task, file, told)
     if not chosen.table:
         index, shares = map(int, chosen.share.split("/"))
         names = chosen.members.split(";") if chosen.members else list(every)
@@ -356,7 +382,6 @@ def main() -> int:
             return 1
     found = summed(study)
     chosen.results.mkdir(parents=True, exist_ok=True)
-    file = chosen.results / f"{chosen.task}.json"
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines(found)))
     return 0
