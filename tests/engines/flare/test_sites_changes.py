@@ -27,7 +27,7 @@ WIRE = {
     "wire.up": '{adapter = {name = "topk", share = 0.1}, head = "sign", other = "raw"}',
     "wire.down": '"sign"',
 }
-QUORUM = {"quorum": 0.6, "patience_s": 1.0}
+QUORUM = {"quorum": 0.6, "patience_s": 20.0}
 
 
 def house(tmp_path: Path, codecs: str = CODECS, **more: str) -> Any:
