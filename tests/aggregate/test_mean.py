@@ -79,11 +79,11 @@ def test_merged_totals_are_the_total_of_both() -> None:
 
 def test_who_did_not_send_a_tensor_counts_with_the_servers_copy() -> None:
     total = add(MEAN.zero(), {"a": torch.ones(2), "b": torch.ones(1)}, 3)
-    total = add(total, {"a": torch.zeros(2)}, 1)
+    total = add(total, {"a": torch.zeros(2)}, 5)
     before = {"a": torch.full((2,), 9.0), "b": torch.full((1,), 5.0), "c": torch.full((1,), 7.0)}
     found = value(total, before)
-    assert found["a"].tolist() == [0.75, 0.75]
-    assert found["b"].tolist() == [2.0], "three of ones, one of five"
+    assert found["a"].tolist() == [0.375, 0.375]
+    assert found["b"].tolist() == [3.5], "three of ones, five of five"
     assert found["c"].tolist() == [7.0], "which nobody holds"
 
 

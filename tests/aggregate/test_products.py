@@ -21,7 +21,7 @@ from triskel.aggregate.products import (
     svd,
 )
 
-SHAPES = [(9, 7, 3), (7, 9, 3), (9, 7, 8), (7, 9, 8), (6, 6, 20), (5, 40, 30)]
+SHAPES = [(9, 7, 3), (7, 9, 3), (20, 4, 2), (9, 7, 8), (7, 9, 8), (6, 6, 20), (5, 40, 30)]
 """Out, in and stacked rank: below both sides, between them, above both."""
 
 
@@ -59,6 +59,24 @@ def test_singular_values_are_those_of_the_whole_matrix(out: int, into: int, rank
     np.testing.assert_allclose((found.u.T @ found.u).numpy(), eye, atol=1e-12)
     np.testing.assert_allclose((found.vt @ found.vt.T).numpy(), eye, atol=1e-12)
     assert found.lost == 0
+
+
+@pytest.mark.parametrize(("out", "into", "rank"), SHAPES)
+def test_a_sum_in_shares_is_that_of_whole_matrices_in_a_core_no_larger_than_needed(
+    out: int, into: int, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, shares = [drawn(out, into, rank, seed) for seed in range(3)], [0.5, 0.25, 2.0]
+    cores, plain = list[Any](), torch.linalg.svd
+
+    def seen(core: torch.Tensor, **options: Any) -> Any:
+        cores.append(tuple(core.shape))
+        return plain(core, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", seen)
+    found = svd(parts, len, shares)
+    wanted = sum(share * dense(part) for part, share in zip(parts, shares, strict=True))
+    np.testing.assert_allclose(dense(found.factors), wanted, atol=1e-12)
+    assert cores == [(min(3 * rank, out), min(3 * rank, into))]
 
 
 @pytest.mark.parametrize(("out", "into", "rank"), SHAPES)

@@ -356,7 +356,7 @@ def slow(site: str, said: list[str]) -> Any:
     """Hold one site's work until the rounds are over."""
 
     def lose(name: str, method: str, arguments: Mapping[str, Any]) -> str:
-        late = name == site and method == "hand_over" and "/work/" in arguments["play"]
+        late = name == site and method == "hand_over" and "work" in arguments["play"].split("/")
         said.extend([arguments["play"]] if late else [])
         return "before" if late else ""
 
