@@ -11,8 +11,9 @@ only, over five seeds. Members hold the same texts, so each is paired with the m
     python runs/params.py silos
     python runs/params.py banking77-0.5 --data FOLDER
 
-goes on where it was stopped. `--share 1/2` and `--share 2/2` play members side by side; `--table`
-writes what is there to `--results` and prints it.
+goes on where it was stopped. `--share 1/2` and `--share 2/2` choose members' rates side by side,
+`--seeds 0 1` and `--seeds 2 3 4` play seeds side by side; `--table` writes what is there to
+`--results` and prints it.
 """
 
 import argparse
@@ -228,9 +229,9 @@ class Study:
         found = self.choice(name)
         return None if found is None else (found["key"], found["rate"])
 
-    def played(self, shares: Mapping[str, Member]) -> None:
+    def played(self, shares: Mapping[str, Member], seeds: Sequence[int] = SEEDS) -> None:
         """Play every member at its rate, seed after seed."""
-        for seed in SEEDS:
+        for seed in seeds:
             shared = Shared()
             for name, member in shares.items():
                 if (rate := self.rate(name)) is not None:
@@ -348,6 +349,7 @@ def main() -> int:
     options.add_argument("--share", default="1/1", help="i/n: every n-th member, from the i-th")
     options.add_argument("--set", action="append", default=[], help="a setting of every run")
     options.add_argument("--only", choices=("rates", "seeds"))
+    options.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="some of them")
     options.add_argument("--members", help="some of them, by name, divided by ;")
     options.add_argument("--table", action="store_true", help="write what is there, and stop")
     chosen = options.parse_args()
@@ -371,7 +373,7 @@ def main() -> int:
         some = {n: every[n] for n in names[index - 1 :: shares]}
         steps: Mapping[str, Callable[[Mapping[str, Member]], None]] = {
             "rates": study.tuned,
-            "seeds": study.played,
+            "seeds": lambda shares: study.played(shares, chosen.seeds),
         }
         try:
             for what, step in steps.items():
