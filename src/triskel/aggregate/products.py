@@ -1,18 +1,18 @@
 """Sums of products of low rank, in float64, without the matrix that they are of.
 
 A product is left @ right with left [out, R] and right [R, in]. Factors of several products side by
-side are their sum: [B₁, B₂] [A₁; A₂] = B₁ A₁ + B₂ A₂. Its singular values come of small matrices:
+side are their sum: [B₁, B₂] [A₁; A₂] = B₁ A₁ + B₂ A₂. Its singular values come of a small matrix:
 
-    left = Q_l R_l,  right^T = Q_r R_r,  R_l R_r^T = U S V^T;    left @ right = (Q_l U) S (Q_r V)^T
+    left = Q R₁,  R₁ right = U S V^T;    left @ right = (Q U) S V^T
 
-A side whose stacked rank R is no smaller than its length is taken as it is, so that the core has
-min(R, out) x min(R, in) numbers, never more than the factors. Where that is both sides, the core is
-the sum itself, and is added up product by product. As factors, A = V^T and B = U S: a
+and the same of the transposed product where in is longer than out. With a stacked rank R the core
+has min(R, longer) x shorter numbers, never more than the factors. Where R is no smaller than both,
+the core is the sum itself, and is added up product by product. As factors, A = V^T and B = U S: a
 root of S on both sides would leave what is zero without a gradient for ever.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,9 @@ ROUNDING = 1e-14
 
 BLOCK = 1 << 21
 """How many numbers are multiplied out at a time, where entries of the matrix are needed."""
+
+STEEP = 1e-2
+"""Of the first singular value: smaller ones are not looked for in the square of a matrix."""
 
 OVERSAMPLED = 10
 SETTLED = 1e-9
@@ -99,35 +102,77 @@ def svd(
         keep: How many, of all singular values.
         shares: How much of each product is in the sum; all of it where nothing is said.
     """
-    parts = [product] if isinstance(product, Product) else product
-    core, of_left, of_right = _core(parts, shares or [1.0] * len(parts))
-    u, s, vt = torch.linalg.svd(core, full_matrices=False)
-    kept = min(keep(s), len(s))
-    lost = float(torch.linalg.vector_norm(s[kept:]))
-    u, s, vt = of_left(u[:, :kept]), s[:kept], of_right(vt[:kept].T).T
-    sign = _signs(vt)
-    return Svd(u * sign, s, vt * sign[:, None], lost)
+    return _found(product, shares, lambda core: _svd(core, keep))
 
 
 def best(
     product: Product | Sequence[Product], rank: int, shares: Sequence[float] | None = None
 ) -> Svd:
     """Return the best approximation of this rank (Eckart and Young 1936), as `svd` has the rest."""
-    return svd(product, lambda _: rank, shares)
+    return _found(product, shares, lambda core: _leading(core, rank))
 
 
-def _core(parts: Sequence[Product], shares: Sequence[float]) -> tuple[Tensor, _Times, _Times]:
-    """Return a matrix with the singular values of a sum, and what makes its vectors the sum's."""
+def _found(
+    product: Product | Sequence[Product],
+    shares: Sequence[float] | None,
+    solve: Callable[[Tensor], Svd],
+) -> Svd:
+    """Return singular values of a sum, by those of a matrix that has the same and is smaller."""
+    parts = [product] if isinstance(product, Product) else product
+    shares = shares or [1.0] * len(parts)
     out, inner = len(parts[0].left), parts[0].right.shape[1]
     if sum(len(part.right) for part in parts) >= max(out, inner):
         core = parts[0].left.new_zeros(out, inner)
         for part, share in zip(parts, shares, strict=True):
             core.addmm_(part.left, part.right, alpha=share)
-        return core, _as_it_is, _as_it_is
+        return _signed(solve(core))
     whole = stacked([scaled(part, share) for part, share in zip(parts, shares, strict=True)])
-    left, of_left = _reduced(whole.left)
-    right, of_right = _reduced(whole.right.T)
-    return left @ right.T, of_left, of_right
+    if inner > out:
+        upper, times = _reduced(whole.right.T)
+        found = _turned(solve(upper @ whole.left.T))
+        return _signed(replace(found, vt=times(found.vt.T).T))
+    upper, times = _reduced(whole.left)
+    found = solve(upper @ whole.right)
+    return _signed(replace(found, u=times(found.u)))
+
+
+def _svd(matrix: Float[Tensor, "out inner"], keep: Callable[[Tensor], int]) -> Svd:
+    """Return the singular values of a whole matrix that are kept."""
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    kept = min(keep(s), len(s))
+    return Svd(u[:, :kept], s[:kept], vt[:kept], float(torch.linalg.vector_norm(s[kept:])))
+
+
+def _leading(matrix: Float[Tensor, "out inner"], rank: int) -> Svd:
+    """Return the first singular values of a whole matrix.
+
+    From eigenvectors U of M M^T, half the work: V = orth(M^T U), and the singular values of M V are
+    those of M but for rounding of M M^T, a share of their squares. Where the last one is below
+    `STEEP` of the first, that would be too much of it, and the whole matrix is taken.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return _turned(_leading(matrix.T, rank))
+    if rank >= len(matrix):
+        return _svd(matrix, lambda _: rank)
+    values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    if not values[-rank] > STEEP**2 * values[-1]:
+        return _svd(matrix, lambda _: rank)
+    basis = torch.linalg.qr(matrix.T @ vectors[:, -rank:])[0]
+    image = matrix @ basis
+    u, s, vt = torch.linalg.svd(image, full_matrices=False)
+    rest = torch.addmm(matrix, image, basis.T, alpha=-1)
+    return Svd(u, s, vt @ basis.T, float(torch.linalg.vector_norm(rest)))
+
+
+def _turned(found: Svd) -> Svd:
+    """Return the same of the transposed matrix."""
+    return replace(found, u=found.vt.T, vt=found.u.T)
+
+
+def _signed(found: Svd) -> Svd:
+    """Return vectors of which the largest number of each row of V^T is positive."""
+    sign = _signs(found.vt)
+    return replace(found, u=found.u * sign, vt=found.vt * sign[:, None])
 
 
 def recompressed(product: Product, bound: float) -> Product:
@@ -193,9 +238,8 @@ def best_of_rows(
         if held - before <= SETTLED * whole:
             break
     u, s, vt = torch.linalg.svd(image, full_matrices=False)
-    u, s, vt = u[:, :rank], s[:rank], vt[:rank] @ basis.T
-    sign = _signs(vt)
-    return Svd(u * sign, s, vt * sign[:, None], max(whole - held, 0.0) ** 0.5)
+    lost = max(whole - held, 0.0) ** 0.5
+    return _signed(Svd(u[:, :rank], s[:rank], vt[:rank] @ basis.T, lost))
 
 
 def _passed(
