@@ -1,19 +1,13 @@
-"""What do codecs cost and lose on real updates, and what is left of the score?
+"""What do codecs cost and lose on real updates?
 
-`messages`: the demonstration's `params` is played, and what clients sent and were sent is kept.
-Each codec then carries the same tensors: bytes of a packed message as a share of fp32's, and what
-is lost, as a share of the norm of the change: of one message (`error`), and of the sum over all
-rounds with and without feedback (`owed`, `lost`).
-
-`training`: the demonstration with more rounds, under pairs of codecs up and down, on the same
-seeds: accuracy on everybody's test texts, its difference to fp32 seed by seed, and bytes up and
-down of all rounds as a share of fp32's.
+The demonstration's `params` is played, and what clients sent and were sent is kept. Each codec then
+carries the same tensors: bytes of a packed message as a share of fp32's (`of_fp32`), and what is
+lost, as a share of the norm of the change: of one message (`error`), and of the sum over all rounds
+with and without feedback (`owed`, `lost`). What is left of the score: docs/params-study.md.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -26,7 +20,6 @@ from triskel.config.job import Job
 from triskel.config.read import load
 from triskel.core.choice import Choice, Chosen
 from triskel.engines.local import LocalEngine
-from triskel.experiment.compare import Request, run
 from triskel.experiment.resources import prepare
 from triskel.training.mode_setting import mode_of
 from triskel.types import Message, Section
@@ -43,17 +36,6 @@ CHANGES: tuple[Mapping[str, Any], ...] = (
     {"name": "topk", "share": 0.02},
     {"name": "topk", "share": 0.01},
     {"name": "sign"},
-)
-SIGN: Mapping[str, Any] = {"name": "sign"}
-INT4: Mapping[str, Any] = {"name": "int4", "change": True}
-TOP5: Mapping[str, Any] = {"name": "topk", "share": 0.05}
-TOP2: Mapping[str, Any] = {"name": "topk", "share": 0.02}
-PAIRS: tuple[tuple[Any, Any], ...] = (
-    ("fp32", "fp32"),
-    (INT4, INT4),
-    (SIGN, SIGN),
-    (TOP5, TOP5),
-    (TOP2, TOP5),
 )
 
 
@@ -165,51 +147,16 @@ def messages(rounds: int, seed: int) -> dict[str, dict[str, float]]:
     }
 
 
-def training(
-    rounds: int, seeds: Sequence[int], pairs: Sequence[tuple[Any, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Return accuracy and bytes of each pair on the same seeds."""
-    found: dict[str, dict[str, Any]] = {}
-    for up, down in pairs:
-        rows: list[dict[str, Any]] = []
-        for seed in seeds:
-            job = demo(rounds, seed, up=up, down=down)
-            with tempfile.TemporaryDirectory() as folder:
-                asked = Request(modes=("params",), baselines=())
-                told = run(job, asked, Path(folder) / "run", LocalEngine(job), quiet)
-            row: Any = told["modes"]["params"]
-            size = sum(row["totals"][way]["message_bytes"] for way in ("up", "down"))
-            rows.append({"accuracy": row["final"]["everybody"]["accuracy"], "bytes": size})
-            print(f"{title(up)} / {title(down)}, seed {seed}: {rows[-1]}", flush=True)
-        found[f"{title(up)}/{title(down)}"] = {
-            "accuracy": [one["accuracy"] for one in rows],
-            "bytes": fmean(one["bytes"] for one in rows),
-        }
-    first = found[f"{title(pairs[0][0])}/{title(pairs[0][1])}"]
-    for row in found.values():
-        row["of_fp32"] = row["bytes"] / first["bytes"]
-        gaps = [a - b for a, b in zip(row["accuracy"], first["accuracy"], strict=True)]
-        row["difference"] = measure.spread(gaps) | {"mean": fmean(gaps)}
-        row["mean"] = fmean(row["accuracy"])
-    return found
-
-
 def main() -> None:
     """Print and keep the figures."""
     options = measure.arguments(__doc__ or "")
     options.add_argument("--rounds", type=int, default=10)
-    options.add_argument("--seeds", type=int, default=3)
     chosen = options.parse_args()
-    rounds, seeds = (3, 1) if chosen.quick else (chosen.rounds, chosen.seeds)
-    pairs = (PAIRS[0], PAIRS[3]) if chosen.quick else PAIRS
-    figures: dict[str, Any] = {"messages": messages(rounds, chosen.seed)}
-    print(json.dumps(figures, indent=1), flush=True)
-    figures["training"] = training(rounds, range(chosen.seed, chosen.seed + seeds), pairs)
-    print(json.dumps(figures["training"], indent=1))
+    rounds = 3 if chosen.quick else chosen.rounds
+    figures = messages(rounds, chosen.seed)
+    print(json.dumps(figures, indent=1))
     if chosen.out:
-        measure.keep(
-            "codecs", figures, seed=chosen.seed, out=chosen.out, rounds=rounds, seeds=seeds
-        )
+        measure.keep("codecs", figures, seed=chosen.seed, out=chosen.out, rounds=rounds)
 
 
 if __name__ == "__main__":
