@@ -23,8 +23,12 @@ NUMERIC := $(patsubst %.py,tests/%.py,aggregate/test_mean.py codec/test_codec.py
 ALIKE   := phi3 or falcon or bloom or opt- or -opt] or gpt_neox or distilbert or electra or mpnet
 CODE    := $(wildcard src tests benchmarks examples runs conftest.py)
 
+# peft imports bitsandbytes wherever it is, which takes each of the tests' processes two seconds:
+# it lies beside the environment, for the tests that need it.
+QUANTISED := $(VENV)/quantised
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint covered processors format docs-check clean
+.PHONY: help demo test check lint covered quantised processors format docs-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,7 +40,7 @@ demo: $(VENV)/.installed  ## fetch a small model and real texts, then compare th
 test: $(VENV)/.installed-dev  ## the tests, offline
 	$(PYTEST)
 
-check: lint covered processors  ## everything CI runs: lint, tests with branch coverage, other processors
+check: lint covered quantised processors  ## everything CI runs: lint, tests with branch coverage, other processors
 
 lint: $(VENV)/.installed-dev  ## formatting, style, types and floors
 	$(BIN)/ruff format --check $(CODE)
@@ -46,6 +50,13 @@ lint: $(VENV)/.installed-dev  ## formatting, style, types and floors
 
 covered: $(VENV)/.installed-dev
 	TRISKEL_COVERED=1 $(PYTEST)
+
+quantised: $(QUANTISED)/.installed  ## tests of a base in 4 or 8 bit
+	PYTHONPATH=$(QUANTISED) $(PYTEST) -n 2 tests/model/test_quantised.py
+
+$(QUANTISED)/.installed: $(VENV)/.installed-dev
+	$(PIP) install --no-deps --target $(QUANTISED) -c constraints.txt bitsandbytes
+	@touch $@
 
 # ATen, oneDNN and MKL each choose kernels by the processor, and take orders to choose lesser ones.
 # Where there is no AVX-512, all tests ran without it.

@@ -25,7 +25,7 @@ from triskel.training.worker import WHOLE
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "small.py")))
 here = importlib.util.find_spec("bitsandbytes") is not None
-needed = pytest.mark.skipif(not here, reason="needs bitsandbytes: pip install 'triskel[quantised]'")
+needed = pytest.mark.skipif(not here, reason="needs bitsandbytes: `make quantised` has it")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
 
 
