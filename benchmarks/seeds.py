@@ -1,11 +1,11 @@
-"""What does training forward only hold in memory, what does rebuilding cost, and does it learn?
+"""What does training forward only hold in memory, and what does rebuilding cost?
 
 `*_over_inference` is the most memory that some steps took over what scoring the same batches took:
 the weights, and the growth of the process beyond the loaded model by the system's high-water mark,
 each in a process of its own. `forward` is steps along seeds, which may take 1.05, and `backward`
 those of AdamW. `pass_ms` is one seed's pass over the trained numbers and `rebuild_s` a client that
-comes late with all 4,096 seeds set, in processor time of one thread. With `--learn ROUNDS` the
-demo's four clients are trained, and what they reach on everybody's texts is told after every round.
+comes late with all 4,096 seeds set, in processor time of one thread. What it reaches:
+docs/params-study.md.
 """
 
 import json
@@ -20,17 +20,13 @@ import measure
 import torch
 
 from triskel.config.read import load
-from triskel.engines.local import LocalEngine
 from triskel.experiment.resources import LocalResources, prepare
 from triskel.model.shared import SharedModel
 from triskel.numerics.replay import Replay, Steps, ticks
-from triskel.training.evaluate import evaluate
 from triskel.training.loop import LossTerm, StepId, Trainer, TrainStep
-from triskel.training.mode_setting import mode_of
 from triskel.training.worker import Worker
 from triskel.training.zeroth_order import Walk, WalkStep
 from triskel.types import Batch
-from triskel.wire.ledger import Ledger
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SEEDS = 4096
@@ -121,56 +117,15 @@ def rebuilding(times: int, seeds: int, sets: list[str]) -> dict[str, list[float]
     }
 
 
-def learning(rounds: int, sets: list[str]) -> list[dict[str, float]]:
-    """Return what the demo's clients reach on everybody's texts, round by round."""
-    resources, _ = prepared(sets)
-    mode, engine = mode_of(resources.setting("params", quiet)), LocalEngine(resources.job)
-    state, rows, spent = mode.start(), list[dict[str, float]](), 0.0
-    for round_ in range(rounds + 1):
-        ledger = Ledger()
-        if round_:
-            start = time.process_time()
-            state = engine.round(
-                mode, state, resources.clients, worker=lambda c: resources.worker(c, quiet),
-                client_states={}, keep=lambda client, kept: None,  # noqa: ARG005 - nothing is kept
-                ledger=ledger, watch=quiet,
-            )  # fmt: skip
-            spent += time.process_time() - start
-        model = mode.server_model(state) or {}
-        workers = [resources.worker(client, quiet) for client in resources.clients]
-        scores = [evaluate(resources.body(), model, worker.test) for worker in workers]
-        count = sum(score.count for score in scores)
-        total = ledger.total()
-        rows.append({
-            "round": round_,
-            "accuracy": sum(score.correct for score in scores) / count,
-            "loss": sum(score.loss_sum for score in scores) / count,
-            "payload_bytes": total.up.payload_bytes + total.down.payload_bytes,
-            "client_flops": total.flops,
-            "processor_s": spent,
-        })  # fmt: skip
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
-
-
 def main() -> None:
     """Answer the question."""
     options = measure.arguments(__doc__ or "")
     options.add_argument("--child", choices=sorted(WORKS), help="for this script's own use")
-    options.add_argument("--learn", type=int, default=0, metavar="ROUNDS")
     options.add_argument("--set", action="append", default=[], help="section.key=value")
     chosen = options.parse_args()
     sets: list[str] = [*chosen.set, f"seed={chosen.seed}"]
     if chosen.child:
         child(chosen.child, chosen.set)
-        return
-    if chosen.learn:
-        rows = learning(chosen.learn, sets)
-        if chosen.out is not None:
-            figures = {f"accuracy_{row['round']}": [row["accuracy"]] for row in rows}
-            measure.report(
-                "seeds-learning", figures, seed=chosen.seed, out=chosen.out, rounds=rows, set=sets
-            )
         return
     times = 1 if chosen.quick else 3
     figures: dict[str, list[float]] = {f"{what}_over_inference": [] for what in list(WORKS)[1:]}
