@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triskel.numerics.rng import derive, stream
+from triskel.numerics.rng import derive, seed_draws, stream
 
 part = st.one_of(st.integers(0, 99), st.text("abc-", min_size=1, max_size=4))
 paths = st.lists(part, min_size=0, max_size=4)
@@ -58,3 +58,11 @@ def test_a_stream_leaves_the_global_one_alone() -> None:
 def test_neighbouring_streams_have_nothing_in_common() -> None:
     draws = torch.stack([torch.randn(2000, generator=stream(0, "client", i)) for i in range(12)])
     assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 0.1
+
+
+def test_layers_draw_from_what_is_seeded_for_their_device() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        wanted = torch.nn.functional.dropout(torch.ones(50), 0.5)
+        seed_draws(torch.device("cpu"), 7)
+        assert torch.equal(torch.nn.functional.dropout(torch.ones(50), 0.5), wanted)

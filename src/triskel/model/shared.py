@@ -35,6 +35,7 @@ from triskel.model.side_factors import is_side, side_name, stacked
 from triskel.model.slots import layout_of, leaves_of, values_in
 from triskel.model.vocab_loss import vocabulary_losses
 from triskel.numerics.objective import Objective
+from triskel.numerics.rng import seed_draws
 from triskel.numerics.tensors import wide
 from triskel.types import Batch, Tensors
 
@@ -198,7 +199,7 @@ class SharedModel:
         for module in self._dropouts:
             module.train(seed is not None)
         if seed is not None:
-            torch.manual_seed(seed)
+            seed_draws(self.device, seed)
 
     # --- running a range of blocks ------------------------------------------------------------
 

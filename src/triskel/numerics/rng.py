@@ -17,3 +17,15 @@ def stream(seed: int, *path: str | int) -> torch.Generator:
     True
     """
     return torch.Generator().manual_seed(derive(seed, *path))
+
+
+def seed_draws(device: torch.device, seed: int) -> None:
+    """Seed the generator that draws of layers on this device come from, such as dropout's.
+
+    `torch.manual_seed` seeds those of all devices that there might be, and keeps for each a text of
+    the whole stack of calls: hundreds of times the work, at every step.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

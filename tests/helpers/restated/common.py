@@ -6,6 +6,7 @@ tensors go by PEFT's names, without its prefix and without the adapter's name.
 
 # ruff: noqa: ANN001, ANN002, ANN201, ANN204, PLR0913, PLR0917 - plain programs
 
+import functools
 import hashlib
 import math
 
@@ -38,6 +39,7 @@ def adapted(model, job):
     return net.eval()
 
 
+@functools.lru_cache(maxsize=4)
 def leaves(net):
     """The tensors that train."""
     names = {n: p for n, p in net.named_parameters() if p.requires_grad}
@@ -67,12 +69,19 @@ def slopes(net, names):
     return {n: torch.zeros_like(own[n]) if own[n].grad is None else own[n].grad for n in names}
 
 
+@functools.lru_cache(maxsize=4)
+def parts(net):
+    """All modules, by name."""
+    return list(net.named_modules())
+
+
 def drop(net, job, *path):
     """Switch the adapter's dropout on, drawn from the stream of this name."""
-    for name, module in net.named_modules():
-        module.training = "lora_dropout" in name
+    for name, module in parts(net):
+        if module.training != ("lora_dropout" in name):
+            module.training = "lora_dropout" in name
     digest = hashlib.sha256("/".join(map(str, (job["seed"], *path))).encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def rate(job, round_):
