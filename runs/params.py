@@ -49,6 +49,8 @@ MODE = "params"
 RATES = (1e-3, 2e-3, 4e-3)
 """What a member's rates begin with; while the best is the first or the last, one more is tried."""
 MOST_RATES = 6
+DIVERGED = "diverged.txt"
+"""In the folder of a run whose numbers were no longer finite: why."""
 SEEDS = tuple(range(5))
 
 
@@ -111,6 +113,8 @@ def play(
     job: Job, judge: Judge, place: Path, shared: Shared, engine: LocalEngine | None = None
 ) -> dict[str, Any] | None:
     """Return the result of a job, played unless it was; None where training diverged."""
+    if (place / DIVERGED).exists():
+        return None
     if (found := run_in(place)) is None:
         shutil.rmtree(place, ignore_errors=True)
         venue = replace(HERE, prepare=shared.prepare)
@@ -120,6 +124,8 @@ def play(
             found = run(job, request, place, engine, lambda _: None, venue)
         except TrainingError as error:
             print(f"  {error}", flush=True)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / DIVERGED).write_text(f"{error}\n", encoding="utf-8")
             return None
     return dict(found)
 
@@ -334,7 +340,7 @@ def level(one: Mapping[str, float]) -> str:
 
 def gap(one: Mapping[str, Any]) -> str:
     """Return a difference with its interval."""
-    if (by := one.get("beside")) is None:
+    if not (by := one.get("beside")):
         return "–"
     return f"{by['mean']:+.3f} ({by['low']:+.3f} to {by['high']:+.3f})"
 

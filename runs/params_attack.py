@@ -16,13 +16,13 @@ stopped. Differences are of everybody's accuracy, text by text, from the same ru
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from params import Shared, everybodys, outcomes, play
+from params import DIVERGED, Shared, everybodys, gap, outcomes, play
 from torch import Tensor
 
 from triskel.config.job import Job
@@ -156,10 +156,29 @@ def summed(out: Path) -> dict[str, Any]:
             continue
         rows[rule] = {"clean": mean_of(clean, "accuracy").mean}
         for attack in ATTACKS:
-            if len(under := right(out, rule, attack)) == len(SEEDS):
+            places = [place_of(out, rule, attack, seed) for seed in SEEDS]
+            if broken := sum((place / DIVERGED).exists() for place in places):
+                rows[rule][attack] = {"diverged": broken}
+            elif len(under := right(out, rule, attack)) == len(SEEDS):
                 gap = difference(under, clean, "accuracy")
                 rows[rule][attack] = {"mean": gap.mean, "low": gap.low, "high": gap.high}
     return {"task": "attack", "near": NEAR, "seeds": list(SEEDS), "rows": rows}
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Return rows of a Markdown table."""
+    yield f"| | clean | {' | '.join(ATTACKS)} |"
+    yield "|---|" + "---:|" * (1 + len(ATTACKS))
+    for rule, row in found["rows"].items():
+        cells = [cell(row.get(attack, {})) for attack in ATTACKS]
+        yield f"| `{rule}` | {row['clean']:.3f} | {' | '.join(cells)} |"
+
+
+def cell(found: Mapping[str, float]) -> str:
+    """Return how far a rule ended from where it ends without the attack."""
+    if "diverged" in found:
+        return f"diverged, {found['diverged']} of {len(SEEDS)}"
+    return gap({"beside": found})
 
 
 def main() -> int:
@@ -181,11 +200,7 @@ def main() -> int:
     chosen.results.mkdir(parents=True, exist_ok=True)
     file = chosen.results / "attack.json"
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("| | clean | " + " | ".join(ATTACKS) + " |")
-    print("|---|" + "---:|" * (1 + len(ATTACKS)))
-    for rule, row in found["rows"].items():
-        cells = [f"{row[a]['mean']:+.3f}" if a in row else "–" for a in ATTACKS]
-        print(f"| `{rule}` | {row['clean']:.3f} | " + " | ".join(cells) + " |")
+    print("\n".join(lines(found)))
     return 0
 
 
