@@ -280,7 +280,7 @@ def beside(study: Study, name: str, column: str, client: str | None = None) -> d
 
 
 def summed(study: Study) -> dict[str, Any]:
-    """Return every member that was played with all seeds: figures, bytes, and beside the mean."""
+    """Return every member played with all seeds: figures, and bytes and FLOPs beside the mean's."""
     rows: dict[str, Any] = {}
     for name in study.task.members:
         found = [run_in(study.place(name, f"seed-{seed}")) for seed in SEEDS]
@@ -302,6 +302,7 @@ def summed(study: Study) -> dict[str, Any]:
     if (whole := rows.get(study.task.reference)) is not None:
         for row in rows.values():
             row["bytes"] = bytes_of(row) / bytes_of(whole)
+            row["flops"] = row["client_flops"] / whole["client_flops"]
     rates = {n: one for n in study.task.members if (one := study.choice(n)) is not None}
     every = {**study.known.get("rows", {}), **rows}
     job, settings = study.about
@@ -325,12 +326,12 @@ def bytes_of(row: Mapping[str, Any]) -> float:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Return rows of a Markdown table."""
     figure, whom = found["figure"], found["beside"]
-    yield f"| | {figure}, everybody's | beside {whom} | own texts | bytes / {whom} | rate |"
-    yield "|---|---:|---:|---:|---:|---:|"
+    yield f"| | {figure}, everybody's | beside {whom} | own texts | bytes | client FLOPs | rate |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
     for name, row in found["rows"].items():
         cells = [name, level(row["everybody"]), gap(row["everybody"]), level(row["own"])]
-        cells += [f"{row['bytes']:.4f}" if "bytes" in row else "–", f"{row['rate'][1]:g}"]
-        yield "| " + " | ".join(cells) + " |"
+        cells += [f"{row[k]:.4f}" if k in row else "–" for k in ("bytes", "flops")]
+        yield f"| {' | '.join(cells)} | {row['rate'][1]:g} |"
 
 
 def level(one: Mapping[str, float]) -> str:
