@@ -10,17 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from triskel.errors import MessageError
-from triskel.modes.logits.knowledge import (
-    Knowledge,
-    combine,
-    confidence,
-    dense,
-    outcomes,
-    stack,
-    top,
-)
+from triskel.modes.logits.combine import combine, entropy
+from triskel.modes.logits.knowledge import Knowledge, dense, outcomes, stack, top
 
-WAYS = ["logits", "probabilities", "confidence"]
+WAYS = ["logits", "probabilities", "confidence", "entropy"]
 TEMPERATURES = [1.0, 2.0, 0.7]
 
 
@@ -33,7 +26,7 @@ def softmax(values: Tensor, temperature: float) -> Tensor:
     return powers / powers.sum(-1, keepdim=True)
 
 
-def entropy(p: Tensor) -> Tensor:
+def uncertainty(p: Tensor) -> Tensor:
     return -torch.where(p > 0, p * p.clamp(min=1e-300).log(), 0 * p).sum(-1)
 
 
@@ -44,7 +37,9 @@ def averaged(p: list[Tensor], way: str) -> Tensor:
     if way == "logits":
         product = torch.stack([x.clamp(min=1e-300).log() for x in p]).mean(0).exp()
         return product / product.sum(-1, keepdim=True)
-    trust = [1 - entropy(x) / math.log(x.shape[-1]) + 1e-6 for x in p]
+    trust = [1 - uncertainty(x) / math.log(x.shape[-1]) + 1e-6 for x in p]
+    if way == "entropy":
+        trust = [(-uncertainty(x)).exp() for x in p]
     total = sum(trust[1:], trust[0])
     return sum(c[:, None] * x for c, x in zip(trust, p, strict=True)) / total[:, None]
 
@@ -78,14 +73,7 @@ def test_logits_are_averaged_as_they_are() -> None:
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("k", [1, 2, 4])
-@pytest.mark.parametrize(
-    "way",
-    [
-        "logits",
-        "probabilities",
-        "confidence",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("way", WAYS)
 def test_sparse_predictions_are_averaged_as_if_spread_over_the_vocabulary(
     way: str, k: int, temperature: float
 ) -> None:
@@ -103,14 +91,7 @@ def test_sparse_predictions_are_averaged_as_if_spread_over_the_vocabulary(
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize(
-    "way",
-    [
-        "logits",
-        "probabilities",
-        "confidence",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("way", WAYS)
 def test_the_largest_v_of_v_are_all_predictions(way: str, temperature: float) -> None:
     parties = [logits(seed) for seed in range(3)]
     whole = combine([dense(z) for z in parties], way, temperature)
@@ -154,9 +135,11 @@ def test_a_sure_party_outweighs_an_unsure_one_by_confidence_only() -> None:
     assert 0.6 < float(by["probabilities"]) < 0.7
 
 
-def test_confidence_is_one_for_a_sure_prediction_and_near_zero_for_a_uniform_one() -> None:
-    found = confidence(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]))
-    assert found.tolist() == pytest.approx([1 + 1e-6, 1e-6], abs=1e-6)
+def test_entropy_is_none_for_a_sure_prediction_and_log_of_all_for_a_uniform_one() -> None:
+    found = entropy(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]))
+    assert found.tolist() == pytest.approx([0, math.log(4)], abs=1e-6)
+    named = entropy(torch.tensor([[0.25]]), torch.tensor([0.75]), 3)
+    assert named.tolist() == pytest.approx([math.log(4)], abs=1e-6)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -233,9 +216,100 @@ def test_parties_who_speak_of_something_else_are_refused() -> None:
         combine([other, top(logits(0), 2, 1.0)], "logits", 1.0)
 
 
-def test_all_predictions_and_the_largest_only_are_not_averaged() -> None:
-    known = top(logits(0), 6, 1.0)
-    with pytest.raises(MessageError, match="all predictions and another the largest only"):
-        combine([known, dense(logits(0))], "logits", 1.0)
+def test_predictions_without_the_mass_of_the_others_are_refused() -> None:
     with pytest.raises(MessageError, match="without the mass of the others"):
-        combine([replace(known, tail=None)], "logits", 1.0)
+        combine([replace(top(logits(0), 3, 1.0), tail=None)], "logits", 1.0)
+
+
+# --- parties that speak of some positions, and name different numbers of tokens ----------------
+
+CLASSES = 9
+
+
+def ragged(seed: int) -> list[tuple[Knowledge, list[int]]]:
+    """Four parties: what each says, and of which of six positions."""
+    found: list[tuple[Knowledge, list[int]]] = []
+    for i, (k, at) in enumerate(
+        [(1, [0, 1, 2, 4]), (3, [1, 2]), (CLASSES, [0, 2, 5]), (5, [0, 1, 2, 4, 5])]
+    ):
+        z = logits(10 * seed + i, len(at), CLASSES)
+        known = dense(z) if k == CLASSES else top(z, k, 2.0)
+        loss = torch.rand(len(at), generator=torch.Generator().manual_seed(seed + i))
+        found.append((replace(known, at=torch.tensor(at), loss=loss), at))
+    return found
+
+
+def whole(known: Knowledge, row: int) -> Tensor:
+    if known.ids is None:
+        return softmax(known.values, 2.0)[row]
+    return spread(known, 2.0)[row]
+
+
+def by_hand(said: list[tuple[Tensor, float]], rule: str) -> Tensor:
+    """The average of what those who speak say of one position."""
+    p, losses = [x for x, _ in said], [loss for _, loss in said]
+    if rule not in {"loss", "lowest_loss"}:
+        return averaged([x[None] for x in p], rule)[0]
+    weights = [math.exp(-loss) for loss in losses]
+    if rule == "lowest_loss":
+        weights = [float(loss == min(losses)) for loss in losses]
+    parts = [w * x for w, x in zip(weights, p, strict=True)]
+    return sum(parts[1:], parts[0]) / sum(weights)
+
+
+@pytest.mark.parametrize("minimum", [1, 2, 3, 4])
+@pytest.mark.parametrize("rule", [*WAYS, "loss", "lowest_loss"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_speaks_of_a_position_counts_there_and_who_does_not_pulls_nobody(
+    rule: str, minimum: int, seed: int
+) -> None:
+    parties = ragged(seed)
+    found = combine([known for known, _ in parties], rule, 2.0, minimum)
+    rows = [[(k, at.index(s)) for k, at in parties if s in at] for s in range(6)]
+    wanted = [s for s in range(6) if len(rows[s]) >= max(minimum, 1)]
+    assert found.at.tolist() == wanted, "position 3 is nobody's"
+    back = torch.zeros(len(wanted), CLASSES, dtype=torch.float64)
+    back.scatter_(1, found.ids, (found.values.double() / 2).exp())
+    for row, s in enumerate(wanted):
+        mean = by_hand([(whole(k, r), float(k.loss[r])) for k, r in rows[s]], rule)
+        torch.testing.assert_close(back[row], mean, rtol=1e-5, atol=1e-7)
+        assert sorted(found.ids[row].tolist()) == list(range(CLASSES))
+    assert float((found.tail / 2).exp().max()) < 1e-6
+
+
+@pytest.mark.parametrize("rule", WAYS)
+def test_tokens_that_nobody_named_fill_an_answer_with_what_is_theirs(rule: str) -> None:
+    """The party that names four is silent on the second position, where one token is named."""
+    one = replace(top(logits(1, 2, CLASSES), 1, 2.0), at=torch.tensor([0, 1]))
+    four = replace(top(logits(2, 1, CLASSES), 4, 2.0), at=torch.tensor([0]))
+    found = combine([four, one], rule, 2.0)
+    assert found.values.shape == (2, 4)
+    wanted = spread(one, 2.0)[1]
+    p = (found.values[1].double() / 2).exp()
+    torch.testing.assert_close(p, wanted[found.ids[1]], rtol=1e-5, atol=1e-7)
+    assert len(set(found.ids[1].tolist())) == 4
+    tail = (found.tail[1].double() / 2).exp()
+    torch.testing.assert_close(tail, 1 - p.sum(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", [*WAYS, "loss", "lowest_loss"])
+@pytest.mark.parametrize("k", [2, CLASSES])
+def test_how_records_are_cut_does_not_matter(rule: str, k: int) -> None:
+    """Pieces of positions, averaged piece by piece, are the average of all."""
+    parties = [top(logits(s, 6, CLASSES), k, 2.0) for s in range(3)]
+    parties = [replace(p, loss=torch.arange(6.0) % (i + 2)) for i, p in enumerate(parties)]
+    whole_ = combine(parties, rule, 2.0)
+    cuts = [torch.arange(2), torch.arange(2, 3), torch.arange(3, 6)]
+    parts = [combine([p.rows(cut) for p in parties], rule, 2.0) for cut in cuts]
+    back = stack(parts)
+    assert torch.equal(back.ids, whole_.ids)
+    torch.testing.assert_close(back.values, whole_.values, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(back.tail, whole_.tail, rtol=1e-6, atol=1e-6)
+
+
+def test_equal_losses_share_and_a_missing_one_is_refused() -> None:
+    parties = [replace(dense(logits(s)), loss=torch.zeros(4)) for s in range(3)]
+    both, by = combine(parties, "lowest_loss", 2.0), combine(parties, "probabilities", 2.0)
+    torch.testing.assert_close(both.values, by.values)
+    with pytest.raises(MessageError, match="without the loss that 'loss' weighs them by"):
+        combine([parties[0], replace(parties[1], loss=None)], "loss", 2.0)

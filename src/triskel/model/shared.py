@@ -185,21 +185,20 @@ class SharedModel:
             ModelError: A name or shape is not this body's.
         """
         self.dropout(None)
-        parameters, count, layout = self.parameters(tensors), self.blocks.count, self.layout
-        self.install(parameters, layout.head)
-        self.install(self._installed(parameters, 0, count), layout.within(0, count))
+        parameters, count = self.parameters(tensors), self.blocks.count
+        self.install(parameters, self.layout.head)
+        self.install(self._installed(parameters, 0, count), self.layout.within(0, count))
         if self.blocks.virtual:
             return by_peft(self.blocks, self.adapter, parameters)
         return self.blocks.model
 
     def dropout(self, seed: int | None) -> None:
         """Switch the adapter's dropout on with this seed, or off with None."""
-        if not self.adapter.dropout:
-            return
-        for module in self._dropouts:
-            module.train(seed is not None)
-        if seed is not None:
-            seed_draws(self.device, seed)
+        if self.adapter.dropout:
+            for module in self._dropouts:
+                module.train(seed is not None)
+            if seed is not None:
+                seed_draws(self.device, seed)
 
     # --- running a range of blocks ------------------------------------------------------------
 

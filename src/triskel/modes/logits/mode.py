@@ -38,7 +38,8 @@ from triskel.data.batches import lengths_of
 from triskel.errors import MessageError, RoundError
 from triskel.model.flops import Piece
 from triskel.model.shared import Parameters
-from triskel.modes.logits.knowledge import Knowledge, combine, dense, outcomes, stack, top
+from triskel.modes.logits.combine import combine
+from triskel.modes.logits.knowledge import Knowledge, dense, outcomes, stack, top
 from triskel.modes.logits.spec import NARROW_IDS, LogitsOptions
 from triskel.numerics.tensors import eval_plan, wide
 from triskel.training.conversation import alone

@@ -12,6 +12,12 @@ NARROW_IDS = 65_536
 """Up to so many tokens in a vocabulary an id takes two bytes, above it four."""
 
 
+Rule = Literal["probabilities", "logits", "confidence", "entropy", "loss", "lowest_loss"]
+"""How predictions of several are averaged."""
+BY_LOSS = ("loss", "lowest_loss")
+"""Rules that weigh a party by its loss on each text."""
+
+
 class LogitsOptions(Options):
     """What clients predict on, and how they learn from each other's predictions."""
 
@@ -31,8 +37,8 @@ class LogitsOptions(Options):
     ] = 0.5
     top_k: Annotated[Positive, Field(description="for causal: predictions a token")] = 8
     aggregate: Annotated[
-        Literal["logits", "probabilities", "confidence"],
-        Field(description="mean of logits, of probabilities, or weighted by confidence"),
+        Literal["probabilities", "logits", "confidence", "entropy"],
+        Field(description="mean of probabilities, of logits, or weighted by how sure each is"),
     ] = "probabilities"
     student: Annotated[
         bool, Field(description="the server trains a model of its own on the public texts")
