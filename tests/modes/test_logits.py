@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from triskel.data.batches import batch_of
 from triskel.errors import MessageError, RoundError, TrainingError
 from triskel.modes.logits.knowledge import Knowledge, dense, top
-from triskel.modes.logits.mode import Logits, LogitsState, distil_loss, predict
+from triskel.modes.logits.losses import distil_loss
+from triskel.modes.logits.mode import Logits, LogitsState
+from triskel.modes.logits.teach import predict
 from triskel.training.conversation import alone
 from triskel.training.loop import StepId
 from triskel.training.worker import Worker

@@ -25,7 +25,7 @@ from triskel.model.blocks import Blocks
 from triskel.model.meter import Meter
 from triskel.model.slots import Layout
 from triskel.modes.logits.knowledge import dense, top
-from triskel.modes.logits.mode import knowledge_message
+from triskel.modes.logits.messages import knowledge_message
 from triskel.training.mode_setting import mode_of
 from triskel.types import Message, Section
 from triskel.wire import pack, payload_bytes

@@ -24,51 +24,37 @@ What leaves a client: predictions on public texts, never texts, labels or parame
 can still betray whether a text was trained on (docs/threats.md).
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, count
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import kl_div
 
-from triskel.data.batches import lengths_of
 from triskel.errors import MessageError, RoundError
-from triskel.model.flops import Piece
-from triskel.model.shared import Parameters
 from triskel.modes.logits.combine import combine
-from triskel.modes.logits.knowledge import Knowledge, dense, outcomes, stack, top
-from triskel.modes.logits.spec import NARROW_IDS, LogitsOptions
-from triskel.numerics.tensors import eval_plan, wide
+from triskel.modes.logits.knowledge import Knowledge, dense
+from triskel.modes.logits.messages import knowledge_message, read_knowledge
+from triskel.modes.logits.spec import LogitsOptions
+from triskel.modes.logits.teach import distil, predict
+from triskel.numerics.tensors import wide
 from triskel.training.conversation import alone
 from triskel.training.evaluate import probe_joined
-from triskel.training.loop import LossTerm, StepId
+from triskel.training.loop import StepId
 from triskel.training.mode_setting import ModeSetting
-from triskel.training.trainer import Trainer
 from triskel.training.worker import Worker
 from triskel.types import (
     Ask,
     AskStyle,
-    Batch,
     ClientId,
     ClientState,
     Examples,
-    Local,
     Message,
-    MessageKind,
-    Section,
     Talk,
     Tensors,
 )
 from triskel.wire import expect
 from triskel.wire.adapters import number, same_round
 
-AHEAD = Piece("forward")
-PREDICT_TOKENS = 2048
-ABOVE = 1e-3
-"""What rounding may add to a log-probability of 0."""
 OWN = "own"
 SERVER = "server"
 
@@ -260,134 +246,3 @@ def _other_tokens(setting: ModeSetting[Any]) -> str | None:
                 "or use a classify task"
             )
     return None
-
-
-# --- learning from predictions ----------------------------------------------------------------
-
-
-def distil_loss(
-    student: Float[Tensor, "scored classes"], teacher: Knowledge, temperature: float
-) -> Float[Tensor, ""]:
-    """Return τ² KL(teacher ‖ student), both softened by τ, in nats, mean over positions.
-
-    τ² keeps gradients the same size as τ changes. The gradient is zero where they agree. What the
-    student's head is padded with beyond the teacher's vocabulary takes no part.
-    """
-    scaled = student[:, : teacher.vocabulary].to(wide(student.dtype)) / temperature
-    if teacher.ids is None or teacher.tail is None:
-        logp, sent = torch.log_softmax(scaled, dim=-1), teacher.values
-    else:
-        logp = outcomes(scaled, teacher.ids.to(scaled.device).long())
-        sent = torch.cat([teacher.values, teacher.tail[:, None]], dim=1)
-    target = torch.log_softmax(sent.to(logp.device) / temperature, dim=-1)
-    rows = kl_div(logp, target, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * rows.mean()
-
-
-def distil(
-    worker: Worker, tensors: Tensors, teacher: Knowledge, where: StepId, options: LogitsOptions
-) -> Generator[Local, Any, Trainer]:
-    """Learn from the teacher on the public set; keep to private labels, if any, by 1 - mix."""
-    public, mix = worker.public, options.mix if len(worker.train) else 1.0
-    where = replace(where, phase="distil")
-    trainer = worker.trainer(tensors, where)
-    own = worker.body.objective.loss
-    rehearsal = _rehearsal(worker, where) if mix < 1 else None
-
-    def steps() -> Iterator[list[LossTerm]]:
-        for rows in worker.plan(public, where, options.epochs):
-            wanted = _rows_of(teacher, public, rows)
-
-            def taught(logits: Tensor, _: Batch, wanted: Knowledge = wanted) -> Tensor:
-                return distil_loss(logits, wanted, options.temperature)
-
-            batch = worker.batch(public, rows)
-            if rehearsal is None:
-                yield [LossTerm(batch, taught)]
-            else:
-                yield [LossTerm(batch, taught, mix), LossTerm(next(rehearsal), own, weight=1 - mix)]
-
-    yield from worker.fit(trainer, steps(), where)
-    return trainer
-
-
-def predict(worker: Worker, parameters: Parameters, options: LogitsOptions) -> Knowledge:
-    """Return what these parameters predict on the public set, in its order."""
-    body, public = worker.body, worker.public
-    body.dropout(None)
-    found: dict[int, Knowledge] = {}
-    for rows in eval_plan(lengths_of(public, ahead=body.blocks.ahead), tokens=PREDICT_TOKENS):
-        batch, known = worker.batch(public, rows), list[Knowledge]()
-        for _, logits in body.logits_by_part(parameters, batch):
-            mine = logits[:, : body.vocabulary]
-            known.append(
-                dense(logits) if body.classes else top(mine, options.top_k, options.temperature)
-            )
-        worker.meter.ran(batch, AHEAD)
-        together = stack(known)
-        for place, row in enumerate(rows):
-            found[row] = together.rows((batch.rows == place).to(together.values.device))
-    return stack([found[row] for row in range(len(public))])
-
-
-def _rehearsal(worker: Worker, where: StepId) -> Iterator[Batch]:
-    """Return batches of private examples without end, epoch after epoch."""
-    for epoch in count():
-        yield from worker.batches(replace(where, phase=f"rehearse-{epoch}"), 1)
-
-
-def _rows_of(teacher: Knowledge, public: Examples, rows: Sequence[int]) -> Knowledge:
-    """Return the teacher's word on some public examples, in the order of their batch."""
-    if not public.scored:
-        return teacher.rows(torch.tensor(list(rows)))
-    sizes = [int(scored.sum()) for scored in public.scored]
-    ends = list(accumulate(sizes))
-    return teacher.rows(torch.cat([torch.arange(ends[r] - sizes[r], ends[r]) for r in rows]))
-
-
-# --- predictions as messages ------------------------------------------------------------------
-
-
-def knowledge_message(known: Knowledge, kind: MessageKind, round_: int) -> Message:
-    """Return predictions as a message; ids travel in 2 bytes where the vocabulary allows."""
-    tensors: dict[str, Tensor] = {"values": known.values.cpu()}
-    if known.ids is not None and known.tail is not None:
-        narrow = known.vocabulary <= NARROW_IDS
-        tensors["ids"] = known.ids.cpu().to(torch.uint16 if narrow else torch.int32)
-        tensors["tail"] = known.tail.cpu()
-    section = Section(kind="knowledge", tensors=tensors, facts={"vocabulary": known.vocabulary})
-    return Message(
-        kind=kind, topic="knowledge", sections={"knowledge": section}, facts={"round": round_}
-    )
-
-
-def read_knowledge(message: Message, template: Knowledge, *, kind: MessageKind) -> Knowledge:
-    """Return the predictions a message carries.
-
-    Raises:
-        MessageError: Their shapes or vocabulary are not the template's, or an id is beyond it.
-    """
-    like = knowledge_message(template, kind, 1).sections["knowledge"]
-    expect(message, kind=kind, topic="knowledge", sections={"knowledge": like.tensors})
-    found = message.sections["knowledge"]
-    vocabulary = int(number(found.facts, "vocabulary", least=1))
-    ids = found.tensors.get("ids")
-    ids = None if ids is None else ids.to(torch.int64)
-    if vocabulary != template.vocabulary or (
-        ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary
-    ):
-        raise MessageError(
-            f"predictions speak of {vocabulary} classes or tokens, expected {template.vocabulary} "
-            "and ids below that"
-        )
-    if ids is not None and ids.numel() and bool((ids.sort(dim=1).values.diff(dim=1) == 0).any()):
-        raise MessageError("predictions name a token twice on one position")
-    tail = found.tensors.get("tail")
-    if tail is not None and tail.numel() and max(found.tensors["values"].max(), tail.max()) > ABOVE:
-        raise MessageError("log-probabilities above 0 would count for more than all there is")
-    return Knowledge(
-        values=found.tensors["values"],
-        ids=ids,
-        tail=tail,
-        vocabulary=vocabulary,
-    )
