@@ -307,6 +307,19 @@ def test_how_records_are_cut_does_not_matter(rule: str, k: int) -> None:
     torch.testing.assert_close(back.tail, whole_.tail, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", WAYS)
+def test_a_row_of_more_than_one_counts_for_one(rule: str) -> None:
+    """Who sends twenty times its masses is who sends them."""
+    known = top(logits(3, 4, CLASSES), 3, 2.0)
+    louder = 2.0 * math.log(20)
+    loud = replace(known, values=known.values + louder, tail=known.tail + louder)
+    other = top(logits(4, 4, CLASSES), 3, 2.0)
+    wanted, found = combine([known, other], rule, 2.0), combine([loud, other], rule, 2.0)
+    assert torch.equal(found.ids, wanted.ids)
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.tail, wanted.tail, rtol=1e-5, atol=1e-5)
+
+
 def test_equal_losses_share_and_a_missing_one_is_refused() -> None:
     parties = [replace(dense(logits(s)), loss=torch.zeros(4)) for s in range(3)]
     both, by = combine(parties, "lowest_loss", 2.0), combine(parties, "probabilities", 2.0)

@@ -12,16 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from triskel.core.mode_spec import Sizes
 from triskel.data.batches import batch_of
 from triskel.errors import MessageError, RoundError, TrainingError
 from triskel.modes.logits.knowledge import Knowledge, dense, top
 from triskel.modes.logits.losses import distil_loss
+from triskel.modes.logits.messages import knowledge_message, read_knowledge
 from triskel.modes.logits.mode import Logits, LogitsState
+from triskel.modes.logits.spec import SPEC, LogitsOptions
 from triskel.modes.logits.teach import predict
 from triskel.training.conversation import alone
 from triskel.training.loop import StepId
 from triskel.training.worker import Worker
 from triskel.types import ClientState, Examples, Message
+from triskel.wire import pack, unpack
 from triskel.wire.ledger import Ledger
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny.py")))
@@ -414,16 +418,79 @@ def test_a_pooled_token_is_chosen_by_each_models_own_family() -> None:
 
 
 @pytest.mark.parametrize("task", ["classify", "causal"])
-def test_only_predictions_cross(task: str) -> None:
-    mode, workers = federation(task, logits={"top_k": 4})
+@pytest.mark.parametrize("values", ["floats", "bytes"])
+@pytest.mark.parametrize("k", [2, 4])
+def test_only_predictions_cross(task: str, k: int, values: str) -> None:
+    """As many bytes as the closed form has: of three classes two are named, or all."""
+    mode, workers = federation(task, logits={"top_k": k, "values": values})
     ledger = Ledger()
     tiny.play(mode, mode.server.job, workers, ledger=ledger)
     spots = len(positions(mode.server.public))
-    size = spots * tiny.CLASSES * 4 if task == "classify" else spots * (4 * (4 + 2) + 4)
+    a_number, rest = (4, 4) if values == "floats" else (1, 2)
+    size = spots * (k * (a_number + 1) + rest)
+    if task == "classify" and k > tiny.CLASSES:
+        size = spots * (tiny.CLASSES * a_number + (2 if values == "bytes" else 0))
+    whole = {"classes": tiny.CLASSES} if task == "classify" else {"vocabulary": tiny.VOCABULARY}
+    told = SPEC.payload(mode.options, 1, Sizes(public=spots, **whole))
+    assert 4 * told.floats + told.fixed_bytes == size
     for account in ledger.accounts.values():
         for way in (account.up, account.down):
             assert dict(way.sections) == {"knowledge": size}
             assert way.messages == 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("k", [None, 1, 5, 40])
+def test_bytes_are_within_half_a_step_of_the_largest(k: int | None, temperature: float) -> None:
+    """And what is too small for a step is not impossible."""
+    options = LogitsOptions(values="bytes", temperature=temperature)
+    z = 3 * torch.randn(200, 40, generator=torch.Generator().manual_seed(3))
+    z[0], z[1, 1:] = 0.0, -80.0  # all alike, and one that is sure
+    known = dense(z) if k is None else top(z, k, temperature)
+    message = knowledge_message(known, "ask", 1, options)
+    found = read_knowledge(unpack(pack(message)), known, options, kind="ask")
+    p = softmax(z, temperature)
+    p = p if known.ids is None else p.gather(1, known.ids)
+    back = (found.values.double() / temperature).exp()
+    step = (p.amax(1, keepdim=True) + 1 / 65_535) / 255
+    assert bool(((back - p).abs() <= (step / 2) * (1 + 1e-4)).all())
+    assert float(back.min()) > 0
+    assert float((back.sum(1) - 1).max()) <= 40 / 510
+    if k is not None:
+        assert torch.equal(found.ids, known.ids)
+        rest = (found.tail.double() / temperature).exp()
+        torch.testing.assert_close(rest, (1 - back.sum(1)).clamp(min=1e-30), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_clients_that_send_bytes_learn_what_those_that_send_floats_do(task: str) -> None:
+    found = []
+    for values in ("floats", "bytes"):
+        mode, workers = federation(task, logits={"top_k": 3, "values": values, "mix": 0.5})
+        _, states = tiny.play(mode, mode.server.job, workers, client_states=starts(workers))
+        found.append(states["ann"].groups["own"])
+    moved = max(float((found[0][n] - found[1][n]).abs().max()) for n in found[0])
+    assert 0 < moved < 0.05
+
+
+def test_shares_that_are_none_are_refused() -> None:
+    mode, (ann, _) = federation("causal", logits={"top_k": 4, "values": "bytes"})
+    ask = asked(mode, ann)
+    tensors = ask.sections["knowledge"].tensors
+    loud = changed(ask, "shares", torch.full_like(tensors["shares"], 255))
+    _, answers = mode.answer(mode.start(), {"ann": changed(loud, "peak", tensors["peak"])})
+    teacher = answers["ann"].sections["knowledge"].tensors
+    mass = teacher["shares"].double().sum(1) / 255 * teacher["peak"].double() / 65_535
+    assert float(mass.max()) <= 1 + 4 / 510
+    for name, wrong in (
+        ("peak", torch.zeros_like(tensors["peak"])),
+        ("peak", tensors["peak"][:-1]),
+        ("shares", tensors["shares"][:, :3]),
+        ("shares", tensors["shares"].to(torch.int32)),
+    ):
+        bad = changed(ask, name, wrong)
+        with pytest.raises(MessageError):
+            mode.answer(mode.start(), {"ann": unpack(pack(bad))})
 
 
 @pytest.mark.parametrize("name", ["logits", "probabilities", "confidence"])

@@ -26,6 +26,7 @@ from triskel.model.meter import Meter
 from triskel.model.slots import Layout
 from triskel.modes.logits.knowledge import dense, top
 from triskel.modes.logits.messages import knowledge_message
+from triskel.modes.logits.spec import LogitsOptions
 from triskel.training.mode_setting import mode_of
 from triskel.types import Message, Section
 from triskel.wire import pack, payload_bytes
@@ -152,7 +153,7 @@ def test_logits_of_a_language_model_are_k_numbers_and_ids_a_token_and_a_tail(
     scored = sum(counted(p, r)[1] for p, r in zip(public.prompt, public.response, strict=True))
     assert len(public) == 6
     kept = min(k, 46)  # the whole vocabulary at most
-    size = scored * kept * (4 + 2) + scored * 4
+    size = scored * kept * (4 + 1) + scored * 4
     (rows,) = play(resources, "logits")
     assert {totals_of(row) for row in rows.values()} == {(size, size)}
 
@@ -183,11 +184,16 @@ def test_ids_of_a_large_vocabulary_travel_in_four_bytes(
     assert {totals_of(row) for row in rows.values()} == {(size, size)}
 
 
-@pytest.mark.parametrize(("vocabulary", "each"), [(65_536, 2), (65_537, 4)])
-def test_an_id_takes_two_bytes_up_to_a_vocabulary_of_65536(vocabulary: int, each: int) -> None:
+@pytest.mark.parametrize("values", ["floats", "bytes"])
+@pytest.mark.parametrize(("vocabulary", "each"), [(256, 1), (257, 2), (65_536, 2), (65_537, 4)])
+def test_an_id_takes_as_few_bytes_as_the_vocabulary_allows(
+    vocabulary: int, each: int, values: str
+) -> None:
     known = top(torch.randn(5, vocabulary), 4, 1.0)
-    section = knowledge_message(known, "ask", 1).sections["knowledge"]
-    assert payload_bytes(section) == 5 * 4 * (4 + each) + 5 * 4
+    options = LogitsOptions(values=values)
+    section = knowledge_message(known, "ask", 1, options).sections["knowledge"]
+    size = 5 * 4 * (4 + each) + 5 * 4 if values == "floats" else 5 * 4 * (1 + each) + 5 * 2
+    assert payload_bytes(section) == size
     assert int(section.tensors["ids"].long().max()) < vocabulary
 
 
@@ -355,7 +361,7 @@ def test_messages_above_100_kb_are_within_one_percent_of_their_payload(
 
 @pytest.mark.parametrize("known", [dense(torch.randn(9000, 3)), top(torch.randn(400, 99), 50, 1.0)])
 def test_predictions_above_100_kb_are_within_one_percent_of_their_payload(known: Any) -> None:
-    message = knowledge_message(known, "ask", 1)
+    message = knowledge_message(known, "ask", 1, LogitsOptions())
     payload = payload_bytes(message.sections["knowledge"])
     assert payload > 100_000
     assert payload < len(pack(message)) < 1.01 * payload

@@ -20,6 +20,7 @@ MADE: dict[str, Message] = runpy.run_path(str(Path(__file__).parents[1] / "golde
 A, B = torch.ones(2, 5), torch.ones(3, 2)
 IDS = torch.zeros(2, 3, dtype=torch.int32)
 V = torch.ones(2, 3)
+BYTES, PEAK = IDS.to(torch.uint8), torch.tensor([7, 65_535]).to(torch.uint16)
 INDEX = torch.tensor([0, 4])
 TWO = torch.ones(2)
 
@@ -47,6 +48,8 @@ GOOD = [
     section("seeds", scalars=TWO),
     section("knowledge", values=V),
     section("knowledge", values=V, ids=IDS, tail=TWO),
+    section("knowledge", shares=BYTES, peak=PEAK),
+    section("knowledge", shares=BYTES, peak=PEAK, ids=BYTES),
     section("knowledge", values=V, ids=IDS.to(torch.uint16)),
     section("knowledge", values=V[:0], ids=IDS[:0]),
     section("activations", {"lengths": [1, 1]}, values=V),
@@ -109,6 +112,19 @@ BAD = [
     (section("knowledge", values=V, ids=V), "'ids' holds floats"),
     (section("knowledge", values=V, ids=IDS.to(torch.int64)), "ids are torch.int64, expected"),
     (section("knowledge", values=V, ids=IDS - 3), "ids must not be negative, got -3"),
+    (section("knowledge", shares=V, peak=PEAK), "'shares' holds floats"),
+    (section("knowledge", shares=BYTES), "lacks tensor 'peak'"),
+    (
+        section("knowledge", shares=BYTES, peak=PEAK, tail=TWO),
+        "only shares, peak, ids may be there",
+    ),
+    (section("knowledge", shares=IDS, peak=PEAK), "shares are torch.int32, expected torch.uint8"),
+    (section("knowledge", shares=BYTES, peak=BYTES[:, 0]), "peak are torch.uint8, expected"),
+    (section("knowledge", shares=BYTES, peak=PEAK[:1]), "'peak': shape is"),
+    (
+        section("knowledge", shares=BYTES, peak=torch.zeros(2).to(torch.uint16)),
+        "there is no share of nothing",
+    ),
     (section("activations"), "lacks tensor 'values'"),
     (section("activations", values=TWO), "'values': shape is"),
     (section("activations", values=IDS), "'values' holds integers"),

@@ -176,23 +176,41 @@ def _seeds(section: Section) -> Iterator[str]:
 
 
 def _knowledge(section: Section) -> Iterator[str]:
-    """Float `values` [positions, classes] or [positions, k].
+    """Float `values` [positions, classes or k] and `tail` [positions], or what `_shares` has.
 
-    With top-k also `ids` [positions, k], uint16 or int32 and not negative, and `tail` [positions].
+    With top-k also `ids` [positions, k], uint8, uint16 or int32 and not negative.
     """
-    yield from _tensors(section, ("values",), ("ids", "tail"))
-    yield from _is(section, "values", "float", (-1, -1))
-    positions, k = section.tensors["values"].shape
-    if "tail" in section.tensors:
-        yield from _is(section, "tail", "float", (positions,))
+    if "shares" in section.tensors:
+        yield from _shares(section)
+    else:
+        yield from _tensors(section, ("values",), ("ids", "tail"))
+        yield from _is(section, "values", "float", (-1, -1))
+        if "tail" in section.tensors:
+            yield from _is(section, "tail", "float", section.tensors["values"].shape[:1])
+    shape = section.tensors["shares" if "shares" in section.tensors else "values"].shape
     ids = section.tensors.get("ids")
     if ids is None:
         return
-    yield from _is(section, "ids", "integer", (positions, k))
-    if ids.dtype not in (torch.uint16, torch.int32):
-        yield f"ids are {ids.dtype}, expected uint16 (vocabulary up to 65,536) or int32"
+    yield from _is(section, "ids", "integer", shape)
+    if ids.dtype not in (torch.uint8, torch.uint16, torch.int32):
+        yield (
+            f"ids are {ids.dtype}, expected uint8 (vocabulary up to 256), uint16 (up to 65,536) "
+            "or int32"
+        )
     if ids.dtype == torch.int32 and ids.numel() and int(ids.min()) < 0:
         yield f"ids must not be negative, got {int(ids.min())}"
+
+
+def _shares(section: Section) -> Iterator[str]:
+    """Uint8 `shares` [positions, classes or k] of uint16 `peak` [positions], which is not 0."""
+    yield from _tensors(section, ("shares", "peak"), ("ids",))
+    yield from _is(section, "shares", "integer", (-1, -1))
+    yield from _is(section, "peak", "integer", section.tensors["shares"].shape[:1])
+    for name, wanted in (("shares", torch.uint8), ("peak", torch.uint16)):
+        if (found := section.tensors[name].dtype) != wanted:
+            yield f"{name} are {found}, expected {wanted}"
+    if bool((section.tensors["peak"].to(torch.int32) == 0).any()):
+        yield "a peak is 0, and there is no share of nothing"
 
 
 def _activations(section: Section) -> Iterator[str]:

@@ -35,10 +35,10 @@ def of_params(tensors):
 
 
 def of_logits(job, public, classes):
-    """Values of every class; or of k tokens with ids in 2 bytes, and what is left over."""
+    """Values of every class; or of k tokens with ids in 1 byte (of up to 256), and what is left."""
     size = 4 * len(public["ids"]) * classes
     if public["scored"]:
-        size = sum(int(s.sum()) for s in public["scored"]) * (job["logits"]["top_k"] * (4 + 2) + 4)
+        size = sum(int(s.sum()) for s in public["scored"]) * (job["logits"]["top_k"] * (4 + 1) + 4)
     return size, size
 
 

@@ -34,7 +34,7 @@ from triskel.errors import MessageError, RoundError
 from triskel.modes.logits.combine import combine
 from triskel.modes.logits.knowledge import Knowledge, dense
 from triskel.modes.logits.messages import knowledge_message, read_knowledge
-from triskel.modes.logits.spec import LogitsOptions
+from triskel.modes.logits.spec import LogitsOptions, named
 from triskel.modes.logits.teach import distil, predict
 from triskel.numerics.tensors import wide
 from triskel.training.conversation import alone
@@ -144,11 +144,11 @@ class Logits:
             client_state.groups.get(OWN, body.initial), where
         )
         known = predict(worker, trainer.parameters, options)
-        answer = yield Ask(knowledge_message(known, "ask", where.round))
+        answer = yield Ask(knowledge_message(known, "ask", where.round, options))
         if not isinstance(answer, Message):
             raise RoundError("an ask was answered with nothing")
         same_round(answer, where.round)
-        teacher = read_knowledge(answer, known, kind="answer")
+        teacher = read_knowledge(answer, known, options, kind="answer")
         trainer = yield from distil(worker, trainer.parameters, teacher, where, options)
         own = {n: p.detach().cpu().clone() for n, p in trainer.parameters.items()}
         update = Message(
@@ -166,9 +166,9 @@ class Logits:
         parties: list[Knowledge] = []
         for client in sorted(asks):
             same_round(asks[client], state.closed + 1)
-            parties.append(read_knowledge(asks[client], template, kind="ask"))
+            parties.append(read_knowledge(asks[client], template, options, kind="ask"))
         teacher = combine(parties, options.aggregate, options.temperature)
-        answer = knowledge_message(teacher, "answer", state.closed + 1)
+        answer = knowledge_message(teacher, "answer", state.closed + 1, options)
         return replace(state, teacher=teacher), dict.fromkeys(asks, answer)
 
     def zero(self, state: LogitsState) -> int:
@@ -221,16 +221,16 @@ class Logits:
     def _template(self) -> Knowledge:
         """Return the shapes that predictions must have; the numbers are not used."""
         body, public = self.server.body, self.server.public
-        dtype = wide(body.dtype)
-        if body.classes:
-            return dense(torch.zeros(len(public), body.classes, dtype=dtype))
-        positions = sum(int(scored.sum()) for scored in public.scored)
-        k = min(self.options.top_k, body.vocabulary)
+        dtype, whole = wide(body.dtype), body.classes or body.vocabulary
+        positions = sum(int(s.sum()) for s in public.scored) if public.scored else len(public)
+        k = named(self.options, body.classes, body.vocabulary)
+        if k is None:
+            return dense(torch.zeros(positions, whole, dtype=dtype))
         return Knowledge(
             values=torch.zeros(positions, k, dtype=dtype),
             ids=torch.zeros(positions, k, dtype=torch.int64),
             tail=torch.zeros(positions, dtype=dtype),
-            vocabulary=body.vocabulary,
+            vocabulary=whole,
         )
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 from triskel.core.mode_spec import Disclosure, Memory, ModeSpec, Payload, Sizes, Traits
 from triskel.core.options import Count, Options, Positive, Proportion, Rate
 
-NARROW_IDS = 65_536
-"""Up to so many tokens in a vocabulary an id takes two bytes, above it four."""
+TOKENS = 8
+"""Of a token's predictions so many travel, where nothing is said."""
 
 
 Rule = Literal["probabilities", "logits", "confidence", "entropy", "loss", "lowest_loss"]
@@ -35,7 +35,14 @@ class LogitsOptions(Options):
         Proportion,
         Field(description="weight of the others' predictions against a client's own labels"),
     ] = 0.5
-    top_k: Annotated[Positive, Field(description="for causal: predictions a token")] = 8
+    top_k: Annotated[
+        Positive | None,
+        Field(description="predictions a text or token; left out, 8 tokens, and all classes"),
+    ] = None
+    values: Annotated[
+        Literal["floats", "bytes"],
+        Field(description="floats travel as wire has them; bytes are shares of the largest"),
+    ] = "floats"
     aggregate: Annotated[
         Literal["probabilities", "logits", "confidence", "entropy"],
         Field(description="mean of probabilities, of logits, or weighted by how sure each is"),
@@ -44,6 +51,19 @@ class LogitsOptions(Options):
         bool, Field(description="the server trains a model of its own on the public texts")
     ] = True
     epochs: Annotated[Positive, Field(description="passes over the public texts")] = 1
+
+
+def named(options: LogitsOptions, classes: int, vocabulary: int) -> int | None:
+    """Return how many predictions a position has that are named; None: all of them."""
+    whole = classes or vocabulary
+    if options.top_k is None:
+        return None if classes else min(TOKENS, whole)
+    return None if classes and options.top_k >= classes else min(options.top_k, whole)
+
+
+def bytes_of_id(vocabulary: int) -> int:
+    """Return what an id takes."""
+    return next(size for size, most in ((1, 256), (2, 65_536), (4, 1 << 32)) if vocabulary <= most)
 
 
 def disclosure(_options: LogitsOptions, _task: str) -> Disclosure:
@@ -73,10 +93,13 @@ def disclosure(_options: LogitsOptions, _task: str) -> Disclosure:
 
 def payload(options: LogitsOptions, _epochs: int, sizes: Sizes) -> Payload:
     """Return what a client sends in a round: predictions on the public set, once."""
-    if sizes.classes:
-        return Payload(floats=sizes.public * sizes.classes)
-    k, an_id = options.top_k, 2 if sizes.vocabulary <= NARROW_IDS else 4
-    return Payload(floats=sizes.public * (k + 1), fixed_bytes=sizes.public * k * an_id)
+    whole = sizes.classes or sizes.vocabulary
+    k = named(options, sizes.classes, sizes.vocabulary)
+    ids = 0 if k is None else k * bytes_of_id(whole)
+    if options.values == "bytes":
+        return Payload(fixed_bytes=sizes.public * ((whole if k is None else k) + 2 + ids))
+    floats = whole if k is None else k + 1
+    return Payload(floats=sizes.public * floats, fixed_bytes=sizes.public * ids)
 
 
 def bytes_kept(options: Sequence[LogitsOptions], memory: Memory) -> float:

@@ -13,7 +13,7 @@ from triskel.model.flops import Piece
 from triskel.model.shared import Parameters
 from triskel.modes.logits.knowledge import Knowledge, dense, stack, top
 from triskel.modes.logits.losses import distil_loss
-from triskel.modes.logits.spec import LogitsOptions
+from triskel.modes.logits.spec import LogitsOptions, named
 from triskel.numerics.tensors import eval_plan
 from triskel.training.loop import LossTerm, StepId
 from triskel.training.trainer import Trainer
@@ -55,14 +55,13 @@ def predict(worker: Worker, parameters: Parameters, options: LogitsOptions) -> K
     """Return what these parameters predict on the public set, in its order."""
     body, public = worker.body, worker.public
     body.dropout(None)
+    k = named(options, body.classes, body.vocabulary)
     found: dict[int, Knowledge] = {}
     for rows in eval_plan(lengths_of(public, ahead=body.blocks.ahead), tokens=PREDICT_TOKENS):
         batch, known = worker.batch(public, rows), list[Knowledge]()
         for _, logits in body.logits_by_part(parameters, batch):
-            mine = logits[:, : body.vocabulary]
-            known.append(
-                dense(logits) if body.classes else top(mine, options.top_k, options.temperature)
-            )
+            mine = logits if body.classes else logits[:, : body.vocabulary]
+            known.append(dense(mine) if k is None else top(mine, k, options.temperature))
         worker.meter.ran(batch, AHEAD)
         together = stack(known)
         for place, row in enumerate(rows):
