@@ -82,7 +82,7 @@ FAMILIES: Mapping[str, Mapping[str, Member]] = {
         "diloco, int4": (*DILOCO, *small('"int4"', '"int4"')),
         "diloco, sign": (*DILOCO, *small('"sign"', '"sign"')),
     },
-    "seeds": {  # as much compute of a client as four epochs with gradients
+    "seeds": {  # about twice the compute of four epochs with gradients
         n: (choice("params.exchange", n, steps=25),) for n in ("fedkseed", "fedmezo")
     },
     "robust": {
