@@ -14,6 +14,8 @@ On a position, parties i that speak of it, distributions pᵢ over all V outcome
 | loss | arithmetic | exp(-ℓᵢ), ℓᵢ its loss on the position's text |
 | lowest_loss | arithmetic | 1 where ℓᵢ is the lowest, else 0 (DualMinCE, arXiv:2406.02224) |
 
+A job chooses one of the first four: messages carry no losses, and who speaks does of all.
+
 A party that names k tokens spreads its left-over mass evenly over the V - k that it did not name;
 nobody's silence counts as zero (after arXiv:2509.01750, whose exact rule we did not read: this one
 is ours). Parties may name different numbers of tokens, and speak of different positions. The answer

@@ -15,7 +15,7 @@ from torch import Tensor
 from triskel.errors import MessageError
 from triskel.modes.logits.knowledge import TINY, Knowledge
 from triskel.modes.logits.spec import LogitsOptions, bytes_of_id
-from triskel.numerics.tensors import wide
+from triskel.numerics.tensors import is_finite, wide
 from triskel.types import Message, MessageKind, Section
 from triskel.wire import expect
 from triskel.wire.adapters import number
@@ -79,6 +79,11 @@ def read_knowledge(
 def _shares(known: Knowledge, temperature: float) -> dict[str, Tensor]:
     """Return probabilities as shares of each row's largest."""
     sent = known.values if known.tail is None else torch.cat([known.values, known.tail[:, None]], 1)
+    if not is_finite(sent):  # a byte holds no NaN by which the wire would know
+        raise MessageError(
+            "predictions hold NaN or infinity, and no byte does; look for what made it, or leave "
+            "this client's round out"
+        )
     p = torch.softmax(sent.cpu().double() / temperature, dim=1)[:, : known.values.shape[1]]
     parts = (PARTS * p.amax(dim=1)).ceil().clamp(1, PARTS)
     shares = (STEPS * PARTS * p / parts[:, None]).round().clamp(0, STEPS)

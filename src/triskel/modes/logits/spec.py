@@ -10,8 +10,6 @@ from triskel.core.options import Count, Options, Positive, Proportion, Rate
 
 TOKENS = 8
 """Of a token's predictions so many travel, where nothing is said."""
-
-
 Rule = Literal["probabilities", "logits", "confidence", "entropy", "loss", "lowest_loss"]
 """How predictions of several are averaged."""
 BY_LOSS = ("loss", "lowest_loss")
