@@ -15,10 +15,10 @@ One round, public texts X, temperature τ, mixing weight μ, clients i with thei
 
 Labels of public texts are never used. A round trip is one exchange. For `causal`, and of classes
 where `top_k` is fewer, zᵢ is the k largest log-probabilities of every scored position with their
-ids and the log of the left-over mass, and KL runs over these k + 1 outcomes. The vocabulary is the tokenizer's: models of one tokenizer
-with heads padded to different lengths teach each other. Distillation: Hinton et al. 2015,
-arXiv:1503.02531, section 2; in federations FedMD, Li and Wang 2019, arXiv:1910.03581; KD-FedLLMs
-of arXiv:2501.04436.
+ids and the log of the left-over mass, and KL runs over these k + 1 outcomes. The vocabulary is the
+tokenizer's: models of one tokenizer with heads padded to different lengths teach each other.
+Distillation: Hinton et al. 2015, arXiv:1503.02531, section 2; in federations FedMD, Li and Wang
+2019, arXiv:1910.03581; KD-FedLLMs of arXiv:2501.04436.
 
 What leaves a client: predictions on public texts, never texts, labels or parameters. Predictions
 can still betray whether a text was trained on (docs/threats.md).
