@@ -459,10 +459,21 @@ def test_bytes_are_within_half_a_step_of_the_largest(k: int | None, temperature:
     assert bool(((back - p).abs() <= (step / 2) * (1 + 1e-4)).all())
     assert float(back.min()) > 0
     assert float((back.sum(1) - 1).max()) <= 40 / 510
+    assert float(back[1].sum()) <= 1 + 1e-6, "what has no share adds nothing to one that is sure"
     if k is not None:
         assert torch.equal(found.ids, known.ids)
         rest = (found.tail.double() / temperature).exp()
         torch.testing.assert_close(rest, (1 - back.sum(1)).clamp(min=1e-30), rtol=1e-4, atol=1e-6)
+
+
+def test_bytes_hold_what_is_small_though_all_of_it_is() -> None:
+    """Of 50,000 tokens alike each has a share of a peak of two parts in 65,535."""
+    options = LogitsOptions(values="bytes", temperature=1.0)
+    known = top(torch.zeros(1, 50_000), 4, 1.0)
+    found = read_knowledge(knowledge_message(known, "ask", 1, options), known, options, kind="ask")
+    p = found.values.double().exp()
+    assert float((p - 1 / 50_000).abs().max()) <= 2 / 65_535 / 510
+    assert float(found.tail.double().exp()) == pytest.approx(1 - 4 / 50_000, abs=1e-6)
 
 
 @pytest.mark.parametrize("task", ["classify", "causal"])
